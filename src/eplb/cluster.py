@@ -1,0 +1,74 @@
+"""The cluster that a plan is made for: GPUs on nodes, each with the same number of slots."""
+
+import operator
+from dataclasses import dataclass, fields
+from typing import SupportsIndex
+
+from eplb.errors import ClusterError
+
+__all__ = ["Cluster", "nearest_multiples"]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """GPUs (EP ranks) on nodes; slots are numbered GPU by GPU, GPUs node by node.
+
+    Attributes:
+        num_gpus: G, GPUs that share the experts of a layer.
+        num_nodes: N, nodes that they stand on, equally many on each.
+        slots_per_gpu: physical experts of one layer that a GPU holds.
+
+    Raises:
+        ClusterError: a number below 1, or GPUs that the nodes do not divide.
+    """
+
+    num_gpus: int
+    num_nodes: int = 1
+    slots_per_gpu: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            try:
+                value = operator.index(value)
+            except TypeError:
+                raise ClusterError(f"{field.name} is {value!r}: give a whole number") from None
+            if value < 1:
+                raise ClusterError(f"{field.name} is {value}: give 1 or more")
+            object.__setattr__(self, field.name, value)
+        if self.num_gpus % self.num_nodes:
+            raise ClusterError(
+                f"{self.num_gpus} GPUs do not divide over {self.num_nodes} nodes: "
+                f"{nearest_multiples(self.num_gpus, self.num_nodes)} GPUs would"
+            )
+
+    @property
+    def num_slots(self) -> int:
+        """P, slots of one layer on all GPUs."""
+        return self.num_gpus * self.slots_per_gpu
+
+    @classmethod
+    def with_slots(
+        cls, num_slots: SupportsIndex, num_gpus: SupportsIndex, num_nodes: SupportsIndex = 1
+    ) -> "Cluster":
+        """The cluster that has `num_slots` slots in all.
+
+        Raises:
+            ClusterError: as for `Cluster`, or slots that the GPUs do not divide.
+        """
+        bare = cls(operator.index(num_gpus), operator.index(num_nodes), 1)
+        slots = operator.index(num_slots)
+        if slots < 1:
+            raise ClusterError(f"the number of slots is {slots}: give 1 or more")
+        if slots % bare.num_gpus:
+            raise ClusterError(
+                f"{slots} slots do not divide over {bare.num_gpus} GPUs: "
+                f"{nearest_multiples(slots, bare.num_gpus)} slots would"
+            )
+        return cls(bare.num_gpus, bare.num_nodes, slots // bare.num_gpus)
+
+
+def nearest_multiples(value: int, divisor: int) -> str:
+    """The multiples of `divisor` next to `value`, for a message: "288 or 320"."""
+    below = value // divisor * divisor
+    return f"{below} or {below + divisor}" if below else f"{divisor}"

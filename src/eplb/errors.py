@@ -1,0 +1,53 @@
+"""Every error that the project raises, so that one `except eplb.EplbError` catches them all.
+
+    EplbError
+    ├── LoadsError          loads, or counts made from them, that cannot be planned (a ValueError)
+    ├── ClusterError        GPUs, nodes, slots and groups that do not fit together (a ValueError)
+    ├── PlacementError      a placement that no cluster could hold (a ValueError)
+    ├── FormatError         a file that is not what it claims to be (a ValueError)
+    ├── UnsolvedError       no proven optimum within the time given (a RuntimeError)
+    └── MissingExtraError   a package that an optional part needs is not installed (an ImportError)
+
+Messages name the value and what would do.
+"""
+
+__all__ = [
+    "ClusterError",
+    "EplbError",
+    "FormatError",
+    "LoadsError",
+    "MissingExtraError",
+    "PlacementError",
+    "UnsolvedError",
+]
+
+
+class EplbError(Exception):
+    """The root of every error that the project raises."""
+
+
+class LoadsError(EplbError, ValueError):
+    """Loads, or counts made from them, that cannot be planned."""
+
+
+class ClusterError(EplbError, ValueError):
+    """GPUs, nodes, slots and groups that do not fit together."""
+
+
+class PlacementError(EplbError, ValueError):
+    """A placement that no cluster could hold."""
+
+
+class FormatError(EplbError, ValueError):
+    """A file that is not what it claims to be."""
+
+
+class UnsolvedError(EplbError, RuntimeError):
+    """No proven optimum within the time given."""
+
+
+class MissingExtraError(EplbError, ImportError):
+    """A package that an optional part needs is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}: pip install 'eplb[{extra}]'")

@@ -1,0 +1,66 @@
+"""Loads at the border: what a user gives, checked and made into one kind of array."""
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import LoadsError
+
+__all__ = ["as_array", "check_loads", "is_tensor"]
+
+_LARGEST = 1e100
+"""Far above any count of tokens, far below where squares of loads overflow."""
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a value is a torch tensor, without importing torch to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def as_array(values: Any) -> NDArray[np.float64]:
+    """Numbers of any kind (a tensor on any device, an array, lists) as a float64 array.
+
+    Raises:
+        LoadsError: what is not an array of real numbers.
+    """
+    if is_tensor(values):
+        values = values.detach().to("cpu", sys.modules["torch"].float64).numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise LoadsError("loads have rows of different lengths: give a full array") from None
+    if array.dtype.kind not in "uif":
+        raise LoadsError(f"loads have type {array.dtype}: give real numbers")
+    return np.ascontiguousarray(array, dtype=np.float64)
+
+
+def check_loads(loads: Any) -> NDArray[np.float64]:
+    """Loads of one window, [L, E], as a float64 array.
+
+    Args:
+        loads: [L, E] tokens routed to each logical expert: a torch tensor of any type and device,
+            a numpy array or nested lists.
+
+    Raises:
+        LoadsError: an array of another rank, an empty one, or one with a value that is not finite
+            or below 0; the message names the first.
+    """
+    array = as_array(loads)
+    if array.ndim != 2:
+        raise LoadsError(
+            f"loads have shape {array.shape}: give two axes, layers and experts [L, E]"
+        )
+    if array.size == 0:
+        raise LoadsError(f"loads are empty, shape {array.shape}: give at least 1 layer and expert")
+    # A comparison with NaN is false, so this catches it too.
+    if not (array.min() >= 0.0 and array.max() <= _LARGEST):
+        wrong = ~((array >= 0.0) & (array <= _LARGEST))
+        layer, expert = np.argwhere(wrong)[0]
+        raise LoadsError(
+            f"loads[{layer}, {expert}] is {array[layer, expert]}: "
+            f"loads are numbers of tokens, from 0 to {_LARGEST:g}"
+        )
+    return array

@@ -1,0 +1,213 @@
+"""A placement: which logical expert each slot holds, and what follows from it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eplb.cluster import Cluster
+from eplb.errors import LoadsError, PlacementError
+from eplb.loads import as_array, is_tensor
+
+__all__ = ["Placement"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Placement:
+    """Experts of L layers in the P slots of a cluster, checked and immutable.
+
+    Attributes:
+        phy2log: [L, P] logical expert in each slot; slots are numbered GPU by GPU.
+        num_experts: E, logical experts of a layer.
+        cluster: the GPUs that the slots are on.
+
+    Raises:
+        PlacementError: a shape that is not the cluster's, an expert out of range, or one that no
+            slot of a layer holds.
+    """
+
+    phy2log: NDArray[np.int64]
+    num_experts: int
+    cluster: Cluster
+
+    def __post_init__(self) -> None:
+        phy2log = _whole_numbers(self.phy2log)
+        if phy2log.ndim != 2 or 0 in phy2log.shape:
+            raise PlacementError(
+                f"phy2log has shape {phy2log.shape}: give two axes, layers and slots [L, P]"
+            )
+        if phy2log.shape[1] != self.cluster.num_slots:
+            raise PlacementError(
+                f"phy2log has {phy2log.shape[1]} slots in a layer, the cluster has "
+                f"{self.cluster.num_slots} ({self.cluster.num_gpus} GPUs of "
+                f"{self.cluster.slots_per_gpu})"
+            )
+        wrong = (phy2log < 0) | (phy2log >= self.num_experts)
+        if wrong.any():
+            layer, slot = np.argwhere(wrong)[0]
+            raise PlacementError(
+                f"phy2log[{layer}, {slot}] is {phy2log[layer, slot]}: "
+                f"experts are numbered 0 to {self.num_experts - 1}"
+            )
+        object.__setattr__(self, "phy2log", phy2log)
+        missing = self.logcnt == 0
+        if missing.any():
+            layer, expert = np.argwhere(missing)[0]
+            raise PlacementError(f"layer {layer} has no slot for expert {expert}: each needs one")
+        phy2log.flags.writeable = False
+
+    @classmethod
+    def _trusted(
+        cls, phy2log: NDArray[np.int64], num_experts: int, cluster: Cluster
+    ) -> "Placement":
+        """A placement that the planner made: taken over without a copy or a check."""
+        placement = object.__new__(cls)
+        phy2log.flags.writeable = False
+        for name, value in (
+            ("phy2log", phy2log),
+            ("num_experts", num_experts),
+            ("cluster", cluster),
+        ):
+            object.__setattr__(placement, name, value)
+        return placement
+
+    @classmethod
+    def contiguous(cls, num_layers: int, num_experts: int, cluster: Cluster) -> "Placement":
+        """The layout that engines start with: experts in order, the first ones again at the end."""
+        row = np.arange(cluster.num_slots, dtype=np.int64) % num_experts
+        return cls(np.tile(row, (num_layers, 1)), num_experts, cluster)
+
+    def __repr__(self) -> str:
+        return (
+            f"Placement({self.num_layers} layers, {self.num_experts} experts, "
+            f"{self.cluster.num_slots} slots on {self.cluster.num_gpus} GPUs)"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Placement):
+            return NotImplemented
+        return (
+            self.cluster == other.cluster
+            and self.num_experts == other.num_experts
+            and np.array_equal(self.phy2log, other.phy2log)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.cluster, self.num_experts, self.phy2log.tobytes()))
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return int(self.phy2log.shape[0])
+
+    @cached_property
+    def logcnt(self) -> NDArray[np.int64]:
+        """[L, E] replicas of each expert."""
+        layers = np.arange(self.num_layers)[:, None] * self.num_experts
+        counts = np.bincount(
+            (self.phy2log + layers).ravel(), minlength=self.num_layers * self.num_experts
+        )
+        counts = counts.astype(np.int64, copy=False).reshape(self.num_layers, self.num_experts)
+        counts.flags.writeable = False
+        return counts
+
+    @cached_property
+    def log2phy(self) -> NDArray[np.int64]:
+        """[L, E, X] slots of each expert in rising order, padded with -1; X is the most replicas
+        that an expert has.
+        """
+        from eplb.solver.maps import fill_log2phy
+
+        shape = (self.num_layers, self.num_experts, int(self.logcnt.max()))
+        log2phy = np.empty(shape, np.int64)
+        fill_log2phy(self.phy2log, log2phy)
+        log2phy.flags.writeable = False
+        return log2phy
+
+    @cached_property
+    def num_duplicates(self) -> int:
+        """Slots, in all layers, that hold an expert which another slot of the GPU holds too."""
+        rows = self.phy2log.reshape(-1, self.cluster.slots_per_gpu)
+        rows = np.sort(rows, axis=1)
+        return int((rows[:, 1:] == rows[:, :-1]).sum())
+
+    def gpu_load(self, loads: Any) -> NDArray[np.float64]:
+        """Load of each GPU when an expert's load is split evenly over its replicas.
+
+        Args:
+            loads: [..., L, E] tokens routed to each logical expert.
+
+        Returns:
+            [..., L, G], in the unit of the loads.
+
+        Raises:
+            LoadsError: loads of another shape.
+        """
+        array = as_array(loads)
+        if array.shape[-2:] != self.logcnt.shape:
+            raise LoadsError(
+                f"loads have shape {array.shape}: the placement has "
+                f"{self.num_layers} layers of {self.num_experts} experts"
+            )
+        share = array / self.logcnt
+        of_slot = share[..., np.arange(self.num_layers)[:, None], self.phy2log]
+        by_gpu = of_slot.reshape(*array.shape[:-1], self.cluster.num_gpus, -1)
+        # Slot after slot, as the planner adds, so that its peaks are these to the last bit.
+        load: NDArray[np.float64] = by_gpu[..., 0].copy()
+        for slot in range(1, self.cluster.slots_per_gpu):
+            load += by_gpu[..., slot]
+        return load
+
+    def balancedness(self, loads: Any) -> float:
+        """Mean GPU load over max GPU load, averaged over windows and layers; 1 is perfect.
+
+        Layers with no load are left out; where no layer has any, nothing waits and this is 1.
+
+        Args:
+            loads: [..., L, E] tokens routed to each logical expert.
+
+        Raises:
+            LoadsError: loads of another shape.
+        """
+        load = self.gpu_load(loads)
+        peak = load.max(axis=-1)
+        loaded = peak > 0.0
+        if not loaded.any():
+            return 1.0
+        return min(float(np.mean(load.mean(axis=-1)[loaded] / peak[loaded])), 1.0)
+
+    def moves_from(self, other: "Placement") -> int:
+        """Moves from another placement to this: (layer, GPU, expert) held here and not there.
+
+        Raises:
+            PlacementError: a placement of other layers or experts.
+        """
+        if (self.num_layers, self.num_experts) != (other.num_layers, other.num_experts):
+            raise PlacementError(
+                f"{other!r} and {self!r} are of different models: "
+                "no moves lead from one to the other"
+            )
+        num_gpus = max(self.cluster.num_gpus, other.cluster.num_gpus)
+        return int(np.setdiff1d(self._held(num_gpus), other._held(num_gpus)).size)
+
+    def _held(self, num_gpus: int) -> NDArray[np.int64]:
+        """A number for each (layer, GPU, expert) that is held, with `num_gpus` GPUs to a layer."""
+        gpu = np.arange(self.cluster.num_slots) // self.cluster.slots_per_gpu
+        layer = np.arange(self.num_layers)[:, None]
+        held: NDArray[np.int64] = (layer * num_gpus + gpu) * self.num_experts + self.phy2log
+        return held
+
+
+def _whole_numbers(values: ArrayLike) -> NDArray[np.int64]:
+    """A copy as int64, or an error where that would change a value."""
+    if is_tensor(values):
+        values = values.detach().cpu().numpy()  # type: ignore[union-attr]
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise PlacementError("phy2log has rows of different lengths: give a full array") from None
+    if array.dtype.kind not in "ui":
+        raise PlacementError(f"phy2log has type {array.dtype}: give whole numbers")
+    return array.astype(np.int64, copy=True, order="C")

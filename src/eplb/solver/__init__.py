@@ -1,0 +1,1 @@
+"""The algorithms, one a module: a short public function, and under it the compiled kernel."""

@@ -1,0 +1,170 @@
+"""Proven lower bounds on the load of the busiest GPU, over every choice of counts and places.
+
+Three facts bound it. It is no less than the mean. It is no less than the largest replica, which
+Adams' counts make as small as it can be. And where a GPU has few slots, what stands beside a large
+replica counts: at a peak T, choose x in (T/2, T]; a GPU holds at most one replica of x or more
+(*large*), and all others on it are T - x or less (*small*). So with S slots each large one takes S
+- 1 small ones along. For a price p in [0, 1], give a large replica the weight 1 + p (S - 1), a
+small one 1 - p and any other 1: no GPU holds more than S. If the cheapest counts weigh more than
+all slots, no plan has peak T.
+
+Source of the third: dual feasible functions for bin packing (Fekete and Schepers, "New classes of
+fast lower bounds for bin packing problems", 2001), here with the replica counts left open.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from eplb.errors import LoadsError
+from eplb.loads import check_loads
+from eplb.solver.jit import inner, kernel
+from eplb.solver.packing import F64, I64
+from eplb.solver.replicate import _replicate
+
+__all__ = ["lower_bound"]
+
+_THRESHOLDS = 16
+"""Values of x that are tried, evenly spread over (T/2, T]."""
+_PRICE_STEPS = 7
+"""Halvings of the interval of p."""
+_PEAK_STEPS = 10
+"""Halvings of the interval in which the bound lies."""
+
+
+def lower_bound(loads: ArrayLike, num_gpus: int, slots_per_gpu: int) -> F64:
+    """Load that the busiest GPU of each layer has in any plan, or more.
+
+    Args:
+        loads: [L, E] tokens routed to each logical expert.
+        num_gpus: G.
+        slots_per_gpu: S, with G * S at least E.
+
+    Returns:
+        [L], in the unit of the loads.
+
+    Raises:
+        LoadsError: loads that are no loads, or too few slots.
+    """
+    checked = check_loads(loads)
+    if num_gpus < 1 or num_gpus * slots_per_gpu < checked.shape[1]:
+        raise LoadsError(
+            f"{num_gpus} GPUs of {slots_per_gpu} slots do not hold {checked.shape[1]} experts"
+        )
+    bounds = np.zeros(checked.shape[0])
+    peaks = np.full(checked.shape[0], np.inf)
+    every_layer = np.arange(checked.shape[0])
+    _raise_bounds(checked, every_layer, num_gpus, slots_per_gpu, peaks, bounds)
+    return bounds
+
+
+@kernel
+def _raise_bounds(
+    loads: F64, layers: I64, num_gpus: int, slots_per_gpu: int, peaks: F64, bounds: F64
+) -> None:
+    """Raise the proven `bounds` [L] of `layers` as far as can be; some plan has the `peaks` [L]."""
+    num_experts = loads.shape[1]
+    counts = np.empty((3, num_experts), np.int64)
+    share = np.empty(num_experts)
+    for layer in layers:
+        weight = loads[layer]
+        bound = _simple_bound(weight, num_gpus, slots_per_gpu, share, counts[0], counts[1])
+        bound = max(bounds[layer], bound)
+        bound = _company_bound(weight, num_gpus, slots_per_gpu, bound, peaks[layer], counts)
+        # Rounding may leave a proven bound above the peak that attains it.
+        bounds[layer] = min(bound, peaks[layer])
+
+
+@inner
+def _simple_bound(
+    weight: F64, num_gpus: int, slots_per_gpu: int, share: F64, count: I64, heap: I64
+) -> float:
+    """The larger of the mean GPU load and the largest replica of Adams' counts."""
+    num_slots = num_gpus * slots_per_gpu
+    _replicate(weight, num_slots, num_slots, count, share, heap)
+    total = 0.0
+    largest = 0.0
+    for expert in range(weight.shape[0]):
+        total += weight[expert]
+        largest = max(largest, share[expert])
+    return max(total / num_gpus, largest)
+
+
+@inner
+def _company_bound(
+    weight: F64, num_gpus: int, slots_per_gpu: int, bound: float, peak: float, counts: I64
+) -> float:
+    """The best of `bound`, proven already, and what large replicas and their company prove.
+
+    `peak` is a peak that some plan has; `counts` [3, E] is scratch.
+    """
+    if slots_per_gpu < 2 or bound <= 0.0:
+        return bound
+    for i in range(_THRESHOLDS):
+        ratio = 1.0 - 0.5 * i / _THRESHOLDS
+        # Where this threshold proves nothing just above the bound, it proves nothing at all.
+        proven = bound * 1.001
+        if not _impossible(weight, num_gpus, slots_per_gpu, proven, ratio, counts):
+            continue
+        bound = proven
+        above = min(peak, 2.0 * bound)
+        for _ in range(_PEAK_STEPS):
+            middle = 0.5 * (bound + above)
+            if _impossible(weight, num_gpus, slots_per_gpu, middle, ratio, counts):
+                bound = middle
+            else:
+                above = middle
+    return bound
+
+
+@inner
+def _impossible(
+    weight: F64, num_gpus: int, slots_per_gpu: int, peak: float, ratio: float, counts: I64
+) -> bool:
+    """Whether the threshold `ratio` * `peak` proves that no plan has this peak.
+
+    Fills `counts`: the least replicas with which an expert's are large, neither, or small; 0 for
+    those that cannot be.
+    """
+    num_experts = weight.shape[0]
+    num_slots = num_gpus * slots_per_gpu
+    most = num_slots - num_experts + 1
+    # Rounding must never prove too much: a replica counts as fitting when it nearly does.
+    fits = peak * (1.0 + 1e-12)
+    large = peak * ratio
+    small = fits - large
+    for expert in range(num_experts):
+        load = weight[expert]
+        count = max(np.int64(np.ceil(load / fits)), np.int64(1))
+        counts[0, expert] = count if load >= large * count else 0
+        count = max(count, np.int64(load / large) + 1)
+        counts[1, expert] = count if load > small * count else 0
+        count = num_slots + 1
+        if load <= small * most:
+            count = max(np.int64(np.ceil(load / small)), np.int64(1))
+        counts[2, expert] = count if count <= most else 0
+    lower, upper = 0.0, 1.0
+    for _ in range(_PRICE_STEPS):
+        price = 0.5 * (lower + upper)
+        weighed = 0.0
+        slope = 0.0
+        for expert in range(num_experts):
+            least = np.inf
+            rate = 0.0
+            if counts[0, expert] > 0:
+                rate = counts[0, expert] * (slots_per_gpu - 1.0)
+                least = counts[0, expert] + rate * price
+            if counts[1, expert] > 0 and counts[1, expert] < least:
+                least = float(counts[1, expert])
+                rate = 0.0
+            if counts[2, expert] > 0 and counts[2, expert] * (1.0 - price) < least:
+                least = counts[2, expert] * (1.0 - price)
+                rate = -float(counts[2, expert])
+            weighed += least
+            slope += rate
+        if weighed > num_slots * (1.0 + 1e-9):
+            return True
+        if slope > 0.0:
+            lower = price
+        else:
+            upper = price
+    return False

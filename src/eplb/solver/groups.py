@@ -1,0 +1,158 @@
+"""Expert groups onto nodes: the assignment whose busiest node is lightest, proven by search.
+
+A model that routes by groups sends a token to few of them, so a group's experts stay on one node
+and each node gets equally many groups. There are few ways to do that (105 for 8 groups on 4 nodes),
+so the best is found by branch and bound rather than guessed.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from eplb.errors import LoadsError
+from eplb.loads import check_loads
+from eplb.solver.jit import inner, kernel
+from eplb.solver.packing import F64, I64, B
+
+__all__ = ["place_groups"]
+
+_MOST_TRIES = 50_000
+"""Placements of one group that a search may try before it settles for the best so far."""
+
+
+def place_groups(loads: ArrayLike, num_nodes: int) -> tuple[I64, B]:
+    """Put expert groups on nodes so that the busiest node has the least load.
+
+    Args:
+        loads: [L, K] load of each group.
+        num_nodes: N, a divisor of K; each node gets K / N groups.
+
+    Returns:
+        node of each group [L, K], and whether each layer's is proven best [L]: it is, unless there
+        are so many groups that the search had to stop.
+
+    Raises:
+        LoadsError: loads that are no loads, or groups that the nodes do not divide.
+    """
+    checked = check_loads(loads)
+    num_layers, num_groups = checked.shape
+    if num_nodes < 1 or num_groups % num_nodes:
+        raise LoadsError(f"{num_groups} groups cannot be spread evenly over {num_nodes} nodes")
+    node_of_group = np.empty((num_layers, num_groups), np.int64)
+    proven = np.empty(num_layers, np.bool_)
+    _place_groups_of_layers(checked, num_nodes, node_of_group, proven)
+    return node_of_group, proven
+
+
+@kernel
+def _place_groups_of_layers(loads: F64, num_nodes: int, node_of_group: I64, proven: B) -> None:
+    for layer in range(loads.shape[0]):
+        proven[layer] = _place_groups(loads[layer], num_nodes, node_of_group[layer])[1]
+
+
+@kernel
+def _gather_layers(
+    loads: F64, begin: int, end: int, num_groups: int, expert_of: I64, busiest: F64
+) -> None:
+    """Write the experts of each node: `expert_of` [L, N, E / N] for layers `begin` to `end`.
+
+    `busiest` [L] becomes the least load that the busiest node can have; 0 where the search stopped
+    before that was proven.
+    """
+    num_nodes = expert_of.shape[1]
+    num_experts = loads.shape[1]
+    group_size = num_experts // num_groups
+    group_load = np.empty(num_groups)
+    node_of_group = np.empty(num_groups, np.int64)
+    for layer in range(begin, end):
+        group_load[:] = 0.0
+        for expert in range(num_experts):
+            group_load[expert // group_size] += loads[layer, expert]
+        load, proven = _place_groups(group_load, num_nodes, node_of_group)
+        busiest[layer] = load if proven else 0.0
+        for node in range(num_nodes):
+            place = 0
+            for group in range(num_groups):
+                if node_of_group[group] == node:
+                    for i in range(group_size):
+                        expert_of[layer, node, place] = group * group_size + i
+                        place += 1
+
+
+@inner
+def _place_groups(load: F64, num_nodes: int, node_of_group: I64) -> tuple[float, bool]:
+    """Fill `node_of_group` [K] from `load` [K]; return the busiest node's load and whether it is
+    proven least. Groups are placed from heavy to light, so the first descent is the usual greedy.
+    """
+    num_groups = load.shape[0]
+    room = num_groups // num_nodes
+    order = np.empty(num_groups, np.int64)
+    for group in range(num_groups):
+        i = group
+        while i > 0 and load[order[i - 1]] < load[group]:
+            order[i] = order[i - 1]
+            i -= 1
+        order[i] = group
+    node_load = np.zeros(num_nodes)
+    node_size = np.zeros(num_nodes, np.int64)
+    at = np.full(num_groups, -1, np.int64)
+    rank_of_node = np.full((num_groups, num_nodes), -1, np.int64)
+    tried = np.zeros(num_groups, np.int64)
+    total = 0.0
+    for group in range(num_groups):
+        total += load[group]
+    least = max(total / num_nodes, load[order[0]])
+    best = np.inf
+    tries = 0
+    depth = 0
+    _order_nodes(node_load, node_size, room, rank_of_node[0])
+    while depth >= 0:
+        group = order[depth]
+        if at[depth] >= 0:
+            node_load[at[depth]] -= load[group]
+            node_size[at[depth]] -= 1
+            at[depth] = -1
+        node = -1
+        if tried[depth] < num_nodes:
+            node = rank_of_node[depth, tried[depth]]
+        if node < 0 or node_load[node] + load[group] >= best or tries >= _MOST_TRIES:
+            depth -= 1  # the nodes that follow are heavier still
+            continue
+        tries += 1
+        tried[depth] += 1
+        at[depth] = node
+        node_load[node] += load[group]
+        node_size[node] += 1
+        if depth < num_groups - 1:
+            depth += 1
+            tried[depth] = 0
+            _order_nodes(node_load, node_size, room, rank_of_node[depth])
+            continue
+        best = 0.0
+        for i in range(num_nodes):
+            best = max(best, node_load[i])
+        for i in range(num_groups):
+            node_of_group[order[i]] = at[i]
+        if best <= least * (1.0 + 1e-12):
+            return best, True
+    return best, tries < _MOST_TRIES
+
+
+@inner
+def _order_nodes(node_load: F64, node_size: I64, room: int, nodes: I64) -> None:
+    """Write the nodes with room from light to heavy, one of those that are alike; -1 after them."""
+    num = 0
+    for node in range(node_load.shape[0]):
+        nodes[node] = -1
+        alike = node_size[node] == room
+        for i in range(num):
+            other = nodes[i]
+            if node_load[other] == node_load[node] and node_size[other] == node_size[node]:
+                alike = True
+        if alike:
+            continue
+        i = num
+        while i > 0 and node_load[nodes[i - 1]] > node_load[node]:
+            nodes[i] = nodes[i - 1]
+            i -= 1
+        nodes[i] = node
+        num += 1

@@ -1,0 +1,83 @@
+"""Work over threads: chunks of layers, for kernels that release the GIL.
+
+The caller's thread works too, so a plan never waits for a thread to be free, and several plans may
+be made at once. Which thread takes which chunk is left to chance; what a chunk yields is not.
+"""
+
+import itertools
+import operator
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from eplb.errors import ClusterError
+
+__all__ = ["check_threads", "run_chunks"]
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+
+
+def check_threads(threads: int | None) -> int:
+    """The number of threads to use: what was asked for, or the processors that may be used.
+
+    Raises:
+        ClusterError: a number below 1.
+    """
+    if threads is None:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    if operator.index(threads) < 1:
+        raise ClusterError(f"threads is {threads}: give 1 or more, or None for all processors")
+    return operator.index(threads)
+
+
+def run_chunks(
+    work: Callable[[int, int], None], num_items: int, chunk_size: int, threads: int
+) -> None:
+    """Call `work(begin, end)` for every chunk of `range(num_items)`, on up to `threads` threads."""
+    num_chunks = -(-num_items // chunk_size)
+    counter = itertools.count()
+
+    def take_chunks() -> None:
+        while (chunk := next(counter)) < num_chunks:
+            begin = chunk * chunk_size
+            work(begin, min(begin + chunk_size, num_items))
+
+    helpers = _start_helpers(take_chunks, min(threads, num_chunks) - 1)
+    try:
+        take_chunks()
+    finally:
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+
+
+def _start_helpers(work: Callable[[], None], number: int) -> list[Future[None]]:
+    """Run `work` on `number` other threads, or on none where the interpreter is shutting down."""
+    global _pool, _pool_size
+    if number < 1:
+        return []
+    with _lock:
+        if _pool is None or _pool_size < number:
+            _pool = ThreadPoolExecutor(number, thread_name_prefix="eplb")
+            _pool_size = number
+        try:
+            return [_pool.submit(work) for _ in range(number)]
+        except RuntimeError:
+            return []
+
+
+def _forget_pool() -> None:
+    """After a fork the threads are gone: the child makes its own."""
+    global _lock, _pool, _pool_size
+    _lock = threading.Lock()
+    _pool = None
+    _pool_size = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
