@@ -1,8 +1,12 @@
 """The command line: parse, call, print. Errors are one line on stderr and exit code 2."""
 
 import json
+import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +32,7 @@ app = typer.Typer(
     help="Expert Parallelism Load Balancer for mixture-of-experts inference.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -142,7 +147,11 @@ def _timed_plan(
     loads: NDArray[np.float64], cluster: Cluster, groups: int, threads: int | None
 ) -> tuple[Plan, Summary]:
     """Plan twice: the first time tells what a new process waits, the second what planning takes."""
-    with Console(stderr=True).status("planning; kernels are compiled once on a machine"):
+    console = Console(stderr=True)
+    with (
+        _quitting_on_interrupt(console),
+        console.status("planning; kernels are compiled once on a machine"),
+    ):
         begin = time.perf_counter()
         plan(loads, cluster, num_groups=groups, threads=threads)
         first = time.perf_counter() - begin
@@ -150,6 +159,24 @@ def _timed_plan(
         made = plan(loads, cluster, num_groups=groups, threads=threads)
         seconds = time.perf_counter() - begin
     return made, summarize(loads, made, groups, seconds, first)
+
+
+@contextmanager
+def _quitting_on_interrupt(console: Console) -> Iterator[None]:
+    """End the process on Ctrl-C: the compiler would swallow a KeyboardInterrupt now and then.
+
+    Nothing is being written meanwhile that could be left half done.
+    """
+
+    def quit_now(*_: object) -> None:
+        console.show_cursor()
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, quit_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def main() -> None:

@@ -16,6 +16,9 @@ from eplb.threads import check_threads, run_chunks
 
 __all__ = ["Plan", "plan", "warmup"]
 
+_AT_ONCE = 8
+"""Layers that a thread takes at a time in a quick pass, so that starting on them costs nothing."""
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -117,65 +120,62 @@ class _Solution:
         from eplb.solver.groups import _gather_layers
 
         expert_of = np.empty((num_layers, self.nodes, num_experts // self.nodes), np.int64)
-        self._run(
-            lambda begin, end: _gather_layers(
-                self.loads, begin, end, num_groups, expert_of, self.bounds
-            )
-        )
+
+        def work(begin: int, end: int) -> None:
+            _gather_layers(self.loads, begin, end, num_groups, expert_of, self.bounds)
+
+        self._run(_gather_layers, work, num_layers, _AT_ONCE)
         np.divide(self.bounds, self.cluster.num_gpus // self.nodes, out=self.bounds)
         return expert_of
 
     def _first_pass(self, expert_of: NDArray[np.int64]) -> None:
         from eplb.solver.layers import _plan_layers
 
-        self._run(
-            lambda begin, end: _plan_layers(
-                self.loads,
-                begin,
-                end,
-                expert_of,
-                self.cluster.num_gpus,
-                self.cluster.slots_per_gpu,
-                self.phy2log,
-                self.peaks,
-                self.bounds,
-            )
-        )
+        num_gpus, slots_per_gpu = self.cluster.num_gpus, self.cluster.slots_per_gpu
+        filled = (self.phy2log, self.peaks, self.bounds)
+
+        def work(begin: int, end: int) -> None:
+            _plan_layers(self.loads, begin, end, expert_of, num_gpus, slots_per_gpu, *filled)
+
+        self._run(_plan_layers, work, self.loads.shape[0], _AT_ONCE)
 
     def _raise_bounds(self, layers: NDArray[np.int64]) -> None:
         from eplb.solver.bounds import _raise_bounds
 
         num_gpus, slots_per_gpu = self.cluster.num_gpus, self.cluster.slots_per_gpu
-        run_chunks(
-            lambda begin, end: _raise_bounds(
-                self.loads, layers[begin:end], num_gpus, slots_per_gpu, self.peaks, self.bounds
-            ),
-            layers.size,
-            1,
-            self.threads,
-        )
+
+        def work(begin: int, end: int) -> None:
+            some = layers[begin:end]
+            _raise_bounds(self.loads, some, num_gpus, slots_per_gpu, self.peaks, self.bounds)
+
+        self._run(_raise_bounds, work, layers.size, 1)
 
     def _again(self, improve: Callable[..., None], layers: NDArray[np.int64]) -> None:
         """Improve `layers` by one of the kernels that do so."""
-        run_chunks(
-            lambda begin, end: improve(
-                self.loads,
-                layers[begin:end],
-                self.nodes,
-                self.cluster.num_gpus,
-                self.phy2log,
-                self.peaks,
-                self.bounds,
-            ),
-            layers.size,
-            1,
-            self.threads,
-        )
+        filled = (self.phy2log, self.peaks, self.bounds)
 
-    def _run(self, work: Callable[[int, int], None]) -> None:
-        """Work on all layers, several at once: enough that starting on them costs nothing."""
-        num_layers = self.loads.shape[0]
-        run_chunks(work, num_layers, max(1, min(8, -(-num_layers // self.threads))), self.threads)
+        def work(begin: int, end: int) -> None:
+            some = layers[begin:end]
+            improve(self.loads, some, self.nodes, self.cluster.num_gpus, *filled)
+
+        self._run(improve, work, layers.size, 1)
+
+    def _run(
+        self,
+        kernel: Callable[..., None],
+        work: Callable[[int, int], None],
+        num_items: int,
+        at_once: int,
+    ) -> None:
+        """Work on all items over threads, `at_once` of them or fewer at a time.
+
+        A kernel that is still to be compiled is called by this thread alone: the others could only
+        wait, and an interrupt reaches this one.
+        """
+        from eplb.solver.jit import is_ready
+
+        threads = self.threads if is_ready(kernel) else 1
+        run_chunks(work, num_items, max(1, min(at_once, -(-num_items // threads))), threads)
 
     def _layers_above(self, gap: float) -> NDArray[np.int64]:
         """Layers whose peak is above their bound by more than a gap."""

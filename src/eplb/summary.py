@@ -183,7 +183,7 @@ def _footing(summary: Summary) -> list[RenderableType]:
     lines.append(
         Text(
             f"Planned in {_duration(summary.seconds)} "
-            f"({_duration(summary.first_seconds)} the first time, kernels loaded)."
+            f"({_duration(summary.first_seconds)} the first time, which compiles or loads kernels)."
         )
     )
     return lines

@@ -51,6 +51,7 @@ def run_chunks(
     try:
         take_chunks()
     finally:
+        counter = itertools.count(num_chunks)  # after an error nobody starts on another chunk
         for helper in helpers:
             if not helper.cancel():
                 helper.result()

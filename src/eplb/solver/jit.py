@@ -14,7 +14,7 @@ import numba
 from numba import njit
 from numba.core.caching import FunctionCache
 
-__all__ = ["inner", "kernel"]
+__all__ = ["inner", "is_ready", "kernel"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -46,3 +46,8 @@ def inner(function: _Function) -> _Function:
     """Compile a function as part of the kernels that call it; Python cannot call it."""
     options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     return cast("_Function", _njit(nogil=True, error_model="numpy", **options)(function))
+
+
+def is_ready(compiled: Callable[..., Any]) -> bool:
+    """Whether a kernel has been compiled or loaded in this process, or needs no compiling."""
+    return bool(getattr(compiled, "signatures", True))

@@ -1,0 +1,78 @@
+"""What the README says is so: its Python runs as written, its commands and files are there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eplb.synthetic import deepseek_v3
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of a language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """The README's shell commands."""
+    lines = "".join(blocks("console")).splitlines()
+    return [shlex.split(line[2:], comments=True) for line in lines if line.startswith("$ ")]
+
+
+def test_opens_with_its_two_commands() -> None:
+    assert commands()[:2] == [["make", "demo"], ["make", "test"]]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in commands():
+        if command[0] == "make":
+            assert f"\n{command[1]}:" in makefile
+
+
+@pytest.mark.jit
+def test_python_runs_and_its_comments_are_true() -> None:
+    names: dict[str, Any] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["phy2log"].shape == (58, 288)
+    plan, weight = names["plan"], names["weight"]
+    assert plan.placement.phy2log.shape == (58, 288)
+    assert round(plan.gap.max(), 4) == 0.0004
+    assert round(plan.placement.balancedness(weight), 4) == 0.9996
+
+
+@pytest.mark.jit
+def test_eplb_commands_run(tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "loads.csv", deepseek_v3()[:4], delimiter=",")
+    (tmp_path / "loads.json").write_text(f'{{"logical_count": {deepseek_v3()[:4].tolist()}}}')
+    ran = 0
+    for command in commands():
+        if command[0] != "eplb":
+            continue
+        done = subprocess.run(
+            [sys.executable, "-m", "eplb.cli", *command[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        ran += 1
+    assert ran >= 1
+    assert (tmp_path / "placement.json").exists()
+
+
+def test_links_and_files_exist() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "docs/how-it-works.md", "docs/experiments.md"):
+        page = ROOT / name
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{name} links to {target}"
+    tree = blocks("")[0]
+    for entry in re.findall(r"^  (\S+)", tree, flags=re.MULTILINE):
+        assert (ROOT / "src" / "eplb" / entry).exists(), entry
