@@ -16,8 +16,10 @@ from eplb.threads import check_threads, run_chunks
 
 __all__ = ["Plan", "plan", "warmup"]
 
-_AT_ONCE = 8
-"""Layers that a thread takes at a time in a quick pass, so that starting on them costs nothing."""
+_QUICK = (4, 8)
+"""Layers that a thread takes at a time, least and most, where each takes microseconds."""
+_SLOW = (1, 1)
+"""The same where each takes longer than starting on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +126,7 @@ class _Solution:
         def work(begin: int, end: int) -> None:
             _gather_layers(self.loads, begin, end, num_groups, expert_of, self.bounds)
 
-        self._run(_gather_layers, work, num_layers, _AT_ONCE)
+        self._run(_gather_layers, work, num_layers, _QUICK)
         np.divide(self.bounds, self.cluster.num_gpus // self.nodes, out=self.bounds)
         return expert_of
 
@@ -137,7 +139,7 @@ class _Solution:
         def work(begin: int, end: int) -> None:
             _plan_layers(self.loads, begin, end, expert_of, num_gpus, slots_per_gpu, *filled)
 
-        self._run(_plan_layers, work, self.loads.shape[0], _AT_ONCE)
+        self._run(_plan_layers, work, self.loads.shape[0], _QUICK)
 
     def _raise_bounds(self, layers: NDArray[np.int64]) -> None:
         from eplb.solver.bounds import _raise_bounds
@@ -148,7 +150,7 @@ class _Solution:
             some = layers[begin:end]
             _raise_bounds(self.loads, some, num_gpus, slots_per_gpu, self.peaks, self.bounds)
 
-        self._run(_raise_bounds, work, layers.size, 1)
+        self._run(_raise_bounds, work, layers.size, _SLOW)
 
     def _again(self, improve: Callable[..., None], layers: NDArray[np.int64]) -> None:
         """Improve `layers` by one of the kernels that do so."""
@@ -158,16 +160,16 @@ class _Solution:
             some = layers[begin:end]
             improve(self.loads, some, self.nodes, self.cluster.num_gpus, *filled)
 
-        self._run(improve, work, layers.size, 1)
+        self._run(improve, work, layers.size, _SLOW)
 
     def _run(
         self,
         kernel: Callable[..., None],
         work: Callable[[int, int], None],
         num_items: int,
-        at_once: int,
+        at_once: tuple[int, int],
     ) -> None:
-        """Work on all items over threads, `at_once` of them or fewer at a time.
+        """Work on all items over threads, `at_once` of them (least, most) at a time.
 
         A kernel that is still to be compiled is called by this thread alone: the others could only
         wait, and an interrupt reaches this one.
@@ -175,7 +177,9 @@ class _Solution:
         from eplb.solver.jit import is_ready
 
         threads = self.threads if is_ready(kernel) else 1
-        run_chunks(work, num_items, max(1, min(at_once, -(-num_items // threads))), threads)
+        fewest, most = at_once
+        chunk_size = max(fewest, min(most, -(-num_items // threads)))
+        run_chunks(work, num_items, chunk_size, threads)
 
     def _layers_above(self, gap: float) -> NDArray[np.int64]:
         """Layers whose peak is above their bound by more than a gap."""

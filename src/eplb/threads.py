@@ -64,6 +64,8 @@ def _start_helpers(work: Callable[[], None], number: int) -> list[Future[None]]:
         return []
     with _lock:
         if _pool is None or _pool_size < number:
+            if _pool is not None:
+                _pool.shutdown(wait=False)
             _pool = ThreadPoolExecutor(number, thread_name_prefix="eplb")
             _pool_size = number
         try:
