@@ -1,0 +1,123 @@
+"""Packing: balanced largest differencing against the plain method, and experts parted on GPUs."""
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from strategies import Cell, cells, layer_loads
+
+from eplb import LoadsError
+from eplb.solver.pack import pack
+from eplb.solver.replicate import replicate
+
+
+def on_gpus(phy2log: NDArray[np.int64], num_gpus: int) -> list[list[int]]:
+    """The experts of each GPU of one layer."""
+    experts: list[list[int]] = phy2log.reshape(num_gpus, -1).tolist()
+    return experts
+
+
+@given(cells())
+def test_packing_is_the_plain_one_with_experts_parted(cell: Cell) -> None:
+    num_gpus = cell.cluster.num_gpus
+    counts = replicate(cell.loads, cell.cluster.num_slots, num_gpus)
+    packed = pack(cell.loads, counts, num_gpus)
+    assert packed.dtype == np.int64
+    for layer, count, slots in zip(cell.loads.tolist(), counts.tolist(), packed, strict=True):
+        expected = naive.bldm(layer, count, num_gpus)
+        flat = [expert for experts in expected for expert in experts]
+        twice = naive.num_duplicates(flat, num_gpus)
+        found = on_gpus(slots, num_gpus)
+        changed = sum(sorted(a) != sorted(b) for a, b in zip(expected, found, strict=True))
+        # One swap between two GPUs parts each pair; where none can, all are dealt out afresh.
+        assert changed <= 2 * twice or found == naive.dealt(layer, count, num_gpus)
+        if twice == 0:
+            assert found == expected
+        assert naive.logcnt(slots.tolist(), len(layer)) == count
+        assert naive.num_duplicates(slots.tolist(), num_gpus) == 0
+
+
+@given(st.data())
+def test_any_counts_are_placed_with_no_expert_twice(data: st.DataObject) -> None:
+    """Counts far from Adams': many replicas of light experts, or of all of them."""
+    num_gpus = data.draw(st.integers(1, 6))
+    counts = data.draw(st.lists(st.integers(1, num_gpus), min_size=1, max_size=8))
+    # Single replicas fill the last row.
+    counts += [1] * (-sum(counts) % num_gpus)
+    layer = data.draw(layer_loads(len(counts)))
+    slots = pack([layer], [counts], num_gpus)[0].tolist()
+    assert naive.logcnt(slots, len(layer)) == counts
+    assert naive.num_duplicates(slots, num_gpus) == 0
+
+
+@given(st.data())
+def test_two_slots_on_a_gpu_are_packed_as_well_as_can_be(data: st.DataObject) -> None:
+    """Where no expert has to be parted; alone among the packings, pairs are easy."""
+    num_gpus = data.draw(st.integers(1, 4))
+    layer = data.draw(layer_loads(2 * num_gpus))
+    counts = [1] * (2 * num_gpus)
+    slots = pack([layer], [counts], num_gpus)[0].tolist()
+    peak = max(naive.gpu_loads(slots, layer, num_gpus))
+    assert peak == pytest.approx(naive.fixed_counts_optimum(layer, counts, num_gpus), rel=1e-12)
+
+
+@given(st.data())
+def test_one_slot_on_a_gpu_shows_the_order(data: st.DataObject) -> None:
+    """GPU i holds the i-th largest: experts by falling load, ties by lowest index."""
+    anything = st.one_of(
+        st.floats(0.0, 1e100),
+        st.sampled_from([0.0, -0.0, 5e-324, 2.2e-308, 1e100, 1.0]),
+        # Keys that differ in the lowest bits alone.
+        st.integers(0, 9).map(lambda i: 1.0 + i * 2.0**-52),
+    )
+    layer = data.draw(st.lists(anything, min_size=1, max_size=300))
+    counts = np.ones((1, len(layer)), np.int64)
+    assert pack([layer], counts, len(layer))[0].tolist() == naive.falling(layer)
+
+
+def test_many_gpus() -> None:
+    """Rows longer than those that are sorted by insertion."""
+    rng = np.random.default_rng(5)
+    for kind in (rng.exponential(size=420), rng.integers(0, 6, 420).astype(float)):
+        counts = np.ones((1, 420), np.int64)
+        packed = pack([kind], counts, 140)
+        assert on_gpus(packed[0], 140) == naive.bldm(kind.tolist(), [1] * 420, 140)
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_gpus", "message"),
+    [
+        ([[1, 1]], 2, "logcnt has shape (1, 2), loads have (1, 3)"),
+        (
+            [[3, 2, 1]],
+            2,
+            "logcnt has values from 1 to 3: "
+            "1 to 2 (GPUs) can be placed with no expert twice on a GPU",
+        ),
+        (
+            [[2, 2, 0]],
+            2,
+            "logcnt has values from 0 to 2: "
+            "1 to 2 (GPUs) can be placed with no expert twice on a GPU",
+        ),
+        ([[1, 1, 1]], 2, "every layer of logcnt must have one sum, a multiple of 2 GPUs"),
+    ],
+)
+def test_counts_that_do_not_fill_the_gpus(
+    counts: list[list[int]], num_gpus: int, message: str
+) -> None:
+    with pytest.raises(LoadsError) as raised:
+        pack([[3.0, 2.0, 1.0]], counts, num_gpus)
+    assert str(raised.value) == message
+
+
+def test_layers_of_different_sums() -> None:
+    with pytest.raises(LoadsError, match="must have one sum, a multiple of 2 GPUs"):
+        pack(np.ones((2, 3)), [[2, 1, 1], [2, 2, 2]], 2)
+
+
+def test_loads_are_checked() -> None:
+    with pytest.raises(LoadsError, match=r"loads\[0, 0\] is nan"):
+        pack([[float("nan")]], [[1]], 1)
