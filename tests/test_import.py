@@ -133,6 +133,12 @@ for num_groups in (1, 4):
         cluster = eplb.Cluster(8, 2, slots_per_gpu)
         eplb.plan(rng.lognormal(size=(4, 16)), cluster, num_groups=num_groups).placement.log2phy
         eplb.rebalance_experts(np.zeros((4, 16)), cluster.num_slots, num_groups, 2, 8)
+# Kinds of arrays and numbers that a compiler tells apart.
+fixed = rng.lognormal(size=(4, 16))
+fixed.flags.writeable = False
+odd = np.frombuffer(bytearray(4 * 16 * 8 + 1), np.uint8)[1:].view(np.float64).reshape(4, 16)
+for loads in (fixed, odd, np.asfortranarray(fixed), fixed.astype(">f8"), fixed[::2, ::-1]):
+    eplb.plan(loads, cluster, num_groups=np.int32(4), threads=np.int16(2)).placement.log2phy
 print(before, compiled() - before)
 """
 

@@ -149,8 +149,8 @@ def test_experts_that_do_not_fit(num_experts: int, num_groups: Any, message: str
 @pytest.mark.parametrize(
     ("threads", "message"),
     [
-        (0, "threads is 0: give 1 or more, or None for all processors"),
-        (-3, "threads is -3: give 1 or more, or None for all processors"),
+        (0, "threads is 0: give 1 or more"),
+        (-3, "threads is -3: give 1 or more"),
         (1.5, "threads is 1.5: give a whole number"),
     ],
 )

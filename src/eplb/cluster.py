@@ -6,7 +6,7 @@ from typing import SupportsIndex
 
 from eplb.errors import ClusterError
 
-__all__ = ["Cluster", "nearest_multiples"]
+__all__ = ["Cluster", "nearest_multiples", "whole_number"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            try:
-                value = operator.index(value)
-            except TypeError:
-                raise ClusterError(f"{field.name} is {value!r}: give a whole number") from None
-            if value < 1:
-                raise ClusterError(f"{field.name} is {value}: give 1 or more")
+            value = whole_number(getattr(self, field.name), field.name)
             object.__setattr__(self, field.name, value)
         if self.num_gpus % self.num_nodes:
             raise ClusterError(
@@ -56,16 +50,29 @@ class Cluster:
         Raises:
             ClusterError: as for `Cluster`, or slots that the GPUs do not divide.
         """
-        bare = cls(operator.index(num_gpus), operator.index(num_nodes), 1)
-        slots = operator.index(num_slots)
-        if slots < 1:
-            raise ClusterError(f"the number of slots is {slots}: give 1 or more")
+        bare = cls(whole_number(num_gpus, "num_gpus"), whole_number(num_nodes, "num_nodes"), 1)
+        slots = whole_number(num_slots, "the number of slots")
         if slots % bare.num_gpus:
             raise ClusterError(
                 f"{slots} slots do not divide over {bare.num_gpus} GPUs: "
                 f"{nearest_multiples(slots, bare.num_gpus)} slots would"
             )
         return cls(bare.num_gpus, bare.num_nodes, slots // bare.num_gpus)
+
+
+def whole_number(value: object, name: str) -> int:
+    """A whole number of 1 or more, of any type that has them.
+
+    Raises:
+        ClusterError: what is none; the message calls it by `name`.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        raise ClusterError(f"{name} is {value!r}: give a whole number") from None
+    if number < 1:
+        raise ClusterError(f"{name} is {number}: give 1 or more")
+    return number
 
 
 def nearest_multiples(value: int, divisor: int) -> str:

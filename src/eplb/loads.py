@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import LoadsError
 
-__all__ = ["as_array", "check_loads", "is_tensor"]
+__all__ = ["as_array", "check_loads", "check_values", "is_tensor"]
 
 _LARGEST = 1e100
 """Far above any count of tokens, far below where squares of loads overflow."""
@@ -27,14 +27,31 @@ def as_array(values: Any) -> NDArray[np.float64]:
         LoadsError: what is not an array of real numbers.
     """
     if is_tensor(values):
-        values = values.detach().to("cpu", sys.modules["torch"].float64).numpy()
+        torch = sys.modules["torch"]
+        if values.dtype == torch.bool or values.is_complex():
+            raise LoadsError(f"loads have type {values.dtype}: give real numbers")
+        values = values.detach().to("cpu", torch.float64).numpy()
     try:
         array = np.asarray(values)
     except ValueError:
         raise LoadsError("loads have rows of different lengths: give a full array") from None
     if array.dtype.kind not in "uif":
         raise LoadsError(f"loads have type {array.dtype}: give real numbers")
-    return np.ascontiguousarray(array, dtype=np.float64)
+    # Kernels would be compiled once more for an array that is read-only or not aligned.
+    return np.require(array, np.float64, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
+
+
+def check_values(array: NDArray[np.float64]) -> None:
+    """Raise a LoadsError that names the first value which is no number of tokens, if any is."""
+    if array.size == 0:
+        raise LoadsError(f"loads are empty, shape {array.shape}: give at least 1 layer and expert")
+    # A comparison with NaN is false, so this catches it too.
+    if not (array.min() >= 0.0 and array.max() <= _LARGEST):
+        at = tuple(np.argwhere(~((array >= 0.0) & (array <= _LARGEST)))[0])
+        raise LoadsError(
+            f"loads[{', '.join(map(str, at))}] is {array[at]}: "
+            f"loads are numbers of tokens, from 0 to {_LARGEST:g}"
+        )
 
 
 def check_loads(loads: Any) -> NDArray[np.float64]:
@@ -53,14 +70,5 @@ def check_loads(loads: Any) -> NDArray[np.float64]:
         raise LoadsError(
             f"loads have shape {array.shape}: give two axes, layers and experts [L, E]"
         )
-    if array.size == 0:
-        raise LoadsError(f"loads are empty, shape {array.shape}: give at least 1 layer and expert")
-    # A comparison with NaN is false, so this catches it too.
-    if not (array.min() >= 0.0 and array.max() <= _LARGEST):
-        wrong = ~((array >= 0.0) & (array <= _LARGEST))
-        layer, expert = np.argwhere(wrong)[0]
-        raise LoadsError(
-            f"loads[{layer}, {expert}] is {array[layer, expert]}: "
-            f"loads are numbers of tokens, from 0 to {_LARGEST:g}"
-        )
+    check_values(array)
     return array

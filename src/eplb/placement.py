@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eplb.cluster import Cluster
 from eplb.errors import LoadsError, PlacementError
-from eplb.loads import as_array, is_tensor
+from eplb.loads import as_array, check_values, is_tensor
 
 __all__ = ["Placement"]
 
@@ -33,6 +33,8 @@ class Placement:
     cluster: Cluster
 
     def __post_init__(self) -> None:
+        if not isinstance(self.num_experts, int | np.integer) or self.num_experts < 1:
+            raise PlacementError(f"num_experts is {self.num_experts!r}: give 1 or more")
         phy2log = _whole_numbers(self.phy2log)
         if phy2log.ndim != 2 or 0 in phy2log.shape:
             raise PlacementError(
@@ -143,7 +145,7 @@ class Placement:
             [..., L, G], in the unit of the loads.
 
         Raises:
-            LoadsError: loads of another shape.
+            LoadsError: loads of another shape, or values that are no numbers of tokens.
         """
         array = as_array(loads)
         if array.shape[-2:] != self.logcnt.shape:
@@ -151,6 +153,7 @@ class Placement:
                 f"loads have shape {array.shape}: the placement has "
                 f"{self.num_layers} layers of {self.num_experts} experts"
             )
+        check_values(array)
         share = array / self.logcnt
         of_slot = share[..., np.arange(self.num_layers)[:, None], self.phy2log]
         by_gpu = of_slot.reshape(*array.shape[:-1], self.cluster.num_gpus, -1)
@@ -203,7 +206,10 @@ class Placement:
 def _whole_numbers(values: ArrayLike) -> NDArray[np.int64]:
     """A copy as int64, or an error where that would change a value."""
     if is_tensor(values):
-        values = values.detach().cpu().numpy()  # type: ignore[union-attr]
+        tensor: Any = values
+        if tensor.is_floating_point():
+            raise PlacementError(f"phy2log has type {tensor.dtype}: give whole numbers")
+        values = tensor.detach().cpu().numpy()
     try:
         array = np.asarray(values)
     except ValueError:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.cluster import Cluster
+from eplb.cluster import Cluster, whole_number
 from eplb.errors import ClusterError
 from eplb.loads import check_loads
 from eplb.placement import Placement
@@ -69,6 +69,7 @@ def plan(loads: Any, cluster: Cluster, *, num_groups: int = 1, threads: int | No
     """
     checked = check_loads(loads)
     num_layers, num_experts = checked.shape
+    num_groups = whole_number(num_groups, "num_groups")
     nodes = _check_shape(num_experts, cluster, num_groups)
     threads = check_threads(threads)
     solution = _Solution(
@@ -113,6 +114,8 @@ class _Solution:
             self._raise_bounds(far)
             self._again(_recount_layers, far[self._is_above(far, NEAR_ENOUGH)])
         self._again(_search_layers, self._layers_above(NEAR_ENOUGH))
+        # Rounding may leave a proven bound above the peak that attains it.
+        np.minimum(self.bounds, self.peaks, out=self.bounds)
 
     def _gather(self, num_groups: int) -> NDArray[np.int64]:
         """The experts of each node, [L, N, E / N], or [1, 1, E] where nodes do not matter."""
@@ -211,8 +214,6 @@ def _check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
             f"{cluster.num_slots} slots do not hold {num_experts} experts: give each of the "
             f"{cluster.num_gpus} GPUs at least {enough} slots, {enough * cluster.num_gpus} in all"
         )
-    if num_groups < 1:
-        raise ClusterError(f"num_groups is {num_groups}: give 1 or more")
     if num_experts % num_groups:
         divisors = [k for k in range(1, num_experts + 1) if num_experts % k == 0]
         nearest = sorted(divisors, key=lambda k: (abs(k - num_groups), k))[:2]

@@ -5,13 +5,12 @@ be made at once. Which thread takes which chunk is left to chance; what a chunk 
 """
 
 import itertools
-import operator
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from eplb.errors import ClusterError
+from eplb.cluster import whole_number
 
 __all__ = ["check_threads", "run_chunks"]
 
@@ -24,15 +23,13 @@ def check_threads(threads: int | None) -> int:
     """The number of threads to use: what was asked for, or the processors that may be used.
 
     Raises:
-        ClusterError: a number below 1.
+        ClusterError: what is no whole number of 1 or more.
     """
     if threads is None:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-    if operator.index(threads) < 1:
-        raise ClusterError(f"threads is {threads}: give 1 or more, or None for all processors")
-    return operator.index(threads)
+    return whole_number(threads, "threads")
 
 
 def run_chunks(

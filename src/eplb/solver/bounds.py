@@ -65,7 +65,8 @@ def _raise_bounds(
     num_experts = loads.shape[1]
     counts = np.empty((3, num_experts), np.int64)
     share = np.empty(num_experts)
-    for layer in layers:
+    for i in range(layers.shape[0]):
+        layer = layers[i]
         weight = loads[layer]
         bound = _simple_bound(weight, num_gpus, slots_per_gpu, share, counts[0], counts[1])
         bound = max(bounds[layer], bound)

@@ -64,7 +64,8 @@ def _gather_layers(
     group_load = np.empty(num_groups)
     node_of_group = np.empty(num_groups, np.int64)
     for layer in range(begin, end):
-        group_load[:] = 0.0
+        for group in range(num_groups):
+            group_load[group] = 0.0
         for expert in range(num_experts):
             group_load[expert // group_size] += loads[layer, expert]
         load, proven = _place_groups(group_load, num_nodes, node_of_group)

@@ -42,8 +42,10 @@ def _recount_layers(
     order, experts = np.empty(experts_per_node, np.int64), np.empty(experts_per_node, np.int64)
     spare = np.empty((2, experts_per_node), np.int64)
     kept = np.empty(num_slots, np.int64)
-    for layer in layers:
-        kept[:] = phy2log[layer]
+    for i in range(layers.shape[0]):
+        layer = layers[i]
+        for slot in range(num_slots):
+            kept[slot] = phy2log[layer, slot]
         for node in range(num_nodes):
             slots = phy2log[layer, node * slots_per_node : (node + 1) * slots_per_node]
             _take_up(loads[layer], slots, weight, count, experts, place)
@@ -57,7 +59,8 @@ def _recount_layers(
         if peak < peaks[layer]:
             peaks[layer] = peak
         else:
-            phy2log[layer] = kept
+            for slot in range(num_slots):
+                phy2log[layer, slot] = kept[slot]
 
 
 @kernel
@@ -80,7 +83,8 @@ def _search_layers(
     count, place = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
     order, experts = np.empty(experts_per_node, np.int64), np.empty(experts_per_node, np.int64)
     spare = np.empty((2, experts_per_node), np.int64)
-    for layer in layers:
+    for i in range(layers.shape[0]):
+        layer = layers[i]
         for node in range(num_nodes):
             slots = phy2log[layer, node * slots_per_node : (node + 1) * slots_per_node]
             _take_up(loads[layer], slots, weight, count, experts, place)
@@ -98,8 +102,8 @@ def _take_up(loads: F64, slots: I64, weight: F64, count: I64, experts: I64, plac
     """List the experts in `slots` by index, with their loads, their replicas and their place."""
     for expert in range(place.shape[0]):
         place[expert] = 0
-    for expert in slots:
-        place[expert] += 1
+    for slot in range(slots.shape[0]):
+        place[slots[slot]] += 1
     num = 0
     for expert in range(place.shape[0]):
         if place[expert] > 0:

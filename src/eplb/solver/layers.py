@@ -33,7 +33,7 @@ def _plan_layers(
     has what that proves already.
     """
     num_experts = loads.shape[1]
-    num_nodes, experts_per_node = expert_of.shape[1:]
+    _, num_nodes, experts_per_node = expert_of.shape
     gpus_per_node = num_gpus // num_nodes
     slots_per_node = gpus_per_node * slots_per_gpu
     packing = _new_packing(experts_per_node, gpus_per_node, slots_per_gpu)
@@ -51,7 +51,8 @@ def _plan_layers(
             weight[expert] = loads[layer, expert]
             total += weight[expert]
         if total == 0.0:
-            weight[:] = 1.0  # nothing to balance: spread evenly
+            for expert in range(num_experts):
+                weight[expert] = 1.0  # nothing to balance: spread evenly
         bound = max(bounds[layer], total / num_gpus)
         for node in range(num_nodes):
             experts = expert_of[layer % expert_of.shape[0], node]
@@ -78,8 +79,7 @@ def _plan_layers(
         peaks[layer] = 0.0
         if total > 0.0:
             peaks[layer] = _peak_of(weight, phy2log[layer], slots_per_gpu, count, share)
-        # Rounding may leave a proven bound above the peak that attains it.
-        bounds[layer] = min(bound, peaks[layer])
+        bounds[layer] = bound if total > 0.0 else 0.0
 
 
 @inner

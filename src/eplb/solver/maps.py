@@ -14,11 +14,13 @@ def fill_log2phy(phy2log: I64, log2phy: I64) -> None:
 
     `phy2log` [L, P] is trusted: no expert has more than X slots.
     """
-    num_layers, num_experts, _ = log2phy.shape
+    num_layers, num_experts, most = log2phy.shape
     at = np.empty(num_experts, np.int64)
     for layer in range(num_layers):
-        log2phy[layer] = -1
-        at[:] = 0
+        for expert in range(num_experts):
+            at[expert] = 0
+            for replica in range(most):
+                log2phy[layer, expert, replica] = -1
         for slot in range(phy2log.shape[1]):
             expert = phy2log[layer, slot]
             log2phy[layer, expert, at[expert]] = slot

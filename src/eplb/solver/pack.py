@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from eplb.errors import LoadsError
 from eplb.loads import check_loads
-from eplb.solver.jit import inner
+from eplb.solver.jit import inner, kernel
 from eplb.solver.order import HISTOGRAM, _descending
 from eplb.solver.packing import F64, I64, Packing, _holds, _new_packing, _swap
 
@@ -67,7 +67,7 @@ def pack(loads: ArrayLike, logcnt: ArrayLike, num_gpus: int) -> I64:
         LoadsError: loads that are no loads, or counts that do not fill the GPUs.
     """
     checked = check_loads(loads)
-    counts = np.ascontiguousarray(logcnt, dtype=np.int64)
+    counts = np.require(logcnt, np.int64, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
     if counts.shape != checked.shape:
         raise LoadsError(f"logcnt has shape {counts.shape}, loads have {checked.shape}")
     if counts.min() < 1 or counts.max() > num_gpus:
@@ -78,17 +78,27 @@ def pack(loads: ArrayLike, logcnt: ArrayLike, num_gpus: int) -> I64:
     num_slots = int(counts[0].sum())
     if (counts.sum(axis=1) != num_slots).any() or num_slots % num_gpus:
         raise LoadsError(f"every layer of logcnt must have one sum, a multiple of {num_gpus} GPUs")
-    num_layers, num_experts = checked.shape
+    num_layers = checked.shape[0]
     phy2log = np.empty((num_layers, num_slots), np.int64)
-    packing = _new_packing(num_experts, num_gpus, num_slots // num_gpus)
-    scratch = _new_pack_scratch(num_experts, num_gpus, num_slots // num_gpus)
+    _pack_layers(checked, counts, num_gpus, phy2log)
+    return phy2log
+
+
+@kernel
+def _pack_layers(loads: F64, logcnt: I64, num_gpus: int, phy2log: I64) -> None:
+    num_layers, num_experts = loads.shape
+    slots_per_gpu = phy2log.shape[1] // num_gpus
+    packing = _new_packing(num_experts, num_gpus, slots_per_gpu)
+    scratch = _new_pack_scratch(num_experts, num_gpus, slots_per_gpu)
     order = np.empty(num_experts, np.int64)
     spare = np.empty(num_experts, np.int64)
     for layer in range(num_layers):
-        _rank(checked[layer], counts[layer], packing, order, spare, scratch.histogram)
+        _rank(loads[layer], logcnt[layer], packing, order, spare, scratch.histogram)
         _pack(packing, scratch)
-        phy2log[layer] = order[packing.slots].ravel()
-    return phy2log
+        for gpu in range(num_gpus):
+            for slot in range(slots_per_gpu):
+                expert = order[packing.slots[gpu, slot]]
+                phy2log[layer, gpu * slots_per_gpu + slot] = expert
 
 
 @inner

@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike
 
 from eplb.errors import LoadsError
 from eplb.loads import check_loads
-from eplb.solver.jit import inner
+from eplb.solver.jit import inner, kernel
 from eplb.solver.packing import F64, I64
 
 __all__ = ["replicate"]
@@ -38,11 +38,17 @@ def replicate(loads: ArrayLike, num_slots: int, max_copies: int) -> I64:
             f"replicas each: give {num_experts} to {num_experts * max_copies} slots"
         )
     logcnt = np.empty(checked.shape, np.int64)
+    _replicate_layers(checked, num_slots, max_copies, logcnt)
+    return logcnt
+
+
+@kernel
+def _replicate_layers(loads: F64, num_slots: int, max_copies: int, logcnt: I64) -> None:
+    num_layers, num_experts = loads.shape
     share = np.empty(num_experts)
     heap = np.empty(num_experts, np.int64)
-    for layer in range(checked.shape[0]):
-        _replicate(checked[layer], num_slots, max_copies, logcnt[layer], share, heap)
-    return logcnt
+    for layer in range(num_layers):
+        _replicate(loads[layer], num_slots, max_copies, logcnt[layer], share, heap)
 
 
 @inner
