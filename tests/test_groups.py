@@ -25,15 +25,15 @@ def test_busiest_node_is_the_lightest_possible(data: st.DataObject) -> None:
     assert max(on_node) == pytest.approx(naive.busiest_node(layer, num_nodes), rel=1e-12)
 
 
-def test_eight_groups_on_four_nodes() -> None:
-    """DeepSeek-V3's shape, where greedy is not the best."""
-    rng = np.random.default_rng(2)
-    loads = rng.lognormal(size=(40, 8))
-    node_of_group, proven = place_groups(loads, 4)
+@pytest.mark.parametrize(("num_groups", "num_nodes"), [(8, 4), (8, 2), (9, 3), (10, 2), (12, 4)])
+def test_skewed_groups(num_groups: int, num_nodes: int) -> None:
+    """DeepSeek-V3's shape, and shapes at which placing the heaviest first is not the best."""
+    loads = np.random.default_rng(2).lognormal(size=(4, num_groups))
+    node_of_group, proven = place_groups(loads, num_nodes)
     assert proven.all()
     for layer, nodes in zip(loads, node_of_group, strict=True):
-        on_node = np.bincount(nodes, weights=layer)
-        assert on_node.max() == pytest.approx(naive.busiest_node(layer.tolist(), 4), rel=1e-12)
+        busiest = np.bincount(nodes, weights=layer).max()
+        assert busiest == pytest.approx(naive.busiest_node(layer.tolist(), num_nodes), rel=1e-12)
 
 
 def test_too_many_groups_are_placed_evenly_and_not_called_proven() -> None:

@@ -189,3 +189,10 @@ def test_fields_are_read_only() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.peak = made.bound  # type: ignore[misc]
     assert np.array_equal(made.gap, [made.peak[0] / made.bound[0] - 1.0, 0.0])
+
+
+def test_no_load_is_spread_evenly_where_slots_outnumber_experts() -> None:
+    for num_gpus, slots_per_gpu in [(2, 5), (3, 4), (4, 8)]:
+        made = plan(np.zeros((1, 3)), Cluster(num_gpus, 1, slots_per_gpu))
+        assert np.ptp(made.placement.logcnt) <= 1
+        assert (np.sort(made.placement.phy2log.reshape(num_gpus, -1))[:, 0] == 0).all()

@@ -58,9 +58,14 @@ def _plan_layers(
             experts = expert_of[layer % expert_of.shape[0], node]
             slots = phy2log[layer, node * slots_per_node : (node + 1) * slots_per_node]
             if slots_per_gpu >= experts_per_node:
-                # Every GPU can hold every expert: alike GPUs are evenly loaded.
+                # Every GPU can hold every expert: alike GPUs are evenly loaded. With no load, the
+                # slots beyond that go round.
+                beyond = slots_per_gpu - experts_per_node if total == 0.0 else 0
                 for slot in range(slots_per_node):
-                    slots[slot] = experts[slot % slots_per_gpu % experts_per_node]
+                    gpu, place = slot // slots_per_gpu, slot % slots_per_gpu
+                    if place >= experts_per_node:
+                        place += gpu * beyond
+                    slots[slot] = experts[place % experts_per_node]
                 continue
             node_total = 0.0
             for i in range(experts_per_node):
