@@ -49,9 +49,9 @@ def plan(loads: Any, cluster: Cluster, *, num_groups: int = 1, threads: int | No
     """Decide how many replicas each expert gets and on which GPU each sits.
 
     Layers are planned on their own: replicas by Adams' apportionment, packed by the balanced
-    largest differencing method, then improved by swaps and by hand-overs of slots until the
-    busiest GPU is within 0.04 % of a proven lower bound or a fixed amount of work is spent. No GPU
-    gets two replicas of an expert unless it has more slots than there are experts. The same input
+    largest differencing method, then improved by swaps until the busiest GPU is within 0.04 % of a
+    proven lower bound; where swaps end further than 0.1 % from it, by a search over replica counts
+    and hand-overs of slots, until a fixed amount of work is spent. No GPU gets two replicas of an expert unless it has more slots than there are experts. The same input
     gives the same plan on every host and with any number of threads.
 
     Args:
@@ -105,7 +105,12 @@ class _Solution:
 
     def solve(self, num_groups: int) -> None:
         """Plan every layer, then those again that are not near enough to their bound."""
-        from eplb.solver.improve import FEW_SLOTS, _recount_layers, _search_layers
+        from eplb.solver.improve import (
+            FEW_SLOTS,
+            WORTH_A_SEARCH,
+            _recount_layers,
+            _search_layers,
+        )
         from eplb.solver.layers import NEAR_ENOUGH
 
         self._first_pass(self._gather(num_groups))
@@ -113,7 +118,7 @@ class _Solution:
         if far.size:
             self._raise_bounds(far)
             self._again(_recount_layers, far[self._is_above(far, NEAR_ENOUGH)])
-        self._again(_search_layers, self._layers_above(NEAR_ENOUGH))
+        self._again(_search_layers, self._layers_above(WORTH_A_SEARCH))
         # Rounding may leave a proven bound above the peak that attains it.
         np.minimum(self.bounds, self.peaks, out=self.bounds)
 

@@ -17,7 +17,11 @@ from eplb.solver.packing import F64, I64, Packing, _new_packing, _new_search_scr
 from eplb.solver.recount import _recount
 from eplb.solver.swap import _descend
 
-__all__ = ["FEW_SLOTS"]
+__all__ = ["FEW_SLOTS", "WORTH_A_SEARCH"]
+
+WORTH_A_SEARCH = 1e-3
+"""Peak over bound, less 1, from which a layer is searched: the search takes many times as long as
+all before, and gains little below that."""
 
 FEW_SLOTS = 0.01
 """Peak over bound, less 1, from which replica counts are searched."""
