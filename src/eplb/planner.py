@@ -51,8 +51,9 @@ def plan(loads: Any, cluster: Cluster, *, num_groups: int = 1, threads: int | No
     Layers are planned on their own: replicas by Adams' apportionment, packed by the balanced
     largest differencing method, then improved by swaps until the busiest GPU is within 0.04 % of a
     proven lower bound; where swaps end further than 0.1 % from it, by a search over replica counts
-    and hand-overs of slots, until a fixed amount of work is spent. No GPU gets two replicas of an expert unless it has more slots than there are experts. The same input
-    gives the same plan on every host and with any number of threads.
+    and hand-overs of slots, until a fixed amount of work is spent. No GPU gets two replicas of an
+    expert unless it has more slots than there are experts. The same input gives the same plan on
+    every host and with any number of threads.
 
     Args:
         loads: [L, E] tokens routed to each logical expert: a torch tensor of any type and device, a
