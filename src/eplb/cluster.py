@@ -2,7 +2,6 @@
 
 import operator
 from dataclasses import dataclass, fields
-from typing import SupportsIndex
 
 from eplb.errors import ClusterError
 
@@ -42,15 +41,13 @@ class Cluster:
         return self.num_gpus * self.slots_per_gpu
 
     @classmethod
-    def with_slots(
-        cls, num_slots: SupportsIndex, num_gpus: SupportsIndex, num_nodes: SupportsIndex = 1
-    ) -> "Cluster":
+    def with_slots(cls, num_slots: int, num_gpus: int, num_nodes: int = 1) -> "Cluster":
         """The cluster that has `num_slots` slots in all.
 
         Raises:
             ClusterError: as for `Cluster`, or slots that the GPUs do not divide.
         """
-        bare = cls(whole_number(num_gpus, "num_gpus"), whole_number(num_nodes, "num_nodes"), 1)
+        bare = cls(num_gpus, num_nodes, 1)
         slots = whole_number(num_slots, "the number of slots")
         if slots % bare.num_gpus:
             raise ClusterError(

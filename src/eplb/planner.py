@@ -115,11 +115,11 @@ class _Solution:
         from eplb.solver.layers import NEAR_ENOUGH
 
         self._first_pass(self._gather(num_groups))
-        far = self._layers_above(FEW_SLOTS)
-        if far.size:
-            self._raise_bounds(far)
-            self._again(_recount_layers, far[self._is_above(far, NEAR_ENOUGH)])
-        self._again(_search_layers, self._layers_above(WORTH_A_SEARCH))
+        far = self._above(FEW_SLOTS)
+        if far.any():
+            self._raise_bounds(np.flatnonzero(far))
+            self._again(_recount_layers, far & self._above(NEAR_ENOUGH))
+        self._again(_search_layers, self._above(WORTH_A_SEARCH))
         # Rounding may leave a proven bound above the peak that attains it.
         np.minimum(self.bounds, self.peaks, out=self.bounds)
 
@@ -161,8 +161,9 @@ class _Solution:
 
         self._run(_raise_bounds, work, layers.size, _SLOW)
 
-    def _again(self, improve: Callable[..., None], layers: NDArray[np.int64]) -> None:
-        """Improve `layers` by one of the kernels that do so."""
+    def _again(self, improve: Callable[..., None], which: NDArray[np.bool_]) -> None:
+        """Improve the layers that `which` [L] says by one of the kernels that do so."""
+        layers = np.flatnonzero(which)
         filled = (self.phy2log, self.peaks, self.bounds)
 
         def work(begin: int, end: int) -> None:
@@ -190,13 +191,9 @@ class _Solution:
         chunk_size = max(fewest, min(most, -(-num_items // threads)))
         run_chunks(work, num_items, chunk_size, threads)
 
-    def _layers_above(self, gap: float) -> NDArray[np.int64]:
-        """Layers whose peak is above their bound by more than a gap."""
-        return np.flatnonzero(self.peaks > self.bounds * (1.0 + gap))
-
-    def _is_above(self, layers: NDArray[np.int64], gap: float) -> NDArray[np.bool_]:
-        above: NDArray[np.bool_] = self.peaks[layers] > self.bounds[layers] * (1.0 + gap)
-        return above
+    def _above(self, gap: float) -> NDArray[np.bool_]:
+        """[L] whether a layer's peak is above its bound by more than a gap."""
+        return self.peaks > self.bounds * (1.0 + gap)
 
 
 def warmup() -> None:

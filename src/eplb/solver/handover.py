@@ -1,4 +1,4 @@
-"""Swaps and hand-overs together: the thorough half of `improve`, a tabu search on the busiest GPU.
+"""Swaps and hand-overs together: the thorough part of improving, a tabu search on the busiest GPU.
 
 A *hand-over* gives a slot from one expert to another, so replica counts change with the packing.
 Each step takes the busiest GPU and makes the move that most lowers the excess, the sum over GPUs of
@@ -29,11 +29,11 @@ _NONE, _SWAP, _GIVE, _TAKE = -1, 0, 1, 2
 
 
 @inner
-def _search(packing: Packing, bound: float, enough: float, scratch: SearchScratch) -> float:
-    """Search from `packing` until no GPU is above `enough` or the work is spent; return the peak.
+def _search(packing: Packing, bound: float, enough: float, scratch: SearchScratch) -> None:
+    """Search from `packing` until no GPU is above `enough` or the work is spent.
 
-    `packing` becomes the best found: weight, count, share, slots and load are right after it,
-    while ranks are no longer sorted and first and gpu_of no longer hold.
+    `packing` becomes the best found: weight, copies, share, slots and load are right after it,
+    while ranks are no longer sorted. It neither reads nor keeps first and gpu_of.
     """
     count, slots, load = packing.copies, packing.slots, packing.load
     num_gpus, slots_per_gpu = slots.shape
@@ -70,7 +70,6 @@ def _search(packing: Packing, bound: float, enough: float, scratch: SearchScratc
             holds[slots[gpu, slot], gpu] = False
             slots[gpu, slot] = best[gpu, slot]
     _recompute(packing)
-    return _peak(load)
 
 
 @inner
@@ -93,7 +92,7 @@ def _busiest(load: F64) -> int:
 
 @inner
 def _recompute(packing: Packing) -> None:
-    """Set count, share and load from weight and slots."""
+    """Set copies, share and load from weight and slots."""
     num_gpus, slots_per_gpu = packing.slots.shape
     for expert in range(packing.copies.shape[0]):
         packing.copies[expert] = 0

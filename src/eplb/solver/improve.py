@@ -120,7 +120,7 @@ def _take_up(loads: F64, slots: I64, weight: F64, count: I64, experts: I64, plac
 
 @inner
 def _lay_out(slots: I64, place: I64, order: I64, rank_of: I64, packing: Packing) -> None:
-    """Fill a ranked packing's slots, gpu_of and load from the experts in `slots`.
+    """Fill a ranked packing's slots and load from the experts in `slots`, all that `_search` needs.
 
     `order` tells the expert of a rank; `rank_of` is scratch.
     """
@@ -133,10 +133,6 @@ def _lay_out(slots: I64, place: I64, order: I64, rank_of: I64, packing: Packing)
             rank = rank_of[place[slots[gpu * slots_per_gpu + slot]]]
             packing.slots[gpu, slot] = rank
             packing.load[gpu] += packing.share[rank]
-            packing.gpu_of[packing.first[rank]] = gpu
-            packing.first[rank] += 1
-    for rank in range(packing.first.shape[0]):
-        packing.first[rank] -= packing.copies[rank]
 
 
 @inner

@@ -1,4 +1,4 @@
-"""Swaps between GPUs under a target: the first half of `improve`, on replicas sorted by load.
+"""Swaps between GPUs under a target: the quick part of improving, on replicas sorted by load.
 
 As experts are in ranks, the replicas that would bring an overloaded GPU just under the target stand
 side by side, and the search for a swap does not grow with the number of GPUs.
@@ -27,8 +27,8 @@ _WORK = 60_000
 
 
 @inner
-def _descend(packing: Packing, target: float, scratch: SearchScratch) -> float:
-    """Swap replicas until no GPU is above `target` or the work is spent; return the peak.
+def _descend(packing: Packing, target: float, scratch: SearchScratch) -> None:
+    """Swap replicas until no GPU is above `target` or the work is spent.
 
     First every GPU above the target is brought to it where one swap can, its partner staying at
     or under it. Then a tabu search: the busiest GPU makes the swap that leaves the least excess,
@@ -76,7 +76,6 @@ def _descend(packing: Packing, target: float, scratch: SearchScratch) -> float:
         since_lowest = 0
     for i in range(since_lowest - 1, -1, -1):
         _swap(packing, log[i, 0], log[i, 1], log[i, 2], log[i, 3])
-    return _peak(load)
 
 
 @inner
