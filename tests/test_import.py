@@ -42,6 +42,7 @@ def test_names_are_locked() -> None:
         "ClusterError",
         "EplbError",
         "FormatError",
+        "LoadTrace",
         "LoadsError",
         "MissingExtraError",
         "Placement",

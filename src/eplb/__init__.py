@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from eplb.placement import Placement
     from eplb.planner import Plan, plan, warmup
+    from eplb.trace import LoadTrace
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "ClusterError",
     "EplbError",
     "FormatError",
+    "LoadTrace",
     "LoadsError",
     "MissingExtraError",
     "Placement",
@@ -42,6 +44,7 @@ __all__ = [
 
 _MODULE_OF = {
     "Cluster": "eplb.cluster",
+    "LoadTrace": "eplb.trace",
     "Placement": "eplb.placement",
     "Plan": "eplb.planner",
     "plan": "eplb.planner",

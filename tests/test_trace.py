@@ -1,0 +1,112 @@
+"""LoadTrace: windows that are checked, immutable, picked and added up."""
+
+import numpy as np
+import pytest
+import torch
+
+from eplb import LoadsError, LoadTrace
+
+LOADS = np.arange(24.0).reshape(4, 2, 3)
+
+
+def test_windows_have_names_and_the_rest_may_be_unknown() -> None:
+    trace = LoadTrace(LOADS)
+    assert (trace.num_windows, trace.num_layers, trace.num_experts) == (4, 2, 3)
+    assert len(trace) == 4
+    assert trace.names == ("0", "1", "2", "3")
+    assert (trace.times, trace.top_k, trace.model) == (None, None, None)
+    assert repr(trace) == "LoadTrace(4 windows, 2 layers, 3 experts)"
+
+
+def test_one_window_may_have_two_axes() -> None:
+    assert LoadTrace(LOADS[0].tolist()).loads.shape == (1, 2, 3)
+
+
+def test_dense_layers_have_no_load_in_any_window() -> None:
+    loads = np.zeros((2, 3, 4))
+    loads[1, 1, 2] = 1.0
+    loads[:, 2] = 5.0
+    assert LoadTrace(loads).dense.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["array", "view", "tensor"])
+def test_nobody_can_change_it(kind: str) -> None:
+    array = LOADS.copy()
+    trace = LoadTrace({"array": array, "view": array[:], "tensor": torch.from_numpy(array)}[kind])
+    array[:] = 0.0
+    assert np.array_equal(trace.loads, LOADS)
+    for mine in (trace.loads, trace.dense):
+        with pytest.raises(ValueError, match="read-only"):
+            mine[0] = 1.0
+
+
+def test_what_is_read_only_is_not_copied() -> None:
+    array = LOADS.copy()
+    array.flags.writeable = False
+    assert np.shares_memory(LoadTrace(array).loads, array)
+    assert np.shares_memory(LoadTrace(array).pick(slice(1, 3)).loads, array)
+
+
+def test_picked_windows_keep_what_belongs_to_them() -> None:
+    trace = LoadTrace(LOADS, ["a", "b", "c", "d"], np.array([1.0, 2.0, 4.0, 8.0]), 2, "tiny")
+    picked = trace.pick([3, 1])
+    assert np.array_equal(picked.loads, LOADS[[3, 1]])
+    assert picked.names == ("d", "b")
+    assert picked.times is not None
+    assert picked.times.tolist() == [8.0, 2.0]
+    assert (picked.top_k, picked.model) == (2, "tiny")
+    assert trace.pick(slice(None)) == trace
+    assert trace.pick(slice(-1, None)).names == ("d",)
+
+
+def test_merged_windows_are_sums_and_a_rest_is_left_out() -> None:
+    trace = LoadTrace(np.repeat(LOADS, 2, axis=0)[:7], times=np.arange(7.0))
+    merged = trace.merged(2)
+    assert np.array_equal(merged.loads, 2.0 * LOADS[:3])
+    assert merged.names == ("0", "2", "4")
+    assert merged.times is not None
+    assert merged.times.tolist() == [0.0, 2.0, 4.0]
+    assert np.array_equal(trace.merged(7).loads[0], trace.total())
+
+
+def test_equal_traces_are_equal() -> None:
+    assert LoadTrace(LOADS) == LoadTrace(LOADS.copy())
+    assert hash(LoadTrace(LOADS)) == hash(LoadTrace(LOADS.copy()))
+    different = (
+        LoadTrace(LOADS + 1.0),
+        LoadTrace(LOADS, "abcd"),
+        LoadTrace(LOADS, times=np.arange(4.0)),
+        LoadTrace(LOADS, top_k=2),
+        LoadTrace(LOADS, model="tiny"),
+        "a trace",
+    )
+    for other in different:
+        assert LoadTrace(LOADS) != other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loads": [1.0, 2.0]}, r"loads have shape \(2,\): give windows, layers and experts"),
+        ({"loads": np.zeros((0, 2, 3))}, r"loads are empty, shape \(0, 2, 3\)"),
+        ({"loads": -LOADS}, r"loads\[0, 0, 1\] is -1.0"),
+        ({"loads": LOADS, "names": ["a"]}, "1 names for 4 windows: give one for each"),
+        ({"loads": LOADS, "times": [1.0]}, r"times have shape \(1,\): give seconds"),
+        ({"loads": LOADS, "times": [1.0, 2.0, 3.0, np.nan]}, "give seconds"),
+        ({"loads": LOADS, "top_k": 4}, "top_k is 4: a token goes to 1 to 3 experts"),
+    ],
+)
+def test_wrong_traces(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(LoadsError, match=message):
+        LoadTrace(**arguments)  # type: ignore[arg-type]  # that is what is tested
+
+
+def test_windows_that_are_not_there() -> None:
+    trace = LoadTrace(LOADS)
+    with pytest.raises(LoadsError, match="window 4 was asked for: there are 0 to 3"):
+        trace.pick([0, 4])
+    with pytest.raises(LoadsError, match="no window was asked for"):
+        trace.pick([])
+    for size in (0, 5):
+        with pytest.raises(LoadsError, match=f"{size} windows cannot be added up to one"):
+            trace.merged(size)
