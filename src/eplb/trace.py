@@ -98,7 +98,7 @@ class LoadTrace:
     @cached_property
     def dense(self) -> NDArray[np.bool_]:
         """[L] which layers have no load in any window: dense ones, that stay in place."""
-        dense: NDArray[np.bool_] = ~self.loads.any(axis=(0, 2))
+        dense = np.logical_not(self.loads.any(axis=(0, 2)))
         dense.flags.writeable = False
         return dense
 
