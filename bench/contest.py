@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from cells import Cell, custom
 from numpy.typing import NDArray
-from peers import Peer, phy2log_of, said
 from race import Load, Runner, race
 from report import CellReport, Growth, Row
 from score import Score, least_node_load, score
 
 import eplb
+from eplb.peers import Peer, phy2log_of, said
 
 __all__ = ["compare", "grow"]
 
@@ -31,7 +31,7 @@ def compare(cell: Cell, peers: list[Peer], threads: list[int], turns: int) -> Ce
         turns = min(turns, _TURNS_OF_A_TRACE)
     plans = [_planner(cell, number) for number in threads]
     runners = [*plans, _drop_in(cell, "ours, drop-in", eplb.rebalance_experts, ours=True)]
-    runners += [_drop_in(cell, peer.name, peer.rebalance_experts, ours=False) for peer in peers]
+    runners += [_drop_in(cell, peer.name, peer.function, ours=False) for peer in peers]
     load = Load()
     race(runners, turns, _SECONDS_OF_A_TRACE if cell.from_trace else _MOST_SECONDS)
     others = load.others()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from cells import GRID, custom
 from contest import compare
-from peers import load_peers
 from report import CellReport, Row
 
 import eplb
 from eplb.files import write_text
+from eplb.peers import load_peers
 
 _BEGIN = "<!-- headline: begin, written by bench/headline.py -->"
 _END = "<!-- headline: end -->"

@@ -16,13 +16,13 @@ from typing import NoReturn
 from bars import judge
 from cells import GRID, Cell, choose, custom, recorded
 from contest import compare, grow
-from peers import Peer, load_peers
 from report import Machine, Report
 from small import solve
 from startup import measure
 from tables import show_bars, show_report
 
 import eplb
+from eplb.peers import Peer, load_peers
 from eplb.threads import check_threads
 
 _LARGE = "58x1024:4096/1024"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peers import said
+from eplb.peers import said
 
 __all__ = ["Load", "Runner", "race"]
 

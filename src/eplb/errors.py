@@ -5,6 +5,7 @@
     ├── ClusterError        GPUs, nodes, slots and groups that do not fit together (a ValueError)
     ├── PlacementError      a placement that no cluster could hold (a ValueError)
     ├── FormatError         a file that is not what it claims to be (a ValueError)
+    ├── PolicyError         a policy that cannot be loaded, or that fails (a ValueError)
     ├── UnsolvedError       no proven optimum within the time given (a RuntimeError)
     └── MissingExtraError   a package that an optional part needs is not installed (an ImportError)
 
@@ -18,6 +19,7 @@ __all__ = [
     "LoadsError",
     "MissingExtraError",
     "PlacementError",
+    "PolicyError",
     "UnsolvedError",
 ]
 
@@ -40,6 +42,10 @@ class PlacementError(EplbError, ValueError):
 
 class FormatError(EplbError, ValueError):
     """A file that is not what it claims to be."""
+
+
+class PolicyError(EplbError, ValueError):
+    """A policy that cannot be loaded, or that fails."""
 
 
 class UnsolvedError(EplbError, RuntimeError):

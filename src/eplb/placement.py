@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from eplb.cluster import Cluster
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import as_array, check_values, is_tensor
+from eplb.scores import Average, balancedness
 
 __all__ = ["Placement"]
 
@@ -147,6 +148,20 @@ class Placement:
         Raises:
             LoadsError: loads of another shape, or values that are no numbers of tokens.
         """
+        of_slot = self.slot_load(loads)
+        by_gpu = of_slot.reshape(*of_slot.shape[:-1], self.cluster.num_gpus, -1)
+        # Slot after slot, as the planner adds, so that its peaks are these to the last bit.
+        load: NDArray[np.float64] = by_gpu[..., 0].copy()
+        for slot in range(1, self.cluster.slots_per_gpu):
+            load += by_gpu[..., slot]
+        return load
+
+    def slot_load(self, loads: Any) -> NDArray[np.float64]:
+        """Load of each physical expert, [..., L, P], from loads [..., L, E].
+
+        Raises:
+            LoadsError: loads of another shape, or values that are no numbers of tokens.
+        """
         array = as_array(loads)
         if array.shape[-2:] != self.logcnt.shape:
             raise LoadsError(
@@ -155,31 +170,22 @@ class Placement:
             )
         check_values(array)
         share = array / self.logcnt
-        of_slot = share[..., np.arange(self.num_layers)[:, None], self.phy2log]
-        by_gpu = of_slot.reshape(*array.shape[:-1], self.cluster.num_gpus, -1)
-        # Slot after slot, as the planner adds, so that its peaks are these to the last bit.
-        load: NDArray[np.float64] = by_gpu[..., 0].copy()
-        for slot in range(1, self.cluster.slots_per_gpu):
-            load += by_gpu[..., slot]
-        return load
+        of_slot: NDArray[np.float64] = share[..., np.arange(self.num_layers)[:, None], self.phy2log]
+        return of_slot
 
-    def balancedness(self, loads: Any) -> float:
+    def balancedness(self, loads: Any, *, average: Average = "mean") -> float:
         """Mean GPU load over max GPU load, averaged over windows and layers; 1 is perfect.
 
         Layers with no load are left out; where no layer has any, nothing waits and this is 1.
 
         Args:
             loads: [..., L, E] tokens routed to each logical expert.
+            average: "mean" of the ratios, or "pooled": sum of the means / sum of the maxima.
 
         Raises:
-            LoadsError: loads of another shape.
+            LoadsError: loads of another shape, or another average.
         """
-        load = self.gpu_load(loads)
-        peak = load.max(axis=-1)
-        loaded = peak > 0.0
-        if not loaded.any():
-            return 1.0
-        return min(float(np.mean(load.mean(axis=-1)[loaded] / peak[loaded])), 1.0)
+        return balancedness(self.gpu_load(loads), average)
 
     def moves_from(self, other: "Placement") -> int:
         """Moves from another placement to this: (layer, GPU, expert) held here and not there.
@@ -192,14 +198,26 @@ class Placement:
                 f"{other!r} and {self!r} are of different models: "
                 "no moves lead from one to the other"
             )
-        num_gpus = max(self.cluster.num_gpus, other.cluster.num_gpus)
-        return int(np.setdiff1d(self._held(num_gpus), other._held(num_gpus)).size)
+        return int(self.moves_by_layer(other).sum())
 
-    def _held(self, num_gpus: int) -> NDArray[np.int64]:
-        """A number for each (layer, GPU, expert) that is held, with `num_gpus` GPUs to a layer."""
-        gpu = np.arange(self.cluster.num_slots) // self.cluster.slots_per_gpu
-        layer = np.arange(self.num_layers)[:, None]
-        held: NDArray[np.int64] = (layer * num_gpus + gpu) * self.num_experts + self.phy2log
+    def moves_by_layer(self, other: "Placement") -> NDArray[np.int64]:
+        """[L] moves from another placement of the same model."""
+        mine, theirs = self._held(), other._held()
+        num_gpus = min(len(mine), len(theirs))
+        received = np.ones(mine.shape, np.bool_)
+        received[:num_gpus] = (mine[:num_gpus, :, :, None] != theirs[:num_gpus, :, None, :]).all(
+            axis=3
+        )
+        # A second copy on a GPU is no second move.
+        for slot in range(1, mine.shape[2]):
+            received[:, :, slot] &= (mine[:, :, :slot] != mine[:, :, slot, None]).all(axis=2)
+        moves: NDArray[np.int64] = received.sum(axis=(0, 2))
+        return moves
+
+    def _held(self) -> NDArray[np.int64]:
+        """[G, L, S] expert in each slot of each GPU."""
+        by_gpu = self.phy2log.reshape(self.num_layers, self.cluster.num_gpus, -1)
+        held: NDArray[np.int64] = by_gpu.transpose(1, 0, 2)
         return held
 
 

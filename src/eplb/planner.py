@@ -14,7 +14,7 @@ from eplb.loads import check_loads
 from eplb.placement import Placement
 from eplb.threads import check_threads, run_chunks
 
-__all__ = ["Plan", "plan", "warmup"]
+__all__ = ["Plan", "check_shape", "plan", "warmup"]
 
 _QUICK = (4, 8)
 """Layers that a thread takes at a time, least and most, where each takes microseconds."""
@@ -71,7 +71,7 @@ def plan(loads: Any, cluster: Cluster, *, num_groups: int = 1, threads: int | No
     checked = check_loads(loads)
     num_layers, num_experts = checked.shape
     num_groups = whole_number(num_groups, "num_groups")
-    nodes = _check_shape(num_experts, cluster, num_groups)
+    nodes = check_shape(num_experts, cluster, num_groups)
     threads = check_threads(threads)
     solution = _Solution(
         checked,
@@ -209,8 +209,12 @@ def warmup() -> None:
         made.placement.log2phy  # noqa: B018  # has a kernel of its own
 
 
-def _check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
-    """Check that the experts fit the cluster; return the nodes that groups are spread over."""
+def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
+    """Check that the experts fit the cluster; return the nodes that groups are spread over.
+
+    Raises:
+        ClusterError: fewer slots than experts, or groups that do not divide the experts.
+    """
     if cluster.num_slots < num_experts:
         enough = -(-num_experts // cluster.num_gpus)
         raise ClusterError(

@@ -1,0 +1,182 @@
+"""What decides a placement in a replay: one call, and a dict of those that have a name.
+
+A policy is any callable `(loads, cluster, *, current, num_groups)`: `loads` [T, L, E] are the
+windows known so far, the last one last, `current` the Placement that runs now. It returns the next
+one, as a Placement, a Plan or phy2log [L, P]; or None, to keep the current one.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.cluster import Cluster
+from eplb.errors import PolicyError
+from eplb.peers import load_peer, phy2log_of
+from eplb.placement import Placement
+from eplb.planner import plan
+
+__all__ = ["POLICIES", "Policy", "named_policies", "named_policy", "policy_from"]
+
+
+class Policy(Protocol):
+    """Decides which placement to run next."""
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        /,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> Any:
+        """The next Placement, Plan or phy2log [L, P], or None to keep `current`."""
+
+
+def _contiguous(
+    _loads: NDArray[np.float64], _cluster: Cluster, *, current: Placement, num_groups: int
+) -> None:
+    """The layout that engines start with, kept for ever."""
+    del current, num_groups
+
+
+@dataclass(frozen=True)
+class _Greedy:
+    """DeepSeek's algorithm on the sum of the windows, afresh each time."""
+
+    swaps: bool
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> NDArray[np.int64]:
+        from eplb.solver.greedy import greedy
+
+        del current
+        return greedy(loads.sum(axis=0), cluster, num_groups, swaps=self.swaps)
+
+
+@dataclass(frozen=True)
+class _Eplb:
+    """This planner, on the sum of the windows that it is given, afresh each time."""
+
+    threads: int | None = None
+    sees_next: bool = False
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> Placement:
+        del current
+        total = loads.sum(axis=0)
+        return plan(total, cluster, num_groups=num_groups, threads=self.threads).placement
+
+
+POLICIES: dict[str, Policy] = {
+    "contiguous": _contiguous,
+    "deepseek": _Greedy(swaps=False),
+    "seed": _Greedy(swaps=True),
+    "eplb": _Eplb(),
+    "oracle": _Eplb(sees_next=True),
+}
+"""Policies by name.
+
+contiguous: the layout that engines start with. deepseek: DeepSeek's EPLB, as engines run it.
+seed: the evolved version of it that this project started from. eplb: this planner. oracle: the
+same, shown the windows that come next: what knowing the future would give.
+"""
+
+
+@dataclass(frozen=True)
+class _Peer:
+    """A file's `rebalance_experts`, called as DeepSeek's with the sum of the windows."""
+
+    rebalance_experts: Callable[..., Any]
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> NDArray[np.int64]:
+        del current
+        total: Any = loads.sum(axis=0)
+        num_layers = total.shape[0]
+        if importlib.util.find_spec("torch") is not None:
+            import torch
+
+            total = torch.from_numpy(total)
+        answer = self.rebalance_experts(
+            total, cluster.num_slots, num_groups, cluster.num_nodes, cluster.num_gpus
+        )
+        return phy2log_of(answer, num_layers, cluster.num_slots)
+
+
+def policy_from(path: str | os.PathLike[str]) -> Policy:
+    """The policy in a Python file, which is run: its `policy`, or its `rebalance_experts`.
+
+    `policy` is called as any policy is, `rebalance_experts` as DeepSeek's EPLB with the sum of the
+    windows (a torch tensor where torch is installed).
+
+    Raises:
+        PolicyError: a file that is not there, that fails, or that has neither.
+    """
+    file = Path(path)
+    found = load_peer(file, ("policy", "rebalance_experts"))
+    return found.function if found.kind == "policy" else _Peer(found.function)
+
+
+def named_policies(names: Sequence[str], threads: int | None = None) -> dict[str, Policy]:
+    """The policies of names in `POLICIES`, or in the Python files of those paths, by their names.
+
+    Args:
+        names: of one or more; files are called as they are without their folder, and numbered where
+            two are called alike.
+        threads: most threads of this planner, None for one a processor.
+
+    Raises:
+        PolicyError: none of the two.
+    """
+    policies: dict[str, Policy] = {}
+    for name in names:
+        if name in POLICIES:
+            policy = POLICIES[name]
+            called = name
+            if isinstance(policy, _Eplb):
+                policy = replace(policy, threads=threads)
+        elif name.endswith(".py"):
+            policy = policy_from(name)
+            called = Path(name).stem
+        else:
+            known = ", ".join(POLICIES)
+            raise PolicyError(f"no policy is called {name!r}: give {known} or a .py file")
+        number = 1
+        while called in policies:
+            if name in POLICIES:
+                raise PolicyError(f"policy {name} is given twice")
+            number += 1
+            called = f"{Path(name).stem} {number}"
+        policies[called] = policy
+    return policies
+
+
+def named_policy(name: str, threads: int | None = None) -> Policy:
+    """One of `named_policies`."""
+    (policy,) = named_policies([name], threads).values()
+    return policy
