@@ -11,11 +11,11 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
 from bars import judge
 from cells import GRID, Cell, choose, custom, recorded
 from contest import compare, grow
+from options import OneLineParser, positive
 from report import Machine, Report
 from small import solve
 from startup import measure
@@ -28,20 +28,8 @@ from eplb.threads import check_threads
 _LARGE = "58x1024:4096/1024"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="bench/planner.py", description=(__doc__ or "").split("\n", 1)[0])
+def _parser() -> OneLineParser:
+    parser = OneLineParser(prog="bench/planner.py", description=(__doc__ or "").split("\n", 1)[0])
     add = parser.add_argument
     add(
         "--peer",
@@ -70,14 +58,14 @@ def _parser() -> _Parser:
     )
     add(
         "--threads",
-        type=_positive,
+        type=positive,
         action="append",
         metavar="N",
         help="threads of eplb.plan; again for more (default: 1 and 2)",
     )
-    add("--repeats", type=_positive, default=9, help="turns that everybody has in a cell (9)")
+    add("--repeats", type=positive, default=9, help="turns that everybody has in a cell (9)")
     add("--growth", action="store_true", help=f"time per slot in {_LARGE} against {GRID[0]}")
-    add("--small", type=_positive, metavar="N", help="N small layers against their true optimum")
+    add("--small", type=positive, metavar="N", help="N small layers against their true optimum")
     add("--startup", action="store_true", help="import, first plan and compiling, in new processes")
     add("--check", action="store_true", help="judge the bars; exit with 1 if any is missed")
     add("--json", action="store_true", help="print one JSON object and nothing else")

@@ -27,7 +27,8 @@ class Interval:
 
 def block_length(num_steps: int) -> int:
     """Windows in a block: the cube root of their number, as the bootstrap's error is least for."""
-    return max(1, round(float(num_steps) ** (1 / 3)))
+    cube_root: float = num_steps ** (1 / 3)
+    return max(1, round(cube_root))
 
 
 def ratio_interval(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> Interval | None:

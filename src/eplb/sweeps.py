@@ -5,7 +5,7 @@ default, a Dask or Ray cluster inside `joblib.parallel_config`.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,7 +98,7 @@ def sweep_rows(
     history: int = HISTORY,
     first: int = 1,
     jobs: int | None = None,
-) -> Iterator[SweepRow]:
+) -> Generator[SweepRow, None, None]:
     """The rows of a sweep one by one, as they are done, so that a user may stop after any.
 
     Arguments and errors are those of `sweep`.
