@@ -93,8 +93,12 @@ def test_output_is_what_sglang_loads(loads_file: Path, tmp_path: Path) -> None:
 def test_demo_needs_no_file() -> None:
     done = run("demo")
     assert done.returncode == 0, done.stderr
-    assert "58 MoE layers of 256 experts in 288 slots on 32 GPUs on 4 nodes" in done.stdout
+    assert "in 288 slots on 32 GPUs on 4 nodes" in done.stdout
     assert "less to do" in done.stdout
+    assert "each scored before any plan has seen it" in done.stdout
+    figures = json.loads(run("demo", "--json").stdout)
+    policies = {row["policy"]: row["balancedness"] for row in figures["comparison"]["scores"]}
+    assert policies["contiguous"] < 0.7 < policies["eplb"] <= figures["plan"]
 
 
 def test_narrow_terminal_without_colour(loads_file: Path) -> None:
@@ -135,11 +139,16 @@ def test_wrong_arguments_are_one_line(loads_file: Path, arguments: list[str], me
 def test_broken_files_are_one_line(tmp_path: Path) -> None:
     cut = tmp_path / "cut.json"
     cut.write_text('{"logical_count": [[1, 2], [3')
-    for path in (cut, tmp_path / "missing.json", tmp_path):
-        done = run("plan", path, "--gpus", 2)
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"eplb: {path}: ")
-        assert done.stderr.count("\n") == 1
+    for path, named in (
+        (cut, cut),
+        (tmp_path / "missing.json", tmp_path / "missing.json"),
+        (tmp_path, cut),
+    ):
+        for command in (["plan", path, "--gpus", 2], ["inspect", path], ["convert", path, "a.csv"]):
+            done = run(*command)
+            assert done.returncode == 2
+            assert done.stderr.startswith(f"eplb: {named}: ")
+            assert done.stderr.count("\n") == 1
 
 
 def test_missing_option_is_a_usage_error(loads_file: Path) -> None:

@@ -48,10 +48,18 @@ def test_names_are_locked() -> None:
         "Placement",
         "PlacementError",
         "Plan",
+        "PolicyError",
+        "Replay",
         "UnsolvedError",
         "__version__",
+        "compare",
+        "load_trace",
         "plan",
         "rebalance_experts",
+        "replay",
+        "save_trace",
+        "sweep",
+        "synthetic",
         "warmup",
     ]
 
@@ -101,6 +109,7 @@ def test_tree_of_errors() -> None:
         errors.ClusterError,
         errors.PlacementError,
         errors.FormatError,
+        errors.PolicyError,
     ):
         assert issubclass(error, ValueError)
     assert issubclass(errors.UnsolvedError, RuntimeError)

@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from eplb import synthetic
     from eplb.cluster import Cluster
+    from eplb.comparison import compare
     from eplb.drop_in import rebalance_experts
     from eplb.errors import (
         ClusterError,
@@ -16,10 +18,14 @@ if TYPE_CHECKING:
         LoadsError,
         MissingExtraError,
         PlacementError,
+        PolicyError,
         UnsolvedError,
     )
+    from eplb.formats import load_trace, save_trace
     from eplb.placement import Placement
     from eplb.planner import Plan, plan, warmup
+    from eplb.replayer import Replay, replay
+    from eplb.sweeps import sweep
     from eplb.trace import LoadTrace
 
 __version__ = "0.1.0"
@@ -35,10 +41,18 @@ __all__ = [
     "Placement",
     "PlacementError",
     "Plan",
+    "PolicyError",
+    "Replay",
     "UnsolvedError",
     "__version__",
+    "compare",
+    "load_trace",
     "plan",
     "rebalance_experts",
+    "replay",
+    "save_trace",
+    "sweep",
+    "synthetic",
     "warmup",
 ]
 
@@ -47,8 +61,14 @@ _MODULE_OF = {
     "LoadTrace": "eplb.trace",
     "Placement": "eplb.placement",
     "Plan": "eplb.planner",
+    "Replay": "eplb.replayer",
+    "compare": "eplb.comparison",
+    "load_trace": "eplb.formats",
     "plan": "eplb.planner",
     "rebalance_experts": "eplb.drop_in",
+    "replay": "eplb.replayer",
+    "save_trace": "eplb.formats",
+    "sweep": "eplb.sweeps",
     "warmup": "eplb.planner",
 }
 
@@ -56,6 +76,8 @@ _MODULE_OF = {
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'eplb' has no attribute {name!r}")
+    if name == "synthetic":
+        return import_module("eplb.synthetic")
     value: object = getattr(import_module(_MODULE_OF.get(name, "eplb.errors")), name)
     globals()[name] = value
     return value

@@ -31,8 +31,8 @@ class Score:
         gain: balancedness above that of the first policy compared.
         gain_interval: of that; both policies' windows are drawn together.
         plans: times that the policy was asked.
-        moved: share of all slots that GPUs had to receive at a plan, the first left out, on
-            average; None where there was no other.
+        moved: share of the slots of layers with any load that GPUs had to receive at a plan, the
+            first left out, on average; None where there was no other.
         bytes_per_plan: the same in bytes, None where an expert's bytes are unknown.
         plan_ms: median time of a plan in milliseconds; longest_plan_ms: the longest, in which
             kernels may have been compiled.
@@ -161,8 +161,9 @@ def score(replay: Replay, reference: Replay | None = None) -> Score:
     loaded = known > 0.0
     worst = (sums[loaded] / known[loaded]).min() if loaded.any() else 1.0
     later = np.flatnonzero(replay.planned)[1:]
-    received = replay.moves[later].sum(axis=1)
-    slots = replay.moves.shape[1] * replay.cluster.num_slots
+    moe = replay.peak.any(axis=0)  # a dense layer has nothing to move
+    received = replay.moves[np.ix_(later, moe)].sum(axis=1)
+    slots = max(1, int(moe.sum())) * replay.cluster.num_slots
     seconds = replay.seconds[replay.planned]
     return Score(
         policy=replay.name,

@@ -1,0 +1,194 @@
+"""`eplb compare` and `eplb sweep`: policies on a trace, each scored on what it has not seen."""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from eplb.cli.interrupts import INTERRUPTED, stopping_on_interrupt
+from eplb.cli.options import AsJson, Gpus, Groups, Merge, Nodes, Slots, TraceFile, cluster_of
+from eplb.comparison import compare
+from eplb.comparison_text import print_comparison, print_sweep
+from eplb.formats import load_trace
+from eplb.policies import POLICIES, named_policies
+from eplb.records import check_ending, write_comparison, write_sweep
+from eplb.replayer import HISTORY
+from eplb.sweeps import SweepRow, sweep_rows
+
+__all__ = ["compare_policies", "sweep_policies"]
+
+_DEFAULT = ["contiguous", "seed", "eplb", "oracle"]
+
+Policies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        help=f"{', '.join(POLICIES)}, or a Python file with `policy` or `rebalance_experts`, "
+        f"which is run; again for more. [default: {', '.join(_DEFAULT)}]",
+        show_default=False,
+    ),
+]
+History = Annotated[int, typer.Option(help="Most windows before it that a plan is made from.")]
+First = Annotated[
+    int, typer.Option(help="The first window served; those before it are only planned from.")
+]
+Record = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Write every figure here, as .csv or .json."),
+]
+
+
+def compare_policies(
+    trace: TraceFile,
+    gpus: Gpus,
+    policy: Policies = None,
+    nodes: Nodes = 1,
+    slots: Slots = None,
+    groups: Groups = 1,
+    every: Annotated[int, typer.Option(help="Windows from one plan to the next.")] = 1,
+    history: History = HISTORY,
+    first: First = 1,
+    merge: Merge = 1,
+    expert_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of an expert's weights in one layer.")
+    ] = None,
+    output: Record = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay policies on a trace, side by side: each window is scored before a plan has seen it.
+
+    Ctrl-C stops, and prints and writes what was done so far.
+    """
+    if output is not None:
+        check_ending(output)
+    policies = named_policies(policy or _DEFAULT)
+    loads = load_trace(trace).merged(merge)
+    cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+    console = Console(stderr=True)
+    with stopping_on_interrupt(console) as stopped, _progress(console, "replaying") as advance:
+
+        def after_window(done: int, wanted: int) -> bool:
+            advance(done, wanted)
+            return not stopped()
+
+        comparison = compare(
+            loads,
+            cluster,
+            policies,
+            num_groups=groups,
+            every=every,
+            history=history,
+            first=first,
+            expert_bytes=expert_bytes,
+            progress=after_window,
+        )
+    if output is not None:
+        write_comparison(output, comparison, loads)
+    if as_json:
+        print(json.dumps(comparison.to_json()))  # noqa: T201
+    else:
+        print_comparison(Console(), str(trace), comparison)
+        _say_written(output)
+    if comparison.windows < comparison.wanted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def sweep_policies(
+    trace: TraceFile,
+    gpus: Annotated[list[int], typer.Option(help="GPUs that share the experts; again for more.")],
+    policy: Policies = None,
+    spare: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Slots on each GPU beyond those that the experts fill; again for more. "
+            "[default: 1]",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Windows from one plan to the next; again for more. [default: 1]",
+            show_default=False,
+        ),
+    ] = None,
+    nodes: Nodes = 1,
+    groups: Groups = 1,
+    history: History = HISTORY,
+    first: First = 1,
+    merge: Merge = 1,
+    jobs: Annotated[int, typer.Option(help="Replays at a time, -1 for one a core.")] = -1,
+    output: Record = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay policies x cluster sizes x spare slots x cadences, over all cores.
+
+    Ctrl-C stops, and prints and writes what was done so far.
+    """
+    if output is not None:
+        check_ending(output)
+    policies = policy or _DEFAULT
+    loads = load_trace(trace).merged(merge)
+    clusters = [
+        cluster_of(loads.num_experts, size, nodes, None, spare=more)
+        for size, more in itertools.product(gpus, spare or [1])
+    ]
+    cadences = every or [1]
+    wanted = len(clusters) * len(cadences) * len(policies)
+    rows: list[SweepRow] = []
+    console = Console(stderr=True)
+    with stopping_on_interrupt(console) as stopped, _progress(console, "sweeping") as advance:
+        found = sweep_rows(
+            loads,
+            clusters,
+            policies,
+            every=cadences,
+            num_groups=groups,
+            history=history,
+            first=first,
+            jobs=jobs,
+        )
+        with contextlib.closing(found):
+            for row in found:
+                rows.append(row)
+                advance(len(rows), wanted)
+                if stopped():
+                    break
+    if output is not None and rows:
+        write_sweep(output, rows)
+    if as_json:
+        print(json.dumps([row.to_json() for row in rows]))  # noqa: T201
+    else:
+        print_sweep(Console(), str(trace), rows, wanted)
+        _say_written(output)
+    if len(rows) < wanted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _say_written(output: Path | None) -> None:
+    if output is not None:
+        Console().print(f"Every figure is in {output}.", highlight=False, markup=False)
+
+
+class _Advance:
+    """Moves a progress bar; made when the first step is done, so that short work shows none."""
+
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(what, total=None)
+
+    def __call__(self, done: int, wanted: int) -> None:
+        self._progress.update(self._task, completed=done, total=wanted)
+
+
+@contextlib.contextmanager
+def _progress(console: Console, what: str) -> Iterator[_Advance]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield _Advance(progress, what)
