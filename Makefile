@@ -20,7 +20,7 @@ $(VENV)/.dev: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(VENV)/.run $@
 
-demo: $(VENV)/.run  ## plan a load made to DeepSeek-V3's shape and skew, and say what was gained
+demo: $(VENV)/.run  ## plan and replay loads that behave like DeepSeek-V3's, and say what was gained
 	@$(BIN)/eplb demo
 
 test: $(VENV)/.dev  ## the whole suite
