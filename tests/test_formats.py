@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from eplb.errors import FormatError
-from eplb.files import write_text
-from eplb.formats import read_loads
+from eplb import FormatError, LoadTrace
+from eplb.formats import json_file, load_trace, read_loads, save_trace
 
 LOADS = np.array([[0.0, 0.0, 0.0], [5.0, 1.0, 2.0]])
 
@@ -28,6 +25,9 @@ def save(path: Path, loads: Any) -> Path:
         np.save(path, loads)
     elif path.suffix == ".npz":
         np.savez_compressed(path, counts=loads)
+    elif path.suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow reads and writes Parquet")
+        save_trace(LoadTrace(loads), path)
     elif path.suffix == ".csv":
         np.savetxt(path, loads, delimiter=",")
     else:
@@ -101,36 +101,115 @@ def test_pickled_code_never_runs(tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not a JSON file"),
-        ("{", "not a JSON file"),
-        ("[" * 100_000, "nested too deep|not a JSON file"),
-        ('{"a": 1}', "expected the key 'logical_count', found 'a'"),
-        ("{}", "expected the key 'logical_count', found none"),
-        ('{"logical_count": 3}', "expected rows of numbers, found int"),
-        ("7", "expected rows of numbers, found int"),
-        ("[[1, 2], [3]]", "rows of different lengths"),
-        ('[["a", "b"]]', "give real numbers"),
-        ("[[null]]", "give real numbers"),
-        ("[1, 2]", r"give two axes, layers and experts \[L, E\]"),
-        ("[[[[1]]]]", r"give two axes, layers and experts \[L, E\]"),
-        ("[]", r"give two axes"),
-        ("[[]]", "loads are empty"),
-        ("[[1, NaN]]", r"loads\[0, 1\] is nan"),
-        ("[[1, Infinity]]", r"loads\[0, 1\] is inf"),
-        ("[[1, -2]]", r"loads\[0, 1\] is -2"),
-        ("[[[1, -2]], [[1, 3]]]", r"loads\[0, 1\] is -2"),
-        ("[[1, 1" + "0" * 400 + "]]", "give real numbers|too large"),
-    ],
-)
+JSON_ERRORS = [
+    ("", "not a JSON file"),
+    (" ", "not a JSON file"),
+    ("{", "not a JSON file|found neither"),
+    ("[" * 100_000, "nested too deep"),
+    ('{"a": 1}', "expected the key 'logical_count' or 'load_history', found"),
+    ("{}", "expected the key 'logical_count' or 'load_history', found"),
+    ('{"logical_count": [[1]], "logical_count": [[2]]}', "key 'logical_count' stands there (2|tw)"),
+    ("[[1, 2], [3]]", r"the array\[1\] has shape \(1,\), those before \(2,\)"),
+    ("[[[1, 2], [3]]]", r"the array\[0\]\[1\] is no row of 2 numbers"),
+    ("[[[1]], [[1], [2]]]", r"the array\[1\] has shape \(2, 1\), those before \(1, 1\)"),
+    ('[["a", "b"]]', r"the array\[0\] has str, expected real numbers"),
+    ("[[1, true]]", r"the array\[0\] has bool, expected real numbers"),
+    ("[[null]]", r"the array\[0\] has NoneType, expected real numbers"),
+    ("[1, 2]", r"the array\[0\] is (float|int), expected a row of numbers"),
+    ("[[[[1]]]]", r"the array\[0\]\[0\] has list, expected real numbers"),
+    ("[]", "the array is empty"),
+    ("[[]]", r"the array\[0\] is empty"),
+    ("[[[]]]", r"the array\[0\]\[0\] is empty"),
+    ("[[1, NaN]]", r"loads\[0, 0, 1\] is nan|invalid char"),
+    ("[[1, Infinity]]", r"loads\[0, 0, 1\] is inf|invalid char"),
+    ("[[1, -2]]", r"loads\[0, 0, 1\] is -2"),
+    ("[[[1, -2]], [[1, 3]]]", r"loads\[0, 0, 1\] is -2"),
+    ("[[1, 1" + "0" * 400 + "]]", r"loads\[0, 0, 1\] is inf|overflow"),
+    ("[[1, 1" + "0" * 10_000 + "]]", r"loads\[0, 0, 1\] is inf|overflow"),
+    ("[[1]] 2", "not a JSON file"),
+    ('{"load_history": []}', "load_history is empty"),
+    ('{"load_history": [[[1]]]}', r"load_history\[0\] is no object with the key 'logical_expert"),
+    ('{"load_history": [{"x": 1}]}', r"load_history\[0\] is no object with the key"),
+    (
+        '{"load_history": [{"logical_expert_load": [[1]]}, {"logical_expert_load": [[1, 2]]}]}',
+        r"load_history\[1\] has shape \(1, 2\), those before \(1, 1\)",
+    ),
+    (
+        '{"load_history": [{"logical_expert_load": [[1]], "logical_expert_load": [[2]]}]}',
+        "the key 'logical_expert_load' stands there twice",
+    ),
+]
+
+
+@pytest.fixture(params=["at once", "as a stream"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small files are parsed at once, large ones as a stream: here both ways."""
+    if request.param == "as a stream":
+        pytest.importorskip("ijson", reason="ijson reads streams")
+        monkeypatch.setattr(json_file, "_SMALL", -1)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(("text", "message"), JSON_ERRORS)
 def test_json_that_is_no_loads(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(FormatError, match=message) as raised:
-        read_loads(path)
+        load_trace(path)
     assert str(raised.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"logical_count": 3}', "logical_count is float, expected rows of numbers"),
+        ("7", "the array is float, expected rows of numbers"),
+        ('{"load_history": {}}', "load_history is no list of windows"),
+    ],
+)
+def test_json_without_rows(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(FormatError, match=message):
+        load_trace(tmp_path / "a.json")
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_json_of_every_layout(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "a.json"
+    windows = np.stack([LOADS, 2 * LOADS])
+    history = [
+        {"step": 1, "note": '"load [\\', "logical_expert_load": window.tolist(), "more": {"x": [1]}}
+        for window in windows
+    ]
+    for content, expected in [
+        (LOADS.tolist(), LOADS),
+        (windows.tolist(), windows),
+        ({"note": {"logical_expert_load": 1}, "logical_count": LOADS.tolist()}, LOADS),
+        ({"logical_count": windows.tolist(), "more": [[[[1]]]]}, windows),
+        ({"model": "a", "load_history": history, "end": None}, windows),
+    ]:
+        for options in ({}, {"indent": 4}, {"separators": (",", ":")}):
+            text = json.dumps(content, **options)
+            path.write_text(f"{mark} \n{text}\n", encoding="utf-8")
+            assert load_trace(path) == LoadTrace(expected)
+
+
+def test_streams_are_cut_where_nothing_comes(tmp_path: Path, way: str) -> None:
+    """Each would take ever more memory if it were read on."""
+    if way == "at once":
+        return
+    path = tmp_path / "a.json"
+    for text in (
+        '{"load_history": [{"x": [' + "[]," * 3_000_000,
+        '["' + "x" * 6_000_000,
+        "[[" + "1" * 6_000_000,
+        '{"load_history": [{"' + "x" * 6_000_000,
+    ):
+        path.write_text(text)
+        with pytest.raises(FormatError, match=r"bytes without a (value|whole window)"):
+            load_trace(path)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +219,11 @@ def test_json_that_is_no_loads(tmp_path: Path, text: str, message: str) -> None:
         ("a,b\n", "has no line of numbers"),
         ("1,2\n3,x\n", "line 2 has 'x', no number"),
         ("1,2\n3\n", "line 2 has 1 columns, lines before 2"),
-        ("1,-2\n", r"loads\[0, 1\] is -2"),
+        ("1,-2\n", r"loads\[0, 0, 1\] is -2"),
+        ("1,1e999\n", r"loads\[0, 0, 1\] is inf"),
+        ('1,"2\n', "not a CSV file"),
+        ("1," * 3_000_000, "line 1 is longer than"),
+        ("1" * 200_000, "not a CSV file|line 1 has"),
     ],
 )
 def test_csv_that_is_no_loads(tmp_path: Path, text: str, message: str) -> None:
@@ -172,7 +255,7 @@ def test_headers_that_lie(tmp_path: Path) -> None:
         read_loads(archive)
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.npy", "a.npz", "a.pt"])
+@pytest.mark.parametrize("name", ["a.json", "a.npy", "a.npz", "a.pt", "a.parquet"])
 def test_cut_short_anywhere(tmp_path: Path, name: str) -> None:
     whole = save(tmp_path / name, LOADS).read_bytes()
     for length in sorted({0, 1, 2, 10, *range(20, len(whole) - 1, max(1, len(whole) // 25))}):
@@ -181,49 +264,22 @@ def test_cut_short_anywhere(tmp_path: Path, name: str) -> None:
             read_loads(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", [".json", ".npy", ".npz", ".csv", ".pt"])
-@given(content=st.binary(max_size=200))
-def test_any_bytes_are_loads_or_an_error(
-    tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes
-) -> None:
-    path = tmp_path_factory.mktemp("fuzz") / f"a{suffix}"
-    path.write_bytes(content)
-    try:
-        loads = read_loads(path)
-    except FormatError as error:
-        message = str(error)
-    else:
-        assert loads.ndim == 2
-        assert (loads >= 0).all()
-        return
-    assert message.startswith(str(path))
-
-
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="does not exist"):
         read_loads(tmp_path / "a.json")
     (tmp_path / "b.json").mkdir()
-    with pytest.raises(FormatError, match="is a folder"):
+    with pytest.raises(FormatError, match=r"b\.json: has no file that ends in"):
         read_loads(tmp_path / "b.json")
-    with pytest.raises(FormatError, match=r"none of \.csv, \.json, \.npy, \.npz, \.pt"):
-        read_loads(tmp_path / "a.parquet")
-
-
-def test_write_replaces_or_leaves_alone(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text("old")
-    write_text(path, "new")
-    assert path.read_text() == "new"
-    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
-    with pytest.raises(FormatError, match="cannot be written"):
-        write_text(tmp_path / "none" / "a.json", "text")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
-    assert path.read_text() == "new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(FormatError, match=r"none of \.csv, \.json, \.npy, \.npz, \.parquet, \.pt"):
+        load_trace(tmp_path / "a.txt")
+    os.mkfifo(tmp_path / "c.json")
+    (tmp_path / "d.json").symlink_to("/dev/zero")
+    for name in ("c.json", "d.json"):
+        with pytest.raises(FormatError, match=rf"{name}: is no regular file and no folder"):
+            load_trace(tmp_path / name)
+    with pytest.raises(FormatError, match="does not exist"):
+        load_trace("a\0.json")
+    (tmp_path / "e.json").symlink_to("e.json")
+    with pytest.raises(FormatError, match=r"e\.json: "):
+        load_trace(tmp_path / "e.json")

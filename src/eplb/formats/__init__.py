@@ -1,62 +1,87 @@
 """Files that engines and users keep loads and placements in: one module a format."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import FormatError, LoadsError
-from eplb.formats.arrays import read_csv, read_npy, read_npz
-from eplb.formats.sglang import read_json
-from eplb.formats.torch_file import read_pt
-from eplb.loads import check_loads
+from eplb.errors import FormatError
+from eplb.formats.arrays import write_npz
+from eplb.formats.csv_file import write_csv
+from eplb.formats.folder import read_file, read_folder
+from eplb.formats.parquet_file import write_parquet
+from eplb.formats.source import naming
+from eplb.trace import LoadTrace
 
-__all__ = ["read_loads"]
+__all__ = ["load_trace", "read_loads", "save_trace"]
 
-_READERS: dict[str, Callable[[Path], NDArray[np.float64]]] = {
-    ".csv": read_csv,
-    ".json": read_json,
-    ".npy": read_npy,
-    ".npz": read_npz,
-    ".pt": read_pt,
-}
+_WRITERS = {".csv": write_csv, ".npz": write_npz, ".parquet": write_parquet}
 
 
-def read_loads(path: str | os.PathLike[str]) -> NDArray[np.float64]:
-    """Loads from a file: SGLang's `logical_count` JSON or `.pt`, `.npy`, `.npz` or CSV.
+def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
+    """The trace in a file or a folder, in any format that an engine or this project writes.
+
+    - `.json`: `{"logical_count": [L][E] or [T][L][E]}` or the bare array, as SGLang takes it;
+      `{"load_history": [{"logical_expert_load": [L][E]}, ...]}`, as the research benchmark has it.
+    - `.pt`: dumps of SGLang's expert recorder in all its modes, without steps that were not used;
+      a bare tensor, as vllm-ascend's tool takes it.
+    - `.npy`, `.npz`, `.csv`, `.parquet`: one array or table [L, E], for arrays also [T, L, E]; or
+      what `save_trace` wrote.
+    - A folder of TensorRT-LLM's statistics, or of a recording's files by rank, or of any files
+      above: these follow each other by the time or the numbers in their names, and windows are
+      named after them. Hidden files, folders and other endings are passed over.
+
+    Nothing in a file is ever run. Reading takes no more memory than 256 MiB and four times the
+    resulting array, and what would take more is refused. Pages of a `.pt` file do not count: it is
+    mapped, and the system takes them back where memory is short.
 
     Args:
-        path: a file; its ending tells the format. Windows or steps [T, L, E] are added up.
+        path: a file, whose ending tells the format, or a folder.
 
     Returns:
-        [L, E], with all layers that the file has; those of dense layers are all zero.
+        All windows and all layers that the source has; those of dense layers are all zero.
 
     Raises:
         FormatError: a file that cannot be read, or is not what its ending says; the message begins
-            with the path.
-        MissingExtraError: a `.pt` file without torch.
+            with the path of that file.
+        MissingExtraError: a format whose package is not installed.
     """
-    file = Path(path)
-    reader = _READERS.get(file.suffix.lower())
-    if reader is None:
-        known = ", ".join(sorted(_READERS))
-        raise FormatError(f"{file}: the ending tells the format, and it is none of {known}")
-    try:
-        if not file.is_file():
-            reason = "is a folder, not a file" if file.is_dir() else "does not exist"
-            raise FormatError(f"{file}: {reason}")
-        array = reader(file)
-    except OSError as error:
-        raise FormatError(f"{file}: {error.strerror or error}") from None
-    except MemoryError:
-        raise FormatError(f"{file}: claims more values than memory holds") from None
-    try:
-        if array.ndim == 3 and array.size:
-            # Each window is checked, so that what is wrong in one cannot hide in the sum.
-            check_loads(array.reshape(-1, array.shape[-1]))
-            array = array.sum(axis=0)
-        return check_loads(array)
-    except LoadsError as error:
-        raise FormatError(f"{file}: {error}") from None
+    source = Path(path)
+    with naming(source):
+        folder = source.is_dir()
+        if not folder and not source.exists():
+            raise FormatError(f"{source}: does not exist")
+        return read_folder(source) if folder else read_file(source)
+
+
+def read_loads(path: str | os.PathLike[str]) -> NDArray[np.float64]:
+    """The loads of a file or folder that `load_trace` reads, all windows added up.
+
+    Returns:
+        [L, E], with all layers that the source has; those of dense layers are all zero.
+
+    Raises:
+        FormatError, MissingExtraError: as `load_trace`.
+    """
+    return load_trace(path).total()
+
+
+def save_trace(trace: LoadTrace, path: str | os.PathLike[str]) -> None:
+    """Write a trace so that `load_trace` reads it back unchanged, whole or not at all.
+
+    Args:
+        trace: what to write.
+        path: a file that ends in `.npz` (the compact form, for this project and numpy), `.csv` or
+            `.parquet` (a long table: window, time where known, layer, and a column an expert).
+
+    Raises:
+        FormatError: another ending, or a path that cannot be written.
+        MissingExtraError: Parquet without pyarrow.
+    """
+    target = Path(path)
+    writer = _WRITERS.get(target.suffix.lower())
+    if writer is None:
+        known = ", ".join(_WRITERS)
+        raise FormatError(f"{target}: the ending tells the format, and it is none of {known}")
+    writer(trace, target)

@@ -1,87 +1,118 @@
-"""Plain arrays of loads: `.npy`, `.npz` and CSV, read with numpy and never unpickled."""
+"""Arrays of loads: `.npy`, `.npz`, and the project's own compact `.npz`, never unpickled.
 
-import csv
-import io
+The project's own form has the arrays `loads` [T, L, E] in the smallest type that holds them,
+`times` [T] where they are known, and `about`: the bytes of a line of JSON with names, top_k, model.
+"""
+
+import warnings
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import FormatError, LoadsError
-from eplb.loads import as_array
+from eplb.errors import FormatError
+from eplb.files import replacing
+from eplb.formats.about import about_text, trace_about
+from eplb.formats.source import check_packing, check_size, open_zip, reason
+from eplb.trace import LoadTrace
 
-__all__ = ["read_csv", "read_npy", "read_npz"]
+__all__ = ["read_npy", "read_npz", "write_npz"]
 
 _NAMES = ("logical_count", "loads", "counts", "load")
 """Names of the array in an `.npz` that has several, the first found is taken."""
 
-_LARGEST = 4 << 30
-"""Bytes of the largest array that is read, as its header tells."""
+_CHUNK = 1 << 20
+"""Values that are converted at once."""
+
+_LARGEST_NOTE = 64 << 20
 
 
-def read_npy(path: Path) -> NDArray[np.float64]:
+def read_npy(path: Path) -> LoadTrace:
     """Loads [L, E] or [T, L, E] in a `.npy` file."""
     with path.open("rb") as file:
-        return _read_array(file, path.stat().st_size, str(path))
+        return LoadTrace(_read_array(file, path.stat().st_size, path, "the array"))
 
 
-def read_npz(path: Path) -> NDArray[np.float64]:
-    """Loads in a `.npz` file: its only array, or the one named as loads are."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            chosen = [name for name in _NAMES if name in members] or list(members)
-            if not chosen or (len(members) > 1 and chosen[0] not in _NAMES):
-                raise FormatError(
-                    f"{path}: has arrays {', '.join(sorted(members)) or 'none'}: "
-                    f"name that of the loads {_NAMES[0]}"
-                )
-            member = members[chosen[0]]
-            size = archive.getinfo(member).file_size
-            with archive.open(member) as file:
-                return _read_array(file, size, f"{path}, array {chosen[0]}")
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError) as error:
-        raise FormatError(f"{path}: not a whole .npz file ({error})") from None
-    except RuntimeError:
-        raise FormatError(f"{path}: is encrypted") from None
-    except Exception as error:
-        # zlib's errors have no common base with zipfile's.
-        if type(error).__module__ == "zlib":
-            raise FormatError(f"{path}: not a whole .npz file ({error})") from None
-        raise
+def read_npz(path: Path) -> LoadTrace:
+    """Loads in a `.npz` file: the project's own, its only array, or the one named as loads are."""
+    with open_zip(path, ".npz") as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if "about" in members and "loads" in members:
+            return _read_own(archive, members, path)
+        chosen = [name for name in _NAMES if name in members] or list(members)
+        if not chosen or (len(members) > 1 and chosen[0] not in _NAMES):
+            raise FormatError(
+                f"{path}: has arrays {', '.join(sorted(members)[:8])[:200] or 'none'}: "
+                f"name that of the loads {_NAMES[0]}"
+            )
+        return LoadTrace(_read_member(archive, members[chosen[0]], path))
 
 
-def read_csv(path: Path) -> NDArray[np.float64]:
-    """Loads in a CSV file: a line a layer, a column an expert; a heading line is passed over."""
-    rows: list[list[float]] = []
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        for number, row in enumerate(csv.reader(io.StringIO(text), strict=True), start=1):
-            if not row:
-                continue
-            try:
-                values = [float(cell) for cell in row]
-            except ValueError:
-                if number == 1:
-                    continue
-                wrong = next(cell for cell in row if not _is_number(cell))
-                raise FormatError(f"{path}: line {number} has {wrong[:40]!r}, no number") from None
-            if rows and len(values) != len(rows[0]):
-                raise FormatError(
-                    f"{path}: line {number} has {len(values)} columns, lines before {len(rows[0])}"
-                )
-            rows.append(values)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise FormatError(f"{path}: not a CSV file ({error})") from None
-    if not rows:
-        raise FormatError(f"{path}: has no line of numbers")
-    return np.array(rows)
+def write_npz(trace: LoadTrace, path: Path) -> None:
+    """Write the project's own compact form: whole numbers in the smallest type that holds them."""
+    arrays: dict[str, Any] = {"loads": trace.loads.astype(_smallest(trace), copy=False)}
+    if trace.times is not None:
+        arrays["times"] = trace.times
+    arrays["about"] = np.frombuffer(about_text(trace, names=True).encode("ascii"), np.uint8)
+    with replacing(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
-def _read_array(file: IO[bytes], size: int, name: str) -> NDArray[np.float64]:
+def _read_own(
+    archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], path: Path
+) -> LoadTrace:
+    if members["about"].file_size > _LARGEST_NOTE:
+        raise FormatError(f"{path}: its note about the loads is longer than {_LARGEST_NOTE} bytes")
+    text = _read_member(archive, members["about"], path).astype(np.uint8).tobytes()
+    loads = _read_member(archive, members["loads"], path)
+    times = _read_member(archive, members["times"], path) if "times" in members else None
+    return trace_about(path, text, loads, [], times)
+
+
+def _read_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path
+) -> NDArray[np.float64]:
+    what = f"array {info.filename.removesuffix('.npy')[:80]!r}"
+    check_packing(path, what, info.file_size, info.compress_size)
+    with archive.open(info) as file:
+        return _read_array(file, info.file_size, path, what)
+
+
+def _read_array(file: IO[bytes], size: int, path: Path, what: str) -> NDArray[np.float64]:
     """Read a `.npy` stream of `size` bytes after its header has been found to tell the truth."""
+    shape, fortran, dtype = _read_header(file, path, what)
+    if dtype.hasobject:
+        raise FormatError(f"{path}: {what} holds pickled objects, which are never loaded")
+    if dtype.kind not in "uif" or dtype.itemsize > 8:
+        raise FormatError(f"{path}: {what} holds {str(dtype)[:40]}, expected real numbers")
+    num_values = 1
+    for length in shape:
+        num_values *= length
+    if num_values * dtype.itemsize > size or any(length < 0 for length in shape):
+        raise FormatError(
+            f"{path}: {what} claims shape {str(shape)[:80]} of {dtype}, and is only "
+            f"{size} bytes long"
+        )
+    check_size(path, what, num_values)
+    array = np.empty(num_values)
+    for start in range(0, num_values, _CHUNK):
+        wanted = min(_CHUNK, num_values - start) * dtype.itemsize
+        data = file.read(wanted)
+        if len(data) < wanted:
+            raise FormatError(
+                f"{path}: {what} is cut short, {start * dtype.itemsize + len(data)} of "
+                f"{num_values * dtype.itemsize} bytes"
+            )
+        array[start : start + _CHUNK] = np.frombuffer(data, dtype)
+    array = array.reshape(shape, order="F" if fortran else "C")
+    array = np.ascontiguousarray(array) if array.ndim else array
+    array.flags.writeable = False
+    return array
+
+
+def _read_header(file: IO[bytes], path: Path, what: str) -> tuple[Any, bool, np.dtype[Any]]:
     formats = np.lib.format
     try:
         version = formats.read_magic(file)
@@ -90,32 +121,31 @@ def _read_array(file: IO[bytes], size: int, name: str) -> NDArray[np.float64]:
             (2, 0): formats.read_array_header_2_0,
         }.get(version)
         if read_header is None:
-            raise FormatError(f"{name}: is of .npy version {version}, known are 1.0 and 2.0")
-        shape, fortran, dtype = read_header(file)
-    except ValueError as error:
-        raise FormatError(f"{name}: not a .npy file ({str(error).splitlines()[0]})") from None
-    if dtype.hasobject:
-        raise FormatError(f"{name}: holds pickled objects, which are never loaded")
-    if dtype.kind not in "uif":
-        raise FormatError(f"{name}: holds {dtype}, no real numbers")
-    num_bytes = dtype.itemsize
-    for length in shape:
-        num_bytes *= length
-    if num_bytes > min(size, _LARGEST) or any(length < 0 for length in shape):
-        raise FormatError(f"{name}: claims shape {shape} of {dtype}, and is only {size} bytes long")
-    data = file.read(num_bytes)
-    if len(data) < num_bytes:
-        raise FormatError(f"{name}: is cut short, {len(data)} of {num_bytes} bytes")
-    array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-    try:
-        return as_array(array)
-    except LoadsError as error:
-        raise FormatError(f"{name}: {error}") from None
+            raise FormatError(
+                f"{path}: {what} is of .npy version {version}, known are (1, 0) and (2, 0)"
+            )
+        with warnings.catch_warnings():
+            # A header is Python text, and odd text in it would warn the user of his own code.
+            warnings.simplefilter("error")
+            return read_header(file)
+    except FormatError:
+        raise
+    except (zipfile.BadZipFile, EOFError, OSError):
+        raise
+    except Exception as error:  # whatever Python's parser makes of a header
+        if type(error).__module__ == "zlib":
+            raise
+        raise FormatError(f"{path}: {what} is not a .npy file ({reason(error)})") from None
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _smallest(trace: LoadTrace) -> np.dtype[Any]:
+    """The smallest unsigned type that holds all loads exactly, float64 where they are not whole."""
+    whole = all(np.array_equal(window, np.floor(window)) for window in trace.loads)
+    largest = float(trace.loads.max())
+    if whole:
+        for name in ("uint8", "uint16", "uint32", "uint64"):
+            dtype = np.dtype(name)
+            # 2**64 - 1 is no float64: below 2**64 is what is meant.
+            if largest < float(2 ** (8 * dtype.itemsize)):
+                return dtype
+    return np.dtype(np.float64)

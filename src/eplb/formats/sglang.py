@@ -1,47 +1,234 @@
-"""SGLang's files: loads as `logical_count`, placements as `physical_to_logical_map`.
+"""SGLang's files: dumps of its expert recorder, and placements as `physical_to_logical_map`.
 
-What `--init-expert-location` takes, read off SGLang 0.5.23: `{"logical_count": [L][E]}` or with
-steps before the layers, and `{"physical_to_logical_map": [L][P]}` with no other key.
+Read off SGLang 0.5.23, `eplb/expert_distribution.py` and `eplb/expert_location.py`. The recorder's
+modes `stat` and `stat_approx` save logical counts of each step, already added up over ranks; its
+modes `per_pass` and `per_token` save a file a rank with the physical counts of each forward pass.
 """
 
 import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import FormatError, LoadsError
-from eplb.loads import as_array
+from eplb.errors import FormatError
+from eplb.formats.source import check_size
+from eplb.formats.torch_file import load_pt, tensor_array
 from eplb.placement import Placement
+from eplb.trace import LoadTrace
 
-__all__ = ["placement_text", "read_json"]
+__all__ = ["Passes", "dump_time", "joined", "placement_text", "read_pt"]
+
+_DUMP = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_\d+)?", re.ASCII)
 
 
-def read_json(path: Path) -> NDArray[np.float64]:
-    """Loads [L, E] or [T, L, E] in a JSON file: `logical_count` of an object, or a bare array."""
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: not a JSON file (not UTF-8 text)") from None
-    except json.JSONDecodeError as error:
-        raise FormatError(f"{path}: not a JSON file ({error})") from None
-    except RecursionError:
-        raise FormatError(f"{path}: not a JSON file of loads (nested too deep)") from None
-    if isinstance(content, dict):
-        if "logical_count" not in content:
-            keys = ", ".join(map(repr, list(content)[:5])) or "none"
-            raise FormatError(f"{path}: expected the key 'logical_count', found {keys}")
-        content = content["logical_count"]
-    if not isinstance(content, list):
-        raise FormatError(f"{path}: expected rows of numbers, found {type(content).__name__}")
-    try:
-        return as_array(content)
-    except (LoadsError, OverflowError) as error:
-        raise FormatError(f"{path}: {error}") from None
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """What one rank recorded: one file of the modes `per_pass` and `per_token`.
+
+    Attributes:
+        path: the file.
+        keys: [R] forward pass and rank of each record.
+        loads: [R, L, E] tokens of each record.
+        phy2log: [L, P] the placement that was there when the file was written.
+    """
+
+    path: Path
+    keys: list[tuple[int, int]]
+    loads: NDArray[np.float64]
+    phy2log: NDArray[np.int64]
+
+
+def read_pt(path: Path) -> LoadTrace | Passes:
+    """Loads in a `.pt` file: a recorder's dump, or a bare tensor as vllm-ascend's tool reads it."""
+    content = load_pt(path)
+    if not isinstance(content, dict):
+        return _trace(path, tensor_array(path, content, "the file"), drop_unused=False)
+    if "records" in content:
+        return _read_passes(path, content)
+    if "logical_count" not in content:
+        keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"
+        raise FormatError(f"{path}: expected the key 'logical_count' or 'records', found {keys}")
+    counts = tensor_array(path, content["logical_count"], "logical_count")
+    return _trace(path, counts, drop_unused=True)
+
+
+def dump_time(path: Path) -> float | None:
+    """Seconds since 1970 at which the recorder wrote a file, as its name tells."""
+    match = _DUMP.fullmatch(path.stem)
+    time = float(match[1]) if match else None
+    return time if time is not None and np.isfinite(time) else None
+
+
+def joined(parts: Iterable[Passes]) -> LoadTrace:
+    """The trace of all passes: what the ranks recorded of each, added up.
+
+    Recording starts and stops on each rank between two passes, not at the same pass on all: passes
+    at either end of a recording that some ranks lack are left out.
+
+    Raises:
+        FormatError: files that are not of one recording; the message names two that disagree.
+    """
+    sums: dict[int, NDArray[np.float64]] = {}
+    ranks: dict[int, dict[int, Passes]] = {}
+    first, shape = Path(), (0, 0)
+    for part in parts:
+        found = (part.loads.shape[1], part.loads.shape[2])
+        if not ranks:
+            first, shape = part.path, found
+        if found != shape:
+            raise FormatError(
+                f"{part.path}: has {found[0]} layers and {found[1]} experts, "
+                f"{first.name} has {shape[0]} and {shape[1]}"
+            )
+        # Ranks keep the placement and the file, and not the loads that are added up.
+        light = Passes(part.path, [], np.empty((0, 0, 0)), part.phy2log)
+        for (pass_id, rank), loads in zip(part.keys, part.loads, strict=True):
+            seen = ranks.setdefault(pass_id, {})
+            _check_fits(light, seen, pass_id, rank)
+            if seen:
+                sums[pass_id] += loads
+            else:
+                sums[pass_id] = loads.copy()
+            seen[rank] = light
+    chosen = _whole_passes(first, {pass_id: set(seen) for pass_id, seen in ranks.items()})
+    check_size(first, "the recording", len(chosen) * shape[0] * shape[1])
+    total = np.empty((len(chosen), *shape))
+    for number, pass_id in enumerate(chosen):
+        total[number] = sums.pop(pass_id)
+    total.flags.writeable = False
+    times = [_first_time(ranks[pass_id].values()) for pass_id in chosen]
+    return LoadTrace(total, list(map(str, chosen)), None if None in times else np.array(times))
 
 
 def placement_text(placement: Placement) -> str:
     """The JSON text that SGLang's `--init-expert-location` loads, one layer a line."""
     rows = ",\n".join(json.dumps(row) for row in placement.phy2log.tolist())
     return f'{{"physical_to_logical_map": [\n{rows}\n]}}\n'
+
+
+def _trace(path: Path, counts: NDArray[Any], *, drop_unused: bool) -> LoadTrace:
+    """A trace of [L, E] or [T, L, E]; of a recorder's buffer, the steps that were used."""
+    steps = np.arange(len(counts) if counts.ndim == 3 else 1)
+    if drop_unused and counts.ndim == 3 and counts.size:
+        used = counts.any(axis=(1, 2))
+        if not used.any():
+            raise FormatError(f"{path}: all {len(counts)} steps are unused: nothing was recorded")
+        steps, counts = steps[used], counts[used]
+    check_size(path, "the tensor", counts.size)
+    loads = np.array(counts, np.float64, order="C")
+    loads.flags.writeable = False
+    time = dump_time(path)
+    times = None if time is None else np.full(len(steps), time)
+    return LoadTrace(loads, list(map(str, steps)), times)
+
+
+def _read_passes(path: Path, content: dict[Any, Any]) -> Passes:
+    name = "last_physical_to_logical_map"
+    phy2log = tensor_array(path, content.get(name), name)
+    if phy2log.ndim != 2 or not phy2log.size or phy2log.dtype.kind not in "iu":
+        raise FormatError(f"{path}: {name} is no map of layers and physical experts [L, P]")
+    num_layers, num_physical = phy2log.shape
+    if not 0 <= phy2log.min() <= phy2log.max() < num_physical:
+        raise FormatError(f"{path}: {name} has experts outside 0 to {num_physical - 1}")
+    num_experts = int(phy2log.max()) + 1
+    records = content["records"]
+    if not isinstance(records, list) or not records:
+        raise FormatError(f"{path}: records are no list, or empty: nothing was recorded")
+    check_size(path, "the list of records", len(records) * num_layers * num_experts)
+    # Counts of all layers are added up at once, each layer into experts of its own.
+    experts = (phy2log + num_experts * np.arange(num_layers)[:, None]).ravel()
+    loads = np.empty((len(records), num_layers, num_experts))
+    keys = []
+    for number, record in enumerate(records):
+        place = f"records[{number}]"
+        if not isinstance(record, dict):
+            raise FormatError(f"{path}: {place} is {type(record).__name__}, expected a dict")
+        for key in ("forward_pass_id", "rank"):
+            if type(record.get(key)) is not int or record[key] < 0:
+                raise FormatError(f"{path}: {place} has no number {key!r}, from 0 on")
+        keys.append((record["forward_pass_id"], record["rank"]))
+        counts = _physical_counts(path, record, place, phy2log.shape)
+        loads[number].flat = np.bincount(
+            experts, weights=counts.ravel(), minlength=num_layers * num_experts
+        )
+    return Passes(path, keys, loads, phy2log.astype(np.int64))
+
+
+def _physical_counts(
+    path: Path, record: dict[Any, Any], place: str, shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """Counts [L, P] of a record, from its tokens where it has none."""
+    if "global_physical_count" in record:
+        place = f"{place}['global_physical_count']"
+        counts = tensor_array(path, record["global_physical_count"], place)
+        if counts.shape != shape:
+            raise FormatError(f"{path}: {place} has shape {counts.shape}, its map {shape}")
+        if not counts.min() >= 0:
+            raise FormatError(f"{path}: {place} has a count below 0, or none")
+        return counts
+    place = f"{place}['topk_ids_of_layer']"
+    ids = tensor_array(path, record.get("topk_ids_of_layer"), place)
+    if ids.ndim != 3 or len(ids) != shape[0] or ids.dtype.kind not in "iu":
+        raise FormatError(f"{path}: {place} is no [{shape[0]}, tokens, k] of physical experts")
+    counts = np.zeros(shape, np.int64)
+    for layer, chosen in enumerate(ids):
+        real = chosen[chosen != -1].astype(np.int64)
+        if real.size and not 0 <= real.min() <= real.max() < shape[1]:
+            raise FormatError(f"{path}: {place}[{layer}] has ids outside -1 to {shape[1] - 1}")
+        counts[layer] = np.bincount(real, minlength=shape[1])
+    return counts
+
+
+def _check_fits(part: Passes, seen: dict[int, Passes], pass_id: int, rank: int) -> None:
+    if rank in seen:
+        raise FormatError(
+            f"{part.path}: has pass {pass_id} of rank {rank} again, {seen[rank].path.name} has it "
+            "too: keep each recording in a folder of its own, and record without a draft model"
+        )
+    other = next(iter(seen.values()), part)
+    if other is not part and not np.array_equal(other.phy2log, part.phy2log):
+        raise FormatError(
+            f"{part.path}: has another placement than {other.path.name}, and both have pass "
+            f"{pass_id}: keep each recording in a folder of its own"
+        )
+
+
+def _first_time(parts: Iterable[Passes]) -> float | None:
+    """When the first of the ranks wrote: each looks at its own clock."""
+    times = [dump_time(part.path) for part in parts]
+    return None if None in times else min(time for time in times if time is not None)
+
+
+def _whole_passes(path: Path, ranks: dict[int, set[int]]) -> list[int]:
+    """Passes that all ranks recorded, in order, if only ends of recordings lack any."""
+    everyone = set().union(*ranks.values())
+    missing = next((rank for rank in range(len(everyone)) if rank not in everyone), None)
+    if missing is not None and len(everyone) > 1:
+        raise FormatError(
+            f"{path.parent}: has files of ranks up to {max(everyone)}, and none of rank {missing}"
+        )
+    chosen: list[int] = []
+    run: list[int] = []
+    for pass_id in sorted(ranks):
+        if run and pass_id != run[-1] + 1:
+            chosen += _trimmed(path, run, ranks, everyone)
+            run = []
+        run.append(pass_id)
+    return chosen + _trimmed(path, run, ranks, everyone)
+
+
+def _trimmed(path: Path, run: list[int], ranks: dict[int, set[int]], all_: set[int]) -> list[int]:
+    whole = [number for number, pass_id in enumerate(run) if ranks[pass_id] == all_]
+    kept = run[whole[0] : whole[-1] + 1] if whole else run
+    for pass_id in kept:
+        if ranks[pass_id] != all_:
+            raise FormatError(
+                f"{path.parent}: pass {pass_id} was recorded by some ranks, "
+                f"and not by rank {min(all_ - ranks[pass_id])}"
+            )
+    return kept

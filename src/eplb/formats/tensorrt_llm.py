@@ -1,0 +1,167 @@
+"""TensorRT-LLM's statistics of experts: the folder that `EXPERT_STATISTIC_PATH` names.
+
+`meta_info.json` has `num_experts` and `num_experts_per_token`; `rank{r}.safetensors` has for each
+"{iteration}_{layer}" the tokens [E] that the rank sent to each expert.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import FormatError, MissingExtraError
+from eplb.formats.source import check_regular, check_size, naming, reason
+from eplb.trace import LoadTrace
+
+__all__ = ["is_statistics", "read_statistics"]
+
+_META = "meta_info.json"
+_RANK = re.compile(r"rank(\d{1,6})\.safetensors", re.ASCII)
+_KEY = re.compile(r"(\d{1,18})_(\d{1,18})", re.ASCII)
+
+_MOST_LAYERS = 10_000
+_MOST_EXPERTS = 1_000_000
+_LARGEST_HEADER = 16 << 20
+_LARGEST_META = 1 << 20
+
+
+def is_statistics(folder: Path) -> bool:
+    """Whether a folder holds statistics of TensorRT-LLM."""
+    return any(entry.name == _META or _RANK.fullmatch(entry.name) for entry in folder.iterdir())
+
+
+def read_statistics(folder: Path) -> LoadTrace:
+    """The trace of a folder of statistics: a window an iteration, ranks added up."""
+    try:
+        import safetensors
+    except ImportError:
+        raise MissingExtraError("safetensors", "formats", f"reading {folder}") from None
+    num_experts, top_k = _read_meta(folder / _META)
+    files = _rank_files(folder)
+    first: dict[tuple[int, int], str] = {}
+    total = np.empty((0, 0, 0))
+    for path in files:
+        with naming(path):
+            check_regular(path)
+            _check_header(path)
+            try:
+                with safetensors.safe_open(str(path), framework="np") as file:
+                    keys = _keys(path, list(file.keys()))
+                    if not first:
+                        first = keys
+                        total = _zeros(path, keys, num_experts)
+                    _check_same(path, keys, files[0], first)
+                    rows = {it: row for row, it in enumerate(sorted({key[0] for key in first}))}
+                    for (iteration, layer), key in keys.items():
+                        total[rows[iteration], layer] += _counts(
+                            path, key, file.get_tensor(key), num_experts
+                        )
+            except (safetensors.SafetensorError, TypeError, KeyError, AttributeError) as error:
+                raise FormatError(
+                    f"{path}: not a whole safetensors file ({reason(error)})"
+                ) from None
+    total.flags.writeable = False
+    iterations = sorted({key[0] for key in first})
+    with naming(folder):
+        return LoadTrace(total, list(map(str, iterations)), top_k=top_k)
+
+
+def _read_meta(path: Path) -> tuple[int, int]:
+    with naming(path):
+        if not path.exists():
+            raise FormatError(f"{path}: is missing, it stands beside the ranks' files")
+        check_regular(path)
+        if path.stat().st_size > _LARGEST_META:
+            raise FormatError(f"{path}: is too large to be a note of two numbers")
+        try:
+            content: Any = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{path}: not a JSON file ({reason(error)})") from None
+        values = []
+        for key in ("num_experts", "num_experts_per_token"):
+            value = content.get(key) if isinstance(content, dict) else None
+            if type(value) is not int or not 1 <= value <= _MOST_EXPERTS:
+                raise FormatError(f"{path}: expected {key!r}, a number from 1 to {_MOST_EXPERTS}")
+            values.append(value)
+    if values[1] > values[0]:
+        raise FormatError(f"{path}: sends a token to {values[1]} of {values[0]} experts")
+    return values[0], values[1]
+
+
+def _rank_files(folder: Path) -> list[Path]:
+    found = {
+        int(match[1]): entry
+        for entry in sorted(folder.iterdir())
+        if (match := _RANK.fullmatch(entry.name))
+    }
+    for rank in range(max(found, default=0) + 1):
+        if rank not in found:
+            raise FormatError(f"{folder / f'rank{rank}.safetensors'}: is missing")
+    return [found[rank] for rank in sorted(found)]
+
+
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(path.stat().st_size, _LARGEST_HEADER):
+        raise FormatError(
+            f"{path}: not a whole safetensors file (claims a header of {length} bytes)"
+        )
+
+
+def _keys(path: Path, names: list[str]) -> dict[tuple[int, int], str]:
+    """Names by iteration and layer."""
+    keys = {}
+    for name in names:
+        match = _KEY.fullmatch(name)
+        if match is None:
+            raise FormatError(f"{path}: has {name[:40]!r}, expected names 'iteration_layer'")
+        key = int(match[1]), int(match[2])
+        if key in keys:
+            raise FormatError(f"{path}: has iteration {key[0]}, layer {key[1]} twice")
+        if key[1] >= _MOST_LAYERS:
+            raise FormatError(f"{path}: claims a layer {key[1]}, at most {_MOST_LAYERS} are read")
+        keys[key] = name
+    if not keys:
+        raise FormatError(f"{path}: has no iteration: nothing was recorded")
+    return keys
+
+
+def _zeros(path: Path, keys: dict[tuple[int, int], str], num_experts: int) -> NDArray[np.float64]:
+    """[T, L, E] zeros, after every iteration has been found to have the same layers."""
+    iterations = sorted({iteration for iteration, _ in keys})
+    layers = sorted({layer for _, layer in keys})
+    if len(keys) < len(iterations) * len(layers):
+        missing = next((it, la) for it in iterations for la in layers if (it, la) not in keys)
+        raise FormatError(f"{path}: lacks iteration {missing[0]}, layer {missing[1]}")
+    check_size(path, "the folder", len(iterations) * (layers[-1] + 1) * num_experts)
+    return np.zeros((len(iterations), layers[-1] + 1, num_experts))
+
+
+def _check_same(
+    path: Path,
+    keys: dict[tuple[int, int], str],
+    other: Path,
+    expected: dict[tuple[int, int], str],
+) -> None:
+    for some, rest, file, name in ((keys, expected, path, other), (expected, keys, other, path)):
+        extra = sorted(rest.keys() - some.keys())
+        if extra:
+            raise FormatError(
+                f"{file}: lacks iteration {extra[0][0]}, layer {extra[0][1]}, that {name.name} has"
+            )
+
+
+def _counts(path: Path, key: str, values: NDArray[Any], num_experts: int) -> NDArray[Any]:
+    if values.shape != (num_experts,) or values.dtype.kind not in "iu":
+        raise FormatError(
+            f"{path}: {key!r} is {values.dtype} of shape {values.shape}, "
+            f"{_META} says {num_experts} whole numbers"
+        )
+    if values.min() < 0:
+        raise FormatError(f"{path}: {key!r} has {values.min()} tokens")
+    return values

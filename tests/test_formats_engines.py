@@ -1,0 +1,310 @@
+"""Files made as engines make them, folders of files, and the recorded ones."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eplb import FormatError, LoadTrace
+from eplb.formats import load_trace, read_loads, save_trace
+
+trace_of: Any = LoadTrace
+"""It takes lists for arrays."""
+
+LOADS = np.array([[0.0, 0.0, 0.0], [5.0, 1.0, 2.0]])
+
+
+@pytest.fixture
+def torch() -> Any:
+    return pytest.importorskip("torch", reason="torch reads and writes .pt files")
+
+
+def test_recorded_folder_is_one_trace(traces: Path) -> None:
+    trace = load_trace(traces / "deepseek_v3")
+    files = sorted((traces / "deepseek_v3").iterdir(), key=lambda file: len(file.name))
+    assert trace.loads.shape == (6, 61, 256)
+    assert sorted(trace.names) == sorted(file.stem for file in files)
+    assert trace.names.index("prefill_in512") < trace.names.index("prefill_in2048")
+    assert np.flatnonzero(trace.dense).tolist() == [0, 1, 2]
+    for file in files:
+        window = trace.loads[trace.names.index(file.stem)]
+        assert window.tolist() == json.loads(file.read_text())["logical_count"]
+
+
+def test_recorded_windows(traces: Path) -> None:
+    assert load_trace(traces / "gptoss20b_domains_2048.npz").loads.shape == (105, 24, 32)
+    assert load_trace(traces / "qwen3_30b.npz").loads.shape == (1, 48, 128)
+
+
+# SGLang
+
+
+def test_stat_dump_without_unused_steps(tmp_path: Path, torch: Any) -> None:
+    """A circular buffer, half full; the file's name has the time of the dump."""
+    buffer = torch.zeros((4, 2, 3), dtype=torch.int32)
+    buffer[0] = torch.tensor(LOADS)
+    buffer[2] = 2 * torch.tensor(LOADS)
+    content = {"rank": 0, "logical_count": buffer, "average_utilization_rate_over_window": None}
+    path = tmp_path / "expert_distribution_recorder_1755000000.25.pt"
+    torch.save(content, path)
+    times = [1755000000.25] * 2
+    assert load_trace(path) == trace_of([LOADS, 2 * LOADS], ["0", "2"], times)
+    # A buffer that grows is saved as a view of a larger one.
+    torch.save({**content, "logical_count": buffer[:1]}, tmp_path / "a.pt")
+    assert load_trace(tmp_path / "a.pt") == trace_of(LOADS)
+    torch.save({**content, "logical_count": buffer[3:]}, path)
+    with pytest.raises(FormatError, match="all 1 steps are unused: nothing was recorded"):
+        load_trace(path)
+
+
+def record(torch: Any, pass_id: int, rank: int, counts: Any) -> dict[str, Any]:
+    return {
+        "forward_pass_id": pass_id,
+        "rank": rank,
+        "gatherer_key": "primary",
+        "global_physical_count": torch.tensor(counts, dtype=torch.int32),
+    }
+
+
+def save_records(torch: Any, path: Path, records: list[Any], phy2log: Any) -> Path:
+    torch.save(
+        {"records": records, "last_physical_to_logical_map": torch.tensor(phy2log)},
+        path,
+    )
+    return path
+
+
+PHY2LOG = [[0, 1, 2, 0], [2, 1, 0, 1]]
+
+
+def dump(folder: Path, rank: int, time: float = 1755000000.5) -> Path:
+    return folder / f"expert_distribution_recorder_{time + rank / 64}_{rank}.pt"
+
+
+def test_passes_are_added_up_over_ranks(tmp_path: Path, torch: Any) -> None:
+    """Rank 1 started to record a pass later, and each rank looks at its own clock."""
+    one, two = [[1, 2, 3, 4], [1, 0, 0, 5]], [[0, 0, 0, 1], [0, 2, 0, 2]]
+    ids = {0: [7, 8, 9], 1: [8, 9]}
+    for rank, pass_ids in ids.items():
+        records = [record(torch, each, rank, (one, two)[rank]) for each in pass_ids]
+        save_records(torch, dump(tmp_path, rank), records, PHY2LOG)
+    # Of layer 0, expert 0 has slots 0 and 3; of layer 1, expert 1 has slots 1 and 3.
+    first, second = [[5, 2, 3], [0, 5, 1]], [[1, 0, 0], [0, 4, 0]]
+    both = np.add(first, second)
+    assert load_trace(tmp_path) == trace_of([both, both], ["8", "9"], [1755000000.5] * 2)
+    assert load_trace(dump(tmp_path, 0)).names == ("7", "8", "9")
+    assert load_trace(dump(tmp_path, 1)).loads.tolist() == [second, second]
+
+
+def test_two_dumps_of_one_run_follow_each_other(tmp_path: Path, torch: Any) -> None:
+    for time, pass_ids in [(1755000000.0, [3, 4]), (1755000100.0, [10, 11])]:
+        for rank in (0, 1):
+            records = [record(torch, each, rank, [[each, 0, 0, 1]] * 2) for each in pass_ids]
+            save_records(torch, dump(tmp_path, rank, time), records, PHY2LOG)
+    trace = load_trace(tmp_path)
+    assert trace.names == ("3", "4", "10", "11")
+    assert trace.times is not None
+    assert trace.times.tolist() == [1755000000.0] * 2 + [1755000100.0] * 2
+    assert trace.loads[:, 0, 0].tolist() == [8, 10, 22, 24]
+
+
+def test_per_token_dump(tmp_path: Path, torch: Any) -> None:
+    """With counts, as SGLang 0.5.23 saves it, and without, from the tokens' experts."""
+    topk = torch.tensor([[[0, 3], [1, -1]], [[2, 2], [-1, -1]]], dtype=torch.int32)
+    tokens = {
+        "input_ids": [5, 70_000],
+        "positions": [0, 1],
+        "extend_seq_lens": [2],
+        "forward_mode": 1,
+        "topk_ids_of_layer": topk,
+        "misc_objects": [],
+    }
+    counted = {**record(torch, 1, 0, [[1, 1, 0, 1], [0, 0, 2, 0]]), **tokens}
+    bare = {key: value for key, value in counted.items() if key != "global_physical_count"}
+    for each in (counted, bare):
+        path = save_records(torch, tmp_path / "a.pt", [each], PHY2LOG)
+        assert load_trace(path) == trace_of([[[2, 1, 0], [2, 0, 0]]], ["1"])
+
+
+def test_recordings_that_do_not_fit_together(tmp_path: Path, torch: Any) -> None:
+    def save(rank: int, pass_ids: list[int], phy2log: Any = PHY2LOG) -> Path:
+        records = [record(torch, each, rank, [[1, 1, 1, 1]] * 2) for each in pass_ids]
+        return save_records(torch, dump(tmp_path, rank), records, phy2log)
+
+    path = save(0, [1, 2, 2])
+    with pytest.raises(FormatError, match="has pass 2 of rank 0 again"):
+        load_trace(path)
+    save(0, [1, 2, 3])
+    late = save(1, [1, 3])
+    with pytest.raises(FormatError, match="pass 2 was recorded by some ranks, and not by rank 1"):
+        load_trace(tmp_path)
+    save(1, [1, 2, 3], [PHY2LOG[0], PHY2LOG[0]])
+    with pytest.raises(FormatError, match=r"_1\.pt: has another placement than .*_0\.pt"):
+        load_trace(tmp_path)
+    save(1, [1, 2, 3], [[0, 1, 1, 0]] * 2)
+    with pytest.raises(
+        FormatError, match=r"_1\.pt: has 2 layers and 2 experts, .*_0\.pt has 2 and"
+    ):
+        load_trace(tmp_path)
+    save(1, [1, 2, 3]).rename(dump(tmp_path, 1, 0.0))
+    save(2, [1, 2, 3])
+    dump(tmp_path, 1, 0.0).unlink()
+    with pytest.raises(FormatError, match="ranks up to 2, and none of rank 1"):
+        load_trace(tmp_path)
+    assert not late.exists()
+    np.save(tmp_path / "a.npy", LOADS)
+    with pytest.raises(FormatError, match=r"a rank's passes.*folder of its own"):
+        load_trace(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("phy2log", "change", "message"),
+    [
+        ([0, 1], {}, "is no map of layers and physical experts"),
+        ([[0, 2]], {}, "has experts outside 0 to 1"),
+        ([[0, -1]], {}, "has experts outside 0 to 1"),
+        ([[0, 1]], {"forward_pass_id": "7"}, "no number 'forward_pass_id'"),
+        ([[0, 1]], {"rank": -1}, "no number 'rank'"),
+        ([[0, 1]], {"global_physical_count": [[1]]}, r"is list, expected a tensor"),
+        ([[0, 1, 0]], {}, r"records\[0\]\['global_physical_count'\] has shape \(1, 2\)"),
+    ],
+)
+def test_records_that_are_none(
+    tmp_path: Path, torch: Any, phy2log: Any, change: dict[str, Any], message: str
+) -> None:
+    path = save_records(
+        torch, tmp_path / "a.pt", [{**record(torch, 1, 0, [[1, 2]]), **change}], phy2log
+    )
+    with pytest.raises(FormatError, match=message):
+        load_trace(path)
+
+
+def test_tensor_of_vllm_ascend(tmp_path: Path, torch: Any) -> None:
+    for dtype in (torch.int64, torch.float32, torch.bfloat16):
+        torch.save(torch.tensor(LOADS).to(dtype), tmp_path / "a.pt")
+        assert load_trace(tmp_path / "a.pt") == trace_of(LOADS)
+    torch.save(torch.tensor(LOADS).T.contiguous().T, tmp_path / "a.pt")
+    assert load_trace(tmp_path / "a.pt") == trace_of(LOADS)
+    torch.save(torch.tensor(np.stack([LOADS, 0 * LOADS])), tmp_path / "a.pt")
+    assert load_trace(tmp_path / "a.pt") == trace_of([LOADS, 0 * LOADS])
+
+
+# TensorRT-LLM
+
+
+def statistics(folder: Path, num_ranks: int = 2) -> None:
+    """Two iterations of layers 1 and 3: layers 0 and 2 are dense."""
+    safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors writes statistics")
+    folder.mkdir(exist_ok=True)
+    meta = {"num_experts": 3, "num_experts_per_token": 2}
+    (folder / "meta_info.json").write_text(json.dumps(meta))
+    for rank in range(num_ranks):
+        counts = {
+            f"{iteration}_{layer}": np.array([iteration, layer, rank], np.int32)
+            for iteration, layer in itertools.product((9, 100), (1, 3))
+        }
+        safetensors.save_file(counts, folder / f"rank{rank}.safetensors")
+
+
+def test_statistics_of_tensorrt_llm(tmp_path: Path) -> None:
+    statistics(tmp_path)
+    trace = load_trace(tmp_path)
+    zero = [0, 0, 0]
+    windows = [[zero, [2 * it, 2, 1], zero, [2 * it, 6, 1]] for it in (9, 100)]
+    assert trace == trace_of(windows, ["9", "100"], top_k=2)
+    assert trace.dense.tolist() == [True, False, True, False]
+
+
+def test_statistics_that_are_not_whole(tmp_path: Path) -> None:
+    from_numpy = pytest.importorskip("safetensors.numpy", reason="safetensors writes statistics")
+    statistics(tmp_path, num_ranks=3)
+    for name in ("rank0.safetensors", "meta_info.json"):
+        with pytest.raises(FormatError, match=rf"{name}: is one .* give (its|the) folder"):
+            load_trace(tmp_path / name)
+    (tmp_path / "rank1.safetensors").rename(tmp_path / "old")
+    with pytest.raises(FormatError, match=r"rank1\.safetensors: is missing"):
+        load_trace(tmp_path)
+    row = np.ones(3, np.int32)
+    for keys, message in [
+        (["9_1", "9_3", "100_1"], "rank1.safetensors: lacks iteration 100, layer 3, that rank0"),
+        (["9_1", "9_3", "100_1", "100_3", "100_4"], "rank0.safetensors: lacks .*layer 4"),
+        (["9_1", "09_1"], "iteration 9, layer 1 twice"),
+        (["9"], "has '9', expected names 'iteration_layer'"),
+        (["9_1000000"], "claims a layer 1000000, at most 10000"),
+        ([], "has no iteration"),
+    ]:
+        from_numpy.save_file(dict.fromkeys(keys, row), tmp_path / "rank1.safetensors")
+        with pytest.raises(FormatError, match=message):
+            load_trace(tmp_path)
+    from_numpy.save_file({"9_1": row, "10_2": row}, tmp_path / "rank0.safetensors")
+    with pytest.raises(FormatError, match=r"rank0\.safetensors: lacks iteration 9, layer 2"):
+        load_trace(tmp_path)
+    for values in (np.ones(4, np.int32), np.ones(3), np.array([1, -1, 1])):
+        from_numpy.save_file({"9_1": values}, tmp_path / "rank0.safetensors")
+        with pytest.raises(FormatError, match=r"rank0\.safetensors: '9_1' (is|has)"):
+            load_trace(tmp_path)
+    for text in ("{}", "[]", '{"num_experts": 2, "num_experts_per_token": 3}', "{", "[" * 9999):
+        (tmp_path / "meta_info.json").write_text(text)
+        with pytest.raises(FormatError, match=r"meta_info\.json: "):
+            load_trace(tmp_path)
+    (tmp_path / "meta_info.json").unlink()
+    with pytest.raises(FormatError, match=r"meta_info\.json: is missing"):
+        load_trace(tmp_path)
+
+
+# Folders
+
+
+def write_json(path: Path, loads: Any) -> None:
+    path.write_text(json.dumps({"logical_count": np.asarray(loads).tolist()}))
+
+
+def test_folder_in_natural_order(tmp_path: Path) -> None:
+    """Files of many kinds, one with two windows; what is no format is passed over."""
+    for step in (10, 9, 100):
+        write_json(tmp_path / f"step{step}.json", step * LOADS)
+    np.save(tmp_path / "step020.npy", [20 * LOADS, 21 * LOADS])
+    (tmp_path / "readme.md").write_text("no loads")
+    (tmp_path / ".hidden.json").write_text("no loads")
+    (tmp_path / "older.json").mkdir()
+    trace = load_trace(tmp_path)
+    assert trace.names == ("step9", "step10", "step020/0", "step020/1", "step100")
+    assert trace.loads[:, 1, 0].tolist() == [45, 50, 100, 105, 500]
+    assert read_loads(tmp_path).tolist() == (160 * LOADS).tolist()
+
+
+def test_dumps_in_order_of_time(tmp_path: Path, torch: Any) -> None:
+    times = [1755000000.5, 1755000000.25, 1755000000.75]
+    for time in times:
+        content = {"rank": 0, "logical_count": torch.tensor(LOADS)[None] * (time % 1)}
+        torch.save(content, tmp_path / f"expert_distribution_recorder_{time}.pt")
+    trace = load_trace(tmp_path)
+    assert trace.times is not None
+    assert trace.times.tolist() == sorted(times)
+    assert trace.loads[:, 1, 0].tolist() == [1.25, 2.5, 3.75]
+
+
+def test_what_all_files_tell_is_kept(tmp_path: Path) -> None:
+    save_trace(trace_of(LOADS, ["x"], [1.0], 2, "m"), tmp_path / "1.npz")
+    save_trace(trace_of(LOADS, ["y"], [2.0], 2, "m"), tmp_path / "2.csv")
+    expected = trace_of([LOADS, LOADS], ["1", "2"], [1.0, 2.0], 2, "m")
+    assert load_trace(tmp_path) == expected
+    save_trace(trace_of(LOADS, ["y"], None, 3, "other"), tmp_path / "2.csv")
+    assert load_trace(tmp_path) == trace_of([LOADS, LOADS], ["1", "2"])
+
+
+def test_a_bad_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"has no file that ends in any of \.csv, \.json"):
+        load_trace(tmp_path)
+    write_json(tmp_path / "a.json", LOADS)
+    write_json(tmp_path / "b.json", LOADS[:, :2])
+    message = r"b\.json: has 2 layers and 2 experts, a\.json has 2 and 3"
+    with pytest.raises(FormatError, match=message):
+        load_trace(tmp_path)
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(FormatError, match=r"b\.json: not a JSON file") as raised:
+        load_trace(tmp_path)
+    assert str(raised.value).startswith(str(tmp_path / "b.json"))
