@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from options import OneLineParser, positive
-from rich.console import Console
 from rich.table import Table
+from tables import console_for_tables
 
 import eplb
 from eplb.peers import load_peers, said
@@ -172,7 +172,7 @@ def _show(results: list[Result], windows: list[torch.Tensor]) -> None:
     ours = results[0]
     for result in results:
         if result.failed is not None:
-            table.add_row(result.who, "failed", result.failed)
+            table.add_row(result.who, "failed")
             continue
         table.add_row(
             result.who,
@@ -182,7 +182,11 @@ def _show(results: list[Result], windows: list[torch.Tensor]) -> None:
             f"{result.scored_ms:.1f}",
             f"{result.algorithm_ms / ours.algorithm_ms:.2f}" if ours.failed is None else "-",
         )
-    Console(highlight=False).print(table)
+    console = console_for_tables()
+    console.print(table)
+    for result in results:
+        if result.failed is not None:
+            console.print(f"failed: {result.who}: {result.failed}", markup=False)
 
 
 if __name__ == "__main__":

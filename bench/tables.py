@@ -7,20 +7,21 @@ from report import CellReport, Report, Row
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["show_bars", "show_report"]
+__all__ = ["console_for_tables", "show_bars", "show_report"]
 
 _WIDTH_OF_A_FILE = 150
 """Where the output is no terminal, nothing is cut off to fit one."""
 
 
-def _console() -> Console:
+def console_for_tables() -> Console:
+    """Where tables are printed."""
     console = Console(highlight=False, soft_wrap=False)
     return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_FILE)
 
 
 def show_report(report: Report) -> None:
     """Print everything that the report has."""
-    console = _console()
+    console = console_for_tables()
     if report.cells:
         console.print(_cells(report))
     for cell in report.cells:
@@ -38,7 +39,7 @@ def show_bars(bars: list[Bar]) -> None:
     table = Table("bar", "needed", "found", "", title="bars", title_justify="left")
     for bar in bars:
         table.add_row(bar.what, bar.needed, bar.found, "met" if bar.met else "[bold]MISSED[/bold]")
-    _console().print(table)
+    console_for_tables().print(table)
 
 
 def _cells(report: Report) -> Table:

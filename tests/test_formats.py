@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eplb import FormatError, LoadTrace
-from eplb.formats import json_file, load_trace, read_loads, save_trace
+from eplb.formats import json_file, load_trace, save_trace
 
 LOADS = np.array([[0.0, 0.0, 0.0], [5.0, 1.0, 2.0]])
 
@@ -39,42 +39,42 @@ def save(path: Path, loads: Any) -> Path:
 @pytest.mark.parametrize("name", ["a.json", "a.npy", "a.npz", "a.csv", "a.pt", "A.JSON"])
 def test_round_trip_with_dense_layers_in_place(tmp_path: Path, name: str) -> None:
     path = save(tmp_path / name.lower(), LOADS).rename(tmp_path / name)
-    assert read_loads(path).tolist() == LOADS.tolist()
+    assert load_trace(path).total().tolist() == LOADS.tolist()
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.npy", "a.npz", "a.pt"])
 def test_windows_are_added_up(tmp_path: Path, name: str) -> None:
     windows = np.stack([LOADS, 2 * LOADS, 0 * LOADS])
-    assert read_loads(save(tmp_path / name, windows)).tolist() == (3 * LOADS).tolist()
+    assert load_trace(save(tmp_path / name, windows)).total().tolist() == (3 * LOADS).tolist()
 
 
 def test_bare_tensor_and_bare_list(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="torch reads and writes .pt files")
     torch.save(torch.tensor([[1, 2]], dtype=torch.int32), tmp_path / "a.pt")
-    assert read_loads(tmp_path / "a.pt").tolist() == [[1.0, 2.0]]
+    assert load_trace(tmp_path / "a.pt").total().tolist() == [[1.0, 2.0]]
     (tmp_path / "a.json").write_text("[[1, 2]]")
-    assert read_loads(str(tmp_path / "a.json")).tolist() == [[1.0, 2.0]]
+    assert load_trace(str(tmp_path / "a.json")).total().tolist() == [[1.0, 2.0]]
 
 
 def test_csv_heading_and_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("\ufeffexpert 0,expert 1\n1,2\n\n3,4\n", encoding="utf-8")
-    assert read_loads(path).tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert load_trace(path).total().tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 def test_named_array_of_several(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, times=np.arange(2), loads=LOADS)
-    assert read_loads(path).tolist() == LOADS.tolist()
+    assert load_trace(path).total().tolist() == LOADS.tolist()
     np.savez(path, one=LOADS, two=LOADS)
     with pytest.raises(FormatError, match=r"has arrays one, two: name that of the loads"):
-        read_loads(path)
+        load_trace(path).total()
 
 
 def test_fortran_order_and_big_endian(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.asfortranarray(LOADS).astype(">i4"))
-    assert read_loads(path).tolist() == LOADS.tolist()
+    assert load_trace(path).total().tolist() == LOADS.tolist()
 
 
 class Hostile:
@@ -97,7 +97,7 @@ def test_pickled_code_never_runs(tmp_path: Path) -> None:
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Hostile(ran)))
     for name in ("a.npy", "a.npz", "a.pt", "b.pt"):
         with pytest.raises(FormatError, match=rf"{name}.*never loaded"):
-            read_loads(tmp_path / name)
+            load_trace(tmp_path / name).total()
     assert not ran.exists()
 
 
@@ -230,7 +230,7 @@ def test_csv_that_is_no_loads(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text(text)
     with pytest.raises(FormatError, match=message):
-        read_loads(path)
+        load_trace(path).total()
 
 
 def header_claiming(shape: tuple[int, ...]) -> bytes:
@@ -247,12 +247,12 @@ def test_headers_that_lie(tmp_path: Path) -> None:
     for shape in [(10**6, 10**6), (10**30, 10**30), (58, 256)]:
         path.write_bytes(header_claiming(shape) + b"\0" * 16)
         with pytest.raises(FormatError, match="claims shape"):
-            read_loads(path)
+            load_trace(path).total()
     archive = tmp_path / "a.npz"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("loads.npy", header_claiming((10**6, 10**6)))
     with pytest.raises(FormatError, match="claims shape"):
-        read_loads(archive)
+        load_trace(archive).total()
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.npy", "a.npz", "a.pt", "a.parquet"])
@@ -261,15 +261,15 @@ def test_cut_short_anywhere(tmp_path: Path, name: str) -> None:
     for length in sorted({0, 1, 2, 10, *range(20, len(whole) - 1, max(1, len(whole) // 25))}):
         (tmp_path / name).write_bytes(whole[:length])
         with pytest.raises(FormatError, match=name):
-            read_loads(tmp_path / name)
+            load_trace(tmp_path / name).total()
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="does not exist"):
-        read_loads(tmp_path / "a.json")
+        load_trace(tmp_path / "a.json").total()
     (tmp_path / "b.json").mkdir()
     with pytest.raises(FormatError, match=r"b\.json: has no file that ends in"):
-        read_loads(tmp_path / "b.json")
+        load_trace(tmp_path / "b.json").total()
     (tmp_path / "a.txt").touch()
     with pytest.raises(FormatError, match=r"none of \.csv, \.json, \.npy, \.npz, \.parquet, \.pt"):
         load_trace(tmp_path / "a.txt")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eplb import FormatError, LoadTrace
-from eplb.formats import load_trace, read_loads, save_trace
+from eplb.formats import load_trace, save_trace
 
 trace_of: Any = LoadTrace
 """It takes lists for arrays."""
@@ -273,7 +273,7 @@ def test_folder_in_natural_order(tmp_path: Path) -> None:
     trace = load_trace(tmp_path)
     assert trace.names == ("step9", "step10", "step020/0", "step020/1", "step100")
     assert trace.loads[:, 1, 0].tolist() == [45, 50, 100, 105, 500]
-    assert read_loads(tmp_path).tolist() == (160 * LOADS).tolist()
+    assert load_trace(tmp_path).total().tolist() == (160 * LOADS).tolist()
 
 
 def test_dumps_in_order_of_time(tmp_path: Path, torch: Any) -> None:

@@ -3,9 +3,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from eplb.errors import FormatError
 from eplb.formats.arrays import write_npz
 from eplb.formats.csv_file import write_csv
@@ -14,7 +11,7 @@ from eplb.formats.parquet_file import write_parquet
 from eplb.formats.source import naming
 from eplb.trace import LoadTrace
 
-__all__ = ["load_trace", "read_loads", "save_trace"]
+__all__ = ["load_trace", "save_trace"]
 
 _WRITERS = {".csv": write_csv, ".npz": write_npz, ".parquet": write_parquet}
 
@@ -53,18 +50,6 @@ def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
         if not folder and not source.exists():
             raise FormatError(f"{source}: does not exist")
         return read_folder(source) if folder else read_file(source)
-
-
-def read_loads(path: str | os.PathLike[str]) -> NDArray[np.float64]:
-    """The loads of a file or folder that `load_trace` reads, all windows added up.
-
-    Returns:
-        [L, E], with all layers that the source has; those of dense layers are all zero.
-
-    Raises:
-        FormatError, MissingExtraError: as `load_trace`.
-    """
-    return load_trace(path).total()
 
 
 def save_trace(trace: LoadTrace, path: str | os.PathLike[str]) -> None:
