@@ -1,6 +1,7 @@
 """`import eplb` stays light, and gives the names that it promises."""
 
 import importlib.metadata
+import pickle
 import subprocess
 import sys
 
@@ -45,6 +46,7 @@ def test_names_are_locked() -> None:
         "LoadTrace",
         "LoadsError",
         "MissingExtraError",
+        "OptionError",
         "Placement",
         "PlacementError",
         "Plan",
@@ -109,6 +111,7 @@ def test_tree_of_errors() -> None:
         errors.ClusterError,
         errors.PlacementError,
         errors.FormatError,
+        errors.OptionError,
         errors.PolicyError,
     ):
         assert issubclass(error, ValueError)
@@ -117,6 +120,14 @@ def test_tree_of_errors() -> None:
     assert str(errors.MissingExtraError("torch", "torch", "reading .pt files")) == (
         "reading .pt files needs torch: pip install 'eplb[torch]'"
     )
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_errors_travel_between_processes(name: str) -> None:
+    kind = getattr(errors, name)
+    error = kind("torch", "torch", "reading") if name == "MissingExtraError" else kind("wrong")
+    sent = pickle.loads(pickle.dumps(error))
+    assert (type(sent), str(sent)) == (kind, str(error))
 
 
 def test_version_is_that_of_the_distribution() -> None:

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from recorded import DEEPSEEK_V3, load_recorded
 
-from eplb import Cluster, LoadsError, Placement
+from eplb import Cluster, OptionError, Placement
 from eplb.scores import Average, balancedness, ratios
 from eplb.solver.greedy import greedy
 
@@ -73,5 +73,5 @@ def test_where_nothing_waits_balance_is_perfect() -> None:
 
 
 def test_other_averages() -> None:
-    with pytest.raises(LoadsError, match="average is 'median': give 'mean' or 'pooled'"):
+    with pytest.raises(OptionError, match="average is 'median': give 'mean' or 'pooled'"):
         balancedness(np.ones((1, 2)), "median")  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from eplb.cluster import Cluster
-from eplb.loads import is_tensor
+from eplb.loads import check_loads, is_tensor
 from eplb.planner import plan
 
 __all__ = ["rebalance_experts"]
@@ -36,7 +36,7 @@ def rebalance_experts(
     from eplb.solver.maps import fill_log2phy
 
     cluster = Cluster.with_slots(num_replicas, num_gpus, num_nodes)
-    placement = plan(weight, cluster, num_groups=num_groups).placement
+    placement = plan(check_loads(weight), cluster, num_groups=num_groups).placement
     shape = (placement.num_layers, placement.num_experts)
     log2phy = np.empty((*shape, cluster.num_slots - placement.num_experts + 1), np.int64)
     fill_log2phy(placement.phy2log, log2phy)

@@ -5,6 +5,7 @@
     ├── ClusterError        GPUs, nodes, slots and groups that do not fit together (a ValueError)
     ├── PlacementError      a placement that no cluster could hold (a ValueError)
     ├── FormatError         a file that is not what it claims to be (a ValueError)
+    ├── OptionError         a choice that there is not (a ValueError)
     ├── PolicyError         a policy that cannot be loaded, or that fails (a ValueError)
     ├── UnsolvedError       no proven optimum within the time given (a RuntimeError)
     └── MissingExtraError   a package that an optional part needs is not installed (an ImportError)
@@ -18,6 +19,7 @@ __all__ = [
     "FormatError",
     "LoadsError",
     "MissingExtraError",
+    "OptionError",
     "PlacementError",
     "PolicyError",
     "UnsolvedError",
@@ -44,6 +46,10 @@ class FormatError(EplbError, ValueError):
     """A file that is not what it claims to be."""
 
 
+class OptionError(EplbError, ValueError):
+    """A choice that there is not."""
+
+
 class PolicyError(EplbError, ValueError):
     """A policy that cannot be loaded, or that fails."""
 
@@ -57,3 +63,8 @@ class MissingExtraError(EplbError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}: pip install 'eplb[{extra}]'")
+        self._arguments = (package, extra, purpose)
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str, str]]:
+        """Errors travel between processes by their arguments, not by their message."""
+        return type(self), self._arguments

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import LoadsError
 
-__all__ = ["as_array", "check_loads", "check_values", "is_tensor"]
+__all__ = ["as_array", "check_loads", "check_values", "check_weights", "check_windows", "is_tensor"]
 
 _LARGEST = 1e100
 """Far above any count of tokens, far below where squares of loads overflow."""
@@ -72,3 +72,39 @@ def check_loads(loads: Any) -> NDArray[np.float64]:
         )
     check_values(array)
     return array
+
+
+def check_windows(loads: Any) -> NDArray[np.float64]:
+    """Loads of one window [L, E] or of several [T, L, E], as a float64 array [T, L, E].
+
+    Raises:
+        LoadsError: as for `check_loads`.
+    """
+    array = as_array(loads)
+    if array.ndim not in {2, 3}:
+        raise LoadsError(
+            f"loads have shape {array.shape}: give layers and experts [L, E], "
+            "or windows of them [T, L, E]"
+        )
+    check_values(array)
+    return array if array.ndim == 3 else array[None]
+
+
+def check_weights(weights: Any, num_windows: int) -> NDArray[np.float64]:
+    """What windows count, [T], adding up to 1; all alike where `weights` is None.
+
+    Raises:
+        LoadsError: another number of weights than windows, or one that is not finite or below 0, or
+            none above 0.
+    """
+    if weights is None:
+        return np.full(num_windows, 1.0 / num_windows)
+    array = as_array(weights)
+    if array.shape != (num_windows,):
+        raise LoadsError(
+            f"weights have shape {array.shape}: give one for each of {num_windows} windows"
+        )
+    if not (array.min() >= 0.0 and 0.0 < array.sum() <= _LARGEST):
+        raise LoadsError("weights are to be 0 or more, finite, and one of them above 0")
+    normal: NDArray[np.float64] = array / array.sum()
+    return normal

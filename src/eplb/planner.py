@@ -3,18 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from statistics import NormalDist
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster, whole_number
-from eplb.errors import ClusterError
-from eplb.loads import check_loads
+from eplb.errors import ClusterError, OptionError
+from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
 from eplb.threads import check_threads, run_chunks
 
-__all__ = ["Plan", "check_shape", "plan", "warmup"]
+__all__ = ["Effort", "Plan", "check_shape", "plan", "warmup"]
+
+Effort = Literal["fast", "default", "thorough"]
+"""How much work a plan may be: fixed amounts, the same on every host."""
 
 _QUICK = (4, 8)
 """Layers that a thread takes at a time, least and most, where each takes microseconds."""
@@ -28,7 +32,8 @@ class Plan:
 
     Attributes:
         placement: the experts of every slot.
-        peak: [L] load of the busiest GPU, in the unit of the loads.
+        peak: [L] load of the busiest GPU, in the unit of the loads; of several windows the expected
+            one, each window scaled to their mean total.
         bound: [L] proven: no plan for this cluster, with the groups on nodes, has a lower peak.
     """
 
@@ -45,36 +50,57 @@ class Plan:
         return gap
 
 
-def plan(loads: Any, cluster: Cluster, *, num_groups: int = 1, threads: int | None = None) -> Plan:
+def plan(
+    loads: Any,
+    cluster: Cluster,
+    *,
+    num_groups: int = 1,
+    weights: Any = None,
+    effort: Effort = "default",
+    threads: int | None = None,
+) -> Plan:
     """Decide how many replicas each expert gets and on which GPU each sits.
 
-    Layers are planned on their own: replicas by Adams' apportionment, packed by the balanced
-    largest differencing method, then improved by swaps until the busiest GPU is within 0.04 % of a
-    proven lower bound; where swaps end further than 0.1 % from it, by a search over replica counts
-    and hand-overs of slots, until a fixed amount of work is spent. No GPU gets two replicas of an
-    expert unless it has more slots than there are experts. The same input gives the same plan on
-    every host and with any number of threads.
+    Layers are planned on their own. For one window: replicas by Adams' apportionment, packed by the
+    balanced largest differencing method, then improved by swaps until the busiest GPU is within
+    0.04 % of a proven lower bound; where swaps end further than 0.1 % from it, by a search over
+    replica counts and hand-overs of slots, until a fixed amount of work is spent. For several
+    windows the expected peak is lowered: each is scaled to the same total, replicas go by the mean
+    load and its standard deviation, are spread so that loads of a GPU add up evenly in every
+    window, and swapped under norms of rising power. No GPU gets two replicas of an expert unless it
+    has more slots than there are experts. The same input gives the same plan on every host and with
+    any number of threads.
 
     Args:
-        loads: [L, E] tokens routed to each logical expert: a torch tensor of any type and device, a
-            numpy array or nested lists. A layer with no load is spread evenly.
+        loads: tokens routed to each logical expert, of one window [L, E] or several [T, L, E]: a
+            torch tensor of any type and device, a numpy array or nested lists. A layer with no load
+            is spread evenly; a window in which a layer has none counts for nothing there.
         cluster: the GPUs and their slots; at least E slots.
         num_groups: groups that the model routes by. Where the nodes divide them, each group stays
             on one node, equally many on each, so that the busiest node is as light as it can be;
             otherwise experts go anywhere.
+        weights: [T] what windows count, None for all alike.
+        effort: "fast", "default" or "thorough": fixed amounts of work, each several times the one
+            before.
         threads: most threads to use, None for one a processor.
 
     Raises:
-        LoadsError: loads that are not [L, E], or hold values that are not finite or below 0.
+        LoadsError: loads that are not [L, E] or [T, L, E], or hold values that are not finite or
+            below 0; weights of another number, or below 0.
         ClusterError: fewer slots than experts, or groups that do not divide the experts.
+        OptionError: another effort.
     """
-    checked = check_loads(loads)
-    num_layers, num_experts = checked.shape
+    windows = check_windows(loads)
+    weight = check_weights(weights, windows.shape[0])
+    _, num_layers, num_experts = windows.shape
     num_groups = whole_number(num_groups, "num_groups")
     nodes = check_shape(num_experts, cluster, num_groups)
+    if effort not in get_args(Effort):
+        raise OptionError(f"effort is {effort!r}: give {', '.join(map(repr, get_args(Effort)))}")
     threads = check_threads(threads)
+    seen = np.flatnonzero(weight)
     solution = _Solution(
-        checked,
+        windows[seen[0]] if seen.size == 1 else _mean_of(windows, weight),
         cluster,
         nodes,
         threads,
@@ -82,11 +108,23 @@ def plan(loads: Any, cluster: Cluster, *, num_groups: int = 1, threads: int | No
         np.empty(num_layers),
         np.zeros(num_layers),
     )
-    solution.solve(num_groups)
+    if seen.size == 1:
+        solution.solve(num_groups, effort)
+    else:
+        solution.solve_windows(windows, weight, num_groups, effort)
     for array in (solution.peaks, solution.bounds):
         array.flags.writeable = False
     placement = Placement._trusted(solution.phy2log, num_experts, cluster)
     return Plan(placement, solution.peaks, solution.bounds)
+
+
+def _mean_of(windows: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[L, E] the mean of windows that are scaled to the same total in each layer."""
+    total = windows.sum(axis=2)
+    factor = np.divide(weight[:, None], total, out=np.zeros_like(total), where=total > 0.0)
+    factor *= weight @ total
+    mean: NDArray[np.float64] = np.einsum("tl,tle->le", factor, windows)
+    return mean
 
 
 @dataclass(frozen=True)
@@ -104,7 +142,7 @@ class _Solution:
     peaks: NDArray[np.float64]
     bounds: NDArray[np.float64]
 
-    def solve(self, num_groups: int) -> None:
+    def solve(self, num_groups: int, effort: Effort) -> None:
         """Plan every layer, then those again that are not near enough to their bound."""
         from eplb.solver.improve import (
             FEW_SLOTS,
@@ -116,11 +154,38 @@ class _Solution:
 
         self._first_pass(self._gather(num_groups))
         far = self._above(FEW_SLOTS)
-        if far.any():
+        if far.any() and effort != "fast":
             self._raise_bounds(np.flatnonzero(far))
             self._again(_recount_layers, far & self._above(NEAR_ENOUGH))
-        self._again(_search_layers, self._above(WORTH_A_SEARCH))
+        if effort != "fast":
+            worth = NEAR_ENOUGH if effort == "thorough" else WORTH_A_SEARCH
+            self._again(_search_layers, self._above(worth))
         # Rounding may leave a proven bound above the peak that attains it.
+        np.minimum(self.bounds, self.peaks, out=self.bounds)
+
+    def solve_windows(
+        self,
+        windows: NDArray[np.float64],
+        weight: NDArray[np.float64],
+        num_groups: int,
+        effort: Effort,
+    ) -> None:
+        """Plan every layer for its mean, then those with any load for the windows [T, L, E]."""
+        from eplb.solver.windows import EFFORTS, _plan_windows
+
+        expert_of = self._gather(num_groups)
+        self._first_pass(expert_of)
+        layers = np.flatnonzero(self.loads.any(axis=1))
+        filled = (self.phy2log, self.peaks, self.bounds)
+        cluster = self.cluster
+        shape = (expert_of, cluster.num_gpus, cluster.slots_per_gpu)
+        deviations = _deviations(1.0 / float((weight**2).sum()))
+
+        def work(begin: int, end: int) -> None:
+            some = layers[begin:end]
+            _plan_windows(windows, weight, some, *shape, deviations, EFFORTS[effort], *filled)
+
+        self._run(_plan_windows, work, layers.size, _SLOW)
         np.minimum(self.bounds, self.peaks, out=self.bounds)
 
     def _gather(self, num_groups: int) -> NDArray[np.int64]:
@@ -196,6 +261,14 @@ class _Solution:
         return self.peaks > self.bounds * (1.0 + gap)
 
 
+def _deviations(num_windows: float) -> float:
+    """The largest of so many normal numbers, as expected (Blom, 1958), to two decimals, so that it
+    is the same on every host: how far above its mean an expert's load is to be planned for.
+    """
+    largest = NormalDist().inv_cdf((num_windows - 0.375) / (num_windows + 0.25))
+    return max(0.0, round(largest, 2))
+
+
 def warmup() -> None:
     """Compile every kernel, or load it from disk, so that no later plan waits for that.
 
@@ -205,8 +278,10 @@ def warmup() -> None:
     # Two slots on a GPU and loads this uneven need every pass.
     loads = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
     for num_groups in (1, 4):
-        made = plan(loads, Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2), num_groups=num_groups)
+        cluster = Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2)
+        made = plan(loads, cluster, num_groups=num_groups)
         made.placement.log2phy  # noqa: B018  # has a kernel of its own
+        plan(np.stack([loads, loads[:, ::-1]]), cluster, num_groups=num_groups)
 
 
 def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:

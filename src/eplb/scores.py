@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import LoadsError
+from eplb.errors import OptionError
 
 __all__ = ["Average", "balancedness", "ratios"]
 
@@ -37,10 +37,10 @@ def balancedness(load: NDArray[np.float64], average: Average = "mean") -> float:
     Where nothing has any load, nothing waits, and this is 1.
 
     Raises:
-        LoadsError: an average that is none of "mean" and "pooled".
+        OptionError: an average that is none of "mean" and "pooled".
     """
     if average not in get_args(Average):
-        raise LoadsError(f"average is {average!r}: give 'mean' or 'pooled'")
+        raise OptionError(f"average is {average!r}: give 'mean' or 'pooled'")
     peak = load.max(axis=-1)
     if not peak.any():
         return 1.0

@@ -1,0 +1,164 @@
+"""Out of the dead ends of a descent: change something by chance, descend again, keep the better.
+
+Iterated local search. The chance is a fixed sequence of numbers, so it is the same every time. Half
+of the kicks swap replicas of the busiest GPU of a window with any; the others hand a slot over from
+one expert to the one that weighs most on that GPU.
+"""
+
+from eplb.solver.convex import Hosts, _descend, _swap_slots
+from eplb.solver.jit import inner
+from eplb.solver.packing import F64, I64
+
+__all__: list[str] = []
+
+_FACTOR, _ADDEND, _RANGE = 6364136223846793005, 1442695040888963407, 0x7FFFFFFFFFFFFFFF
+"""Knuth's linear congruential generator, its upper bits."""
+
+
+@inner
+def _expected_peak(hosts: Hosts, weights: F64) -> float:
+    """The weighted sum over windows of the load of the busiest GPU."""
+    num_gpus, num_windows = hosts.load.shape
+    total = 0.0
+    for window in range(num_windows):
+        peak = 0.0
+        for gpu in range(num_gpus):
+            peak = max(peak, hosts.load[gpu, window])
+        total += weights[window] * peak
+    return total
+
+
+@inner
+def _kick_and_descend(
+    hosts: Hosts,
+    kept: Hosts,
+    loads: F64,
+    count: I64,
+    kept_count: I64,
+    weights: F64,
+    doublings: int,
+    tolerance: float,
+    most_sweeps: int,
+    num_kicks: int,
+) -> None:
+    """Lower the expected peak of `hosts` by `num_kicks` tries, each with a descent after it.
+
+    `loads` [E, T] are those of the experts, all replicas together, `count` [E] the replicas. `kept`
+    and `kept_count` are memory for the best so far.
+    """
+    _copy(hosts, kept, count, kept_count)
+    best = _expected_peak(hosts, weights)
+    state = num_kicks
+    for kick in range(num_kicks):
+        if kick % 2 == 0:
+            for _ in range(2):
+                state = _swap_by_chance(hosts, state)
+        else:
+            state = _hand_over_by_chance(hosts, loads, count, state)
+        _descend(hosts, weights, doublings, tolerance, most_sweeps)
+        peak = _expected_peak(hosts, weights)
+        if peak < best:
+            best = peak
+            _copy(hosts, kept, count, kept_count)
+        else:
+            _copy(kept, hosts, kept_count, count)
+
+
+@inner
+def _copy(source: Hosts, target: Hosts, count: I64, target_count: I64) -> None:
+    """Copy what GPUs hold, and the replicas that there are."""
+    num_gpus, slots_per_gpu = source.slots.shape
+    for gpu in range(num_gpus):
+        for slot in range(slots_per_gpu):
+            target.slots[gpu, slot] = source.slots[gpu, slot]
+        for expert in range(count.shape[0]):
+            target.holds[gpu, expert] = source.holds[gpu, expert]
+        for window in range(source.load.shape[1]):
+            target.load[gpu, window] = source.load[gpu, window]
+            for slot in range(slots_per_gpu):
+                target.part[gpu, window, slot] = source.part[gpu, window, slot]
+    for expert in range(count.shape[0]):
+        target_count[expert] = count[expert]
+
+
+@inner
+def _next(state: int) -> int:
+    return (state * _FACTOR + _ADDEND) & _RANGE
+
+
+@inner
+def _busiest(hosts: Hosts, window: int) -> int:
+    busiest = 0
+    for gpu in range(hosts.load.shape[0]):
+        if hosts.load[gpu, window] > hosts.load[busiest, window]:
+            busiest = gpu
+    return busiest
+
+
+@inner
+def _swap_by_chance(hosts: Hosts, state: int) -> int:
+    """Swap a slot of the busiest GPU of some window with one of another GPU; return the state."""
+    num_gpus, slots_per_gpu = hosts.slots.shape
+    state = _next(state)
+    draw = state >> 20
+    gpu = _busiest(hosts, draw % hosts.load.shape[1])
+    state = _next(state)
+    draw = state >> 20
+    other = draw % num_gpus
+    draw //= num_gpus
+    i = draw % slots_per_gpu
+    j = draw // slots_per_gpu % slots_per_gpu
+    if (
+        other != gpu
+        and not hosts.holds[other, hosts.slots[gpu, i]]
+        and not hosts.holds[gpu, hosts.slots[other, j]]
+    ):
+        _swap_slots(hosts, gpu, i, other, j)
+    return state
+
+
+@inner
+def _hand_over_by_chance(hosts: Hosts, loads: F64, count: I64, state: int) -> int:
+    """Give a slot somewhere to the expert with the largest replica on the busiest GPU of some
+    window; return the state.
+    """
+    num_gpus, slots_per_gpu = hosts.slots.shape
+    state = _next(state)
+    window = (state >> 20) % hosts.load.shape[1]
+    gpu = _busiest(hosts, window)
+    largest = 0
+    for slot in range(slots_per_gpu):
+        if hosts.part[gpu, window, slot] > hosts.part[gpu, window, largest]:
+            largest = slot
+    expert = hosts.slots[gpu, largest]
+    state = _next(state)
+    start = (state >> 20) % (num_gpus * slots_per_gpu)
+    for step in range(num_gpus * slots_per_gpu):
+        place = (start + step) % (num_gpus * slots_per_gpu)
+        target, slot = place // slots_per_gpu, place % slots_per_gpu
+        giver = hosts.slots[target, slot]
+        if count[giver] > 1 and giver != expert and not hosts.holds[target, expert]:
+            hosts.slots[target, slot] = expert
+            hosts.holds[target, giver] = False
+            hosts.holds[target, expert] = True
+            count[giver] -= 1
+            count[expert] += 1
+            _fill_loads(hosts, loads, count)
+            break
+    return state
+
+
+@inner
+def _fill_loads(hosts: Hosts, loads: F64, count: I64) -> None:
+    """Renew the loads of slots and GPUs from those of experts."""
+    num_gpus, slots_per_gpu = hosts.slots.shape
+    num_windows = hosts.load.shape[1]
+    for gpu in range(num_gpus):
+        for window in range(num_windows):
+            hosts.load[gpu, window] = 0.0
+        for slot in range(slots_per_gpu):
+            expert = hosts.slots[gpu, slot]
+            for window in range(num_windows):
+                part = loads[expert, window] / count[expert]
+                hosts.part[gpu, window, slot] = part
+                hosts.load[gpu, window] += part
