@@ -43,21 +43,51 @@ def test_recorded_windows(traces: Path) -> None:
 
 
 def test_stat_dump_without_unused_steps(tmp_path: Path, torch: Any) -> None:
-    """A circular buffer, half full; the file's name has the time of the dump."""
+    """A buffer that is half full; the file's name has the time of the dump."""
     buffer = torch.zeros((4, 2, 3), dtype=torch.int32)
     buffer[0] = torch.tensor(LOADS)
     buffer[2] = 2 * torch.tensor(LOADS)
     content = {"rank": 0, "logical_count": buffer, "average_utilization_rate_over_window": None}
     path = tmp_path / "expert_distribution_recorder_1755000000.25.pt"
     torch.save(content, path)
-    times = [1755000000.25] * 2
-    assert load_trace(path) == trace_of([LOADS, 2 * LOADS], ["0", "2"], times)
+    # The file's time is of both steps, so of none.
+    assert load_trace(path) == trace_of([LOADS, 2 * LOADS], ["0", "2"])
+    torch.save({**content, "logical_count": buffer[2:]}, path)
+    assert load_trace(path) == trace_of(2 * LOADS, ["0"], [1755000000.25])
     # A buffer that grows is saved as a view of a larger one.
     torch.save({**content, "logical_count": buffer[:1]}, tmp_path / "a.pt")
     assert load_trace(tmp_path / "a.pt") == trace_of(LOADS)
     torch.save({**content, "logical_count": buffer[3:]}, path)
     with pytest.raises(FormatError, match="all 1 steps are unused: nothing was recorded"):
         load_trace(path)
+
+
+def test_stat_dumps_of_a_buffer_that_is_emptied_and_not_rewound(tmp_path: Path, torch: Any) -> None:
+    """As SGLang's circular buffer: its dump sets all to 0, and the next step follows the last."""
+    buffer = torch.zeros((10, 1, 2), dtype=torch.int32)
+    position = 0
+    for dumped in range(12):
+        for step in range(1, 8):
+            buffer[position] = step
+            position = (position + 1) % len(buffer)
+        path = tmp_path / f"expert_distribution_recorder_{1755000000 + dumped}.5.pt"
+        torch.save({"rank": 0, "logical_count": buffer}, path)
+        buffer.zero_()
+        trace = load_trace(path)
+        assert trace.loads[:, 0, 0].tolist() == list(range(1, 8))
+        assert trace.names[0] == str(7 * dumped % 10)
+    together = load_trace(tmp_path)
+    assert together.loads[:, 0, 1].tolist() == 12 * list(range(1, 8))
+    assert together.times is None
+
+
+def test_stat_dumps_that_tell_no_order_stay_as_they_are(tmp_path: Path, torch: Any) -> None:
+    """All steps used, or more than one gap: where time begins cannot be told."""
+    for used in ([3, 1, 2], [3, 0, 1, 0, 2], [0, 3, 0, 1], [3, 0, 1, 0]):
+        counts = torch.tensor(used, dtype=torch.int32)[:, None, None]
+        torch.save({"rank": 0, "logical_count": counts}, tmp_path / "a.pt")
+        trace = load_trace(tmp_path / "a.pt")
+        assert trace.loads.ravel().tolist() == [each for each in used if each]
 
 
 def record(torch: Any, pass_id: int, rank: int, counts: Any) -> dict[str, Any]:
@@ -94,7 +124,7 @@ def test_passes_are_added_up_over_ranks(tmp_path: Path, torch: Any) -> None:
     # Of layer 0, expert 0 has slots 0 and 3; of layer 1, expert 1 has slots 1 and 3.
     first, second = [[5, 2, 3], [0, 5, 1]], [[1, 0, 0], [0, 4, 0]]
     both = np.add(first, second)
-    assert load_trace(tmp_path) == trace_of([both, both], ["8", "9"], [1755000000.5] * 2)
+    assert load_trace(tmp_path) == trace_of([both, both], ["8", "9"])
     assert load_trace(dump(tmp_path, 0)).names == ("7", "8", "9")
     assert load_trace(dump(tmp_path, 1)).loads.tolist() == [second, second]
 
@@ -106,9 +136,18 @@ def test_two_dumps_of_one_run_follow_each_other(tmp_path: Path, torch: Any) -> N
             save_records(torch, dump(tmp_path, rank, time), records, PHY2LOG)
     trace = load_trace(tmp_path)
     assert trace.names == ("3", "4", "10", "11")
-    assert trace.times is not None
-    assert trace.times.tolist() == [1755000000.0] * 2 + [1755000100.0] * 2
+    assert trace.times is None
     assert trace.loads[:, 0, 0].tolist() == [8, 10, 22, 24]
+
+
+def test_times_of_dumps_of_one_pass_each(tmp_path: Path, torch: Any) -> None:
+    for pass_id in (3, 9):
+        for rank in (0, 1):
+            path = dump(tmp_path, rank, 1755000000.0 + pass_id)
+            save_records(torch, path, [record(torch, pass_id, rank, [[1] * 4] * 2)], PHY2LOG)
+    trace = load_trace(tmp_path)
+    assert trace.times is not None
+    assert trace.times.tolist() == [1755000003.0, 1755000009.0]
 
 
 def test_per_token_dump(tmp_path: Path, torch: Any) -> None:
@@ -190,6 +229,21 @@ def test_tensor_of_vllm_ascend(tmp_path: Path, torch: Any) -> None:
     assert load_trace(tmp_path / "a.pt") == trace_of(LOADS)
     torch.save(torch.tensor(np.stack([LOADS, 0 * LOADS])), tmp_path / "a.pt")
     assert load_trace(tmp_path / "a.pt") == trace_of([LOADS, 0 * LOADS])
+
+
+def test_per_token_dump_of_many_tokens(tmp_path: Path, torch: Any) -> None:
+    """A list of more bytes than the directory of an archive may have."""
+    ids = list(range(1 << 20, (1 << 20) + 60_000))
+    records = [
+        {**record(torch, each, 0, [[1, 1, 1, 1]] * 2), "input_ids": [each + token for token in ids]}
+        for each in range(30)
+    ]
+    path = save_records(torch, tmp_path / "a.pt", records, PHY2LOG)
+    assert path.stat().st_size > 9_000_000
+    assert load_trace(path).num_windows == 30
+    # Longer still, in one piece.
+    records = [{**record(torch, 1, 0, [[1, 1, 1, 1]] * 2), "note": "x" * 20_000_000}]
+    assert load_trace(save_records(torch, path, records, PHY2LOG)).num_windows == 1
 
 
 # TensorRT-LLM

@@ -134,6 +134,78 @@ def test_plain_parquet(tmp_path: Path) -> None:
     assert load_trace(tmp_path / "b.parquet") == trace_of([[[1], [2]], [[3], [4]]], ["1", "2"])
 
 
+HEADED = ["0,1,2", "a,b,c"]
+
+INDEXED = [",0,1,2", "layer,0,1,2", "Layer_ID,a,b,c", "index,x,y,z", "__index_level_0__,0,1,2"]
+
+
+@pytest.mark.parametrize("heading", [*HEADED, *INDEXED])
+def test_headings_and_indices_of_plain_csv(tmp_path: Path, heading: str) -> None:
+    """As data frames are written, with and without their index."""
+    indexed = heading in INDEXED
+    rows = [[5, 6, 7], [0, 1, 2], [9, 9, 9]]
+    lines = [",".join(map(str, [number] * indexed + row)) for number, row in enumerate(rows)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join([heading, *lines]))
+    assert load_trace(path) == trace_of(rows)
+    if indexed:
+        path.write_text("\n".join([heading, *lines[1:]]))
+        name = heading.partition(",")[0]
+        message = f"column '{name}' has 1 in row 1 of the table, expected 0"
+        with pytest.raises(FormatError, match=message):
+            load_trace(path)
+    else:
+        path.write_text("\n".join(lines))
+        assert load_trace(path) == trace_of(rows)
+
+
+def test_plain_csv_without_an_expert(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("layer\n0\n1\n")
+    with pytest.raises(FormatError, match="has no column of an expert"):
+        load_trace(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("a,b\n0,1,2\n")
+    with pytest.raises(FormatError, match="line 2 has 3 columns, lines before 2"):
+        load_trace(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("names", [["layer", "0", "1"], ["0", "1", "__index_level_0__"]])
+def test_index_of_plain_parquet(tmp_path: Path, names: list[str]) -> None:
+    """Data frames have it last in Parquet; here there are several groups of rows."""
+    pa = pytest.importorskip("pyarrow", reason="pyarrow reads and writes Parquet")
+    import pyarrow.parquet as pq
+
+    columns = {"0": [3, 4, 5], "1": [6, 7, 8]}
+    path = tmp_path / "a.parquet"
+    for index in ([0, 1, 2], [0, 1, 3]):
+        table = pa.table({name: columns.get(name, index) for name in names})
+        pq.write_table(table, path, row_group_size=2)
+        if index[-1] == 2:
+            assert load_trace(path) == trace_of([[3, 6], [4, 7], [5, 8]])
+        else:
+            with pytest.raises(FormatError, match="has 3 in row 3 of the table, expected 2"):
+                load_trace(path)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_parquet_as_others_write_it(tmp_path: Path, version: str, dictionary: bool) -> None:
+    """Many pages and groups of rows, either kind of page, dictionaries or none."""
+    pa = pytest.importorskip("pyarrow", reason="pyarrow reads and writes Parquet")
+    import pyarrow.parquet as pq
+
+    loads = np.arange(300_000.0).reshape(-1, 3) % 977
+    pq.write_table(
+        pa.table({str(number): column for number, column in enumerate(loads.T)}),
+        tmp_path / "a.parquet",
+        data_page_version=version,
+        use_dictionary=dictionary,
+        data_page_size=1000,
+        row_group_size=30_000,
+        compression="snappy",
+    )
+    assert load_trace(tmp_path / "a.parquet") == trace_of(loads)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

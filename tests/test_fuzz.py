@@ -168,7 +168,7 @@ SAMPLES: dict[str, tuple[str, Callable[[Path], bytes]]] = {
     "npy": ("a.npy", lambda _: numpy_file("npy")),
     "npz": ("a.npz", lambda _: numpy_file("npz")),
     "own npz": ("a.npz", lambda folder: saved("a.npz", folder)),
-    "csv": ("a.csv", lambda _: b"expert 0,expert 1\n1,2.5\n0,4\n"),
+    "csv": ("a.csv", lambda _: b"layer,expert 0,expert 1\n0,1,2.5\n1,0,4\n"),
     "long csv": ("a.csv", lambda folder: saved("a.csv", folder)),
     "parquet": ("a.parquet", plain_parquet),
     "long parquet": ("a.parquet", lambda folder: saved("a.parquet", folder)),

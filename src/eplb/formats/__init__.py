@@ -21,10 +21,12 @@ def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
 
     - `.json`: `{"logical_count": [L][E] or [T][L][E]}` or the bare array, as SGLang takes it;
       `{"load_history": [{"logical_expert_load": [L][E]}, ...]}`, as the research benchmark has it.
-    - `.pt`: dumps of SGLang's expert recorder in all its modes, without steps that were not used;
+    - `.pt`: dumps of SGLang's expert recorder in all its modes, without steps that were not used.
+      Their times are when the files were written, known where they rise from window to window. Or
       a bare tensor, as vllm-ascend's tool takes it.
     - `.npy`, `.npz`, `.csv`, `.parquet`: one array or table [L, E], for arrays also [T, L, E]; or
-      what `save_trace` wrote.
+      what `save_trace` wrote. A table's heading, and a column that numbers its layers, are left
+      out.
     - A folder of TensorRT-LLM's statistics, or of a recording's files by rank, or of any files
       above: these follow each other by the time or the numbers in their names, and windows are
       named after them. Hidden files, folders and other endings are passed over.

@@ -1,6 +1,7 @@
 """CSV: a plain table of one window, or the project's long table of a trace.
 
-A plain table has a line a layer and a column an expert. The long table has a first line `# {...}`
+A plain table has a line a layer and a column an expert, with or without a heading and a column
+that numbers the layers. The long table has a first line `# {...}`
 of JSON with top_k and model, then its heading.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 from eplb.errors import FormatError
 from eplb.files import replacing
 from eplb.formats.about import about_text, plain_names, trace_about
-from eplb.formats.long_table import num_headings, windows_of
+from eplb.formats.long_table import index_columns, index_error, num_headings, windows_of
 from eplb.formats.source import LARGEST, frozen, reason
 from eplb.trace import LoadTrace
 
@@ -76,24 +77,32 @@ def _lines(path: Path, file: IO[str]) -> Iterator[str]:
 
 def _read_plain(path: Path, first: str, lines: Iterator[str]) -> LoadTrace:
     values = array("d")
+    heading: list[str] = []
+    index: list[int] = []
     width = num_rows = 0
     for number, row in enumerate(_rows(first, lines), start=1):
         if not row:
             continue
-        try:
-            values.fromlist(list(map(float, row)))
-        except ValueError:
-            if number == 1:
+        if not width:
+            width = len(row)
+            if _is_heading(row):
+                heading, index = row, index_columns(path, row)
                 continue
-            raise _no_number(path, f"line {number}", row) from None
-        if num_rows and len(row) != width:
+        if len(row) != width:
             raise FormatError(f"{path}: line {number} has {len(row)} columns, lines before {width}")
+        try:
+            numbers = list(map(float, row))
+        except ValueError:
+            raise _no_number(path, f"line {number}", row) from None
+        for column in index:
+            if numbers.pop(column) != num_rows:
+                raise index_error(path, heading[column], num_rows, row[column])
+        values.fromlist(numbers)
         _check_length(path, values)
-        width = len(row)
         num_rows += 1
     if not num_rows:
         raise FormatError(f"{path}: has no line of numbers")
-    return LoadTrace(frozen(values, (num_rows, width)))
+    return LoadTrace(frozen(values, (num_rows, width - len(index))))
 
 
 def _read_long(path: Path, width: int, before: int, lines: Iterator[str], about: str) -> LoadTrace:
@@ -121,6 +130,11 @@ def _read_long(path: Path, width: int, before: int, lines: Iterator[str], about:
     names, found, num_layers = windows_of(path, names, known, layers)
     loads = frozen(values, (len(names), num_layers, width - before))
     return trace_about(path, about, loads, names, found)
+
+
+def _is_heading(row: list[str]) -> bool:
+    """Whether the first line names columns: some by no number, or all by their own number."""
+    return row == [*map(str, range(len(row)))] or not all(map(_is_number, row))
 
 
 def _rows(first: str, lines: Iterator[str]) -> Iterator[list[str]]:

@@ -1,4 +1,6 @@
-"""The long table of a trace, that CSV and Parquet files share: a row for each window and layer.
+"""What tables in CSV and Parquet files share: the long table of a trace, and columns of an index.
+
+The long table has a row for each window and layer.
 
 Columns: window (its name), time (in seconds, where known), layer, and one for each expert, named by
 its number. The layers of a window stand together and in order, from 0 on.
@@ -12,7 +14,36 @@ from numpy.typing import NDArray
 
 from eplb.errors import FormatError
 
-__all__ = ["num_headings", "windows_of"]
+__all__ = ["index_columns", "index_error", "num_headings", "windows_of"]
+
+_INDEX = {"index", "layer", "layer_id", "__index_level_0__"}
+"""Names of columns that number the rows of a plain table, as data frames are written."""
+
+
+def index_columns(path: Path, columns: Sequence[str]) -> list[int]:
+    """Columns of a plain table that number its layers, by their names, the last of them first.
+
+    In CSV the index of a data frame stands first and may have no name; in Parquet it stands last.
+
+    Raises:
+        FormatError: no other column.
+    """
+    found = [
+        number
+        for number, name in enumerate(columns)
+        if name.strip().lower() in _INDEX or (number == 0 and not name.strip())
+    ]
+    if found and len(found) == len(columns):
+        raise FormatError(f"{path}: has no column of an expert")
+    return found[::-1]
+
+
+def index_error(path: Path, name: str, row: int, value: object) -> FormatError:
+    """The error of a row, counted from 0, that an index gives another number."""
+    return FormatError(
+        f"{path}: column {name[:40]!r} has {str(value)[:40]} in row {row + 1} of the table, "
+        f"expected {row}: layers stand in order, from 0 on, without gaps"
+    )
 
 
 def num_headings(path: Path, columns: Sequence[str]) -> int:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from eplb.errors import FormatError, MissingExtraError
 from eplb.files import replacing
 from eplb.formats.about import about_text, plain_names, trace_about
-from eplb.formats.long_table import num_headings, windows_of
+from eplb.formats.long_table import index_columns, index_error, num_headings, windows_of
+from eplb.formats.parquet_pages import check_pages
 from eplb.formats.source import check_packing, check_size, reason
 from eplb.trace import LoadTrace
 
@@ -91,6 +92,8 @@ def _check_footer(path: Path, file: IO[bytes]) -> None:
     length = int.from_bytes(end[:4], "little")
     if len(end) < 8 or end[4:] != b"PAR1" or length > min(size, _LARGEST_FOOTER):
         raise FormatError(f"{path}: not a whole Parquet file (no footer of a decent length)")
+    file.seek(max(0, size - 8 - length))
+    check_pages(path, file, file.read(length))
     file.seek(0)
 
 
@@ -108,18 +111,15 @@ def _read(path: Path, file: IO[bytes]) -> LoadTrace:
     if before:
         # A name that stands in many rows is kept once.
         table = pq.ParquetFile(file, read_dictionary=["window"], **options)
-    num_experts = len(names) - before
+    index = [] if before else index_columns(path, names)
+    experts = [column for column in range(before, len(names)) if column not in index]
     _check_columns(path, table, before)
     num_rows = table.metadata.num_rows
     if num_rows < 1:
         raise FormatError(f"{path}: has {num_rows} rows, expected one for each layer")
     check_size(path, "the table", num_rows * len(names))
-    # Of columns the same could be asked one by one, but pyarrow aborts the process on damaged ones.
-    meta = table.metadata
-    sizes = [max(0, meta.row_group(group).total_byte_size) for group in range(meta.num_row_groups)]
-    size = max(8 * num_rows * len(names), sum(sizes))
-    check_packing(path, "the table", size, path.stat().st_size)
-    loads = np.empty((num_rows, num_experts))
+    check_packing(path, "the table", 8 * num_rows * len(names), path.stat().st_size)
+    loads = np.empty((num_rows, len(experts)))
     windows: list[str] = []
     times = array("d")
     layers = array("q")
@@ -128,8 +128,10 @@ def _read(path: Path, file: IO[bytes]) -> LoadTrace:
     for batch in table.iter_batches(batch_size=batch_size, use_threads=False):
         if batch.num_rows > num_rows - done:
             raise FormatError(f"{path}: has more rows than the {num_rows} that it claims")
-        for column in range(num_experts):
-            loads[done : done + batch.num_rows, column] = _values(path, batch, column + before)
+        for column in index:
+            _check_index(path, names[column], _values(path, batch, column), done)
+        for number, column in enumerate(experts):
+            loads[done : done + batch.num_rows, number] = _values(path, batch, column)
         if before:
             windows += _texts(path, batch)
             layers.extend(_values(path, batch, before - 1).astype(np.int64))
@@ -143,7 +145,7 @@ def _read(path: Path, file: IO[bytes]) -> LoadTrace:
         return LoadTrace(loads)
     known = times if before == 3 else None
     windows, found, num_layers = windows_of(path, windows, known, layers)
-    loads = loads.reshape(len(windows), num_layers, num_experts)
+    loads = loads.reshape(len(windows), num_layers, len(experts))
     note = (table.schema_arrow.metadata or {}).get(_NOTE, b"")
     return trace_about(path, note, loads, windows, found)
 
@@ -160,6 +162,12 @@ def _check_columns(path: Path, table: Any, before: int) -> None:
             raise FormatError(
                 f"{path}: column {field.name[:40]!r} is of {str(field.type)[:40]}, expected numbers"
             )
+
+
+def _check_index(path: Path, name: str, values: NDArray[Any], start: int) -> None:
+    wrong = np.flatnonzero(values != np.arange(start, start + len(values)))
+    if len(wrong):
+        raise index_error(path, name, start + int(wrong[0]), values[wrong[0]])
 
 
 def _values(path: Path, batch: Any, column: int) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 Read off SGLang 0.5.23, `eplb/expert_distribution.py` and `eplb/expert_location.py`. The recorder's
 modes `stat` and `stat_approx` save logical counts of each step, already added up over ranks; its
 modes `per_pass` and `per_token` save a file a rank with the physical counts of each forward pass.
+The only time that is known is that of writing a file, which its name tells.
 """
 
 import json
@@ -102,7 +103,7 @@ def joined(parts: Iterable[Passes]) -> LoadTrace:
         total[number] = sums.pop(pass_id)
     total.flags.writeable = False
     times = [_first_time(ranks[pass_id].values()) for pass_id in chosen]
-    return LoadTrace(total, list(map(str, chosen)), None if None in times else np.array(times))
+    return LoadTrace(total, list(map(str, chosen)), _times(times))
 
 
 def placement_text(placement: Placement) -> str:
@@ -115,16 +116,36 @@ def _trace(path: Path, counts: NDArray[Any], *, drop_unused: bool) -> LoadTrace:
     """A trace of [L, E] or [T, L, E]; of a recorder's buffer, the steps that were used."""
     steps = np.arange(len(counts) if counts.ndim == 3 else 1)
     if drop_unused and counts.ndim == 3 and counts.size:
-        used = counts.any(axis=(1, 2))
+        used: NDArray[np.bool_] = np.any(counts, axis=(1, 2))
         if not used.any():
             raise FormatError(f"{path}: all {len(counts)} steps are unused: nothing was recorded")
-        steps, counts = steps[used], counts[used]
+        steps = _in_order(used)
+        counts = counts[steps]
     check_size(path, "the tensor", counts.size)
     loads = np.array(counts, np.float64, order="C")
     loads.flags.writeable = False
-    time = dump_time(path)
-    times = None if time is None else np.full(len(steps), time)
-    return LoadTrace(loads, list(map(str, steps)), times)
+    return LoadTrace(loads, list(map(str, steps)), _times([dump_time(path)] * len(steps)))
+
+
+def _in_order(used: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Numbers of the steps of a buffer that were used, the oldest first where that can be told.
+
+    A dump empties a circular buffer, and the next step goes where it would have gone anyway: what
+    follows may begin late in the buffer and end early in it. The gap between is then the only one.
+    """
+    gaps = np.flatnonzero(used[:-1] & ~used[1:])
+    steps = np.flatnonzero(used)
+    if used[0] and used[-1] and len(gaps) == 1:
+        return np.roll(steps, -(int(gaps[0]) + 1))
+    return steps
+
+
+def _times(times: list[float | None]) -> NDArray[np.float64] | None:
+    """Times of the windows, if each has its own: files tell when they were written, not steps."""
+    known = [time for time in times if time is not None]
+    if len(known) < len(times) or (np.diff(known) <= 0).any():
+        return None
+    return np.array(known)
 
 
 def _read_passes(path: Path, content: dict[Any, Any]) -> Passes:

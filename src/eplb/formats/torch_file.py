@@ -8,6 +8,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ _OTHERS = re.compile(
 
 _LARGEST_LIST = 64 << 20
 """Bytes of the list of what to build."""
+
+_PIECE = 1 << 20
 
 _MOST_MEMORY = 160 << 20
 """Bytes that may be built beside tensors: some 4 million token ids of a `per_token` dump."""
@@ -108,7 +111,9 @@ def _list_of(path: Path, archive: zipfile.ZipFile) -> bytes:
             f"{path}: holds {lists[0].file_size} bytes beside its tensors, "
             f"at most {_LARGEST_LIST} are read"
         )
-    return archive.read(lists[0])
+    # No more is read at once than a zip archive here may ask for.
+    with archive.open(lists[0]) as member:
+        return b"".join(iter(partial(member.read, _PIECE), b""))
 
 
 def _check_list(path: Path, pickled: bytes) -> None:
@@ -133,7 +138,10 @@ def _check_list(path: Path, pickled: bytes) -> None:
                 if isinstance(argument, str):
                     memory += 4 * len(argument)
             if memory > _MOST_MEMORY:
-                raise FormatError(f"{path}: holds too much beside its tensors to be loads")
+                raise FormatError(
+                    f"{path}: holds too much beside its tensors to be loads, over "
+                    f"{_MOST_MEMORY} bytes once read; of tokens, record fewer at once"
+                )
     except FormatError:
         raise
     except Exception as error:  # pickletools raises whatever its parts raise
