@@ -1,10 +1,12 @@
 """Replay: what a policy is shown, what it is scored on, and what is recorded of it."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -85,6 +87,7 @@ def test_never_scored_on_what_was_seen(
                 )
                 for layer in range(3)
             ]
+            moves[0] = 0  # dense: what a placement says of it is never loaded
             running = chosen
         assert found.moves[step].tolist() == moves
         load = running.gpu_load(trace.loads[window])
@@ -117,6 +120,14 @@ def test_bytes_are_those_of_the_model_or_as_said() -> None:
     assert said.bytes_moved is not None
     assert np.array_equal(said.bytes_moved, 1000 * said.moves)
     assert said.moves.sum() > 0
+    for wrong, message in (
+        (0, "is 0: give 1 or more"),
+        ("1", "is '1': give a whole number"),
+        (10**19, "give 1125899906842624 or less"),
+    ):
+        number: Any = wrong
+        with pytest.raises(ClusterError, match=f"expert_bytes .*{message}"):
+            eplb.replay(trace, CLUSTER, "deepseek", expert_bytes=number)
     known = LoadTrace(trace.loads, model="DeepSeek-V3")
     # Three matrices of 7168 x 2048 bytes.
     assert eplb.replay(known, CLUSTER, "deepseek").expert_bytes == 44_040_192
@@ -128,7 +139,10 @@ def test_progress_is_told_after_each_window() -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.parametrize("kind", ["plan", "placement", "array", "nothing"])
+KINDS = ["plan", "placement", "array", "lists", "pair", "tensor", "tensors", "nothing"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_answers_of_every_kind(kind: str) -> None:
     trace = made(4)
     planned = eplb.plan(trace.loads[0], CLUSTER)
@@ -136,7 +150,17 @@ def test_answers_of_every_kind(kind: str) -> None:
     def policy(_loads: Any, _cluster: Cluster, *, current: Placement, num_groups: int) -> Any:
         del current, num_groups
         placement = planned.placement
-        answers = {"plan": planned, "placement": placement, "array": placement.phy2log}
+        phy2log = placement.phy2log
+        tensor = torch.from_numpy(phy2log.copy())
+        answers = {
+            "plan": planned,
+            "placement": placement,
+            "array": phy2log,
+            "lists": phy2log.tolist(),
+            "pair": (phy2log.tolist(), "more"),
+            "tensor": tensor,
+            "tensors": [tensor, tensor],
+        }
         return answers.get(kind)
 
     found = eplb.replay(trace, CLUSTER, policy)
@@ -151,6 +175,9 @@ def test_answers_of_every_kind(kind: str) -> None:
         (np.zeros((3, 11), int), r"before window 1: phy2log has shape \(3, 11\)"),
         (np.zeros((3, 12), int), "before window 1: layer 0 has no slot for expert 1"),
         ("keep", "before window 1: phy2log has shape"),
+        ([[1, 2], [3]], "before window 1: phy2log is no array: ValueError"),
+        (torch.ones(3, 12, requires_grad=True), "phy2log has shape .* type float32: whole numbers"),
+        (torch.ones(3, 12, device="meta"), "before window 1: phy2log is no array"),
         (Placement.contiguous(3, 8, Cluster(2, 1, 6)), r"before window 1 is Placement\(.*2 GPUs"),
     ],
 )
@@ -167,6 +194,30 @@ def test_a_policy_that_fails_is_told_with_its_window() -> None:
     message = "the policy fails before window 2: ZeroDivisionError: by zero"
     with pytest.raises(PolicyError, match=message):
         eplb.replay(made(4), CLUSTER, policy)
+
+
+def test_a_policy_cannot_end_the_process() -> None:
+    def policy(*_: Any, **__: Any) -> None:
+        sys.exit(0)
+
+    with pytest.raises(PolicyError, match="the policy fails before window 1: SystemExit: 0"):
+        eplb.replay(made(4), CLUSTER, policy)
+    nothing: Any = None
+    with pytest.raises(PolicyError, match="None is no policy: give a name, a path or a callable"):
+        eplb.replay(made(4), CLUSTER, nothing)
+
+
+def test_kernels_are_ready_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready: list[Any] = []
+    monkeypatch.setattr("eplb.replayer.warm_up", ready.append)
+    asked: list[int] = []
+
+    def policy(*_: Any, **__: Any) -> None:
+        asked.append(len(ready))
+
+    eplb.replay(made(3), CLUSTER, policy)
+    assert asked == [1, 1]
+    assert ready == [policy]
 
 
 def test_wrong_numbers_are_told_before_anything_runs() -> None:
@@ -208,7 +259,8 @@ def test_files_are_policies(tmp_path: Path) -> None:
     row = np.arange(12)[::-1] % 8
     reversed_ = Placement(np.tile(row, (3, 1)), 8, CLUSTER)
     assert np.array_equal(peer.peak[0], reversed_.gpu_load(trace.loads[1]).max(axis=1))
-    own = eplb.replay(trace, CLUSTER, str(tmp_path / "own.py"))
+    own = eplb.replay(trace, CLUSTER, tmp_path / "own.py")
+    assert own.name == str(tmp_path / "own.py")
     last = eplb.replay(trace, CLUSTER, "eplb", history=1)
     assert np.array_equal(own.peak, last.peak)
 
@@ -219,6 +271,15 @@ def test_names_of_policies(tmp_path: Path) -> None:
         (tmp_path / folder / "peer.py").write_text(PEER)
     files = [str(tmp_path / folder / "peer.py") for folder in ("a", "b")]
     assert list(named_policies(["eplb", *files])) == ["eplb", "peer", "peer 2"]
+    (tmp_path / "eplb.py").write_text(PEER)
+    assert list(named_policies([str(tmp_path / "eplb.py"), "eplb"])) == ["eplb 2", "eplb"]
+    (tmp_path / "a" / "beside_a_peer.py").write_text("policy = len")
+    (tmp_path / "a" / "own.py").write_text("from beside_a_peer import policy")
+    path = list(sys.path)
+    assert list(named_policies(tmp_path / "a" / "own.py")) == ["own"]
+    assert sys.path == path
+    with pytest.raises(PolicyError, match="no policy is given"):
+        named_policies([])
     with pytest.raises(PolicyError, match="no policy is called 'best': give contiguous, deepseek"):
         named_policies(["best"])
     with pytest.raises(PolicyError, match="policy eplb is given twice"):

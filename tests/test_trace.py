@@ -1,5 +1,8 @@
 """LoadTrace: windows that are checked, immutable, picked and added up."""
 
+import pickle
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +97,10 @@ def test_equal_traces_are_equal() -> None:
         ({"loads": LOADS, "times": [1.0]}, r"times have shape \(1,\): give seconds"),
         ({"loads": LOADS, "times": [1.0, 2.0, 3.0, np.nan]}, "give seconds"),
         ({"loads": LOADS, "top_k": 4}, "top_k is 4: a token goes to 1 to 3 experts"),
+        ({"loads": LOADS, "top_k": "2"}, "top_k is '2': give a whole number"),
+        ({"loads": LOADS, "top_k": 2.5}, "top_k is 2.5: give a whole number"),
+        ({"loads": LOADS, "times": list("abcd")}, "times are no numbers: give seconds"),
+        ({"loads": LOADS, "names": 5}, "names are 5: give one for each window"),
     ],
 )
 def test_wrong_traces(arguments: dict[str, object], message: str) -> None:
@@ -110,3 +117,45 @@ def test_windows_that_are_not_there() -> None:
     for size in (0, 5):
         with pytest.raises(LoadsError, match=f"{size} windows cannot be added up to one"):
             trace.merged(size)
+    wrong: Any = [0.0]
+    with pytest.raises(LoadsError, match=r"a window's number is 0\.0: give a whole number"):
+        trace.pick(wrong)
+    wrong = 3
+    with pytest.raises(LoadsError, match="windows are 3: give a slice or their numbers"):
+        trace.pick(wrong)
+    wrong = "2"
+    with pytest.raises(LoadsError, match="windows to add up is '2': give a whole number"):
+        trace.merged(wrong)
+
+
+def test_a_view_of_what_can_be_written_is_copied() -> None:
+    array = LOADS.copy()
+    view = array[:]
+    view.flags.writeable = False
+    trace = LoadTrace(view)
+    array[:] = 0.0
+    assert np.array_equal(trace.loads, LOADS)
+    whole = np.frombuffer(LOADS.tobytes()).reshape(LOADS.shape)
+    assert np.shares_memory(LoadTrace(whole).loads, whole)
+    buffer = bytearray(LOADS.tobytes())
+    filled = np.frombuffer(memoryview(buffer).toreadonly()).reshape(LOADS.shape)
+    assert np.shares_memory(LoadTrace(filled).loads, filled)
+    filled = np.frombuffer(buffer)
+    filled.flags.writeable = False
+    assert not np.shares_memory(LoadTrace(filled.reshape(LOADS.shape)).loads, filled)
+
+
+def test_pickled_it_cannot_be_changed_either() -> None:
+    trace = LoadTrace(LOADS, times=np.arange(4.0))
+    assert not trace.dense.any()
+    again = pickle.loads(pickle.dumps(trace))
+    assert again == trace
+    for mine in (again.loads, again.times, again.dense):
+        with pytest.raises(ValueError, match="read-only"):
+            mine[0] = 1.0
+
+
+def test_a_name_cannot_command_a_terminal() -> None:
+    assert repr(LoadTrace(LOADS, model="M\x1b[31m\n")) == (
+        "LoadTrace(4 windows of M\\x1b[31m\\n, 2 layers, 3 experts)"
+    )

@@ -1,5 +1,6 @@
 """Policies side by side on one trace: what each would have given, and how sure that is."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 from eplb.confidence import Interval, difference_interval, ratio_interval
-from eplb.models import EXPERT_BYTES
+from eplb.errors import EplbError, PolicyError
+from eplb.models import expert_bytes_of
 from eplb.policies import Policy, named_policies
 from eplb.replayer import HISTORY, Replay, Step, replay_of, replay_steps
 from eplb.trace import LoadTrace
@@ -24,7 +26,8 @@ class Score:
     Attributes:
         policy: its name.
         balancedness: mean GPU load / max GPU load, mean over windows and layers.
-        balancedness_interval: where that is with 95 % confidence; None of fewer than 4 windows.
+        balancedness_interval: where that is with 95 % confidence; None of fewer than 16 windows
+            or 4 blocks of them.
         pooled: the same as sum of means / sum of maxima.
         pooled_interval: of that.
         worst_window: balancedness of the least balanced window.
@@ -34,8 +37,9 @@ class Score:
         moved: share of the slots of layers with any load that GPUs had to receive at a plan, the
             first left out, on average; None where there was no other.
         bytes_per_plan: the same in bytes, None where an expert's bytes are unknown.
-        plan_ms: median time of a plan in milliseconds; longest_plan_ms: the longest, in which
-            kernels may have been compiled.
+        plan_ms: median time of a plan in milliseconds, without the first where there are more;
+            first_plan_ms: of the first, for which a file's kernels may be loaded or compiled;
+            longest_plan_ms: the longest of all.
     """
 
     policy: str
@@ -50,6 +54,7 @@ class Score:
     moved: float | None
     bytes_per_plan: float | None
     plan_ms: float
+    first_plan_ms: float
     longest_plan_ms: float
 
 
@@ -80,42 +85,58 @@ class Comparison:
     replays: list[Replay]
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as plain values, without the records."""
+        """The figures as plain values; of the records those of whole windows."""
         fields = {name: value for name, value in vars(self).items() if name != "replays"}
-        return {**fields, "scores": [asdict(score) for score in self.scores]}
+        return {
+            **fields,
+            "scores": [asdict(score) for score in self.scores],
+            "by_window": [_by_window(replay) for replay in self.replays],
+        }
 
 
 def compare(
     trace: LoadTrace,
     cluster: Cluster,
-    policies: Sequence[str] | Mapping[str, Policy],
+    policies: (
+        str
+        | os.PathLike[str]
+        | Sequence[str | os.PathLike[str]]
+        | Mapping[str, Policy | str | os.PathLike[str]]
+    ),
     *,
     num_groups: int = 1,
     every: int = 1,
     history: int = HISTORY,
     first: int = 1,
     expert_bytes: int | None = None,
-    progress: Callable[[int, int], bool] | None = None,
+    progress: Callable[[int, int], bool | None] | None = None,
+    failed: Callable[[EplbError], object] | None = None,
 ) -> Comparison:
     """Replay policies in step, each window by all of them before the next.
 
     Args:
         trace: the windows, in the order in which they happened.
         cluster: the GPUs and their slots.
-        policies: names in `eplb.policies.POLICIES` and paths of Python files, or callables by name.
+        policies: names in `eplb.policies.POLICIES` and paths of Python files, or callables by name;
+            a lone one need not be in a list.
         num_groups: as in `eplb.replay`; so are every, history, first and expert_bytes.
         every: windows from one plan to the next.
         history: most windows that a policy is shown.
         first: the first window served.
         expert_bytes: bytes of an expert's weights in one layer.
-        progress: called after each window with how many are done, and how many there are; False
-            ends the replays, and what was done counts.
+        progress: called after each window with how many are done, and how many there are; where it
+            returns False the replays end, and what was done counts.
+        failed: called with the error where a policy fails after the first window, in place of
+            raising it; the windows that all policies have served count.
 
     Raises:
         EplbError: as for `eplb.replay`.
     """
     if not isinstance(policies, Mapping):
-        policies = named_policies(policies)
+        policies = dict[str, Any](named_policies(policies))
+    elif not policies:
+        raise PolicyError("no policy is given")
+    size = expert_bytes_of(trace.model, expert_bytes)
     walks = [
         replay_steps(
             trace, cluster, policy, num_groups=num_groups, every=every, history=history, first=first
@@ -124,14 +145,17 @@ def compare(
     ]
     wanted = trace.num_windows - first
     rounds: list[tuple[Step, ...]] = []
-    for steps in zip(*walks, strict=True):
-        rounds.append(steps)
-        if progress is not None and not progress(len(rounds), wanted):
-            break
-    if expert_bytes is None:
-        expert_bytes = EXPERT_BYTES.get(trace.model or "")
+    try:
+        for steps in zip(*walks, strict=True):
+            rounds.append(steps)
+            if progress is not None and progress(len(rounds), wanted) is False:
+                break
+    except EplbError as error:
+        if failed is None or not rounds:
+            raise
+        failed(error)
     replays = [
-        replay_of(steps, name, cluster, expert_bytes)
+        replay_of(steps, name, cluster, size)
         for name, steps in zip(policies, zip(*rounds, strict=True), strict=True)
     ]
     return Comparison(
@@ -160,7 +184,9 @@ def score(replay: Replay, reference: Replay | None = None) -> Score:
     means, peaks = replay.mean.sum(axis=1), replay.peak.sum(axis=1)
     loaded = known > 0.0
     worst = (sums[loaded] / known[loaded]).min() if loaded.any() else 1.0
-    later = np.flatnonzero(replay.planned)[1:]
+    asked = np.flatnonzero(replay.planned)
+    later = asked[1:]
+    every = int(np.diff(asked).max()) if later.size else replay.num_steps
     moe = replay.peak.any(axis=0)  # a dense layer has nothing to move
     received = replay.moves[np.ix_(later, moe)].sum(axis=1)
     slots = max(1, int(moe.sum())) * replay.cluster.num_slots
@@ -168,18 +194,39 @@ def score(replay: Replay, reference: Replay | None = None) -> Score:
     return Score(
         policy=replay.name,
         balancedness=replay.average(),
-        balancedness_interval=ratio_interval(sums, known),
+        balancedness_interval=ratio_interval(sums, known, every),
         pooled=replay.pooled(),
-        pooled_interval=ratio_interval(means, peaks),
+        pooled_interval=ratio_interval(means, peaks, every),
         worst_window=float(worst),
         gain=replay.average() - reference.average(),
-        gain_interval=difference_interval(sums, known, other_sums, known),
+        gain_interval=difference_interval(sums, known, other_sums, known, every),
         plans=int(replay.planned.sum()),
         moved=float(received.mean()) / slots if later.size else None,
         bytes_per_plan=_times(float(received.mean()) if later.size else None, replay.expert_bytes),
-        plan_ms=float(np.median(seconds)) * 1e3,
+        plan_ms=float(np.median(seconds[1:] if later.size else seconds)) * 1e3,
+        first_plan_ms=float(seconds[0]) * 1e3,
         longest_plan_ms=float(seconds.max()) * 1e3,
     )
+
+
+def _by_window(replay: Replay) -> dict[str, Any]:
+    """Of each window the balancedness (None without load), the moves, and the time of a plan."""
+    sums, known = _of_windows(replay)
+    return {
+        "policy": replay.name,
+        "window": replay.windows.tolist(),
+        "balancedness": [
+            top / number if number else None
+            for top, number in zip(sums.tolist(), known.tolist(), strict=True)
+        ],
+        "moves": replay.moves.sum(axis=1).tolist(),
+        "plan_ms": [
+            seconds * 1e3 if planned else None
+            for seconds, planned in zip(
+                replay.seconds.tolist(), replay.planned.tolist(), strict=True
+            )
+        ],
+    }
 
 
 def _of_windows(replay: Replay) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -9,6 +9,7 @@ from rich.text import Text
 from eplb.comparison import Comparison, Score
 from eplb.confidence import Interval
 from eplb.sweeps import SweepRow
+from eplb.text import printable
 
 __all__ = ["print_comparison", "print_sweep"]
 
@@ -17,21 +18,21 @@ _COSTS = ("moved", "bytes", "plan")
 
 def print_comparison(console: Console, title: str, comparison: Comparison) -> None:
     """Print what each policy gave."""
-    first = comparison.scores[0].policy
-    console.print(Text(title, style="bold"))
+    first = printable(comparison.scores[0].policy)
+    console.print(Text(printable(title), style="bold"))
     console.print(Text(_setting(comparison)))
     console.print()
     table = _table(console, "policy")
     gain = f"over {first}"
     for heading in ("balancedness", "pooled", "worst window", gain, *_COSTS):
         table.add_column(heading, justify="right")
-    for score in comparison.scores:
+    for number, score in enumerate(comparison.scores):
         table.add_row(
-            score.policy,
+            printable(score.policy),
             _with_interval(score.balancedness, score.balancedness_interval),
             f"{score.pooled:.4f}",
             f"{score.worst_window:.4f}",
-            "" if score.policy == first else _gain(score),
+            _gain(score) if number else "",
             *_costs(score),
         )
     console.print(table)
@@ -48,7 +49,7 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
 
 def print_sweep(console: Console, title: str, rows: Sequence[SweepRow], wanted: int) -> None:
     """Print a line for each replay of a sweep."""
-    console.print(Text(title, style="bold"))
+    console.print(Text(printable(title), style="bold"))
     console.print()
     table = _table(console, "GPUs")
     for heading in ("slots", "spare", "every"):
@@ -62,7 +63,7 @@ def print_sweep(console: Console, title: str, rows: Sequence[SweepRow], wanted: 
             str(row.slots),
             str(row.spare),
             str(row.every),
-            row.score.policy,
+            printable(row.score.policy),
             _with_interval(row.score.balancedness, row.score.balancedness_interval),
             f"{row.score.worst_window:.4f}",
             *_costs(row.score),

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eplb.skew import drift, skew
+from eplb.text import printable
 from eplb.trace import LoadTrace
 
 __all__ = ["Inspection", "LagFigures", "Range", "inspect_trace", "print_inspection"]
@@ -109,7 +110,7 @@ def inspect_trace(trace: LoadTrace) -> Inspection:
 
 def print_inspection(console: Console, title: str, found: Inspection) -> None:
     """Print the figures for a person."""
-    console.print(Text(title, style="bold"))
+    console.print(Text(printable(title), style="bold"))
     for line in _lines(found):
         console.print(Text(line))
     if found.hottest is None:
@@ -128,12 +129,12 @@ def _lines(found: Inspection) -> list[str]:
     if found.dense_layers:
         layers += f", and {len(found.dense_layers)} with no load ({_numbers(found.dense_layers)})"
     windows = "1 window" if found.windows == 1 else f"{found.windows:,} windows"
-    names = found.first_window
+    names = printable(found.first_window)
     if found.windows > 1:
-        names += f" to {found.last_window}"
+        names += f" to {printable(found.last_window)}"
     if found.seconds is not None:
         names += f", {found.seconds:,.1f} seconds"
-    known = [f"model {found.model}"] if found.model else []
+    known = [f"model {printable(found.model)}"] if found.model else []
     if found.top_k is not None:
         known.append(f"top {found.top_k}")
     return [f"{windows} ({names})", layers, *([", ".join(known)] if known else [])]

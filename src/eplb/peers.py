@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import PolicyError
+from eplb.loads import is_tensor
 
 __all__ = ["Peer", "load_peer", "load_peers", "phy2log_of", "said"]
 
@@ -45,7 +46,9 @@ def load_peers(paths: Sequence[Path]) -> list[Peer]:
     """
     peers: list[Peer] = []
     for path in paths:
-        peer = load_peer(path)
+        # What a peer prints must not mix with what this prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            peer = load_peer(path)
         name, number = peer.name, 2
         while any(other.name == name for other in peers):
             name, number = f"{peer.name} {number}", number + 1
@@ -76,12 +79,15 @@ def _import(path: Path) -> ModuleType:
         raise PolicyError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # it may import files that lie beside it, as a script does
     try:
-        # What a peer prints must not mix with what this prints.
-        with contextlib.redirect_stdout(sys.stderr):
-            spec.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise PolicyError(f"{path}: importing it raises {said(error)}") from None
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
     return module
 
 
@@ -96,12 +102,24 @@ def phy2log_of(result: Any, num_layers: int, num_slots: int) -> NDArray[np.int64
     Raises:
         PolicyError: something else.
     """
-    if isinstance(result, tuple | list) and len(result) > 0:
+    if isinstance(result, tuple | list) and len(result) > 0 and _depth(result[0]) == 2:
         result = result[0]
-    array = np.asarray(result)
+    if is_tensor(result):
+        result = result.detach()
+    try:
+        array = np.asarray(result.cpu() if is_tensor(result) else result)
+    except Exception as error:
+        raise PolicyError(f"phy2log is no array: {said(error)}") from None
     if array.shape != (num_layers, num_slots) or array.dtype.kind not in "ui":
         raise PolicyError(
             f"phy2log has shape {array.shape} and type {array.dtype}: "
             f"whole numbers of shape {(num_layers, num_slots)} were asked for"
         )
     return array.astype(np.int64)
+
+
+def _depth(value: Any) -> int:
+    """Axes of an array, a tensor or nested lists."""
+    if isinstance(value, tuple | list):
+        return 1 + (_depth(value[0]) if len(value) > 0 else 0)
+    return getattr(value, "ndim", 0)

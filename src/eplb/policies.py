@@ -9,6 +9,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,15 @@ from eplb.peers import load_peer, phy2log_of
 from eplb.placement import Placement
 from eplb.planner import plan
 
-__all__ = ["POLICIES", "Policy", "named_policies", "named_policy", "policy_from"]
+__all__ = [
+    "POLICIES",
+    "Policy",
+    "list_of",
+    "named_policies",
+    "named_policy",
+    "policy_from",
+    "warm_up",
+]
 
 
 class Policy(Protocol):
@@ -101,6 +110,19 @@ same, shown the windows that come next: what knowing the future would give.
 """
 
 
+def warm_up(policy: Policy) -> None:
+    """Compile the kernels of a policy of `POLICIES`, or load them, so that no plan waits for it."""
+    if isinstance(policy, _Greedy | _Eplb):
+        _tiny_plan(policy)
+
+
+@cache
+def _tiny_plan(policy: _Greedy | _Eplb) -> None:
+    loads = np.array([[[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]]])
+    cluster = Cluster(num_gpus=8, slots_per_gpu=2)
+    policy(loads, cluster, current=Placement.contiguous(1, 8, cluster), num_groups=1)
+
+
 @dataclass(frozen=True)
 class _Peer:
     """A file's `rebalance_experts`, called as DeepSeek's with the sum of the windows."""
@@ -142,19 +164,25 @@ def policy_from(path: str | os.PathLike[str]) -> Policy:
     return found.function if found.kind == "policy" else _Peer(found.function)
 
 
-def named_policies(names: Sequence[str], threads: int | None = None) -> dict[str, Policy]:
+def named_policies(
+    names: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], threads: int | None = None
+) -> dict[str, Policy]:
     """The policies of names in `POLICIES`, or in the Python files of those paths, by their names.
 
     Args:
         names: of one or more; files are called as they are without their folder, and numbered where
-            two are called alike.
+            two are called alike, or one as a policy of `POLICIES` that is given too.
         threads: most threads of this planner, None for one a processor.
 
     Raises:
         PolicyError: none of the two.
     """
+    given = [_name(name) for name in list_of(names, str | os.PathLike, "policies")]
+    if not given:
+        raise PolicyError("no policy is given")
+    built_in = {name for name in given if name in POLICIES}
     policies: dict[str, Policy] = {}
-    for name in names:
+    for name in given:
         if name in POLICIES:
             policy = POLICIES[name]
             called = name
@@ -166,17 +194,36 @@ def named_policies(names: Sequence[str], threads: int | None = None) -> dict[str
         else:
             known = ", ".join(POLICIES)
             raise PolicyError(f"no policy is called {name!r}: give {known} or a .py file")
+        if name in POLICIES and name in policies:
+            raise PolicyError(f"policy {name} is given twice")
         number = 1
-        while called in policies:
-            if name in POLICIES:
-                raise PolicyError(f"policy {name} is given twice")
+        while name not in POLICIES and (called in policies or called in built_in):
             number += 1
             called = f"{Path(name).stem} {number}"
         policies[called] = policy
     return policies
 
 
-def named_policy(name: str, threads: int | None = None) -> Policy:
+def list_of(values: Any, one: Any, name: str) -> list[Any]:
+    """Values as a list; a lone one, of a type of `one`, is a list of itself.
+
+    Raises:
+        PolicyError: neither.
+    """
+    if isinstance(values, one):
+        return [values]
+    if not np.iterable(values):
+        raise PolicyError(f"{name} are {values!r}: give a list")
+    return list(values)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise PolicyError(f"{value!r} is no name of a policy and no path: give callables by name")
+    return os.fsdecode(value)
+
+
+def named_policy(name: str | os.PathLike[str], threads: int | None = None) -> Policy:
     """One of `named_policies`."""
     (policy,) = named_policies([name], threads).values()
     return policy

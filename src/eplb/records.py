@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from eplb.files import write_text
 from eplb.sweeps import SweepRow
 from eplb.trace import LoadTrace
 
-__all__ = ["check_ending", "write_comparison", "write_sweep"]
+__all__ = ["check_ending", "check_writable", "write_comparison", "write_sweep"]
 
 _ENDINGS = (".csv", ".json")
 _COLUMNS = (
@@ -24,21 +25,41 @@ _COLUMNS = (
 )
 
 
-def check_ending(path: Path) -> None:
+def check_ending(path: Path, trace: Path | None = None) -> None:
     """Tell before the work begins that a record could not be written.
 
     Raises:
-        FormatError: an ending that is none of .csv and .json, or a folder that is not there.
+        FormatError: an ending that is none of .csv and .json, or as for `check_writable`.
     """
     if path.suffix.lower() not in _ENDINGS:
         raise FormatError(f"{path}: records end with {' or '.join(_ENDINGS)}")
     if not path.absolute().parent.is_dir():
         raise FormatError(f"{path}: there is no folder {path.parent}")
+    check_writable(path, trace)
+
+
+def check_writable(path: Path, trace: Path | None = None) -> None:
+    """Tell before the work begins that a file could not be written; nothing is left behind.
+
+    Raises:
+        FormatError: a folder, the trace itself, or a place where no file can be made.
+    """
+    try:
+        if path.is_dir():
+            raise FormatError(f"{path} cannot be written: it is a folder")
+        if trace is not None and path.exists() and trace.exists() and path.samefile(trace):
+            raise FormatError(f"{path}: it is what is read, and would be lost")
+        # As files are written: to the side first.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:100]}."):
+            pass
+    except OSError as error:
+        raise FormatError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def write_comparison(path: Path, comparison: Comparison, trace: LoadTrace) -> None:
-    """Write a comparison: as CSV a line for each policy, window and layer that has load; as JSON
-    the scores.
+    """Write a comparison: as CSV a line for each policy, window and layer that has load in any
+    window served, with no balancedness where it has none in this one; as JSON the scores, and
+    figures of whole windows.
 
     Raises:
         FormatError: a path that cannot be written.
@@ -51,13 +72,15 @@ def write_comparison(path: Path, comparison: Comparison, trace: LoadTrace) -> No
     lines.writerow(_COLUMNS)
     for replay in comparison.replays:
         moved = replay.bytes_moved
+        loaded = np.flatnonzero(replay.peak.any(axis=0)).tolist()
         for step, window in enumerate(replay.windows.tolist()):
             of_window = [replay.name, window, trace.names[window]]
             planned = [int(replay.planned[step]), replay.seconds[step] * 1e3]
-            for layer in np.flatnonzero(replay.peak[step] > 0.0).tolist():
+            for layer in loaded:
+                ratio = replay.balancedness[step, layer]
                 of_layer = [
-                    values[step, layer]
-                    for values in (replay.balancedness, replay.peak, replay.mean, replay.moves)
+                    "" if np.isnan(ratio) else ratio,
+                    *(values[step, layer] for values in (replay.peak, replay.mean, replay.moves)),
                 ]
                 size = "" if moved is None else moved[step, layer]
                 lines.writerow([*of_window, layer, *of_layer, size, *planned])

@@ -1,5 +1,6 @@
 """Replay: walk a trace step by step with a policy, scored on loads that it has not seen."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +11,16 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster, whole_number
 from eplb.errors import EplbError, LoadsError, PolicyError
-from eplb.models import EXPERT_BYTES
+from eplb.models import expert_bytes_of
 from eplb.peers import phy2log_of, said
 from eplb.placement import Placement
 from eplb.planner import Plan, check_shape
-from eplb.policies import Policy, named_policy
+from eplb.policies import Policy, named_policy, warm_up
 from eplb.scores import ratios
+from eplb.text import printable
 from eplb.trace import LoadTrace
 
-__all__ = ["HISTORY", "Replay", "Step", "replay", "replay_of", "replay_steps"]
+__all__ = ["HISTORY", "Replay", "Step", "check_replay", "replay", "replay_of", "replay_steps"]
 
 HISTORY = 32
 """Windows that a policy is shown, unless a user says otherwise."""
@@ -35,7 +37,7 @@ class Step:
         balancedness: [L] mean / max GPU load, NaN where a layer has no load.
         peak: [L] max GPU load, in the unit of the trace.
         mean: [L] mean GPU load.
-        moves: [L] experts that GPUs had to receive before it.
+        moves: [L] experts that GPUs had to receive before it; 0 for dense layers, which stay.
     """
 
     window: int
@@ -61,7 +63,7 @@ class Replay:
         peak: [S, L] max GPU load, in the unit of the trace.
         mean: [S, L] mean GPU load.
         moves: [S, L] experts that GPUs received before a window; the first plan's moves are from
-            the layout that engines start with.
+            the layout that engines start with. Dense layers have none.
         expert_bytes: bytes of one expert of one layer, None where nobody said.
     """
 
@@ -78,8 +80,8 @@ class Replay:
 
     def __repr__(self) -> str:
         return (
-            f"Replay({self.name} on {self.cluster.num_gpus} GPUs, {self.num_steps} windows, "
-            f"balancedness {self.average():.4f})"
+            f"Replay({printable(self.name)} on {self.cluster.num_gpus} GPUs, "
+            f"{self.num_steps} windows, balancedness {self.average():.4f})"
         )
 
     @property
@@ -106,7 +108,7 @@ class Replay:
 def replay(
     trace: LoadTrace,
     cluster: Cluster,
-    policy: Policy | str,
+    policy: Policy | str | os.PathLike[str],
     *,
     num_groups: int = 1,
     every: int = 1,
@@ -136,9 +138,10 @@ def replay(
 
     Raises:
         LoadsError: fewer than first + 1 windows.
-        ClusterError: numbers that fit nothing.
+        ClusterError: numbers that fit nothing, or an expert of 0 bytes or more than 2**50.
         PolicyError: a policy that is unknown, fails, or returns what is no placement.
     """
+    size = expert_bytes_of(trace.model, expert_bytes)
     steps = []
     for step in replay_steps(
         trace, cluster, policy, num_groups=num_groups, every=every, history=history, first=first
@@ -146,16 +149,18 @@ def replay(
         steps.append(step)
         if progress is not None:
             progress(len(steps), trace.num_windows - first)
-    name = policy if isinstance(policy, str) else getattr(policy, "__name__", "policy")
-    if expert_bytes is None:
-        expert_bytes = EXPERT_BYTES.get(trace.model or "")
-    return replay_of(steps, name, cluster, expert_bytes)
+    name = (
+        os.fsdecode(policy)
+        if isinstance(policy, str | os.PathLike)
+        else getattr(policy, "__name__", "policy")
+    )
+    return replay_of(steps, name, cluster, size)
 
 
 def replay_steps(
     trace: LoadTrace,
     cluster: Cluster,
-    policy: Policy | str,
+    policy: Policy | str | os.PathLike[str],
     *,
     num_groups: int = 1,
     every: int = 1,
@@ -166,7 +171,22 @@ def replay_steps(
 
     Arguments and errors are those of `replay`; the errors come at once, but for the policy's own.
     """
-    called = named_policy(policy) if isinstance(policy, str) else policy
+    called = named_policy(policy) if isinstance(policy, str | os.PathLike) else policy
+    if not callable(called):
+        raise PolicyError(f"{called!r} is no policy: give a name, a path or a callable")
+    check_replay(trace, cluster, num_groups=num_groups, every=every, history=history, first=first)
+    start = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
+    return _walk(trace, start, called, num_groups, every, history, first)
+
+
+def check_replay(
+    trace: LoadTrace, cluster: Cluster, *, num_groups: int, every: int, history: int, first: int
+) -> None:
+    """Tell what is wrong with a replay's arguments before any policy is asked.
+
+    Raises:
+        EplbError: as for `replay`.
+    """
     whole = {"num_groups": num_groups, "every": every, "history": history, "first": first}
     for name, value in whole.items():
         whole_number(value, name)
@@ -176,8 +196,6 @@ def replay_steps(
             f"before it takes {first + 1}"
         )
     check_shape(trace.num_experts, cluster, num_groups)
-    start = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
-    return _walk(trace, start, called, num_groups, every, history, first)
 
 
 def _walk(
@@ -191,6 +209,7 @@ def _walk(
 ) -> Iterator[Step]:
     sees_next = bool(getattr(policy, "sees_next", False))
     no_moves = np.zeros(trace.num_layers, np.int64)
+    warm_up(policy)
     for window in range(first, trace.num_windows):
         planned = (window - first) % every == 0
         seconds, moves = 0.0, no_moves
@@ -205,7 +224,7 @@ def _walk(
             seconds = time.perf_counter() - begin
             chosen = _placement_of(answer, current, window)
             if chosen is not current:
-                moves = chosen.moves_by_layer(current)
+                moves = np.where(trace.dense, 0, chosen.moves_by_layer(current))
                 current = chosen
         load = current.gpu_load(trace.loads[window])
         peak, mean = load.max(axis=-1), load.mean(axis=-1)
@@ -223,7 +242,7 @@ def _ask(
         return policy(loads, current.cluster, current=current, num_groups=num_groups)
     except EplbError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PolicyError(f"the policy fails before window {window}: {said(error)}") from error
 
 

@@ -1,5 +1,6 @@
 """LoadTrace: the loads of one model over time, window by window."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import LoadsError
 from eplb.loads import as_array, check_values
+from eplb.text import printable
 
 __all__ = ["LoadTrace"]
 
@@ -28,7 +30,8 @@ class LoadTrace:
 
     Raises:
         LoadsError: loads of another rank, empty, or with a value that is no number of tokens; names
-            or times of another number than there are windows.
+            or times of another number than there are windows, or of another type; a top_k that no
+            token could have.
     """
 
     loads: NDArray[np.float64]
@@ -47,22 +50,32 @@ class LoadTrace:
             )
         check_values(loads)
         num_windows = loads.shape[0]
+        if not np.iterable(self.names):
+            raise LoadsError(f"names are {self.names!r}: give one for each window")
         names = tuple(map(str, self.names)) or tuple(map(str, range(num_windows)))
         if len(names) != num_windows:
             raise LoadsError(f"{len(names)} names for {num_windows} windows: give one for each")
         object.__setattr__(self, "loads", loads)
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "times", _times(self.times, num_windows))
-        if self.top_k is not None and not 1 <= self.top_k <= loads.shape[2]:
-            raise LoadsError(
-                f"top_k is {self.top_k}: a token goes to 1 to {loads.shape[2]} experts"
-            )
+        if self.top_k is not None:
+            top_k = _whole(self.top_k, "top_k")
+            if not 1 <= top_k <= loads.shape[2]:
+                raise LoadsError(f"top_k is {top_k}: a token goes to 1 to {loads.shape[2]} experts")
+            object.__setattr__(self, "top_k", top_k)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrays come writable out of a pickle."""
+        self.__dict__.update(state)
+        for value in state.values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
 
     def __len__(self) -> int:
         return self.num_windows
 
     def __repr__(self) -> str:
-        model = "" if self.model is None else f" of {self.model}"
+        model = "" if self.model is None else f" of {printable(self.model)}"
         return (
             f"LoadTrace({self.num_windows} windows{model}, {self.num_layers} layers, "
             f"{self.num_experts} experts)"
@@ -111,10 +124,15 @@ class LoadTrace:
         """The trace of some windows, by a slice or by their numbers, in the order given.
 
         Raises:
-            LoadsError: no window, or one that is not there.
+            LoadsError: no window, one that is not there, or what is no number of one.
         """
         numbers = range(self.num_windows)
-        chosen = list(numbers[windows]) if isinstance(windows, slice) else list(windows)
+        if isinstance(windows, slice):
+            chosen = list(numbers[windows])
+        elif np.iterable(windows):
+            chosen = [_whole(number, "a window's number") for number in windows]
+        else:
+            raise LoadsError(f"windows are {windows!r}: give a slice or their numbers")
         wrong = [number for number in chosen if number not in numbers]
         if wrong or not chosen:
             what = f"window {wrong[0]}" if wrong else "no window"
@@ -136,6 +154,7 @@ class LoadTrace:
         Raises:
             LoadsError: a size below 1, or more than there are windows.
         """
+        size = _whole(size, "the number of windows to add up")
         if not 1 <= size <= self.num_windows:
             raise LoadsError(
                 f"{size} windows cannot be added up to one: there are {self.num_windows}"
@@ -161,7 +180,7 @@ def _frozen(values: Any) -> NDArray[np.float64]:
         isinstance(values, np.ndarray)
         and values.dtype == np.float64
         and values.flags.c_contiguous
-        and not values.flags.writeable
+        and _read_only(values)
     ):
         return values
     array = as_array(values)
@@ -171,10 +190,35 @@ def _frozen(values: Any) -> NDArray[np.float64]:
     return array
 
 
+def _read_only(array: NDArray[Any]) -> bool:
+    """Whether an array is read-only, and so is all that it is a view of."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return False
+        owner = owner.base
+    if owner is None:
+        return True
+    try:
+        return memoryview(owner).readonly
+    except TypeError:
+        return False
+
+
+def _whole(value: object, name: str) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        raise LoadsError(f"{name} is {value!r}: give a whole number") from None
+
+
 def _times(values: Any, num_windows: int) -> NDArray[np.float64] | None:
     if values is None:
         return None
-    times = np.array(values, np.float64)
+    try:
+        times = np.array(values, np.float64)
+    except (TypeError, ValueError):
+        raise LoadsError(f"times are no numbers: give seconds for {num_windows} windows") from None
     if times.shape != (num_windows,) or not np.isfinite(times).all():
         raise LoadsError(
             f"times have shape {times.shape}: give seconds, one for each of {num_windows} windows"
