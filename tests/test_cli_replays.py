@@ -45,6 +45,7 @@ def test_compare_prints_what_the_library_gives(trace_file: Path) -> None:
     for row, score in zip(told["scores"], expected.to_json()["scores"], strict=True):
         for name in row:
             assert row[name] == score[name] or name.endswith("_ms")
+    assert [len(row["moves"]) for row in told["by_window"]] == [11] * 4
     done = run("compare", trace_file, "--gpus", 8, "--slots", 40, "--every", 2)
     assert "24 MoE layers (and 1 with no load) of 32 experts in 40 slots on 8 GPUs" in done.stdout
     for score in expected.scores:
@@ -87,6 +88,145 @@ import time
 def policy(loads, cluster, *, current, num_groups):
     time.sleep(0.05)
 """
+
+
+def test_moves_of_windows_without_load_are_written_too(tmp_path: Path) -> None:
+    loads = np.random.default_rng(0).lognormal(size=(12, 3, 8))
+    loads[:, 0] = 0.0
+    loads[5] = 0.0
+    loads[8:, 1] = 0.0
+    eplb.save_trace(eplb.LoadTrace(loads), tmp_path / "trace.npz")
+    output = tmp_path / "windows.csv"
+    done = run("compare", tmp_path / "trace.npz", "--gpus", 4, "--policy", "seed", "-o", output)
+    assert done.returncode == 0, done.stderr
+    with output.open() as file:
+        rows = list(csv.DictReader(file))
+    alone = eplb.replay(eplb.load_trace(tmp_path / "trace.npz"), eplb.Cluster(4, 1, 3), "seed")
+    assert sum(int(row["moves"]) for row in rows) == alone.moves.sum()
+    assert {row["layer"] for row in rows} == {"1", "2"}
+    assert [row["balancedness"] for row in rows if row["window"] == "5"] == ["", ""]
+    assert len(rows) == 2 * 11
+
+
+LATE = """
+print("said while imported")
+asked = []
+def policy(loads, cluster, *, current, num_groups):
+    print("said while asked")
+    asked.append(1)
+    if len(asked) == 4:
+        raise ValueError("late")
+"""
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep"])
+def test_a_late_failure_keeps_what_was_done(trace_file: Path, tmp_path: Path, command: str) -> None:
+    late = tmp_path / "late.py"
+    late.write_text(LATE)
+    output = tmp_path / "done.csv"
+    policies = ("--policy", "contiguous", "--policy", late)
+    done = run(command, trace_file, "--gpus", 8, *policies, "-o", output)
+    assert done.returncode == 2
+    failure = "eplb: the policy fails before window 4: ValueError: late"
+    assert done.stderr.splitlines()[-1] == failure
+    assert "said while" in done.stderr
+    assert "said while" not in done.stdout
+    stopped = {"compare": "Stopped after 3 of 11 windows.", "sweep": "Stopped after 1 of 2 replays"}
+    assert stopped[command] in done.stdout
+    with output.open() as file:
+        assert len(list(csv.DictReader(file))) == {"compare": 2 * 3 * 24, "sweep": 1}[command]
+
+
+def test_expert_bytes_of_a_sweep(trace_file: Path) -> None:
+    arguments = ("sweep", trace_file, "--gpus", 8, "--policy", "seed", "--expert-bytes", 10)
+    (row,) = figures_of(*arguments)
+    assert row["bytes_per_plan"] == pytest.approx(10 * 24 * 40 * row["moved"])
+
+
+def test_names_cannot_command_a_terminal(tmp_path: Path) -> None:
+    loads = np.random.default_rng(0).lognormal(size=(3, 2, 4))
+    names = ["\x1b]0;taken\x07", "b", "c"]
+    path = tmp_path / "trace.npz"
+    eplb.save_trace(eplb.LoadTrace(loads, names, model="M\x1b[31m"), path)
+    (tmp_path / "p\x1b.py").write_text("def policy(*_, **__): pass")
+    for arguments in (
+        ("inspect", path),
+        ("convert", path, tmp_path / "a\x1b.csv"),
+        ("compare", path, "--gpus", 2, "--policy", tmp_path / "p\x1b.py"),
+        ("compare", path, "--gpus", 2, "--policy", tmp_path / "none\x1b.py"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == (2 if "none" in str(arguments) else 0), done.stderr
+        assert "\\x1b" in done.stdout + done.stderr
+        assert not {"\x1b", "\x07"} & set(done.stdout + done.stderr)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe that nobody reads")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_who_reads_may_go(trace_file: Path, more: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "eplb.cli", "inspect", str(trace_file), *more],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=120,
+        )
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_full_disk_is_one_line(trace_file: Path, more: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "eplb.cli", "inspect", str(trace_file), *more],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("eplb: ")
+    assert done.stderr.rstrip().endswith("No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+@pytest.mark.parametrize("seconds", [0.6, 4.0])
+def test_interrupt_from_a_terminal_reaches_workers_too(tmp_path: Path, seconds: float) -> None:
+    # As a terminal does it: every process of the group gets the signal.
+    (tmp_path / "slow.py").write_text(SLOW)
+    loads = np.random.default_rng(0).lognormal(size=(41, 2, 8))
+    eplb.save_trace(eplb.LoadTrace(loads), tmp_path / "trace.npz")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "eplb.cli", "sweep", "trace.npz", "--gpus", "2", "--jobs", "2"),
+            *("--policy", "slow.py", "--policy", "contiguous", "-o", "sweep.csv"),
+            *(word for every in range(1, 20) for word in ("--every", str(every))),
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in {130, -signal.SIGINT}
+    if "GPUs" not in out:  # it had not begun
+        assert (out, err) == ("", "")
+        assert seconds < 1.0
+        return
+    assert err == "eplb: stopping; Ctrl-C again quits at once\n"
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert 0 < len(rows) < 38
+    assert f"Stopped after {len(rows)} of 38 replays." in out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
@@ -187,6 +327,10 @@ def test_synthesized(tmp_path: Path) -> None:
         (["compare", "TRACE", "--gpus", 8, "--policy", "no.py"], "no.py: there is no such file"),
         (["compare", "TRACE", "--gpus", 8, "-o", "a.txt"], "a.txt: records end with .csv or .json"),
         (["compare", "TRACE", "--gpus", 8, "-o", "no/a.csv"], "no/a.csv: there is no folder no"),
+        (["compare", "TRACE", "--gpus", 8, "-o", "TRACE"], "TRACE: records end with .csv"),
+        (["compare", "TRACE", "--gpus", 8, "-o", "/proc/x.csv"], "/proc/x.csv cannot be written"),
+        (["convert", "TRACE", "TRACE"], "TRACE: it is what is read, and would be lost"),
+        (["compare", "TRACE", "--gpus", 8, "--expert-bytes", 10**19], "expert_bytes is 1000000"),
         (["compare", "TRACE", "--gpus", 8, "--merge", 12], "the trace has 1 windows: to serve"),
         (["compare", "TRACE", "--gpus", 8, "--merge", 0], "0 windows cannot be added up"),
         (["compare", "TRACE", "--gpus", 8, "--slots", 24], "24 slots do not hold 32 experts"),
@@ -213,6 +357,13 @@ def test_wrong_arguments_are_one_line(
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith(f"eplb: {message}")
+    assert done.stderr.startswith(f"eplb: {message.replace('TRACE', str(trace_file))}")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_output(trace_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").mkdir()
+    done = run("sweep", trace_file, "--gpus", 8, "-o", tmp_path / "a.csv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a.csv cannot be written: it is a folder" in done.stderr

@@ -1,61 +1,51 @@
 """The command line: parse, call, print. Errors are one line on stderr and exit code 2."""
 
+import os
+import signal
 import sys
-from typing import Annotated
-
-import typer
-
-from eplb import __version__
-from eplb.cli import plans, replays, traces
-from eplb.errors import EplbError
 
 __all__ = ["main"]
-
-app = typer.Typer(
-    name="eplb",
-    help="Expert Parallelism Load Balancer for mixture-of-experts inference.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.command("plan")(plans.plan_file)
-app.command("compare")(replays.compare_policies)
-app.command("sweep")(replays.sweep_policies)
-app.command("inspect")(traces.inspect)
-app.command("convert")(traces.convert)
-app.command("synthesize")(traces.synthesize)
-app.command("demo")(plans.demo)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"eplb {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _eplb(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
 
 
 def main() -> None:
     """Entry point of the `eplb` command."""
+    sys.exit(_flushed(_run()))
+
+
+def _run() -> int | str | None:
+    """Run the command that was given; its exit code."""
+    # What is imported takes a moment, in which Ctrl-C would be a traceback.
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from eplb.cli.commands import app
+    from eplb.errors import EplbError
+    from eplb.text import printable
+
+    signal.signal(signal.SIGINT, before)
     try:
         app()
-    except EplbError as error:
-        message = " ".join(str(error).split())
-        sys.exit(_fail(f"eplb: {message}", 2))
-    except BrokenPipeError:
-        # Whoever read the output has gone; nothing more can be said to them.
-        sys.stderr.close()
-        sys.exit(141)
+    except SystemExit as done:
+        return done.code
+    except KeyboardInterrupt:
+        return 130
+    except (EplbError, MemoryError, OverflowError, OSError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        return _fail(printable(said))
+    return 0
 
 
-def _fail(line: str, code: int) -> int:
-    print(line, file=sys.stderr)  # noqa: T201
+def _flushed(code: int | str | None) -> int | str | None:
+    """The exit code when all that was printed is out, where it was going."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left must not be tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return code or 1  # whoever read it has gone, and needs no line
+        return _fail(f"the output cannot be written: {error.strerror}")
     return code
+
+
+def _fail(line: str) -> int:
+    print(f"eplb: {line}", file=sys.stderr)  # noqa: T201
+    return 2

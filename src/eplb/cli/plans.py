@@ -30,7 +30,9 @@ from eplb.files import write_text
 from eplb.formats import load_trace
 from eplb.formats.sglang import placement_text
 from eplb.planner import Plan, plan
+from eplb.records import check_writable
 from eplb.summary import Summary, print_summary, summarize
+from eplb.text import printable
 
 __all__ = ["demo", "plan_file"]
 
@@ -48,6 +50,8 @@ def plan_file(
     as_json: AsJson = False,
 ) -> None:
     """Plan a placement for the loads in a file or folder, all windows together."""
+    if output is not None:
+        check_writable(output, trace)
     loads = load_trace(trace).total()
     made, summary = _timed_plan(
         loads, cluster_of(loads.shape[1], gpus, nodes, slots), groups, threads
@@ -56,7 +60,7 @@ def plan_file(
     if as_json:
         _print_json(summary, output)
         return
-    _print(str(trace), summary, output)
+    _print(printable(trace), summary, output)
 
 
 def demo(
@@ -70,6 +74,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Plan and replay loads made to behave like DeepSeek-V3's: no file is needed."""
+    if output is not None:
+        check_writable(output)
     trace = synthetic.trace(
         "deepseek-v3", num_windows=_DEMO_WINDOWS, tokens_per_window=_DEMO_TOKENS, seed=seed
     )
@@ -106,7 +112,7 @@ def _print(title: str, summary: Summary, output: Path | None) -> None:
     console = Console()
     print_summary(console, title, summary)
     if output is not None:
-        console.print(f"Placement written to {output}.", highlight=False, markup=False)
+        console.print(f"Placement written to {printable(output)}.", highlight=False, markup=False)
 
 
 def _timed_plan(

@@ -3,23 +3,26 @@
 import contextlib
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from eplb.cli.interrupts import INTERRUPTED, stopping_on_interrupt
+from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_interrupt
 from eplb.cli.options import AsJson, Gpus, Groups, Merge, Nodes, Slots, TraceFile, cluster_of
 from eplb.comparison import compare
 from eplb.comparison_text import print_comparison, print_sweep
+from eplb.errors import EplbError
 from eplb.formats import load_trace
 from eplb.policies import POLICIES, named_policies
 from eplb.records import check_ending, write_comparison, write_sweep
 from eplb.replayer import HISTORY
 from eplb.sweeps import SweepRow, sweep_rows
+from eplb.text import printable
 
 __all__ = ["compare_policies", "sweep_policies"]
 
@@ -40,8 +43,17 @@ First = Annotated[
 ]
 Record = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Write every figure here, as .csv or .json."),
+    typer.Option(
+        "--output",
+        "-o",
+        help="Write the figures here: .csv has those of every window and layer, .json what --json "
+        "prints.",
+    ),
 ]
+SweepRecord = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write every figure here, as .csv or .json.")
+]
+ExpertBytes = Annotated[int | None, typer.Option(help="Bytes of an expert's weights in one layer.")]
 
 
 def compare_policies(
@@ -55,23 +67,27 @@ def compare_policies(
     history: History = HISTORY,
     first: First = 1,
     merge: Merge = 1,
-    expert_bytes: Annotated[
-        int | None, typer.Option(help="Bytes of an expert's weights in one layer.")
-    ] = None,
+    expert_bytes: ExpertBytes = None,
     output: Record = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay policies on a trace, side by side: each window is scored before a plan has seen it.
 
-    Ctrl-C stops, and prints and writes what was done so far.
+    Ctrl-C stops, and prints and writes what was done so far; so does a policy that fails.
     """
     if output is not None:
-        check_ending(output)
-    policies = named_policies(policy or _DEFAULT)
-    loads = load_trace(trace).merged(merge)
-    cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+        check_ending(output, trace)
     console = Console(stderr=True)
-    with stopping_on_interrupt(console) as stopped, _progress(console, "replaying") as advance:
+    with quitting_on_interrupt(console), _printing_to_stderr():
+        policies = named_policies(policy or _DEFAULT)
+        loads = load_trace(trace).merged(merge)
+    cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+    failures: list[EplbError] = []
+    with (
+        _printing_to_stderr(),
+        stopping_on_interrupt(console) as stopped,
+        _progress(console, "replaying") as advance,
+    ):
 
         def after_window(done: int, wanted: int) -> bool:
             advance(done, wanted)
@@ -87,14 +103,18 @@ def compare_policies(
             first=first,
             expert_bytes=expert_bytes,
             progress=after_window,
+            failed=failures.append,
         )
-    if output is not None:
-        write_comparison(output, comparison, loads)
+    # Printed before it is written, for a disk may be full.
     if as_json:
         print(json.dumps(comparison.to_json()))  # noqa: T201
     else:
         print_comparison(Console(), str(trace), comparison)
-        _say_written(output)
+    if output is not None:
+        write_comparison(output, comparison, loads)
+        _say_written(output, as_json)
+    if failures:
+        raise failures[0]
     if comparison.windows < comparison.wanted:
         raise typer.Exit(INTERRUPTED)
 
@@ -123,18 +143,21 @@ def sweep_policies(
     history: History = HISTORY,
     first: First = 1,
     merge: Merge = 1,
+    expert_bytes: ExpertBytes = None,
     jobs: Annotated[int, typer.Option(help="Replays at a time, -1 for one a core.")] = -1,
-    output: Record = None,
+    output: SweepRecord = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay policies x cluster sizes x spare slots x cadences, over all cores.
 
-    Ctrl-C stops, and prints and writes what was done so far.
+    Ctrl-C stops, and prints and writes what was done so far; so does a policy that fails.
     """
     if output is not None:
-        check_ending(output)
+        check_ending(output, trace)
     policies = policy or _DEFAULT
-    loads = load_trace(trace).merged(merge)
+    console = Console(stderr=True)
+    with quitting_on_interrupt(console):
+        loads = load_trace(trace).merged(merge)
     clusters = [
         cluster_of(loads.num_experts, size, nodes, None, spare=more)
         for size, more in itertools.product(gpus, spare or [1])
@@ -142,8 +165,12 @@ def sweep_policies(
     cadences = every or [1]
     wanted = len(clusters) * len(cadences) * len(policies)
     rows: list[SweepRow] = []
-    console = Console(stderr=True)
-    with stopping_on_interrupt(console) as stopped, _progress(console, "sweeping") as advance:
+    failure: EplbError | None = None
+    with (
+        _printing_to_stderr(),
+        stopping_on_interrupt(console) as stopped,
+        _progress(console, "sweeping") as advance,
+    ):
         found = sweep_rows(
             loads,
             clusters,
@@ -152,32 +179,46 @@ def sweep_policies(
             num_groups=groups,
             history=history,
             first=first,
+            expert_bytes=expert_bytes,
             jobs=jobs,
         )
         with contextlib.closing(found):
-            for row in found:
-                rows.append(row)
-                advance(len(rows), wanted)
-                if stopped():
-                    break
-    if output is not None and rows:
-        write_sweep(output, rows)
+            try:
+                for row in found:
+                    rows.append(row)
+                    advance(len(rows), wanted)
+                    if stopped():
+                        break
+            except EplbError as error:
+                if not rows:
+                    raise
+                failure = error
     if as_json:
         print(json.dumps([row.to_json() for row in rows]))  # noqa: T201
     else:
         print_sweep(Console(), str(trace), rows, wanted)
-        _say_written(output)
+    if output is not None and rows:
+        write_sweep(output, rows)
+        _say_written(output, as_json)
+    if failure is not None:
+        raise failure
     if len(rows) < wanted:
         raise typer.Exit(INTERRUPTED)
 
 
-def _say_written(output: Path | None) -> None:
-    if output is not None:
-        Console().print(f"Every figure is in {output}.", highlight=False, markup=False)
+def _say_written(output: Path, as_json: bool) -> None:
+    if not as_json:
+        line = f"The figures are in {printable(output)}."
+        Console().print(line, highlight=False, markup=False)
+
+
+def _printing_to_stderr() -> contextlib.redirect_stdout[TextIO]:
+    """What policies print must not mix with what this prints."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 class _Advance:
-    """Moves a progress bar; made when the first step is done, so that short work shows none."""
+    """Moves a progress bar, which runs to and fro until the first step is done."""
 
     def __init__(self, progress: Progress, what: str) -> None:
         self._progress = progress

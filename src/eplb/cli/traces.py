@@ -11,7 +11,9 @@ from eplb import synthetic
 from eplb.cli.options import AsJson, Merge, TraceFile
 from eplb.formats import load_trace, save_trace
 from eplb.inspection import inspect_trace, print_inspection
+from eplb.records import check_writable
 from eplb.synthetic import PRESETS
+from eplb.text import printable
 
 __all__ = ["convert", "inspect", "synthesize"]
 
@@ -35,6 +37,7 @@ def inspect(trace: TraceFile, merge: Merge = 1, as_json: AsJson = False) -> None
 
 def convert(trace: TraceFile, target: Target, merge: Merge = 1) -> None:
     """Write loads in another form, chosen by the ending."""
+    check_writable(target, trace)
     loads = load_trace(trace).merged(merge)
     save_trace(loads, target)
     _say(f"{loads!r} written to {target}.")
@@ -50,10 +53,11 @@ def synthesize(
     seed: Annotated[int, typer.Option(help="Of the random loads.")] = 0,
 ) -> None:
     """Make loads that behave like those recorded from a model."""
+    check_writable(target)
     loads = synthetic.trace(preset, num_windows=windows, tokens_per_window=tokens, seed=seed)
     save_trace(loads, target)
     _say(f"{loads!r} written to {target}.")
 
 
 def _say(line: str) -> None:
-    Console().print(line, highlight=False, markup=False)
+    Console().print(printable(line), highlight=False, markup=False)

@@ -1,0 +1,41 @@
+"""The commands by name."""
+
+from typing import Annotated
+
+import typer
+
+from eplb import __version__
+from eplb.cli import plans, replays, traces
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="eplb",
+    help="Expert Parallelism Load Balancer for mixture-of-experts inference.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("plan")(plans.plan_file)
+app.command("compare")(replays.compare_policies)
+app.command("sweep")(replays.sweep_policies)
+app.command("inspect")(traces.inspect)
+app.command("convert")(traces.convert)
+app.command("synthesize")(traces.synthesize)
+app.command("demo")(plans.demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"eplb {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _eplb(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
