@@ -28,7 +28,7 @@ class Hosts(NamedTuple):
     holds: B
     """[G, E] whether a GPU holds an expert."""
     part: F64
-    """[G, T, S] load of a slot in a window."""
+    """[G, S, T] load of a slot in a window."""
     load: F64
     """[G, T] load of a GPU in a window."""
     cost: F64
@@ -54,6 +54,8 @@ class Hosts(NamedTuple):
     my_length: F64
     theirs: F64
     their_length: F64
+    middle: F64
+    """[T] scratch."""
 
 
 @inner
@@ -62,7 +64,7 @@ def _new_hosts(num_gpus: int, slots_per_gpu: int, num_experts: int, num_windows:
     return Hosts(
         np.empty((num_gpus, slots_per_gpu), np.int64),
         np.empty((num_gpus, num_experts), np.bool_),
-        np.empty((num_gpus, num_windows, slots_per_gpu)),
+        np.empty((num_gpus, slots_per_gpu, num_windows)),
         np.empty((num_gpus, num_windows)),
         np.empty((num_gpus, num_windows)),
         np.empty((num_gpus, num_windows)),
@@ -76,6 +78,7 @@ def _new_hosts(num_gpus: int, slots_per_gpu: int, num_experts: int, num_windows:
         np.empty(slots_per_gpu),
         np.empty(slots_per_gpu),
         np.empty(slots_per_gpu),
+        np.empty(num_windows),
     )
 
 
@@ -119,7 +122,7 @@ def _expand(hosts: Hosts, gpu: int, doublings: int) -> None:
         hosts.slope[gpu, window] = slope
         hosts.curve[gpu, window] = curve
         for slot in range(slots_per_gpu):
-            part = hosts.part[gpu, window, slot]
+            part = hosts.part[gpu, slot, window]
             square = curve * part * part
             hosts.square[gpu, slot] += square
             hosts.leaving[gpu, slot] += square - slope * part
@@ -147,11 +150,11 @@ def _swap_slots(hosts: Hosts, gpu: int, i: int, other: int, j: int) -> None:
     """Swap slot i of one GPU with slot j of another; costs are left as they were."""
     expert, their = hosts.slots[gpu, i], hosts.slots[other, j]
     for window in range(hosts.load.shape[1]):
-        part, theirs = hosts.part[gpu, window, i], hosts.part[other, window, j]
+        part, theirs = hosts.part[gpu, i, window], hosts.part[other, j, window]
         hosts.load[gpu, window] += theirs - part
         hosts.load[other, window] += part - theirs
-        hosts.part[gpu, window, i] = theirs
-        hosts.part[other, window, j] = part
+        hosts.part[gpu, i, window] = theirs
+        hosts.part[other, j, window] = part
     hosts.slots[gpu, i] = their
     hosts.slots[other, j] = expert
     hosts.holds[gpu, expert] = False
@@ -183,61 +186,84 @@ def _swap_with_others(hosts: Hosts, gpu: int, doublings: int, least: float, swap
         hosts.theirs,
         hosts.their_length,
     )
-    num_gpus, num_windows, slots_per_gpu = part.shape
+    middle = hosts.middle
+    num_gpus, slots_per_gpu, num_windows = part.shape
     for other in range(gpu + 1, num_gpus):
         at = compared[gpu, other]
         if at >= changed[gpu] and at >= changed[other]:
             continue
         compared[gpu, other] = swaps
         # No swap gains more than to have the same load in every window.
+        for window in range(num_windows):
+            middle[window] = 0.5 * (load[gpu, window] + load[other, window])
+        for _ in range(doublings):
+            for window in range(num_windows):
+                middle[window] *= middle[window]
         gain = 0.0
         for window in range(num_windows):
-            middle = _power(0.5 * (load[gpu, window] + load[other, window]), doublings)
             both = cost[gpu, window] + cost[other, window]
-            gain += weight[window] * (both - 2.0 * middle)
+            gain += weight[window] * (both - 2.0 * middle[window])
         if not gain > least:
             continue
         for slot in range(slots_per_gpu):
-            mine[slot] = leaving[gpu, slot]
-            my_length[slot] = 0.0
-            theirs[slot] = leaving[other, slot]
-            their_length[slot] = 0.0
+            # Sums of even and odd windows, so that no addition waits for the one before.
+            there, far, here, near = 0.0, 0.0, 0.0, 0.0
+            there_odd, far_odd, here_odd, near_odd = 0.0, 0.0, 0.0, 0.0
+            for window in range(0, num_windows - 1, 2):
+                amount = part[gpu, slot, window]
+                there += slope[other, window] * amount
+                far += curve[other, window] * amount * amount
+                amount = part[other, slot, window]
+                here += slope[gpu, window] * amount
+                near += curve[gpu, window] * amount * amount
+                amount = part[gpu, slot, window + 1]
+                there_odd += slope[other, window + 1] * amount
+                far_odd += curve[other, window + 1] * amount * amount
+                amount = part[other, slot, window + 1]
+                here_odd += slope[gpu, window + 1] * amount
+                near_odd += curve[gpu, window + 1] * amount * amount
+            if num_windows % 2 == 1:
+                window = num_windows - 1
+                amount = part[gpu, slot, window]
+                there += slope[other, window] * amount
+                far += curve[other, window] * amount * amount
+                amount = part[other, slot, window]
+                here += slope[gpu, window] * amount
+                near += curve[gpu, window] * amount * amount
+            far += far_odd
+            near += near_odd
+            mine[slot] = leaving[gpu, slot] + (there + there_odd) + far
+            my_length[slot] = np.sqrt(square[gpu, slot] + far)
+            theirs[slot] = leaving[other, slot] + (here + here_odd) + near
+            their_length[slot] = np.sqrt(square[other, slot] + near)
         for window in range(num_windows):
-            slope_there, curve_there = slope[other, window], curve[other, window]
-            slope_here, curve_here = slope[gpu, window], curve[gpu, window]
-            for slot in range(slots_per_gpu):
-                amount = part[gpu, window, slot]
-                mine[slot] += slope_there * amount
-                my_length[slot] += curve_there * amount * amount
-                amount = part[other, window, slot]
-                theirs[slot] += slope_here * amount
-                their_length[slot] += curve_here * amount * amount
-        for slot in range(slots_per_gpu):
-            mine[slot] += my_length[slot]
-            my_length[slot] = np.sqrt(my_length[slot] + square[gpu, slot])
-            theirs[slot] += their_length[slot]
-            their_length[slot] = np.sqrt(their_length[slot] + square[other, slot])
+            middle[window] = curve[gpu, window] + curve[other, window]
         best, first, second = -least, -1, -1
         for i in range(slots_per_gpu):
             if holds[other, slots[gpu, i]]:
                 continue
+            twice = 2.0 * my_length[i]
             for j in range(slots_per_gpu):
                 alone = mine[i] + theirs[j]
-                if alone - 2.0 * my_length[i] * their_length[j] >= best:
+                if alone - twice * their_length[j] >= best or holds[gpu, slots[other, j]]:
                     continue
-                if holds[gpu, slots[other, j]]:
-                    continue
-                product = 0.0
-                for window in range(num_windows):
-                    amount = part[gpu, window, i] * part[other, window, j]
-                    product += (curve[gpu, window] + curve[other, window]) * amount
-                if alone - 2.0 * product < best:
-                    best, first, second = alone - 2.0 * product, i, j
+                even, odd = 0.0, 0.0
+                for window in range(0, num_windows - 1, 2):
+                    amount = part[gpu, i, window] * part[other, j, window]
+                    even += middle[window] * amount
+                    amount = part[gpu, i, window + 1] * part[other, j, window + 1]
+                    odd += middle[window + 1] * amount
+                if num_windows % 2 == 1:
+                    window = num_windows - 1
+                    even += middle[window] * part[gpu, i, window] * part[other, j, window]
+                change = alone - 2.0 * (even + odd)
+                if change < best:
+                    best, first, second = change, i, j
         if first < 0:
             continue
         gain = 0.0
         for window in range(num_windows):
-            change = part[gpu, window, first] - part[other, window, second]
+            change = part[gpu, first, window] - part[other, second, window]
             after = _power(load[gpu, window] - change, doublings)
             after += _power(load[other, window] + change, doublings)
             gain += weight[window] * (cost[gpu, window] + cost[other, window] - after)
@@ -276,3 +302,4 @@ def _descend(
             swaps = _swap_with_others(hosts, gpu, doublings, least, swaps)
         if swaps == before:
             break
+    return _weigh(hosts, weights, doublings)

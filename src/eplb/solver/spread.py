@@ -46,7 +46,7 @@ def _spread(hosts: Hosts, share: F64, count: I64, order: I64, weights: F64, fill
             hosts.slots[gpu, slot] = expert
             hosts.holds[gpu, expert] = True
             for window in range(num_windows):
-                hosts.part[gpu, window, slot] = share[expert, window]
+                hosts.part[gpu, slot, window] = share[expert, window]
                 hosts.load[gpu, window] += share[expert, window]
 
 
@@ -68,10 +68,10 @@ def _make_room(hosts: Hosts, share: F64, expert: int, filled: I64) -> int:
                 continue
             last = slots_per_gpu - 1
             for window in range(share.shape[1]):
-                hosts.part[target, window, filled[target]] = share[moved, window]
+                hosts.part[target, filled[target], window] = share[moved, window]
                 hosts.load[target, window] += share[moved, window]
                 hosts.load[gpu, window] -= share[moved, window]
-                hosts.part[gpu, window, slot] = hosts.part[gpu, window, last]
+                hosts.part[gpu, slot, window] = hosts.part[gpu, last, window]
             hosts.slots[target, filled[target]] = moved
             hosts.holds[target, moved] = True
             hosts.slots[gpu, slot] = hosts.slots[gpu, last]

@@ -27,22 +27,27 @@ class Work(NamedTuple):
     Attributes:
         doublings: [K] norms to descend under, one after the other, of the powers 2 ** doublings.
         tolerance: part of the objective below which a swap is not worth looking for.
-        most_sweeps: of each descent.
-        kick_tolerance: the same after a kick.
+        most_products: of slots with slots and windows, in each descent; it has at least 1 sweep.
+        kick_doublings: the norm to descend under after a kick.
+        kick_tolerance: the tolerance of that.
         num_kicks: tries to get out of dead ends.
     """
 
     doublings: I64
     tolerance: float
-    most_sweeps: int
+    most_products: float
+    kick_doublings: int
     kick_tolerance: float
     num_kicks: int
 
 
+_MOST_SWEEPS = 30.0
+"""Descents end sooner by themselves, but for a few."""
+
 EFFORTS = {
-    "fast": Work(np.array([3]), 1e-4, 2, 1e-3, 0),
-    "default": Work(np.array([1, 3, 5]), 1e-4, 30, 1e-3, 0),
-    "thorough": Work(np.array([1, 3, 5]), 1e-5, 30, 1e-3, 100),
+    "fast": Work(np.array([3]), 1e-4, 4e6, 4, 1e-4, 0),
+    "default": Work(np.array([1, 3, 5]), 1e-4, 16e6, 4, 1e-4, 0),
+    "thorough": Work(np.array([1, 3, 5]), 1e-5, 100e6, 4, 1e-4, 60),
 }
 """What an effort is for several windows."""
 
@@ -86,6 +91,8 @@ def _plan_windows(
     histogram = np.empty(HISTOGRAM, np.int64)
     filled = np.empty(node_gpus, np.int64)
     found = np.empty(phy2log.shape[1], np.int64)
+    in_a_sweep = 0.5 * node_gpus * (node_gpus - 1) * slots_per_gpu**2 * num_windows
+    most_sweeps = int(max(1.0, min(_MOST_SWEEPS, effort.most_products / max(1.0, in_a_sweep))))
     for layer in layers:
         mean_load = _scale(loads, layer, weights, scaled, weight) / num_gpus
         for node in range(num_nodes if slots_per_gpu < node_experts else 0):
@@ -102,7 +109,7 @@ def _plan_windows(
                     share[i, window] = local[i, window] / node_count[i]
             _spread(hosts, share, node_count, order[:node_experts], weight, filled)
             for doublings in effort.doublings:
-                _descend(hosts, weight, doublings, effort.tolerance, effort.most_sweeps)
+                _descend(hosts, weight, doublings, effort.tolerance, most_sweeps)
             if effort.num_kicks > 0:
                 _kick_and_descend(
                     hosts,
@@ -111,9 +118,9 @@ def _plan_windows(
                     node_count,
                     kept_count,
                     weight,
-                    effort.doublings[-1],
+                    effort.kick_doublings,
                     effort.kick_tolerance,
-                    effort.most_sweeps,
+                    most_sweeps,
                     effort.num_kicks,
                 )
             for gpu in range(node_gpus):
