@@ -42,6 +42,8 @@ def _flushed(code: int | str | None) -> int | str | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return code or 1  # whoever read it has gone, and needs no line
+        if code == 2:
+            return code  # an error has been told
         return _fail(f"the output cannot be written: {error.strerror}")
     return code
 
