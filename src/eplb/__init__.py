@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eplb import synthetic
+    from eplb import forecast, synthetic
+    from eplb.backtesting import backtest
     from eplb.cluster import Cluster
     from eplb.comparison import compare
     from eplb.drop_in import rebalance_experts
@@ -47,7 +48,9 @@ __all__ = [
     "Replay",
     "UnsolvedError",
     "__version__",
+    "backtest",
     "compare",
+    "forecast",
     "load_trace",
     "plan",
     "rebalance_experts",
@@ -61,6 +64,7 @@ __all__ = [
 _MODULE_OF = {
     "Cluster": "eplb.cluster",
     "LoadTrace": "eplb.trace",
+    "backtest": "eplb.backtesting",
     "Placement": "eplb.placement",
     "Plan": "eplb.planner",
     "Replay": "eplb.replayer",
@@ -78,8 +82,8 @@ _MODULE_OF = {
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'eplb' has no attribute {name!r}")
-    if name == "synthetic":
-        return import_module("eplb.synthetic")
+    if name in {"forecast", "synthetic"}:
+        return import_module(f"eplb.{name}")
     value: object = getattr(import_module(_MODULE_OF.get(name, "eplb.errors")), name)
     globals()[name] = value
     return value

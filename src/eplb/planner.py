@@ -121,9 +121,14 @@ def plan(
 def _mean_of(windows: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """[L, E] the mean of windows that are scaled to the same total in each layer."""
     total = windows.sum(axis=2)
-    factor = np.divide(weight[:, None], total, out=np.zeros_like(total), where=total > 0.0)
-    factor *= weight @ total
-    mean: NDArray[np.float64] = np.einsum("tl,tle->le", factor, windows)
+    mean_total = np.zeros(total.shape[1])
+    for each, of_window in zip(weight, total, strict=True):
+        mean_total += each * of_window
+    factor = np.divide(mean_total, total, out=np.zeros_like(total), where=total > 0.0)
+    # One window after the other: products of matrices differ from processor to processor.
+    mean = np.zeros(windows.shape[1:])
+    for each, of_window, window in zip(weight, factor, windows, strict=True):
+        mean += (each * of_window)[:, None] * window
     return mean
 
 

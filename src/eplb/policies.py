@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 from eplb.errors import PolicyError
+from eplb.forecast import FORECASTS, Forecast, Recent
 from eplb.peers import load_peer, phy2log_of
 from eplb.placement import Placement
-from eplb.planner import plan
+from eplb.planner import Effort, plan
 
 __all__ = [
     "POLICIES",
+    "Forecasted",
     "Policy",
     "list_of",
     "named_policies",
@@ -76,9 +78,11 @@ class _Greedy:
 
 
 @dataclass(frozen=True)
-class _Eplb:
-    """This planner, on the sum of the windows that it is given, afresh each time."""
+class Forecasted:
+    """This planner, on the windows that a forecast says to plan for, afresh each time."""
 
+    forecast: Forecast
+    effort: Effort = "default"
     threads: int | None = None
     sees_next: bool = False
 
@@ -90,35 +94,46 @@ class _Eplb:
         current: Placement,
         num_groups: int,
     ) -> Placement:
+        """Plan for what the forecast makes of the windows [T, L, E] so far."""
         del current
-        total = loads.sum(axis=0)
-        return plan(total, cluster, num_groups=num_groups, threads=self.threads).placement
+        expected = self.forecast(loads)
+        return plan(
+            expected.loads,
+            cluster,
+            num_groups=num_groups,
+            weights=expected.weights,
+            effort=self.effort,
+            threads=self.threads,
+        ).placement
 
 
 POLICIES: dict[str, Policy] = {
     "contiguous": _contiguous,
     "deepseek": _Greedy(swaps=False),
     "seed": _Greedy(swaps=True),
-    "eplb": _Eplb(),
-    "oracle": _Eplb(sees_next=True),
+    "eplb": Forecasted(Recent()),
+    **{name: Forecasted(forecast) for name, forecast in FORECASTS.items()},
+    "oracle": Forecasted(Recent(), sees_next=True),
 }
 """Policies by name.
 
 contiguous: the layout that engines start with. deepseek: DeepSeek's EPLB, as engines run it.
-seed: the evolved version of it that this project started from. eplb: this planner. oracle: the
-same, shown the windows that come next: what knowing the future would give.
+seed: the evolved version of it that this project started from. eplb: this planner on the last
+windows, each a scenario. oracle: the same, shown the windows that come next: what knowing the
+future would give. The others are this planner with the forecasts of `eplb.forecast`.
 """
 
 
 def warm_up(policy: Policy) -> None:
     """Compile the kernels of a policy of `POLICIES`, or load them, so that no plan waits for it."""
-    if isinstance(policy, _Greedy | _Eplb):
+    if isinstance(policy, _Greedy | Forecasted):
         _tiny_plan(policy)
 
 
 @cache
-def _tiny_plan(policy: _Greedy | _Eplb) -> None:
-    loads = np.array([[[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]]])
+def _tiny_plan(policy: _Greedy | Forecasted) -> None:
+    hot = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
+    loads = np.stack([hot, hot[:, ::-1]])
     cluster = Cluster(num_gpus=8, slots_per_gpu=2)
     policy(loads, cluster, current=Placement.contiguous(1, 8, cluster), num_groups=1)
 
@@ -186,7 +201,7 @@ def named_policies(
         if name in POLICIES:
             policy = POLICIES[name]
             called = name
-            if isinstance(policy, _Eplb):
+            if isinstance(policy, Forecasted):
                 policy = replace(policy, threads=threads)
         elif name.endswith(".py"):
             policy = policy_from(name)

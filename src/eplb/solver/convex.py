@@ -280,8 +280,9 @@ def _swap_with_others(hosts: Hosts, gpu: int, doublings: int, least: float, swap
 @inner
 def _descend(
     hosts: Hosts, weights: F64, doublings: int, tolerance: float, most_sweeps: int
-) -> None:
-    """Swap while that lowers the weighted sum over windows of the norm of power 2 ** doublings.
+) -> float:
+    """Swap while that lowers the weighted sum over windows of the norm of power 2 ** doublings, and
+    return that sum.
 
     Pairs of GPUs are compared in turn, in up to `most_sweeps` sweeps; not again before one of the
     two has changed, and not where a swap could gain no more than `tolerance` of the sum.

@@ -1,0 +1,240 @@
+"""From the windows so far to the windows to plan for.
+
+What comes next is not known; a rule says what to plan for instead. `plan` lowers the expected peak
+over the windows that a rule gives, so a rule that gives several plans for each of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import OptionError
+
+__all__ = [
+    "FORECASTS",
+    "Clusters",
+    "Decay",
+    "Deviation",
+    "Extended",
+    "Forecast",
+    "Last",
+    "Mean",
+    "Recent",
+    "Scenarios",
+    "named_forecast",
+]
+
+_Loads = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Scenarios:
+    """Windows to plan for.
+
+    Attributes:
+        loads: [K, L, E] tokens, each window of a layer scaled to the same total.
+        weights: [K] what they count, adding up to 1.
+    """
+
+    loads: _Loads
+    weights: NDArray[np.float64]
+
+
+Forecast = Callable[[_Loads], Scenarios]
+"""A rule: windows so far [T, L, E], the last one last, to windows to plan for."""
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last window, as it was."""
+
+    def __call__(self, loads: _Loads) -> Scenarios:
+        """The windows to plan for."""
+        return _alike(_scaled(loads[-1:]))
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of the last windows: what engines plan for, who add them up.
+
+    Attributes:
+        windows: how many of them at most.
+    """
+
+    windows: int = 32
+
+    def __call__(self, loads: _Loads) -> Scenarios:
+        """The windows to plan for."""
+        return _alike(_scaled(loads[-self.windows :]).mean(axis=0, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Decay:
+    """The mean of all windows, in which one counts half as much as one `half_life` later.
+
+    Attributes:
+        half_life: windows after which a load counts half.
+    """
+
+    half_life: float = 8.0
+
+    def __call__(self, loads: _Loads) -> Scenarios:
+        """The windows to plan for."""
+        keep = 0.5 ** (1.0 / self.half_life)
+        mean = np.zeros(loads.shape[1:])
+        for window in _scaled(loads):
+            mean = keep * mean + window
+        return _alike(_scaled(mean[None]))
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The mean of the last windows, and so many standard deviations: hot now and then is hot.
+
+    Attributes:
+        deviations: how many standard deviations over windows.
+        windows: how many of them at most.
+    """
+
+    deviations: float = 1.0
+    windows: int = 32
+
+    def __call__(self, loads: _Loads) -> Scenarios:
+        """The windows to plan for."""
+        scaled = _scaled(loads[-self.windows :])
+        high = scaled.mean(axis=0) + self.deviations * scaled.std(axis=0)
+        return _alike(_scaled(high[None]))
+
+
+@dataclass(frozen=True)
+class Recent:
+    """The last windows, each a scenario of its own.
+
+    Attributes:
+        windows: how many of them at most.
+    """
+
+    windows: int = 32
+
+    def __call__(self, loads: _Loads) -> Scenarios:
+        """The windows to plan for."""
+        return _alike(_scaled(loads[-self.windows :]))
+
+
+@dataclass(frozen=True)
+class Extended:
+    """The last windows, each further from their mean than it was.
+
+    T windows lie closer to their own mean than a new one will: for normal numbers by the root of
+    (T + 1) / (T - 1).
+
+    Attributes:
+        windows: how many of them at most.
+    """
+
+    windows: int = 32
+
+    def __call__(self, loads: _Loads) -> Scenarios:
+        """The windows to plan for."""
+        scaled = _scaled(loads[-self.windows :])
+        number = len(scaled)
+        if number == 1:
+            return _alike(scaled)
+        mean = scaled.mean(axis=0)
+        factor = np.sqrt((number + 1.0) / (number - 1.0))
+        return _alike(_scaled(np.maximum(mean + factor * (scaled - mean), 0.0)))
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Kinds of windows, each a scenario that counts by how often it came; old ones are not lost.
+
+    Windows are put together with those whose shares are alike (k-means on the square roots of
+    shares, begun with windows far from each other), and a scenario is their mean.
+
+    Attributes:
+        clusters: how many kinds at most.
+        windows: how many windows at most.
+    """
+
+    clusters: int = 8
+    windows: int = 128
+
+    def __call__(self, loads: _Loads) -> Scenarios:
+        """The windows to plan for."""
+        scaled = _scaled(loads[-self.windows :])
+        if len(scaled) <= self.clusters:
+            return _alike(scaled)
+        kind = _kinds(np.sqrt(scaled).reshape(len(scaled), -1), self.clusters)
+        sizes = np.bincount(kind)
+        means = np.stack([scaled[kind == number].mean(axis=0) for number in range(len(sizes))])
+        return Scenarios(means, sizes / sizes.sum())
+
+
+FORECASTS: dict[str, Forecast] = {
+    "last": Last(),
+    "mean": Mean(),
+    "decay": Decay(),
+    "deviation": Deviation(),
+    "recent": Recent(),
+    "extended": Extended(),
+    "clusters": Clusters(),
+}
+"""Rules by name, from simple to clever."""
+
+
+def named_forecast(name: str) -> Forecast:
+    """The rule of a name.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name not in FORECASTS:
+        raise OptionError(f"no forecast is called {name!r}: give {', '.join(FORECASTS)}")
+    return FORECASTS[name]
+
+
+def _alike(loads: _Loads) -> Scenarios:
+    return Scenarios(loads, np.full(len(loads), 1.0 / len(loads)))
+
+
+def _scaled(loads: _Loads) -> _Loads:
+    """Windows of which each layer that has a load adds up to the mean of such windows."""
+    total = loads.sum(axis=2, keepdims=True)
+    loaded = np.maximum((total > 0.0).sum(axis=0), 1)
+    scale = np.divide(
+        total.sum(axis=0) / loaded, total, out=np.zeros_like(total), where=total > 0.0
+    )
+    scaled: _Loads = loads * scale
+    return scaled
+
+
+_MOST_ROUNDS = 10
+
+
+def _kinds(points: _Loads, most: int) -> NDArray[np.int64]:
+    """[T] number of the cluster of each of the points [T, D], counted from 0, none empty.
+
+    Distances are sums of squares and no products of matrices, which differ between processors.
+    """
+    centres = [points[-1]]
+    away = _distance(points, centres[0])
+    while len(centres) < most and away.max() > 0.0:
+        centres.append(points[int(away.argmax())])
+        away = np.minimum(away, _distance(points, centres[-1]))
+    kind = np.full(len(points), -1)
+    for _ in range(_MOST_ROUNDS):
+        nearest = np.stack([_distance(points, centre) for centre in centres]).argmin(axis=0)
+        if np.array_equal(nearest, kind):
+            break
+        kind = nearest
+        centres = [points[kind == number].mean(axis=0) for number in np.unique(kind)]
+    _, numbered = np.unique(kind, return_inverse=True)
+    return numbered.astype(np.int64).ravel()
+
+
+def _distance(points: _Loads, centre: _Loads) -> _Loads:
+    away: _Loads = ((points - centre) ** 2).sum(axis=1)
+    return away
