@@ -49,18 +49,22 @@ from eplb import Cluster, synthetic
 trace = synthetic.trace("deepseek-v3", num_windows=int(sys.argv[2]), tokens_per_window=100_000)
 clusters = [Cluster(g, 1, 256 // g + more) for g in (8, 16, 32, 64) for more in (1, 2)]
 begin = time.perf_counter()
-rows = eplb.sweep(trace, clusters, ["seed", "eplb"], every=(1, 2, 4, 8), jobs=int(sys.argv[1]))
+rows = eplb.sweep(trace, clusters, ["seed", "mean"], every=(1, 2, 4, 8), jobs=int(sys.argv[1]))
 print(time.perf_counter() - begin, len(rows))
 """
 
 
 def replay_speed(trace: LoadTrace, policies: list[str]) -> Iterator[Bar]:
-    """A replay with a plan before each window; each policy's time, ours judged."""
-    eplb.replay(trace.pick(range(4)), _CLUSTER, "eplb")
+    """A replay with a plan before each window; each policy's time, ours judged.
+
+    Ours for the mean of the windows, as everybody else plans, is judged; `eplb`, which plans for 32
+    windows each time, does several times the work of that.
+    """
+    eplb.replay(trace.pick(range(4)), _CLUSTER, "mean")
     ours = 0.0
-    for policy in ["eplb", *policies]:
-        # A slow peer need not plan a thousand times to tell how slow it is.
-        windows = trace if policy == "eplb" else trace.pick(range(min(trace.num_windows, 51)))
+    for policy in ["mean", *policies]:
+        # A slow one need not plan a thousand times to tell how slow it is.
+        windows = trace if policy == "mean" else trace.pick(range(min(trace.num_windows, 101)))
         begin = time.perf_counter()
         found = eplb.replay(windows, _CLUSTER, policy)
         seconds = (time.perf_counter() - begin) / found.num_steps * (trace.num_windows - 1)
@@ -68,7 +72,7 @@ def replay_speed(trace: LoadTrace, policies: list[str]) -> Iterator[Bar]:
         what = (
             f"replay of {trace.num_windows} windows of 58x256, a plan at each, {Path(policy).stem}"
         )
-        if policy == "eplb":
+        if policy == "mean":
             scaled = _MOST_REPLAY * trace.num_windows / _WINDOWS
             yield Bar(what, f"at most {scaled:.3g} s", f"{seconds:.2f} s", seconds <= scaled)
         else:
@@ -183,7 +187,7 @@ def _parts(options: argparse.Namespace) -> Iterator[Callable[[], Iterator[Bar]]]
             "deepseek-v3", num_windows=options.windows, tokens_per_window=100_000
         )
         trace = LoadTrace(made.loads[:, ~made.dense], model=made.model)
-        yield lambda: replay_speed(trace, ["seed", "deepseek", *options.peer])
+        yield lambda: replay_speed(trace, ["eplb", "seed", "deepseek", *options.peer])
     if wanted in (None, "read"):
         yield read_large
     if options.traces is not None and wanted in (None, "six"):

@@ -112,7 +112,7 @@ def test_replays_are_timed_beside_each_other(tmp_path: Path) -> None:
     done = run("replay.py", *arguments, "--peer", "good.py", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     bars = json.loads(done.stdout)["bars"]
-    names = ("eplb", "seed", "deepseek", "good")
+    names = ("mean", "eplb", "seed", "deepseek", "good")
     assert [bar["what"].split(", ")[-1] for bar in bars] == list(names)
     done = run("replay.py", *arguments, "--peer", "none.py", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from eplb.placement import Placement
 from eplb.planner import Plan
+from eplb.scores import ratios
 
 __all__ = ["LayerSummary", "Summary", "print_summary", "summarize"]
 
@@ -29,11 +30,12 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of a plan for loads [L, E]; layers with no load count for none of them.
+    """The figures of a plan for windows [T, L, E]; layers with no load count for none of them.
 
     Attributes:
         layers: L; dense_layers: those with no load.
         policy: "hierarchical" where groups stay on nodes, "global" otherwise.
+        windows: T; planned_for: what they are, in words, where they are not loads as recorded.
         contiguous: balancedness of the layout that engines start with.
         plan: balancedness of the plan.
         busiest_gpu_saves: share of its load that the busiest GPU is spared, mean over layers.
@@ -51,6 +53,8 @@ class Summary:
     groups: int
     policy: str
     dense_layers: list[int]
+    windows: int
+    planned_for: str | None
     contiguous: float
     plan: float
     busiest_gpu_saves: float
@@ -67,17 +71,23 @@ class Summary:
 
 
 def summarize(
-    loads: NDArray[np.float64], plan: Plan, num_groups: int, seconds: float, first_seconds: float
+    loads: NDArray[np.float64],
+    plan: Plan,
+    num_groups: int,
+    seconds: float,
+    first_seconds: float,
+    planned_for: str | None = None,
 ) -> Summary:
-    """Compare a plan with the contiguous layout on the loads [L, E] that it was made from."""
+    """Compare a plan with the contiguous layout on the windows [T, L, E] that it was made for."""
     placement = plan.placement
     cluster = placement.cluster
-    contiguous = Placement.contiguous(loads.shape[0], loads.shape[1], cluster)
+    contiguous = Placement.contiguous(loads.shape[1], loads.shape[2], cluster)
     before, after = contiguous.gpu_load(loads), placement.gpu_load(loads)
-    loaded = np.flatnonzero(loads.any(axis=1))
-    peak_before, peak_after = before.max(axis=1)[loaded], after.max(axis=1)[loaded]
-    ratio_before = before.mean(axis=1)[loaded] / peak_before
-    ratio_after = after.mean(axis=1)[loaded] / peak_after
+    loaded = np.flatnonzero(loads.any(axis=(0, 2)))
+    ratio_before = np.nanmean(ratios(before)[:, loaded], axis=0)
+    ratio_after = np.nanmean(ratios(after)[:, loaded], axis=0)
+    peak_before, peak_after = before.max(axis=2), after.max(axis=2)
+    busy = peak_before > 0.0
     gap = plan.gap[loaded]
     worst = np.argsort(ratio_after, kind="stable")[:_WORST]
     hierarchical = cluster.num_nodes > 1 and num_groups % cluster.num_nodes == 0
@@ -89,10 +99,14 @@ def summarize(
         slots=cluster.num_slots,
         groups=num_groups,
         policy="hierarchical" if hierarchical else "global",
-        dense_layers=np.flatnonzero(~loads.any(axis=1)).tolist(),
+        dense_layers=np.flatnonzero(~loads.any(axis=(0, 2))).tolist(),
+        windows=loads.shape[0],
+        planned_for=planned_for,
         contiguous=contiguous.balancedness(loads),
         plan=placement.balancedness(loads),
-        busiest_gpu_saves=float(np.mean(1.0 - peak_after / peak_before)) if loaded.size else 0.0,
+        busiest_gpu_saves=float(np.mean(1.0 - peak_after[busy] / peak_before[busy]))
+        if busy.any()
+        else 0.0,
         gap_mean=float(gap.mean()) if loaded.size else 0.0,
         gap_worst=float(gap.max()) if loaded.size else 0.0,
         duplicates=placement.num_duplicates,
@@ -125,6 +139,8 @@ def _heading(title: str, summary: Summary) -> list[RenderableType]:
             f"in {summary.slots} slots on {summary.gpus} GPUs{nodes}"
         ),
     ]
+    if summary.planned_for is not None:
+        lines.append(Text(summary.planned_for))
     if summary.policy == "hierarchical":
         lines.append(Text(f"{summary.groups} expert groups, each kept on one node"))
     elif summary.groups > 1 and summary.nodes > 1:

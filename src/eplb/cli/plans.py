@@ -7,10 +7,10 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 
 from eplb import synthetic
+from eplb.backtesting import Backtest, backtest
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
@@ -27,16 +27,22 @@ from eplb.cluster import Cluster
 from eplb.comparison import compare
 from eplb.comparison_text import print_comparison
 from eplb.files import write_text
+from eplb.forecast import FORECASTS, Scenarios, named_forecast
 from eplb.formats import load_trace
 from eplb.formats.sglang import placement_text
-from eplb.planner import Plan, plan
+from eplb.planner import Effort, Plan, plan
 from eplb.records import check_writable
 from eplb.summary import Summary, print_summary, summarize
 from eplb.text import printable
+from eplb.trace import LoadTrace
 
 __all__ = ["demo", "plan_file"]
 
 _DEMO_WINDOWS, _DEMO_TOKENS = 16, 100_000
+
+_BEST = "best"
+_TRIALS = 16
+"""Plans that each forecast may make while it is tried, about."""
 
 
 def plan_file(
@@ -45,22 +51,84 @@ def plan_file(
     nodes: Nodes = 1,
     slots: Slots = None,
     groups: Groups = 1,
+    forecast: Annotated[
+        str,
+        typer.Option(
+            help=f"What to plan for, of several windows: {_BEST} of those that are tried, "
+            f"or {', '.join(FORECASTS)}."
+        ),
+    ] = _BEST,
+    effort: Annotated[
+        Effort, typer.Option(help="How much work a plan may be, in fixed amounts.")
+    ] = "default",
     output: Output = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plan a placement for the loads in a file or folder, all windows together."""
+    """Plan a placement for the loads in a file or folder.
+
+    Of several windows, the forecasts of `eplb.forecast` are tried on them first, each scored by
+    what came next, and the best one says what to plan for.
+    """
     if output is not None:
         check_writable(output, trace)
-    loads = load_trace(trace).total()
-    made, summary = _timed_plan(
-        loads, cluster_of(loads.shape[1], gpus, nodes, slots), groups, threads
-    )
+    if forecast != _BEST:
+        named_forecast(forecast)
+    loads = load_trace(trace)
+    cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+    expected, said, tried = _expected(loads, cluster, groups, forecast, effort, threads)
+    made, summary = _timed_plan(expected, cluster, groups, effort, threads, said)
     _write(output, made)
     if as_json:
-        _print_json(summary, output)
+        _print_json(summary, output, backtest=None if tried is None else tried.to_json())
         return
     _print(printable(trace), summary, output)
+
+
+def _expected(
+    trace: LoadTrace,
+    cluster: Cluster,
+    groups: int,
+    forecast: str,
+    effort: Effort,
+    threads: int | None,
+) -> tuple[Scenarios, str | None, Backtest | None]:
+    """What to plan for, in windows and in words, and how that was found."""
+    if trace.num_windows == 1:
+        return Scenarios(trace.loads, np.ones(1)), None, None
+    if forecast != _BEST:
+        expected = named_forecast(forecast)(trace.loads)
+        return (
+            expected,
+            f"Planned for: {forecast}, {_count(expected)} of {len(trace)} windows",
+            None,
+        )
+    console = Console(stderr=True)
+    with (
+        quitting_on_interrupt(console),
+        console.status("trying forecasts; kernels are compiled once on a machine"),
+    ):
+        tried = backtest(
+            trace,
+            cluster,
+            num_groups=groups,
+            every=max(1, trace.num_windows // _TRIALS),
+            effort=effort,
+            threads=threads,
+        )
+    expected = named_forecast(tried.best)(trace.loads)
+    scores = {score.policy: score.balancedness for score in tried.comparison.scores}
+    said = (
+        f"Planned for: {tried.best}, {_count(expected)} of {len(trace)} windows. On windows not "
+        f"seen before it gave {scores[tried.best]:.4f} ({tried.comparison.windows} served, "
+        f"{len(scores)} forecasts tried; the mean of windows gave {scores['mean']:.4f})"
+    )
+    return expected, said, tried
+
+
+def _count(expected: Scenarios) -> str:
+    number = len(expected.loads)
+    return "1 scenario" if number == 1 else f"{number} scenarios"
 
 
 def demo(
@@ -80,7 +148,8 @@ def demo(
         "deepseek-v3", num_windows=_DEMO_WINDOWS, tokens_per_window=_DEMO_TOKENS, seed=seed
     )
     cluster = cluster_of(trace.num_experts, gpus, nodes, slots)
-    made, summary = _timed_plan(trace.total(), cluster, groups, threads)
+    whole = Scenarios(trace.total()[None], np.ones(1))
+    made, summary = _timed_plan(whole, cluster, groups, "default", threads)
     with quitting_on_interrupt(console := Console(stderr=True)), console.status("replaying"):
         comparison = compare(trace, cluster, ("contiguous", "seed", "eplb"), num_groups=groups)
     _write(output, made)
@@ -116,18 +185,29 @@ def _print(title: str, summary: Summary, output: Path | None) -> None:
 
 
 def _timed_plan(
-    loads: NDArray[np.float64], cluster: Cluster, groups: int, threads: int | None
+    expected: Scenarios,
+    cluster: Cluster,
+    groups: int,
+    effort: Effort,
+    threads: int | None,
+    said: str | None = None,
 ) -> tuple[Plan, Summary]:
     """Plan twice: the first time tells what a new process waits, the second what planning takes."""
     console = Console(stderr=True)
+    seconds = []
     with (
         quitting_on_interrupt(console),
         console.status("planning; kernels are compiled once on a machine"),
     ):
-        begin = time.perf_counter()
-        plan(loads, cluster, num_groups=groups, threads=threads)
-        first = time.perf_counter() - begin
-        begin = time.perf_counter()
-        made = plan(loads, cluster, num_groups=groups, threads=threads)
-        seconds = time.perf_counter() - begin
-    return made, summarize(loads, made, groups, seconds, first)
+        for _ in range(2):
+            begin = time.perf_counter()
+            made = plan(
+                expected.loads,
+                cluster,
+                num_groups=groups,
+                weights=expected.weights,
+                effort=effort,
+                threads=threads,
+            )
+            seconds.append(time.perf_counter() - begin)
+    return made, summarize(expected.loads, made, groups, seconds[1], seconds[0], said)
