@@ -131,7 +131,7 @@ def test_on_recorded_windows_scenarios_win(traces: Path) -> None:
 def test_a_simple_rule_that_ties_is_chosen() -> None:
     random = np.random.default_rng(0)
     share = random.lognormal(size=(1, 2, 8))
-    still = LoadTrace(1.0 * random.poisson(10_000 * np.repeat(share, 40, axis=0)))
+    still = LoadTrace(random.poisson(10_000 * np.repeat(share, 40, axis=0)).astype(np.float64))
     cluster = Cluster(num_gpus=4, slots_per_gpu=3)
     tried = eplb.backtest(still, cluster, {"first": Mean(), "second": Mean()}, effort="fast")
     assert (tried.best, tried.top) == ("first", "first")
@@ -143,7 +143,7 @@ def test_a_simple_rule_that_ties_is_chosen() -> None:
 def test_a_rule_that_is_worse_is_not_chosen() -> None:
     random = np.random.default_rng(0)
     share = random.lognormal(0.0, 1.0, size=(1, 2, 8))
-    still = LoadTrace(1.0 * random.poisson(10_000 * np.repeat(share, 120, axis=0)))
+    still = LoadTrace(random.poisson(10_000 * np.repeat(share, 120, axis=0)).astype(np.float64))
 
     def wrong(loads: Loads) -> Scenarios:
         return Scenarios(loads[-1:, :, ::-1].copy(), np.ones(1))
