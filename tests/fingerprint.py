@@ -4,16 +4,26 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from recorded import load_recorded
+from recorded import DEEPSEEK_V3, load_recorded
 
 from eplb import Cluster, plan
+from eplb.planner import Effort
 
 __all__ = ["fingerprint"]
 
-Cell = tuple[NDArray[np.float64], Cluster, int]
+
+class Cell(NamedTuple):
+    """What a plan is made from."""
+
+    loads: NDArray[np.float64]
+    cluster: Cluster
+    num_groups: int = 1
+    weights: tuple[float, ...] | None = None
+    effort: Effort = "default"
 
 
 def _kinds(num_layers: int, num_experts: int) -> NDArray[np.float64]:
@@ -33,6 +43,28 @@ def _kinds(num_layers: int, num_experts: int) -> NDArray[np.float64]:
     )
 
 
+def _windows(num_windows: int, num_layers: int, num_experts: int) -> NDArray[np.float64]:
+    """[T, L, E] layers of every kind, another order of experts in each window; a window without
+    load in one layer, and a layer with load in one window alone.
+    """
+    rng = np.random.default_rng(num_windows)
+    kinds = _kinds(num_layers, num_experts)
+    windows = np.stack([rng.permutation(kinds, axis=1) for _ in range(num_windows)])
+    windows[1, 0] = 0.0
+    windows[0, -num_layers - 1] = rng.lognormal(size=num_experts)
+    return windows
+
+
+def _cells_of_windows(
+    windows: NDArray[np.float64],
+    cluster: Cluster,
+    num_groups: int,
+    weights: tuple[float, ...] | None = None,
+) -> Iterator[Cell]:
+    for effort in get_args(Effort):
+        yield Cell(windows, cluster, num_groups, weights, effort)
+
+
 def _small_cells() -> Iterator[Cell]:
     for num_experts, cluster, num_groups in (
         (8, Cluster(4, 1, 3), 1),
@@ -42,28 +74,44 @@ def _small_cells() -> Iterator[Cell]:
         (24, Cluster(12, 1, 3), 1),
         (24, Cluster(6, 3, 6), 6),
     ):
-        yield _kinds(2, num_experts), cluster, num_groups
+        yield Cell(_kinds(2, num_experts), cluster, num_groups)
+    yield from _cells_of_windows(_windows(4, 1, 8), Cluster(4, 1, 3), 1, (3.0, 1.0, 0.0, 0.7))
+    yield from _cells_of_windows(_windows(3, 1, 8), Cluster(4, 2, 3), 4)
+    yield from _cells_of_windows(_windows(3, 1, 6), Cluster(6, 1, 1), 1)
+    yield from _cells_of_windows(_windows(2, 1, 3), Cluster(2, 1, 4), 1)
 
 
 def _large_cells(traces: Path | None) -> Iterator[Cell]:
-    yield _kinds(9, 256), Cluster(32, 4, 9), 8
-    yield _kinds(9, 256), Cluster(32, 4, 9), 1
-    yield _kinds(4, 256), Cluster(144, 1, 2), 1
-    yield _kinds(4, 512), Cluster(64, 1, 10), 1
+    yield Cell(_kinds(9, 256), Cluster(32, 4, 9), 8)
+    yield Cell(_kinds(9, 256), Cluster(32, 4, 9))
+    yield Cell(_kinds(4, 256), Cluster(144, 1, 2))
+    yield Cell(_kinds(4, 512), Cluster(64, 1, 10))
+    yield from _cells_of_windows(_windows(5, 2, 64), Cluster(16, 4, 5), 8)
+    yield from _cells_of_windows(_windows(4, 2, 64), Cluster(16, 1, 5), 1, (0.1, 0.4, 0.2, 0.3))
     if traces is not None:
         for name, cluster in (
             ("prefill_in512", Cluster(32, 1, 9)),
             ("decode_in1800out100", Cluster(144, 1, 2)),
             ("qwen3_30b", Cluster(32, 1, 5)),
         ):
-            yield load_recorded(traces, name), cluster, 1
+            yield Cell(load_recorded(traces, name), cluster)
+        # A layer without load, and few of the others: the most effort takes seconds for all.
+        windows = np.stack([load_recorded(traces, name)[2:6] for name in DEEPSEEK_V3])
+        yield from _cells_of_windows(windows, Cluster(32, 1, 9), 1)
 
 
 def fingerprint(*, small: bool, traces: Path | None = None, threads: int | None = None) -> str:
     """SHA-256 of the slots, peaks and bounds of every cell."""
     digest = hashlib.sha256()
-    for loads, cluster, num_groups in (*_small_cells(), *(() if small else _large_cells(traces))):
-        made = plan(loads, cluster, num_groups=num_groups, threads=threads)
+    for cell in (*_small_cells(), *(() if small else _large_cells(traces))):
+        made = plan(
+            cell.loads,
+            cell.cluster,
+            num_groups=cell.num_groups,
+            weights=cell.weights,
+            effort=cell.effort,
+            threads=threads,
+        )
         for array in (made.placement.phy2log, made.peak, made.bound):
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()

@@ -12,6 +12,7 @@ __all__ = [
     "bldm",
     "busiest_node",
     "dealt",
+    "expected_peak",
     "falling",
     "fixed_counts_optimum",
     "gpu_loads",
@@ -21,7 +22,11 @@ __all__ = [
     "num_duplicates",
     "on_nodes",
     "optimum",
+    "packings",
     "replica_counts",
+    "scaled",
+    "spread",
+    "windows_optimum",
 ]
 
 Gpus = list[list[int]]
@@ -223,3 +228,117 @@ def optimum(loads: Sequence[float], num_gpus: int, slots_per_gpu: int) -> float:
         if max(load / count for load, count in zip(loads, counts, strict=True)) < best:
             best = fixed_counts_optimum(loads, counts, num_gpus, below=best)
     return best
+
+
+def scaled(
+    windows: Sequence[Sequence[float]], weights: Sequence[float]
+) -> tuple[list[list[float]], list[float]]:
+    """The windows of a layer that have load and weight, brought to their mean total; the weights
+    brought to a sum of 1.
+    """
+    seen = [t for t, loads in enumerate(windows) if weights[t] > 0.0 and sum(loads) > 0.0]
+    weight = [weights[t] / sum(weights[t] for t in seen) for t in seen]
+    mean = sum(each * sum(windows[t]) for each, t in zip(weight, seen, strict=True))
+    return [[load * mean / sum(windows[t]) for load in windows[t]] for t in seen], weight
+
+
+def expected_peak(
+    phy2log: Sequence[int],
+    windows: Sequence[Sequence[float]],
+    weights: Sequence[float],
+    num_gpus: int,
+) -> float:
+    """Weighted mean of the busiest GPU's load over windows brought to one total."""
+    return sum(
+        weight * max(gpu_loads(phy2log, loads, num_gpus))
+        for loads, weight in zip(*scaled(windows, weights), strict=True)
+    )
+
+
+def packings(
+    experts: Sequence[int], num_gpus: int, slots_per_gpu: int
+) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Every way to fill GPUs so that each expert has a slot, replicas of one on a GPU and all; GPUs
+    are alike.
+    """
+    held = list(itertools.combinations_with_replacement(experts, slots_per_gpu))
+    for gpus in itertools.combinations_with_replacement(held, num_gpus):
+        if len(set().union(*gpus)) == len(experts):
+            yield gpus
+
+
+def windows_optimum(
+    windows: Sequence[Sequence[float]],
+    weights: Sequence[float],
+    num_gpus: int,
+    slots_per_gpu: int,
+    num_nodes: int = 1,
+) -> float:
+    """Least expected peak of any placement, each expert on one node, equally many on each.
+
+    For tiny layers: up to about 5 experts in 6 slots, or twice 3 experts in 4 slots.
+    """
+    levelled, weight = scaled(windows, weights)
+    best = float("inf")
+    for nodes in on_nodes(range(len(windows[0])), num_nodes):
+        # Peaks, window by window, of each way to fill a node.
+        peaks = [
+            {
+                tuple(
+                    max(gpu_loads([e for gpu in gpus for e in gpu], loads, len(gpus)))
+                    for loads in levelled
+                )
+                for gpus in packings(experts, num_gpus // num_nodes, slots_per_gpu)
+            }
+            for experts in nodes
+        ]
+        for filled in itertools.product(*peaks):
+            busiest = map(max, zip(*filled, strict=True))
+            best = min(best, sum(map(float.__mul__, weight, busiest)))
+    return best
+
+
+def spread(
+    shares: Sequence[Sequence[float]],
+    counts: Sequence[int],
+    order: Sequence[int],
+    weights: Sequence[float],
+    num_gpus: int,
+) -> Gpus:
+    """Replicas in order, each to the GPU with room and without the expert where the weighted product
+    of its loads, window by window, and the GPU's is least (ties: the lowest GPU).
+
+    Where no GPU is left, the lowest full one without the expert gives its first slot that it can to
+    the lowest GPU with room, and its last slot takes that place.
+    """
+    size = sum(counts) // num_gpus
+    gpus: Gpus = [[] for _ in range(num_gpus)]
+    totals = [[0.0] * len(weights) for _ in range(num_gpus)]
+
+    def growth(gpu: int, expert: int) -> float:
+        total = 0.0
+        for weight, share, load in zip(weights, shares[expert], totals[gpu], strict=True):
+            total += weight * share * load
+        return total
+
+    def add(gpu: int, expert: int, sign: float) -> None:
+        for window, share in enumerate(shares[expert]):
+            totals[gpu][window] += sign * share
+
+    for expert in [expert for expert in order for _ in range(counts[expert])]:
+        free = [g for g, held in enumerate(gpus) if len(held) < size and expert not in held]
+        if free:
+            chosen = min(free, key=lambda gpu: (growth(gpu, expert), gpu))
+        else:
+            chosen = next(g for g, held in enumerate(gpus) if expert not in held)
+            target = next(g for g, held in enumerate(gpus) if len(held) < size)
+            slot = next(i for i, held in enumerate(gpus[chosen]) if held not in gpus[target])
+            moved = gpus[chosen][slot]
+            gpus[chosen][slot] = gpus[chosen][-1]
+            gpus[chosen].pop()
+            gpus[target].append(moved)
+            add(target, moved, 1.0)
+            add(chosen, moved, -1.0)
+        gpus[chosen].append(expert)
+        add(chosen, expert, 1.0)
+    return gpus

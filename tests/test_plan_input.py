@@ -1,13 +1,14 @@
 """What `plan` takes: loads of every kind, and one line for everything that cannot be planned."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from eplb import Cluster, ClusterError, LoadsError, plan
+from eplb import Cluster, ClusterError, LoadsError, OptionError, plan, rebalance_experts
+from eplb.planner import Effort
 
 WHOLE = np.array([[9, 7, 4, 4, 2, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
 CLUSTER = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=2)
@@ -70,6 +71,10 @@ def test_loads_are_left_alone() -> None:
     assert not np.shares_memory(loads, made.peak)
 
 
+NUMBERS = "loads are numbers of tokens, from 0 to 1e+100"
+AXES = "give layers and experts [L, E], or windows of them [T, L, E]"
+
+
 def bad(value: float) -> NDArray[np.float64]:
     loads = np.ones((3, 4))
     loads[1, 2:] = value
@@ -79,18 +84,22 @@ def bad(value: float) -> NDArray[np.float64]:
 @pytest.mark.parametrize(
     ("loads", "message"),
     [
-        (bad(np.nan), "loads[1, 2] is nan: loads are numbers of tokens, from 0 to 1e+100"),
-        (bad(np.inf), "loads[1, 2] is inf: loads are numbers of tokens, from 0 to 1e+100"),
-        (bad(-np.inf), "loads[1, 2] is -inf: loads are numbers of tokens, from 0 to 1e+100"),
-        (bad(-0.5), "loads[1, 2] is -0.5: loads are numbers of tokens, from 0 to 1e+100"),
-        (bad(1e101), "loads[1, 2] is 1e+101: loads are numbers of tokens, from 0 to 1e+100"),
-        ([1.0, 2.0], "loads have shape (2,): give two axes, layers and experts [L, E]"),
-        (
-            np.ones((2, 3, 4)),
-            "loads have shape (2, 3, 4): give two axes, layers and experts [L, E]",
-        ),
-        (5.0, "loads have shape (): give two axes, layers and experts [L, E]"),
+        (bad(np.nan), "loads[1, 2] is nan: " + NUMBERS),
+        (bad(np.inf), "loads[1, 2] is inf: " + NUMBERS),
+        (bad(-np.inf), "loads[1, 2] is -inf: " + NUMBERS),
+        (bad(-0.5), "loads[1, 2] is -0.5: " + NUMBERS),
+        (bad(1e101), "loads[1, 2] is 1e+101: " + NUMBERS),
+        ([bad(1.0), bad(np.nan)], "loads[1, 1, 2] is nan: " + NUMBERS),
+        ([bad(-2.0), bad(1.0)], "loads[0, 1, 2] is -2.0: " + NUMBERS),
+        ([1.0, 2.0], "loads have shape (2,): " + AXES),
+        (np.ones((2, 3, 4, 5)), "loads have shape (2, 3, 4, 5): " + AXES),
+        (5.0, "loads have shape (): " + AXES),
         ([[]], "loads are empty, shape (1, 0): give at least 1 layer and expert"),
+        (np.ones((0, 2, 4)), "loads are empty, shape (0, 2, 4): give at least 1 layer and expert"),
+        (
+            [np.ones((2, 4)), np.ones((3, 4))],
+            "loads have rows of different lengths: give a full array",
+        ),
         (np.ones((0, 4)), "loads are empty, shape (0, 4): give at least 1 layer and expert"),
         ([[1.0, 2.0], [3.0]], "loads have rows of different lengths: give a full array"),
         ([["1", "2"]], "loads have type <U1: give real numbers"),
@@ -170,3 +179,90 @@ def test_any_kind_of_whole_number_will_do() -> None:
         threads=np.int16(1),
     )
     assert made.placement == expected.placement
+
+
+def test_windows_of_every_kind() -> None:
+    torch = pytest.importorskip("torch", reason="tensors need torch")
+    windows = np.stack([WHOLE, WHOLE[:, ::-1]])
+    expected = plan(windows.astype(np.float64), CLUSTER, weights=[2.0, 1.0])
+    for loads, weights in (
+        (windows.tolist(), (2, 1)),
+        (windows[:, :, ::-1].astype(np.float32)[:, :, ::-1], np.array([4, 2], np.uint8)),
+        (torch.tensor(windows), torch.tensor([2.0, 1.0], dtype=torch.float16)),
+        (list(windows), np.array([2.0, 9.0, 1.0])[::2]),
+    ):
+        made = plan(loads, CLUSTER, weights=weights)
+        assert made.placement == expected.placement
+        assert np.array_equal(made.peak, expected.peak)
+        assert np.array_equal(made.bound, expected.bound)
+
+
+def test_windows_and_weights_are_left_alone() -> None:
+    windows = np.stack([WHOLE, WHOLE[:, ::-1]]).astype(np.float64)
+    weights = np.array([2.0, 1.0])
+    before = windows.copy()
+    windows.flags.writeable = weights.flags.writeable = False
+    plan(windows, CLUSTER, weights=weights)
+    assert np.array_equal(windows, before)
+    assert weights.tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 1.0], "weights have shape (2,): give one for each of 3 windows"),
+        ([1.0] * 4, "weights have shape (4,): give one for each of 3 windows"),
+        ([], "weights have shape (0,): give one for each of 3 windows"),
+        (1.0, "weights have shape (): give one for each of 3 windows"),
+        ([[1.0, 1.0, 1.0]], "weights have shape (1, 3): give one for each of 3 windows"),
+        *(
+            (weights, "weights are to be 0 or more, finite, and one of them above 0")
+            for weights in (
+                [1.0, -1e-9, 1.0],
+                [1.0, np.nan, 1.0],
+                [1.0, np.inf, 1.0],
+                [1.0, -np.inf, 1.0],
+                [0.0, 0.0, 0.0],
+                [0.0, -0.0, 0.0],
+            )
+        ),
+    ],
+)
+def test_weights_that_cannot_be(weights: Any, message: str) -> None:
+    with pytest.raises(LoadsError) as raised:
+        plan(np.ones((3, 2, 4)), CLUSTER, weights=weights)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("weights", [["1", "1"], [1.0, None], [1.0, 2j], [[1.0], [1.0, 2.0]]])
+def test_weights_that_are_no_numbers(weights: Any) -> None:
+    with pytest.raises(LoadsError):
+        plan(np.ones((2, 2, 4)), CLUSTER, weights=weights)
+
+
+def test_weights_of_one_window_are_checked_too() -> None:
+    for loads in (np.ones((2, 4)), np.ones((1, 2, 4))):
+        with pytest.raises(LoadsError, match=r"shape \(2,\): give one for each of 1 windows"):
+            plan(loads, CLUSTER, weights=[1.0, 1.0])
+
+
+@pytest.mark.parametrize("effort", ["Fast", "", "best", None, 1, ["fast"], ("fast",), np.nan])
+@pytest.mark.parametrize("shape", [(2, 4), (2, 2, 4)])
+def test_efforts_that_are_not(effort: Any, shape: tuple[int, ...]) -> None:
+    with pytest.raises(OptionError) as raised:
+        plan(np.ones(shape), CLUSTER, effort=effort)
+    message = f"effort is {effort!r}: give 'fast', 'default', 'thorough'"
+    assert str(raised.value) == message
+
+
+def test_efforts_are_those_that_are_named() -> None:
+    assert get_args(Effort) == ("fast", "default", "thorough")
+
+
+def test_rebalance_experts_takes_one_window() -> None:
+    for shape in ((1, 2, 4), (3, 2, 4)):
+        with pytest.raises(LoadsError) as raised:
+            rebalance_experts(np.ones(shape), 8, 1, 1, 4)
+        assert str(raised.value) == (
+            f"loads have shape {shape}: give two axes, layers and experts [L, E]"
+        )

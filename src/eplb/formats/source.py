@@ -82,8 +82,8 @@ def check_packing(path: Path, what: str, size: int, packed: int) -> None:
 
 def frozen(values: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """A buffer of float64 as a read-only array, which a LoadTrace takes without a copy."""
-    array: NDArray[np.float64] = np.frombuffer(values, np.float64).reshape(shape)
-    array.flags.writeable = False
+    view = memoryview(values).toreadonly()
+    array: NDArray[np.float64] = np.frombuffer(view, np.float64).reshape(shape)
     return array
 
 
