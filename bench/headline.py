@@ -99,9 +99,9 @@ def unseen_table(cells: Sequence[Cell], engine: Contender) -> list[str]:
 
 
 def _reached(row: UnseenRow) -> str:
-    if row.failed is not None:
+    if row.balancedness is None or row.ms is None:
         return "failed"
-    return f"{row.balancedness:.4f} in {row.ms:.{0 if row.ms is None or row.ms >= 10 else 1}f} ms"
+    return f"{row.balancedness:.4f} in {row.ms:.{0 if row.ms >= 10.0 else 1}f} ms"
 
 
 def _line(cell: CellReport) -> str:

@@ -305,8 +305,8 @@ def spread(
     weights: Sequence[float],
     num_gpus: int,
 ) -> Gpus:
-    """Replicas in order, each to the GPU with room and without the expert where the weighted product
-    of its loads, window by window, and the GPU's is least (ties: the lowest GPU).
+    """Replicas in order, each to the GPU with room and without the expert where the weighted
+    product of its loads, window by window, and the GPU's is least (ties: the lowest GPU).
 
     Where no GPU is left, the lowest full one without the expert gives its first slot that it can to
     the lowest GPU with room, and its last slot takes that place.
@@ -325,7 +325,7 @@ def spread(
         for window, share in enumerate(shares[expert]):
             totals[gpu][window] += sign * share
 
-    for expert in [expert for expert in order for _ in range(counts[expert])]:
+    for expert in [each for each in order for _ in range(counts[each])]:
         free = [g for g, held in enumerate(gpus) if len(held) < size and expert not in held]
         if free:
             chosen = min(free, key=lambda gpu: (growth(gpu, expert), gpu))
