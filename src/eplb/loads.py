@@ -20,8 +20,10 @@ def is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def as_array(values: Any) -> NDArray[np.float64]:
+def as_array(values: Any, name: str = "loads") -> NDArray[np.float64]:
     """Numbers of any kind (a tensor on any device, an array, lists) as a float64 array.
+
+    Messages call them by `name`.
 
     Raises:
         LoadsError: what is not an array of real numbers.
@@ -29,14 +31,14 @@ def as_array(values: Any) -> NDArray[np.float64]:
     if is_tensor(values):
         torch = sys.modules["torch"]
         if values.dtype == torch.bool or values.is_complex():
-            raise LoadsError(f"loads have type {values.dtype}: give real numbers")
+            raise LoadsError(f"{name} have type {values.dtype}: give real numbers")
         values = values.detach().to("cpu", torch.float64).numpy()
     try:
         array = np.asarray(values)
     except ValueError:
-        raise LoadsError("loads have rows of different lengths: give a full array") from None
+        raise LoadsError(f"{name} have rows of different lengths: give a full array") from None
     if array.dtype.kind not in "uif":
-        raise LoadsError(f"loads have type {array.dtype}: give real numbers")
+        raise LoadsError(f"{name} have type {array.dtype}: give real numbers")
     # Kernels would be compiled once more for an array that is read-only or not aligned.
     return np.require(array, np.float64, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
 
@@ -99,12 +101,12 @@ def check_weights(weights: Any, num_windows: int) -> NDArray[np.float64]:
     """
     if weights is None:
         return np.full(num_windows, 1.0 / num_windows)
-    array = as_array(weights)
+    array = as_array(weights, "weights")
     if array.shape != (num_windows,):
         raise LoadsError(
             f"weights have shape {array.shape}: give one for each of {num_windows} windows"
         )
-    if not (array.min() >= 0.0 and 0.0 < array.sum() <= _LARGEST):
+    if not (array.min() >= 0.0 and 0.0 < array.max() <= _LARGEST):
         raise LoadsError("weights are to be 0 or more, finite, and one of them above 0")
     normal: NDArray[np.float64] = array / array.sum()
     return normal

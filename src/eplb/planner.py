@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster, whole_number
-from eplb.errors import ClusterError, OptionError
+from eplb.errors import ClusterError, LoadsError, OptionError
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
 from eplb.threads import check_threads, run_chunks
@@ -121,14 +121,20 @@ def plan(
 def _mean_of(windows: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """[L, E] the mean of windows that are scaled to the same total in each layer."""
     total = windows.sum(axis=2)
+    loaded = np.zeros(total.shape[1])
     mean_total = np.zeros(total.shape[1])
     for each, of_window in zip(weight, total, strict=True):
+        loaded += np.where(of_window > 0.0, each, 0.0)
         mean_total += each * of_window
-    factor = np.divide(mean_total, total, out=np.zeros_like(total), where=total > 0.0)
+    np.divide(mean_total, loaded, out=mean_total, where=loaded > 0.0)
     # One window after the other: products of matrices differ from processor to processor.
     mean = np.zeros(windows.shape[1:])
-    for each, of_window, window in zip(weight, factor, windows, strict=True):
-        mean += (each * of_window)[:, None] * window
+    with np.errstate(all="ignore"):
+        for each, of_window, window in zip(weight, total, windows, strict=True):
+            factor = each / loaded * (mean_total / of_window)
+            mean += np.where(of_window > 0.0, factor, 0.0)[:, None] * window
+    if not np.isfinite(mean).all():
+        raise LoadsError("windows differ too much in their totals: give loads of like windows")
     return mean
 
 
@@ -147,8 +153,10 @@ class _Solution:
     peaks: NDArray[np.float64]
     bounds: NDArray[np.float64]
 
-    def solve(self, num_groups: int, effort: Effort) -> None:
-        """Plan every layer, then those again that are not near enough to their bound."""
+    def solve(self, num_groups: int, effort: Effort) -> NDArray[np.int64]:
+        """Plan every layer, then those again that are not near enough to their bound; return the
+        experts of each node, as `_gather` does.
+        """
         from eplb.solver.improve import (
             FEW_SLOTS,
             WORTH_A_SEARCH,
@@ -157,7 +165,8 @@ class _Solution:
         )
         from eplb.solver.layers import NEAR_ENOUGH
 
-        self._first_pass(self._gather(num_groups))
+        expert_of = self._gather(num_groups)
+        self._first_pass(expert_of)
         far = self._above(FEW_SLOTS)
         if far.any() and effort != "fast":
             self._raise_bounds(np.flatnonzero(far))
@@ -167,6 +176,7 @@ class _Solution:
             self._again(_search_layers, self._above(worth))
         # Rounding may leave a proven bound above the peak that attains it.
         np.minimum(self.bounds, self.peaks, out=self.bounds)
+        return expert_of
 
     def solve_windows(
         self,
@@ -178,8 +188,7 @@ class _Solution:
         """Plan every layer for its mean, then those with any load for the windows [T, L, E]."""
         from eplb.solver.windows import EFFORTS, _plan_windows
 
-        expert_of = self._gather(num_groups)
-        self._first_pass(expert_of)
+        expert_of = self.solve(num_groups, effort)
         layers = np.flatnonzero(self.loads.any(axis=1))
         filled = (self.phy2log, self.peaks, self.bounds)
         cluster = self.cluster

@@ -278,22 +278,30 @@ def _swap_with_others(hosts: Hosts, gpu: int, doublings: int, least: float, swap
 
 
 @inner
+def _forget(hosts: Hosts) -> None:
+    """Let every pair of GPUs be compared by the descent that comes."""
+    for gpu in range(hosts.load.shape[0]):
+        hosts.changed[gpu] = 0
+        for other in range(hosts.load.shape[0]):
+            hosts.compared[gpu, other] = -1
+
+
+@inner
 def _descend(
     hosts: Hosts, weights: F64, doublings: int, tolerance: float, most_sweeps: int
 ) -> float:
     """Swap while that lowers the weighted sum over windows of the norm of power 2 ** doublings, and
     return that sum.
 
-    Pairs of GPUs are compared in turn, in up to `most_sweeps` sweeps; not again before one of the
-    two has changed, and not where a swap could gain no more than `tolerance` of the sum.
+    Pairs of GPUs are compared in turn, in up to `most_sweeps` sweeps, where one of the two has
+    changed since they were (`hosts.changed` and `hosts.compared`), and where a swap could gain more
+    than `tolerance` of the sum.
     """
     num_gpus = hosts.load.shape[0]
+    swaps = 0
     for gpu in range(num_gpus):
         _raise_loads(hosts, gpu, doublings)
-        hosts.changed[gpu] = 0
-        for other in range(num_gpus):
-            hosts.compared[gpu, other] = -1
-    swaps = 0
+        swaps = max(swaps, hosts.changed[gpu])
     for _ in range(most_sweeps):
         before = swaps
         least = tolerance * _weigh(hosts, weights, doublings)

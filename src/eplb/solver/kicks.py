@@ -5,7 +5,7 @@ kicks swap replicas of the busiest GPU of a window with any; the others hand a s
 expert to the one that weighs most on that GPU.
 """
 
-from eplb.solver.convex import Hosts, _descend, _swap_slots
+from eplb.solver.convex import Hosts, _descend, _forget, _swap_slots
 from eplb.solver.jit import inner
 from eplb.solver.packing import F64, I64
 
@@ -13,8 +13,8 @@ __all__: list[str] = []
 
 _SWAPS_OF_A_KICK = 4
 
-_FACTOR, _ADDEND, _RANGE = 6364136223846793005, 1442695040888963407, 0x7FFFFFFFFFFFFFFF
-"""Knuth's linear congruential generator, its upper bits."""
+_FACTOR, _PRIME = 48271, 0x7FFFFFFF
+"""Park and Miller's generator: no product overflows, which a compiler may take for granted."""
 
 
 @inner
@@ -38,10 +38,16 @@ def _kick_and_descend(
     `loads` [E, T] are those of the experts, all replicas together, `count` [E] the replicas. `kept`
     and `kept_count` are memory for the best so far.
     """
+    _forget(hosts)
     best = _descend(hosts, weights, doublings, tolerance, most_sweeps)
     _copy(hosts, kept, count, kept_count)
     state = num_kicks
     for kick in range(num_kicks):
+        # Only what the kick changes is to be compared again.
+        for gpu in range(hosts.changed.shape[0]):
+            hosts.changed[gpu] = 0
+            for other in range(hosts.changed.shape[0]):
+                hosts.compared[gpu, other] = 0
         if kick % 4 == 3:
             state = _hand_over_by_chance(hosts, loads, count, state)
         else:
@@ -74,7 +80,7 @@ def _copy(source: Hosts, target: Hosts, count: I64, target_count: I64) -> None:
 
 @inner
 def _next(state: int) -> int:
-    return (state * _FACTOR + _ADDEND) & _RANGE
+    return state * _FACTOR % _PRIME
 
 
 @inner
@@ -91,10 +97,10 @@ def _swap_by_chance(hosts: Hosts, state: int) -> int:
     """Swap a slot of the busiest GPU of some window with one of another GPU; return the state."""
     num_gpus, slots_per_gpu = hosts.slots.shape
     state = _next(state)
-    draw = state >> 20
+    draw = state
     gpu = _busiest(hosts, draw % hosts.load.shape[1])
     state = _next(state)
-    draw = state >> 20
+    draw = state
     other = draw % num_gpus
     draw //= num_gpus
     i = draw % slots_per_gpu
@@ -105,6 +111,8 @@ def _swap_by_chance(hosts: Hosts, state: int) -> int:
         and not hosts.holds[gpu, hosts.slots[other, j]]
     ):
         _swap_slots(hosts, gpu, i, other, j)
+        hosts.changed[gpu] = 1
+        hosts.changed[other] = 1
     return state
 
 
@@ -115,7 +123,7 @@ def _hand_over_by_chance(hosts: Hosts, loads: F64, count: I64, state: int) -> in
     """
     num_gpus, slots_per_gpu = hosts.slots.shape
     state = _next(state)
-    window = (state >> 20) % hosts.load.shape[1]
+    window = state % hosts.load.shape[1]
     gpu = _busiest(hosts, window)
     largest = 0
     for slot in range(slots_per_gpu):
@@ -123,7 +131,7 @@ def _hand_over_by_chance(hosts: Hosts, loads: F64, count: I64, state: int) -> in
             largest = slot
     expert = hosts.slots[gpu, largest]
     state = _next(state)
-    start = (state >> 20) % (num_gpus * slots_per_gpu)
+    start = state % (num_gpus * slots_per_gpu)
     for step in range(num_gpus * slots_per_gpu):
         place = (start + step) % (num_gpus * slots_per_gpu)
         target, slot = place // slots_per_gpu, place % slots_per_gpu
@@ -134,6 +142,10 @@ def _hand_over_by_chance(hosts: Hosts, loads: F64, count: I64, state: int) -> in
             hosts.holds[target, expert] = True
             count[giver] -= 1
             count[expert] += 1
+            for holder in range(num_gpus):
+                if hosts.holds[holder, giver] or hosts.holds[holder, expert]:
+                    hosts.changed[holder] = 1
+            hosts.changed[target] = 1
             _fill_loads(hosts, loads, count)
             break
     return state

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eplb.solver.convex import _descend, _new_hosts
+from eplb.solver.convex import _descend, _forget, _new_hosts
 from eplb.solver.jit import inner, kernel
 from eplb.solver.kicks import _kick_and_descend
 from eplb.solver.layers import _peak_of
@@ -67,7 +67,8 @@ def _plan_windows(
     bounds: F64,
 ) -> None:
     """Plan `layers` of `loads` [T, L, E], each of which has some load; fill their rows of `phy2log`
-    [L, P], unless what is there has a lower expected peak, of `peaks` and of `bounds` [L].
+    [L, P], unless what is there has a lower expected peak, of `peaks` and of `bounds` [L], which
+    hold those of the mean of the windows.
 
     `weights` [T] add up to 1. `expert_of` [L, N, E / N] has the experts of each node, or [1, 1, E].
     An expert counts by its mean load and `deviations` times its standard deviation.
@@ -109,6 +110,7 @@ def _plan_windows(
                     share[i, window] = local[i, window] / node_count[i]
             _spread(hosts, share, node_count, order[:node_experts], weight, filled)
             for doublings in effort.doublings:
+                _forget(hosts)
                 _descend(hosts, weight, doublings, effort.tolerance, most_sweeps)
             if effort.num_kicks > 0:
                 _kick_and_descend(
@@ -134,13 +136,15 @@ def _plan_windows(
                 peaks[layer] = peak
                 for slot in range(found.shape[0]):
                     phy2log[layer, slot] = found[slot]
-        bounds[layer] = 0.0
+        # What no plan for the mean goes below, none for the windows does: a maximum is convex.
+        expected = 0.0
         for window in range(num_windows):
             if weight[window] > 0.0:
                 bound = _least_peak(
                     scaled[window], num_gpus, slots_per_gpu, count, per_replica, order
                 )
-                bounds[layer] += weight[window] * bound
+                expected += weight[window] * bound
+        bounds[layer] = max(bounds[layer], expected)
 
 
 @inner
