@@ -11,7 +11,7 @@ from eplb.solver.packing import F64, I64
 
 __all__: list[str] = []
 
-_SWAPS_OF_A_KICK = 4
+_SWAPS_OF_A_KICK = 2
 
 _FACTOR, _PRIME = 48271, 0x7FFFFFFF
 """Park and Miller's generator: no product overflows, which a compiler may take for granted."""

@@ -47,7 +47,7 @@ _MOST_SWEEPS = 30.0
 EFFORTS = {
     "fast": Work(np.array([3]), 1e-4, 4e6, 4, 1e-4, 0),
     "default": Work(np.array([1, 3, 5]), 1e-4, 16e6, 4, 1e-4, 0),
-    "thorough": Work(np.array([1, 3, 5]), 1e-5, 100e6, 4, 1e-4, 60),
+    "thorough": Work(np.array([1, 3, 5]), 1e-5, 100e6, 4, 1e-4, 30),
 }
 """What an effort is for several windows."""
 
