@@ -266,3 +266,13 @@ def test_rebalance_experts_takes_one_window() -> None:
         assert str(raised.value) == (
             f"loads have shape {shape}: give two axes, layers and experts [L, E]"
         )
+
+
+def test_load_in_windows_that_do_not_count_is_no_load() -> None:
+    loads = np.zeros((3, 2, 4))
+    loads[0] = 1.0
+    loads[1, 1] = [4.0, 1.0, 1.0, 2.0]
+    loads[2, 1] = [1.0, 2.0, 1.0, 4.0]
+    made = plan(loads, Cluster(2, 1, 3), weights=[0.0, 1.0, 1.0])
+    assert made.peak[0] == made.bound[0] == 0.0
+    assert made.peak[1] >= made.bound[1] >= 4.0

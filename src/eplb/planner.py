@@ -132,7 +132,8 @@ def _mean_of(windows: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArr
     with np.errstate(all="ignore"):
         for each, of_window, window in zip(weight, total, windows, strict=True):
             factor = each / loaded * (mean_total / of_window)
-            mean += np.where(of_window > 0.0, factor, 0.0)[:, None] * window
+            counts = (of_window > 0.0) & (each > 0.0)
+            mean += np.where(counts, factor, 0.0)[:, None] * window
     if not np.isfinite(mean).all():
         raise LoadsError("windows differ too much in their totals: give loads of like windows")
     return mean
