@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         PolicyError,
         UnsolvedError,
     )
-    from eplb.formats import load_trace, save_trace
+    from eplb.formats import load_placement, load_trace, save_placement, save_trace
     from eplb.placement import Placement
     from eplb.planner import Plan, plan, warmup
     from eplb.replayer import Replay, replay
@@ -51,10 +51,12 @@ __all__ = [
     "backtest",
     "compare",
     "forecast",
+    "load_placement",
     "load_trace",
     "plan",
     "rebalance_experts",
     "replay",
+    "save_placement",
     "save_trace",
     "sweep",
     "synthetic",
@@ -69,10 +71,12 @@ _MODULE_OF = {
     "Plan": "eplb.planner",
     "Replay": "eplb.replayer",
     "compare": "eplb.comparison",
+    "load_placement": "eplb.formats",
     "load_trace": "eplb.formats",
     "plan": "eplb.planner",
     "rebalance_experts": "eplb.drop_in",
     "replay": "eplb.replayer",
+    "save_placement": "eplb.formats",
     "save_trace": "eplb.formats",
     "sweep": "eplb.sweeps",
     "warmup": "eplb.planner",

@@ -9,6 +9,7 @@ from eplb.cluster import Cluster
 
 __all__ = [
     "AsJson",
+    "FirstLayer",
     "Gpus",
     "Groups",
     "Merge",
@@ -44,6 +45,14 @@ TraceFile = Annotated[
     typer.Argument(
         metavar="TRACE",
         help="Loads over time: a file that an engine or `eplb convert` wrote, or a folder of them.",
+    ),
+]
+FirstLayer = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="The model's number of the first layer in the loads, where dense layers before it "
+        "are left out of them.",
     ),
 ]
 Merge = Annotated[

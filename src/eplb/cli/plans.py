@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from eplb.backtesting import Backtest, backtest
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
+    FirstLayer,
     Gpus,
     Groups,
     Nodes,
@@ -26,10 +28,17 @@ from eplb.cli.options import (
 from eplb.cluster import Cluster
 from eplb.comparison import compare
 from eplb.comparison_text import print_comparison
-from eplb.files import write_text
+from eplb.errors import OptionError
 from eplb.forecast import FORECASTS, Scenarios, named_forecast
 from eplb.formats import load_trace
-from eplb.formats.sglang import placement_text
+from eplb.formats.placements import (
+    ENGINES,
+    LAYERS,
+    MOE_ONLY,
+    Engine,
+    check_placement_path,
+    save_placement,
+)
 from eplb.planner import Effort, Plan, plan
 from eplb.records import check_writable
 from eplb.summary import Summary, print_summary, summarize
@@ -61,15 +70,27 @@ def plan_file(
     effort: Annotated[
         Effort, typer.Option(help="How much work a plan may be, in fixed amounts.")
     ] = "default",
-    output: Output = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the placement here, in the form of --to."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Whose form to write it in: {', '.join(ENGINES)}. [default: {ENGINES[0]}]",
+            show_default=False,
+        ),
+    ] = None,
+    first_layer: FirstLayer = 0,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plan a placement for the loads in a file or folder.
+    """Plan a placement for the loads in a file or folder, and write it for an engine.
 
     Of several windows, the forecasts of `eplb.forecast` are tried on them first, each scored by
     what came next, and the best one says what to plan for.
     """
+    target = _target(output, to, first_layer)
     if output is not None:
         check_writable(output, trace)
     if forecast != _BEST:
@@ -78,11 +99,19 @@ def plan_file(
     cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
     expected, said, tried = _expected(loads, cluster, groups, forecast, effort, threads)
     made, summary = _timed_plan(expected, cluster, groups, effort, threads, said)
-    _write(output, made)
+    if target is not None:
+        target.write(made, loads)
     if as_json:
-        _print_json(summary, output, backtest=None if tried is None else tried.to_json())
+        _print_json(
+            summary,
+            output,
+            to=None if target is None else target.engine,
+            backtest=None if tried is None else tried.to_json(),
+        )
         return
-    _print(printable(trace), summary, output)
+    _print(printable(trace), summary)
+    if target is not None:
+        target.say(loads)
 
 
 def _expected(
@@ -142,6 +171,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Plan and replay loads made to behave like DeepSeek-V3's: no file is needed."""
+    target = _target(output, None)
     if output is not None:
         check_writable(output)
     trace = synthetic.trace(
@@ -152,7 +182,8 @@ def demo(
     made, summary = _timed_plan(whole, cluster, groups, "default", threads)
     with quitting_on_interrupt(console := Console(stderr=True)), console.status("replaying"):
         comparison = compare(trace, cluster, ("contiguous", "seed", "eplb"), num_groups=groups)
-    _write(output, made)
+    if target is not None:
+        target.write(made, trace)
     if as_json:
         _print_json(summary, output, comparison=comparison.to_json())
         return
@@ -160,16 +191,63 @@ def demo(
         f"Synthetic loads that behave like DeepSeek-V3's: {trace.num_windows} windows of "
         f"{_DEMO_TOKENS:,} tokens, seed {seed}"
     )
-    _print(title, summary, output)
+    _print(title, summary)
+    if target is not None:
+        target.say(trace)
     print()  # noqa: T201
     print_comparison(
         Console(), "The same, window by window, each scored before any plan has seen it", comparison
     )
 
 
-def _write(output: Path | None, made: Plan) -> None:
-    if output is not None:
-        write_text(output, placement_text(made.placement))
+@dataclass(frozen=True)
+class _Target:
+    """Where a placement goes, in whose form."""
+
+    path: Path
+    engine: Engine
+    first_layer: int
+
+    def write(self, made: Plan, trace: LoadTrace) -> None:
+        """Write the placement that was planned for a trace."""
+        save_placement(
+            made.placement,
+            self.path,
+            to=self.engine,
+            dense=trace.dense,
+            first_layer=self.first_layer,
+        )
+
+    def say(self, trace: LoadTrace) -> None:
+        """Tell what was written."""
+        left_out = np.flatnonzero(trace.dense) + self.first_layer
+        without = ""
+        if self.engine in MOE_ONLY and left_out.size:
+            without = f", without the layers that have no load ({_ranges(left_out.tolist())})"
+        line = f"Placement written to {printable(self.path)} for {self.engine}{without}."
+        Console().print(line, highlight=False, markup=False)
+
+
+def _target(output: Path | None, to: str | None, first_layer: int = 0) -> _Target | None:
+    """What was asked for, found out before any work is done."""
+    if output is None:
+        if to is not None:
+            raise OptionError("--to says how a placement is written: give --output too")
+        return None
+    if not 0 <= first_layer < LAYERS:
+        raise OptionError(f"--first-layer is {first_layer}: give 0 to {LAYERS - 1}")
+    return _Target(output, check_placement_path(output, to or ENGINES[0]), first_layer)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Rising numbers in short: "0-2, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
 
 
 def _print_json(summary: Summary, output: Path | None, **more: object) -> None:
@@ -177,11 +255,8 @@ def _print_json(summary: Summary, output: Path | None, **more: object) -> None:
     print(json.dumps({**summary.to_json(), "output": written, **more}))  # noqa: T201
 
 
-def _print(title: str, summary: Summary, output: Path | None) -> None:
-    console = Console()
-    print_summary(console, title, summary)
-    if output is not None:
-        console.print(f"Placement written to {printable(output)}.", highlight=False, markup=False)
+def _print(title: str, summary: Summary) -> None:
+    print_summary(Console(), title, summary)
 
 
 def _timed_plan(

@@ -8,10 +8,11 @@ from eplb.formats.arrays import write_npz
 from eplb.formats.csv_file import write_csv
 from eplb.formats.folder import read_file, read_folder
 from eplb.formats.parquet_file import write_parquet
+from eplb.formats.placements import load_placement, save_placement
 from eplb.formats.source import naming
 from eplb.trace import LoadTrace
 
-__all__ = ["load_trace", "save_trace"]
+__all__ = ["load_placement", "load_trace", "save_placement", "save_trace"]
 
 _WRITERS = {".csv": write_csv, ".npz": write_npz, ".parquet": write_parquet}
 

@@ -18,7 +18,7 @@ from eplb.formats.about import about_text, trace_about
 from eplb.formats.source import check_packing, check_size, open_zip, reason
 from eplb.trace import LoadTrace
 
-__all__ = ["read_npy", "read_npz", "write_npz"]
+__all__ = ["read_npy", "read_npy_array", "read_npz", "read_npz_arrays", "write_npz"]
 
 _NAMES = ("logical_count", "loads", "counts", "load")
 """Names of the array in an `.npz` that has several, the first found is taken."""
@@ -31,8 +31,22 @@ _LARGEST_NOTE = 64 << 20
 
 def read_npy(path: Path) -> LoadTrace:
     """Loads [L, E] or [T, L, E] in a `.npy` file."""
+    return LoadTrace(read_npy_array(path))
+
+
+def read_npy_array(path: Path) -> NDArray[np.float64]:
+    """The array in a `.npy` file, of any shape."""
     with path.open("rb") as file:
-        return LoadTrace(_read_array(file, path.stat().st_size, path, "the array"))
+        return _read_array(file, path.stat().st_size, path, "the array")
+
+
+def read_npz_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
+    """Those arrays of an `.npz` file that have one of the names, of any shape."""
+    with open_zip(path, ".npz") as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        return {
+            name: _read_member(archive, members[name], path) for name in names if name in members
+        }
 
 
 def read_npz(path: Path) -> LoadTrace:

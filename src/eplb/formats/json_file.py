@@ -15,7 +15,7 @@ from eplb.errors import FormatError, MissingExtraError
 from eplb.formats.source import LARGEST, frozen, reason
 from eplb.trace import LoadTrace
 
-__all__ = ["read_json"]
+__all__ = ["read_json", "unique_keys"]
 
 _SMALL = 8 << 20
 """Bytes of a file that is parsed at once: what Python makes of each takes up to 20 times more."""
@@ -58,7 +58,7 @@ class _RepeatedKeyError(ValueError):
         super().__init__(f"the key {key[:40]!r} stands there twice")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object that has no key twice."""
     content = {}
     for key, value in pairs:
@@ -85,7 +85,7 @@ def _parse(path: Path) -> Any:
     try:
         text = path.read_bytes().decode("utf-8-sig")
         # As floats, whole numbers have no length that would take long to read.
-        return json.loads(text, object_pairs_hook=_unique, parse_int=float)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_int=float)
     except UnicodeDecodeError:
         raise FormatError(f"{path}: not a JSON file (not UTF-8 text)") from None
     except RecursionError:

@@ -1,12 +1,11 @@
-"""SGLang's files: dumps of its expert recorder, and placements as `physical_to_logical_map`.
+"""SGLang's loads: dumps of its expert recorder.
 
-Read off SGLang 0.5.23, `eplb/expert_distribution.py` and `eplb/expert_location.py`. The recorder's
-modes `stat` and `stat_approx` save logical counts of each step, already added up over ranks; its
-modes `per_pass` and `per_token` save a file a rank with the physical counts of each forward pass.
-The only time that is known is that of writing a file, which its name tells.
+Read off SGLang 0.5.23, `eplb/expert_distribution.py`. The recorder's modes `stat` and `stat_approx`
+save logical counts of each step, already added up over ranks; its modes `per_pass` and `per_token`
+save a file a rank with the physical counts of each forward pass. The only time that is known is
+that of writing a file, which its name tells.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from numpy.typing import NDArray
 from eplb.errors import FormatError
 from eplb.formats.source import check_size
 from eplb.formats.torch_file import load_pt, tensor_array
-from eplb.placement import Placement
 from eplb.trace import LoadTrace
 
-__all__ = ["Passes", "dump_time", "joined", "placement_text", "read_pt"]
+__all__ = ["Passes", "dump_time", "joined", "read_pt"]
 
 _DUMP = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_\d+)?", re.ASCII)
 
@@ -104,12 +102,6 @@ def joined(parts: Iterable[Passes]) -> LoadTrace:
     total.flags.writeable = False
     times = [_first_time(ranks[pass_id].values()) for pass_id in chosen]
     return LoadTrace(total, list(map(str, chosen)), _times(times))
-
-
-def placement_text(placement: Placement) -> str:
-    """The JSON text that SGLang's `--init-expert-location` loads, one layer a line."""
-    rows = ",\n".join(json.dumps(row) for row in placement.phy2log.tolist())
-    return f'{{"physical_to_logical_map": [\n{rows}\n]}}\n'
 
 
 def _trace(path: Path, counts: NDArray[Any], *, drop_unused: bool) -> LoadTrace:

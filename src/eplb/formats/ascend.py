@@ -1,0 +1,97 @@
+"""vllm-ascend's placement: `expert_map.json`.
+
+Read off vllm-ascend (`eplb/core/eplb_utils.py`, August 2026): its reader takes MoE layers by their
+position in `layer_list` and devices by theirs in `device_list`, and looks at no `layer_id` or
+`device_id`. Its maps have one slot for an expert on a device, so a second copy there would shift
+all slots behind it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import FormatError, PlacementError
+from eplb.files import write_text
+from eplb.formats.layout import Layout, number_of, rows_of
+from eplb.placement import Placement
+
+__all__ = ["KEYS", "read_expert_map", "write_expert_map"]
+
+KEYS = {"moe_layer_count", "layer_list"}
+
+
+def write_expert_map(
+    placement: Placement, path: Path, moe: NDArray[np.bool_], _first_layer: int
+) -> None:
+    """Write the MoE layers, a device a line.
+
+    Raises:
+        PlacementError: a device that has an expert twice.
+    """
+    by_gpu = placement.phy2log.reshape(placement.num_layers, placement.cluster.num_gpus, -1)[moe]
+    _check_single(np.flatnonzero(moe), by_gpu)
+    layers = []
+    for position, gpus in enumerate(by_gpu.tolist()):
+        devices = ",\n".join(
+            json.dumps({"device_id": gpu, "device_expert": experts})
+            for gpu, experts in enumerate(gpus)
+        )
+        layers.append(
+            f'{{"layer_id": {position}, "device_count": {len(gpus)}, "device_list": [\n{devices}]}}'
+        )
+    text = ",\n".join(layers)
+    write_text(path, f'{{"moe_layer_count": {len(layers)}, "layer_list": [\n{text}]}}\n')
+
+
+def read_expert_map(path: Path, content: dict[str, Any]) -> Layout:
+    """The MoE layers, in their order in the file."""
+    layers = content.get("layer_list")
+    if not isinstance(layers, list) or not layers:
+        raise FormatError(f"{path}: has no layer_list with layers in it")
+    count = number_of(path, content, "moe_layer_count")
+    if count != len(layers):
+        raise FormatError(
+            f"{path}: moe_layer_count is {count}, and layer_list has {len(layers)} layers"
+        )
+    num_gpus = 0
+    rows: list[Any] = []
+    names: list[str] = []
+    for number, layer in enumerate(layers):
+        place = f"layer_list[{number}]"
+        devices = layer.get("device_list") if isinstance(layer, dict) else None
+        if not isinstance(devices, list) or not devices:
+            raise FormatError(f"{path}: {place} has no device_list with devices in it")
+        told = number_of(path, layer, "device_count")
+        if told is not None and told != len(devices):
+            raise FormatError(
+                f"{path}: {place} has device_count {told}, and {len(devices)} devices"
+            )
+        num_gpus = num_gpus or len(devices)
+        if len(devices) != num_gpus:
+            raise FormatError(
+                f"{path}: {place} has {len(devices)} devices, layer_list[0] has {num_gpus}"
+            )
+        for device, entry in enumerate(devices):
+            rows.append(entry.get("device_expert") if isinstance(entry, dict) else None)
+            names.append(f"{place}.device_list[{device}].device_expert")
+    by_device = rows_of(path, rows, names)
+    return Layout(
+        "ascend",
+        by_device.reshape(len(layers), -1),
+        [f"layer_list[{number}]" for number in range(len(layers))],
+        num_gpus=num_gpus,
+    )
+
+
+def _check_single(layers: NDArray[np.intp], by_gpu: NDArray[np.int64]) -> None:
+    held = np.sort(by_gpu, axis=2)
+    twice = np.argwhere(held[:, :, 1:] == held[:, :, :-1])
+    if twice.size:
+        layer, gpu, slot = twice[0]
+        raise PlacementError(
+            f"layer {layers[layer]} has expert {held[layer, gpu, slot]} twice on GPU {gpu}: "
+            "vllm-ascend holds an expert once on a device; plan with fewer slots"
+        )

@@ -1,0 +1,167 @@
+"""The arrays that DeepSeek's EPLB returns: `phy2log`, `log2phy`, `logcnt`, in `.npz` or JSON.
+
+DeepSeek's algorithm has no file; these are its names. Beside them stand `num_gpus` and `num_nodes`.
+Where only phy2log is there, alone or as a bare array, that is enough.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import FormatError
+from eplb.files import replacing, write_text
+from eplb.formats.arrays import read_npy_array, read_npz_arrays
+from eplb.formats.layout import Layout, number_of, rows_of, rows_text
+from eplb.placement import Placement
+
+__all__ = ["MAP", "read_arrays", "read_bare", "read_npy_map", "read_npz_maps", "write_arrays"]
+
+MAP = "phy2log"
+_OTHERS = ("log2phy", "logcnt")
+_NUMBERS = ("num_gpus", "num_nodes")
+
+
+def write_arrays(
+    placement: Placement, path: Path, _moe: NDArray[np.bool_], _first_layer: int
+) -> None:
+    """Write the arrays of all layers that the placement has."""
+    arrays: dict[str, Any] = {
+        MAP: placement.phy2log,
+        "log2phy": placement.log2phy,
+        "logcnt": placement.logcnt,
+    }
+    cluster = placement.cluster
+    if path.suffix.lower() == ".npz":
+        with replacing(path) as file:
+            np.savez_compressed(
+                file,
+                **arrays,
+                num_gpus=np.int64(cluster.num_gpus),
+                num_nodes=np.int64(cluster.num_nodes),
+            )
+        return
+    parts = [f'"num_gpus": {cluster.num_gpus}', f'"num_nodes": {cluster.num_nodes}']
+    parts += [f'"{MAP}": {rows_text(placement.phy2log)}']
+    parts += [f'"{name}": {json.dumps(arrays[name].tolist())}' for name in _OTHERS]
+    write_text(path, "{" + ",\n".join(parts) + "}\n")
+
+
+def read_arrays(path: Path, content: dict[str, Any]) -> Layout:
+    """The arrays in an object as JSON has it."""
+    phy2log = _matrix(path, content[MAP], MAP)
+    log2phy = logcnt = None
+    if content.get("log2phy") is not None:
+        given = content["log2phy"]
+        if not isinstance(given, list) or not given:
+            raise FormatError(f"{path}: log2phy is no list of layers")
+        layers = [
+            _matrix(path, layer, f"log2phy[{number}]", -1) for number, layer in enumerate(given)
+        ]
+        if len({layer.shape for layer in layers}) > 1:
+            raise FormatError(f"{path}: log2phy has layers of different shapes")
+        log2phy = np.stack(layers)
+    if content.get("logcnt") is not None:
+        logcnt = _matrix(path, content["logcnt"], "logcnt")
+    numbers = {name: number_of(path, content, name) for name in _NUMBERS}
+    return _checked(path, phy2log, log2phy, logcnt, numbers)
+
+
+def read_bare(path: Path, content: list[Any]) -> Layout:
+    """A bare phy2log in JSON."""
+    return _checked(path, _matrix(path, content, MAP), None, None, {})
+
+
+def read_npy_map(path: Path) -> Layout:
+    """A bare phy2log in a `.npy` file."""
+    return _checked(path, _whole(path, read_npy_array(path), MAP, 2), None, None, {})
+
+
+def read_npz_maps(path: Path) -> Layout:
+    """The arrays in an `.npz` file."""
+    found = read_npz_arrays(path, (MAP, *_OTHERS, *_NUMBERS))
+    if MAP not in found:
+        raise FormatError(f"{path}: is no placement: expected an array {MAP!r}")
+    phy2log = _whole(path, found[MAP], MAP, 2)
+    log2phy = _whole(path, found["log2phy"], "log2phy", 3, -1) if "log2phy" in found else None
+    logcnt = _whole(path, found["logcnt"], "logcnt", 2) if "logcnt" in found else None
+    numbers = {
+        name: number_of(path, {name: int(_whole(path, found[name], name, 0))}, name)
+        for name in _NUMBERS
+        if name in found
+    }
+    return _checked(path, phy2log, log2phy, logcnt, numbers)
+
+
+def _matrix(path: Path, value: Any, name: str, lowest: int = 0) -> NDArray[np.int64]:
+    if not isinstance(value, list) or not value:
+        raise FormatError(f"{path}: {name} is {type(value).__name__}, expected a list of rows")
+    return rows_of(path, value, [f"{name}[{row}]" for row in range(len(value))], lowest)
+
+
+def _whole(
+    path: Path, array: NDArray[np.float64], name: str, ndim: int, lowest: int = 0
+) -> NDArray[np.int64]:
+    """An array of a file as whole numbers."""
+    if array.ndim != ndim or not array.size:
+        raise FormatError(f"{path}: {name} has shape {array.shape}, expected {ndim} axes")
+    if not (array.min() >= lowest and array.max() < 2**31 and (array == np.floor(array)).all()):
+        raise FormatError(f"{path}: {name} has what is no whole number from {lowest} on")
+    return array.astype(np.int64)
+
+
+def _checked(
+    path: Path,
+    phy2log: NDArray[np.int64],
+    log2phy: NDArray[np.int64] | None,
+    logcnt: NDArray[np.int64] | None,
+    numbers: dict[str, int | None],
+) -> Layout:
+    """The layout, where the other arrays say the same as phy2log."""
+    num_layers, num_experts = len(phy2log), int(phy2log.max()) + 1
+    # More experts than slots leave some without any, which is told later.
+    if num_experts <= phy2log.shape[1]:
+        counts = np.stack([np.bincount(row, minlength=num_experts) for row in phy2log])
+        if logcnt is not None and not np.array_equal(logcnt, counts):
+            raise FormatError(f"{path}: logcnt is not how often phy2log has each expert")
+        if log2phy is not None:
+            if log2phy.shape[:2] != (num_layers, num_experts):
+                raise FormatError(
+                    f"{path}: log2phy has shape {log2phy.shape}, phy2log has {num_layers} layers "
+                    f"and {num_experts} experts"
+                )
+            _check_same(path, phy2log, log2phy, counts)
+    names = [f"{MAP}[{layer}]" for layer in range(num_layers)]
+    return Layout(
+        "deepseek",
+        phy2log,
+        names,
+        list(range(num_layers)),
+        num_gpus=numbers.get("num_gpus"),
+        num_nodes=numbers.get("num_nodes"),
+    )
+
+
+def _check_same(
+    path: Path,
+    phy2log: NDArray[np.int64],
+    log2phy: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> None:
+    """Raise where log2phy has other slots than phy2log; their order is free."""
+    known = np.sort(log2phy, axis=2)
+    given = known >= 0
+    again = given[:, :, 1:] & (known[:, :, 1:] == known[:, :, :-1])
+    wrong = (given.sum(axis=2) != counts) | again.any(axis=2) | (known >= phy2log.shape[1]).any(2)
+    if not wrong.any():
+        layers, experts, _ = np.nonzero(given)
+        held = phy2log[layers, known[given]]
+        wrong[layers[held != experts], experts[held != experts]] = True
+    if wrong.any():
+        layer, expert = np.argwhere(wrong)[0]
+        raise FormatError(
+            f"{path}: log2phy[{layer}][{expert}] has other slots than phy2log[{layer}] has "
+            f"for expert {expert}"
+        )

@@ -1,0 +1,313 @@
+"""Placements as files: what each engine loads, written from a Placement and read back to one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eplb.cluster import Cluster
+from eplb.errors import ClusterError, FormatError, LoadsError, OptionError
+from eplb.formats import ascend, deepseek, sglang_placement, tensorrt_llm_placement, vllm
+from eplb.formats.layout import Layout, contiguous_row, read_json_text, read_text
+from eplb.formats.source import check_regular, naming, open_zip
+from eplb.placement import Placement
+
+__all__ = [
+    "ENGINES",
+    "LAYERS",
+    "MOE_ONLY",
+    "Engine",
+    "check_placement_path",
+    "load_placement",
+    "save_placement",
+]
+
+Engine = Literal["sglang", "vllm", "tensorrt-llm", "ascend", "deepseek"]
+
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+"""Whose placements are written and read."""
+
+MOE_ONLY = ("vllm", "tensorrt-llm", "ascend")
+"""Those whose placements have no row for a dense layer."""
+
+LAYERS = 10_000
+"""More than any model has."""
+
+_Writer = Callable[[Placement, Path, NDArray[np.bool_], int], None]
+
+_WRITERS: dict[Engine, _Writer] = {
+    "sglang": sglang_placement.write_map,
+    "vllm": vllm.write_own,
+    "tensorrt-llm": tensorrt_llm_placement.write_assignments,
+    "ascend": ascend.write_expert_map,
+    "deepseek": deepseek.write_arrays,
+}
+
+_ENDINGS: dict[Engine, tuple[str, ...]] = {
+    "sglang": (".json",),
+    "vllm": (".json",),
+    "tensorrt-llm": (".yaml", ".yml"),
+    "ascend": (".json",),
+    "deepseek": (".npz", ".json"),
+}
+
+_LOADS = ("logical_count", "load_history")
+
+
+def check_placement_path(path: str | os.PathLike[str], to: str) -> Engine:
+    """The engine that is meant, before any work is done for it.
+
+    Raises:
+        OptionError: an engine that there is not.
+        FormatError: a path with another ending than the engine loads.
+    """
+    for engine in ENGINES:
+        if engine == to:
+            target = Path(path)
+            if target.suffix.lower() not in _ENDINGS[engine]:
+                endings = " or ".join(_ENDINGS[engine])
+                raise FormatError(f"{target}: a placement for {engine} ends with {endings}")
+            return engine
+    raise OptionError(f"no placement is known for {to!r}: give {', '.join(ENGINES)}")
+
+
+def save_placement(
+    placement: Placement,
+    path: str | os.PathLike[str],
+    *,
+    to: Engine,
+    dense: ArrayLike | None = None,
+    first_layer: int = 0,
+) -> None:
+    """Write a placement as an engine loads it, whole or not at all.
+
+    Args:
+        placement: what to write.
+        path: a file that ends in `.json` for SGLang, vLLM and vllm-ascend, in `.yaml` for
+            TensorRT-LLM, in `.npz` or `.json` for DeepSeek's arrays.
+        to: "sglang", "vllm", "tensorrt-llm", "ascend" or "deepseek". vLLM itself has no such file:
+            what is written for it is this project's own JSON, for its plug-in and for users' code.
+        dense: [L] which layers of the placement are dense, as `LoadTrace.dense` has them. vLLM,
+            TensorRT-LLM and vllm-ascend count MoE layers only, so these are left out for them.
+        first_layer: the model's number of the placement's first layer, where the loads that it was
+            made from left out dense layers before it. SGLang, which wants all layers, gets rows for
+            them too.
+
+    Raises:
+        OptionError: another engine, or a first layer below 0.
+        FormatError: another ending, or a path that cannot be written.
+        LoadsError: dense layers of another number than the placement has, or no others.
+        PlacementError: an expert twice on a GPU, which vllm-ascend cannot hold.
+    """
+    engine = check_placement_path(path, to)
+    first_layer = _whole(first_layer, "first_layer")
+    moe = np.logical_not(_mask(dense, placement.num_layers))
+    if not moe.any():
+        raise LoadsError("all layers are dense: no expert of any is to be placed")
+    _WRITERS[engine](placement, Path(path), moe, first_layer)
+
+
+def load_placement(
+    path: str | os.PathLike[str],
+    num_gpus: int | None = None,
+    num_nodes: int | None = None,
+    *,
+    num_experts: int | None = None,
+    dense: ArrayLike | None = None,
+    first_layer: int = 0,
+) -> Placement:
+    """The placement in a file of any engine, told by what is in it.
+
+    Besides what `save_placement` writes: SGLang's `.pt` with `physical_to_logical_map`, dumps of
+    its recorder in the modes `per_pass` and `per_token` (the placement that ran then), a whole
+    configuration of TensorRT-LLM that holds a balancer's, and a bare array [L, P] in JSON or
+    `.npy`. Nothing in a file is ever run.
+
+    Args:
+        path: the file.
+        num_gpus: GPUs that it is for; SGLang, TensorRT-LLM and bare arrays do not tell.
+        num_nodes: nodes that they stand on, 1 where nothing tells.
+        num_experts: experts that the model has, to be held against the file's.
+        dense: [L] which layers of the model are dense, as `LoadTrace.dense` has them: MoE layers
+            of a file are put at the others, and dense layers laid out as engines start. Without it
+            the placement has the layers of the file.
+        first_layer: layers of the model before this one are left out, where loads have none of
+            them.
+
+    Raises:
+        FormatError: a file that cannot be read, is no placement, or is one of another model or
+            for other GPUs; the message begins with its path.
+        OptionError: a file that does not say how many GPUs it is for, and no num_gpus.
+        ClusterError: GPUs that its slots do not divide over, or nodes that do not divide the GPUs.
+        LoadsError: a `dense` that is no list of layers.
+        MissingExtraError: a format whose package is not installed.
+    """
+    source = Path(path)
+    first_layer = _whole(first_layer, "first_layer")
+    mask = None if dense is None else _mask(dense, None)
+    with naming(source):
+        if not source.exists():
+            raise FormatError(f"{source}: does not exist")
+        check_regular(source)
+        layout = _layout_of(source)
+        found = int(layout.rows.max()) + 1
+        if num_experts is not None and found != num_experts:
+            raise FormatError(
+                f"{source}: has experts 0 to {found - 1}, expected 0 to {num_experts - 1}: "
+                "it is of another model"
+            )
+        _check_whole(source, layout, found)
+        cluster = _cluster_of(source, layout, num_gpus, num_nodes)
+        phy2log = _aligned(source, layout, contiguous_row(found, cluster), mask, first_layer)
+        return Placement(phy2log, found, cluster)
+
+
+def _layout_of(path: Path) -> Layout:
+    """The layout in a file, by what it begins with and which keys it has."""
+    with path.open("rb") as file:
+        head = file.read(6)
+    if head == b"\x93NUMPY":
+        return deepseek.read_npy_map(path)
+    if head[:2] == b"PK":
+        with open_zip(path, ".npz or .pt") as archive:
+            arrays = any(info.filename.endswith(".npy") for info in archive.infolist())
+        return deepseek.read_npz_maps(path) if arrays else sglang_placement.read_pt_map(path)
+    text = read_text(path)
+    first = text.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    yaml = path.suffix.lower() in _ENDINGS["tensorrt-llm"] or first not in {b"{", b"["}
+    content = tensorrt_llm_placement.read_yaml(path, text) if yaml else read_json_text(path, text)
+    if isinstance(content, list):
+        return deepseek.read_bare(path, content)
+    if not isinstance(content, dict):
+        raise FormatError(f"{path}: is no placement, but {type(content).__name__}")
+    return _layout_in(path, content)
+
+
+def _layout_in(path: Path, content: dict[Any, Any]) -> Layout:
+    if vllm.MARK in content:
+        return vllm.read_own(path, content)
+    if sglang_placement.MAP in content:
+        return sglang_placement.read_map(path, content)
+    if deepseek.MAP in content:
+        return deepseek.read_arrays(path, content)
+    if not ascend.KEYS.isdisjoint(content):
+        return ascend.read_expert_map(path, content)
+    if not (tensorrt_llm_placement.KEYS | {"moe_config"}).isdisjoint(content):
+        return tensorrt_llm_placement.read_assignments(path, content)
+    if any(key in content for key in _LOADS):
+        raise FormatError(f"{path}: holds loads, and no placement")
+    keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"
+    raise FormatError(
+        f"{path}: is no placement: expected a key as 'physical_to_logical_map', 'layer_list', "
+        f"'initial_global_assignments' or 'phy2log', found {keys}"
+    )
+
+
+def _check_whole(path: Path, layout: Layout, num_experts: int) -> None:
+    """Raise where a layer lacks an expert that another has."""
+    num_slots = layout.rows.shape[1]
+    for row, name in zip(layout.rows, layout.names, strict=True):
+        # Numbers may be in the millions where slots are few: no array is made for them.
+        held = np.unique(row)
+        if held.size < num_experts:
+            missing = np.flatnonzero(held != np.arange(held.size))
+            expert = int(missing[0]) if missing.size else held.size
+            raise FormatError(
+                f"{path}: {name} has no slot for expert {expert}, and {num_slots} slots for "
+                f"experts 0 to {num_experts - 1}: each expert needs one"
+            )
+
+
+def _cluster_of(path: Path, layout: Layout, num_gpus: int | None, num_nodes: int | None) -> Cluster:
+    for told, asked, what in (
+        (layout.num_gpus, num_gpus, "GPUs"),
+        (layout.num_nodes, num_nodes, "nodes"),
+    ):
+        if told is not None and asked is not None and told != asked:
+            raise FormatError(f"{path}: is for {told} {what}, {asked} were asked for")
+    gpus = num_gpus if layout.num_gpus is None else layout.num_gpus
+    if gpus is None:
+        raise OptionError(
+            f"{path}: a file of {layout.engine} does not say how many GPUs it is for: "
+            "give num_gpus (--gpus)"
+        )
+    nodes = num_nodes if layout.num_nodes is None else layout.num_nodes
+    try:
+        return Cluster.with_slots(layout.rows.shape[1], gpus, 1 if nodes is None else nodes)
+    except ClusterError as error:
+        raise ClusterError(f"{path}: {error}") from None
+
+
+def _aligned(
+    path: Path,
+    layout: Layout,
+    start: NDArray[np.int64],
+    dense: NDArray[np.bool_] | None,
+    first_layer: int,
+) -> NDArray[np.int64]:
+    """[L, P] rows at the layers that loads have, dense ones as engines start."""
+    kept = [number for number, layer in enumerate(layout.layers) if layer >= first_layer]
+    if layout.layers and not kept:
+        raise FormatError(f"{path}: has no layer from {first_layer} on")
+    layers = [layout.layers[number] - first_layer for number in kept]
+    rows = layout.rows[kept] if layers else layout.rows
+    if dense is None:
+        return rows
+    phy2log = np.tile(start, (len(dense), 1))
+    phy2log[_places(path, layout, layers, len(rows), dense, first_layer)] = rows
+    return phy2log
+
+
+def _places(
+    path: Path,
+    layout: Layout,
+    layers: list[int],
+    num_rows: int,
+    dense: NDArray[np.bool_],
+    first_layer: int,
+) -> NDArray[np.intp]:
+    """Which layers of the loads the rows are."""
+    num_layers, moe = len(dense), np.flatnonzero(~dense)
+    if layers and layers[-1] < num_layers and set(moe.tolist()) <= set(layers):
+        return np.array(layers, np.intp)
+    if num_rows == num_layers:
+        return np.arange(num_layers)
+    if not layout.every_layer:
+        if num_rows == moe.size:
+            return moe
+        # Of layers with no load, the first ones are dense, and others had none by chance.
+        if num_rows < num_layers and dense[: num_layers - num_rows].all():
+            return np.arange(num_layers - num_rows, num_layers)
+    from_layer = f" from {first_layer} on" if first_layer else ""
+    without = f" ({num_layers - moe.size} of them without load)" if dense.any() else ""
+    raise FormatError(
+        f"{path}: has {num_rows} layers{from_layer}, the loads have {num_layers}{without}: it is "
+        "of another model, or the loads leave out dense layers (first_layer, --first-layer)"
+    )
+
+
+def _mask(dense: ArrayLike | None, num_layers: int | None) -> NDArray[np.bool_]:
+    """[L] which layers are dense."""
+    if dense is None:
+        return np.zeros(num_layers or 0, np.bool_)
+    mask = np.asarray(dense)
+    if mask.dtype != np.bool_ or mask.ndim != 1 or not mask.size:
+        raise LoadsError(
+            f"dense has shape {mask.shape} of {mask.dtype}: give a truth value for each layer"
+        )
+    if num_layers is not None and len(mask) != num_layers:
+        raise LoadsError(f"dense has {len(mask)} layers, the placement {num_layers}")
+    return mask
+
+
+def _whole(value: object, name: str) -> int:
+    if (
+        not isinstance(value, int | np.integer)
+        or isinstance(value, bool)
+        or not 0 <= value < LAYERS
+    ):
+        raise OptionError(f"{name} is {value!r}: give a layer's number, from 0 on")
+    return int(value)

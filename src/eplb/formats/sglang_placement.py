@@ -1,0 +1,63 @@
+"""SGLang's placement: `physical_to_logical_map`, and the one that its recorder saw.
+
+Read off SGLang 0.5.23, `eplb/expert_location.py`: `--init-expert-location` takes a `.json` or a
+`.pt` with this one key, any other being an unknown argument to it. The map has a row for each
+hidden layer, dense ones too. The recorder's modes `per_pass` and `per_token` write the placement
+that ran, `last_physical_to_logical_map`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import FormatError
+from eplb.files import write_text
+from eplb.formats.layout import Layout, contiguous_row, rows_of, rows_text
+from eplb.formats.torch_file import load_pt, tensor_array
+from eplb.placement import Placement
+
+__all__ = ["MAP", "read_map", "read_pt_map", "write_map"]
+
+MAP = "physical_to_logical_map"
+_LAST = "last_physical_to_logical_map"
+
+
+def write_map(placement: Placement, path: Path, _moe: NDArray[np.bool_], first_layer: int) -> None:
+    """Write the map of all layers; those before the first one are laid out as the engine does."""
+    before = np.tile(contiguous_row(placement.num_experts, placement.cluster), (first_layer, 1))
+    rows = np.concatenate([before, placement.phy2log])
+    write_text(path, f'{{"{MAP}": {rows_text(rows)}}}\n')
+
+
+def read_map(path: Path, content: dict[str, Any]) -> Layout:
+    """The map in an object as JSON has it."""
+    others = sorted(set(content) - {MAP})
+    if others:
+        raise FormatError(
+            f"{path}: has the key {others[0][:40]!r} beside {MAP!r}: SGLang takes no other"
+        )
+    rows = content[MAP]
+    if not isinstance(rows, list) or not rows:
+        raise FormatError(f"{path}: {MAP} is {type(rows).__name__}, expected a list of layers")
+    names = [f"{MAP}[{layer}]" for layer in range(len(rows))]
+    return _layout(rows_of(path, rows, names), names)
+
+
+def read_pt_map(path: Path) -> Layout:
+    """The map in a `.pt` file: for `--init-expert-location`, or in a dump of the recorder."""
+    content = load_pt(path)
+    key = next((key for key in (MAP, _LAST) if isinstance(content, dict) and key in content), None)
+    if key is None:
+        raise FormatError(f"{path}: is no placement: expected the key {MAP!r} or {_LAST!r}")
+    array = tensor_array(path, content[key], key)
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "iu":
+        raise FormatError(f"{path}: {key} is no map of layers and slots [L, P] of whole numbers")
+    if array.min() < 0:
+        raise FormatError(f"{path}: {key} has an expert below 0")
+    return _layout(array.astype(np.int64), [f"{key}[{layer}]" for layer in range(len(array))])
+
+
+def _layout(rows: NDArray[np.int64], names: list[str]) -> Layout:
+    return Layout("sglang", rows, names, list(range(len(rows))), every_layer=True)

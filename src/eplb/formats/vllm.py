@@ -1,0 +1,65 @@
+"""A placement for vLLM, which has no file of its own (looked up in 0.33.0, `distributed/eplb`).
+
+This is the project's own JSON for it: the map by the name and in the shape that vLLM has it,
+`physical_to_logical_map` [MoE layers, slots], with what a reader needs to hold it against a model.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import FormatError
+from eplb.files import write_text
+from eplb.formats.layout import Layout, number_of, rows_of, rows_text
+from eplb.placement import Placement
+
+__all__ = ["MARK", "read_own", "write_own"]
+
+MARK = "eplb_placement"
+_MAP = "physical_to_logical_map"
+
+
+def write_own(placement: Placement, path: Path, moe: NDArray[np.bool_], first_layer: int) -> None:
+    """Write the MoE layers, a layer a line."""
+    layers = np.flatnonzero(moe)
+    about = {
+        MARK: 1,
+        "engine": "vllm",
+        "num_gpus": placement.cluster.num_gpus,
+        "num_nodes": placement.cluster.num_nodes,
+        "num_experts": placement.num_experts,
+        "layers": (layers + first_layer).tolist(),
+    }
+    rows = rows_text(placement.phy2log[layers])
+    write_text(path, f'{json.dumps(about)[:-1]},\n"{_MAP}": {rows}}}\n')
+
+
+def read_own(path: Path, content: dict[str, Any]) -> Layout:
+    """The MoE layers with their numbers in the model."""
+    if type(content[MARK]) is not int or content[MARK] != 1:
+        raise FormatError(f"{path}: {MARK} is {str(content[MARK])[:40]!r}, known is version 1")
+    rows, layers = content.get(_MAP), content.get("layers")
+    if not isinstance(rows, list) or not rows:
+        raise FormatError(f"{path}: has no {_MAP} with layers in it")
+    names = [f"{_MAP}[{row}]" for row in range(len(rows))]
+    array = rows_of(path, rows, names)
+    numbers = rows_of(path, [layers], ["layers"])[0].tolist()
+    if len(numbers) != len(rows) or any(low >= high for low, high in pairwise(numbers)):
+        raise FormatError(f"{path}: layers are no {len(rows)} rising numbers, one for each row")
+    told = number_of(path, content, "num_experts")
+    if told != array.max() + 1:
+        raise FormatError(
+            f"{path}: num_experts is {told}, and {_MAP} has experts up to {array.max()}"
+        )
+    return Layout(
+        "vllm",
+        array,
+        names,
+        numbers,
+        num_gpus=number_of(path, content, "num_gpus"),
+        num_nodes=number_of(path, content, "num_nodes"),
+    )
