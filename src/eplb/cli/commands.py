@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from eplb import __version__
-from eplb.cli import plans, replays, traces
+from eplb.cli import evaluations, plans, replays, traces
 
 __all__ = ["app"]
 
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("plan")(plans.plan_file)
+app.command("evaluate")(evaluations.evaluate)
 app.command("compare")(replays.compare_policies)
 app.command("sweep")(replays.sweep_policies)
 app.command("inspect")(traces.inspect)
