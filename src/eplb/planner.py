@@ -13,7 +13,8 @@ from eplb.cluster import Cluster, whole_number
 from eplb.errors import ClusterError, LoadsError, OptionError
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
-from eplb.threads import check_threads, run_chunks
+from eplb.relocation import Relocation, Work, check_current, check_moves, relocate
+from eplb.threads import check_threads, run_kernel
 
 __all__ = ["Effort", "Plan", "check_shape", "plan", "warmup"]
 
@@ -35,11 +36,15 @@ class Plan:
         peak: [L] load of the busiest GPU, in the unit of the loads; of several windows the expected
             one, each window scaled to their mean total.
         bound: [L] proven: no plan for this cluster, with the groups on nodes, has a lower peak.
+        moves: experts that GPUs must receive, from the placement that was current; 0 without one.
+        notes: what a user should know of the loads: windows that count for nothing.
     """
 
     placement: Placement
     peak: NDArray[np.float64]
     bound: NDArray[np.float64]
+    moves: int = 0
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def gap(self) -> NDArray[np.float64]:
@@ -56,6 +61,9 @@ def plan(
     *,
     num_groups: int = 1,
     weights: Any = None,
+    current: Placement | None = None,
+    max_moves: int | None = None,
+    move_cost: float | None = None,
     effort: Effort = "default",
     threads: int | None = None,
 ) -> Plan:
@@ -71,6 +79,10 @@ def plan(
     has more slots than there are experts. The same input gives the same plan on every host and with
     any number of threads.
 
+    With a current placement each layer is walked from there towards balance, and goes as far as a
+    budget of moves, shared by all layers, or the price of a move allows, never further than to the
+    peak of a plan made afresh. Experts that stay on a GPU keep their slot.
+
     Args:
         loads: tokens routed to each logical expert, of one window [L, E] or several [T, L, E]: a
             torch tensor of any type and device, a numpy array or nested lists. A layer with no load
@@ -80,15 +92,23 @@ def plan(
             on one node, equally many on each, so that the busiest node is as light as it can be;
             otherwise experts go anywhere.
         weights: [T] what windows count, None for all alike.
+        current: the placement that runs, of this cluster or of one with other GPUs or slots: GPUs
+            keep their numbers, those added hold nothing, those taken away are the last. None to
+            plan afresh.
+        max_moves: most moves from `current` in all layers together, None for any number.
+        move_cost: what the peak of a layer is to fall by at least for each move, in the unit of the
+            loads. None for 0.05 % of the mean GPU load, or for nothing where `max_moves` is given.
         effort: "fast", "default" or "thorough": fixed amounts of work, each several times the one
-            before.
+            before. "fast" with a current placement and several windows plans nothing afresh.
         threads: most threads to use, None for one a processor.
 
     Raises:
         LoadsError: loads that are not [L, E] or [T, L, E], or hold values that are not finite or
             below 0; weights of another number, or below 0.
         ClusterError: fewer slots than experts, or groups that do not divide the experts.
-        OptionError: another effort.
+        PlacementError: a current placement of other layers or experts.
+        OptionError: another effort; a negative number of moves or cost, or one of the two without
+            a current placement; a budget with which not every expert would have a slot.
     """
     windows = check_windows(loads)
     weight = check_weights(weights, windows.shape[0])
@@ -98,24 +118,40 @@ def plan(
     if effort not in get_args(Effort):
         raise OptionError(f"effort is {effort!r}: give {', '.join(map(repr, get_args(Effort)))}")
     threads = check_threads(threads)
-    seen = np.flatnonzero(weight)
-    solution = _Solution(
-        windows[seen[0]] if seen.size == 1 else _mean_of(windows, weight),
-        cluster,
-        nodes,
-        threads,
-        np.empty((num_layers, cluster.num_slots), np.int64),
-        np.empty(num_layers),
-        np.zeros(num_layers),
-    )
-    if seen.size == 1:
-        solution.solve(num_groups, effort)
+    if current is None:
+        if max_moves is not None or move_cost is not None:
+            raise OptionError("max_moves and move_cost need a current placement to move from")
     else:
-        solution.solve_windows(windows, weight, num_groups, effort)
-    for array in (solution.peaks, solution.bounds):
+        current = check_current(current, num_layers, num_experts)
+        max_moves, move_cost = check_moves(max_moves, move_cost)
+    solution = _Solution.of(windows, weight, cluster, nodes, threads)
+    afresh = solution.make(num_groups, effort, anew=current is None)
+    phy2log, peaks, moves = solution.phy2log, solution.peaks, 0
+    if current is not None:
+        relocation = solution.relocate(current, num_groups, max_moves, anew=afresh)
+        price = np.full(num_layers, move_cost or 0.0)
+        if move_cost is None and max_moves is None:
+            price = DEFAULT_MOVE_COST * solution.loads.sum(axis=1) / cluster.num_gpus
+        phy2log, peaks = relocation.settle(relocation.choose(max_moves, price))
+    # Rounding may leave a proven bound above the peak that attains it.
+    bounds = np.minimum(solution.bounds, peaks)
+    for array in (peaks, bounds):
         array.flags.writeable = False
-    placement = Placement._trusted(solution.phy2log, num_experts, cluster)
-    return Plan(placement, solution.peaks, solution.bounds)
+    placement = Placement._trusted(phy2log, num_experts, cluster)
+    if current is not None:
+        moves = placement.moves_from(current)
+    return Plan(placement, peaks, bounds, moves, _notes(windows, weight))
+
+
+def _notes(windows: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[str, ...]:
+    """What is to be said of windows that count for nothing."""
+    if windows.shape[0] == 1:
+        return ()
+    empty = np.flatnonzero(~windows.any(axis=(1, 2)) & (weight > 0.0))
+    if not 0 < empty.size < windows.shape[0]:
+        return ()
+    some = ", ".join(map(str, empty[:5])) + (", ..." if empty.size > 5 else "")
+    return (f"{empty.size} of {windows.shape[0]} windows have no load and were left out: {some}",)
 
 
 def _mean_of(windows: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -146,6 +182,8 @@ class _Solution:
     Each pass is compiled when it is first needed.
     """
 
+    windows: NDArray[np.float64]
+    weight: NDArray[np.float64]
     loads: NDArray[np.float64]
     cluster: Cluster
     nodes: int
@@ -153,6 +191,62 @@ class _Solution:
     phy2log: NDArray[np.int64]
     peaks: NDArray[np.float64]
     bounds: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        windows: NDArray[np.float64],
+        weight: NDArray[np.float64],
+        cluster: Cluster,
+        nodes: int,
+        threads: int,
+    ) -> "_Solution":
+        """With nothing solved yet."""
+        seen = np.flatnonzero(weight)
+        if seen.size == 1:
+            windows, weight = windows[seen], np.ones(1)
+        num_layers = windows.shape[1]
+        return cls(
+            windows,
+            weight,
+            windows[0] if seen.size == 1 else _mean_of(windows, weight),
+            cluster,
+            nodes,
+            threads,
+            np.empty((num_layers, cluster.num_slots), np.int64),
+            np.empty(num_layers),
+            np.zeros(num_layers),
+        )
+
+    def make(self, num_groups: int, effort: Effort, *, anew: bool) -> bool:
+        """Plan every layer for all windows; where that takes long and no plan made afresh is
+        needed (`anew`), for their mean only. Return whether it was for all.
+        """
+        if self.windows.shape[0] == 1:
+            self.solve(num_groups, effort)
+        elif anew or effort != "fast":
+            self.solve_windows(num_groups, effort)
+        else:
+            self.solve(num_groups, effort)
+            return False
+        return True
+
+    def relocate(
+        self, current: Placement, num_groups: int, budget: int | None, *, anew: bool
+    ) -> Relocation:
+        """Walk from a current placement to what is solved, or, where that is not for all windows,
+        as far as it goes.
+        """
+        from eplb.solver.layers import NEAR_ENOUGH
+
+        layers = np.flatnonzero(self.loads.any(axis=1))
+        work = Work(
+            self.windows, self.weight, layers, self.cluster, self.nodes, num_groups, self.threads
+        )
+        enough = self.bounds * (1.0 + NEAR_ENOUGH)
+        if anew:
+            np.maximum(enough, self.peaks, out=enough)
+        return relocate(work, current, self.phy2log if anew else None, self.peaks, enough, budget)
 
     def solve(self, num_groups: int, effort: Effort) -> NDArray[np.int64]:
         """Plan every layer, then those again that are not near enough to their bound; return the
@@ -175,17 +269,9 @@ class _Solution:
         if effort != "fast":
             worth = NEAR_ENOUGH if effort == "thorough" else WORTH_A_SEARCH
             self._again(_search_layers, self._above(worth))
-        # Rounding may leave a proven bound above the peak that attains it.
-        np.minimum(self.bounds, self.peaks, out=self.bounds)
         return expert_of
 
-    def solve_windows(
-        self,
-        windows: NDArray[np.float64],
-        weight: NDArray[np.float64],
-        num_groups: int,
-        effort: Effort,
-    ) -> None:
+    def solve_windows(self, num_groups: int, effort: Effort) -> None:
         """Plan every layer for its mean, then those with any load for the windows [T, L, E]."""
         from eplb.solver.windows import EFFORTS, _plan_windows
 
@@ -194,14 +280,14 @@ class _Solution:
         filled = (self.phy2log, self.peaks, self.bounds)
         cluster = self.cluster
         shape = (expert_of, cluster.num_gpus, cluster.slots_per_gpu)
+        windows, weight = self.windows, self.weight
         deviations = _deviations(1.0 / float((weight**2).sum()))
 
         def work(begin: int, end: int) -> None:
             some = layers[begin:end]
             _plan_windows(windows, weight, some, *shape, deviations, EFFORTS[effort], *filled)
 
-        self._run(_plan_windows, work, layers.size, _SLOW)
-        np.minimum(self.bounds, self.peaks, out=self.bounds)
+        run_kernel(_plan_windows, work, layers.size, _SLOW, self.threads)
 
     def _gather(self, num_groups: int) -> NDArray[np.int64]:
         """The experts of each node, [L, N, E / N], or [1, 1, E] where nodes do not matter."""
@@ -215,7 +301,7 @@ class _Solution:
         def work(begin: int, end: int) -> None:
             _gather_layers(self.loads, begin, end, num_groups, expert_of, self.bounds)
 
-        self._run(_gather_layers, work, num_layers, _QUICK)
+        run_kernel(_gather_layers, work, num_layers, _QUICK, self.threads)
         np.divide(self.bounds, self.cluster.num_gpus // self.nodes, out=self.bounds)
         return expert_of
 
@@ -228,7 +314,7 @@ class _Solution:
         def work(begin: int, end: int) -> None:
             _plan_layers(self.loads, begin, end, expert_of, num_gpus, slots_per_gpu, *filled)
 
-        self._run(_plan_layers, work, self.loads.shape[0], _QUICK)
+        run_kernel(_plan_layers, work, self.loads.shape[0], _QUICK, self.threads)
 
     def _raise_bounds(self, layers: NDArray[np.int64]) -> None:
         from eplb.solver.bounds import _raise_bounds
@@ -239,7 +325,7 @@ class _Solution:
             some = layers[begin:end]
             _raise_bounds(self.loads, some, num_gpus, slots_per_gpu, self.peaks, self.bounds)
 
-        self._run(_raise_bounds, work, layers.size, _SLOW)
+        run_kernel(_raise_bounds, work, layers.size, _SLOW, self.threads)
 
     def _again(self, improve: Callable[..., None], which: NDArray[np.bool_]) -> None:
         """Improve the layers that `which` [L] says by one of the kernels that do so."""
@@ -250,26 +336,7 @@ class _Solution:
             some = layers[begin:end]
             improve(self.loads, some, self.nodes, self.cluster.num_gpus, *filled)
 
-        self._run(improve, work, layers.size, _SLOW)
-
-    def _run(
-        self,
-        kernel: Callable[..., None],
-        work: Callable[[int, int], None],
-        num_items: int,
-        at_once: tuple[int, int],
-    ) -> None:
-        """Work on all items over threads, `at_once` of them (least, most) at a time.
-
-        A kernel that is still to be compiled is called by this thread alone: the others could only
-        wait, and an interrupt reaches this one.
-        """
-        from eplb.solver.jit import is_ready
-
-        threads = self.threads if is_ready(kernel) else 1
-        fewest, most = at_once
-        chunk_size = max(fewest, min(most, -(-num_items // threads)))
-        run_chunks(work, num_items, chunk_size, threads)
+        run_kernel(improve, work, layers.size, _SLOW, self.threads)
 
     def _above(self, gap: float) -> NDArray[np.bool_]:
         """[L] whether a layer's peak is above its bound by more than a gap."""
@@ -282,6 +349,10 @@ def _deviations(num_windows: float) -> float:
     """
     largest = NormalDist().inv_cdf((num_windows - 0.375) / (num_windows + 0.25))
     return max(0.0, round(largest, 2))
+
+
+DEFAULT_MOVE_COST = 5e-4
+"""What a move is to gain where nothing else is said, as a share of the mean GPU load."""
 
 
 def warmup() -> None:

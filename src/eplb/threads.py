@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from eplb.cluster import whole_number
 
-__all__ = ["check_threads", "run_chunks"]
+__all__ = ["check_threads", "run_chunks", "run_kernel"]
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -30,6 +30,27 @@ def check_threads(threads: int | None) -> int:
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
     return whole_number(threads, "threads")
+
+
+def run_kernel(
+    kernel: Callable[..., None],
+    work: Callable[[int, int], None],
+    num_items: int,
+    at_once: tuple[int, int],
+    threads: int,
+) -> None:
+    """Call `work(begin, end)`, which calls a kernel, for all of `range(num_items)` over threads,
+    `at_once` (least, most) items at a time.
+
+    A kernel that is still to be compiled is called by this thread alone: the others could only
+    wait, and an interrupt reaches this one.
+    """
+    from eplb.solver.jit import is_ready
+
+    threads = threads if is_ready(kernel) else 1
+    fewest, most = at_once
+    chunk_size = max(fewest, min(most, -(-num_items // threads)))
+    run_chunks(work, num_items, chunk_size, threads)
 
 
 def run_chunks(

@@ -1,0 +1,328 @@
+"""From the placement that runs to a better one: what each layer gains by how many moves.
+
+A walk through each layer starts from what GPUs hold; what it gains by how many moves, together with
+the plan made afresh, whose GPUs are named so that they receive least, is a curve of all layers,
+from which a budget or a price picks (`solver.curve`).
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.cluster import Cluster
+from eplb.errors import OptionError, PlacementError
+from eplb.placement import Placement
+from eplb.threads import run_kernel
+
+if TYPE_CHECKING:  # numba is loaded when it is needed
+    from eplb.solver.curve import Pieces
+    from eplb.solver.walk import Steps
+
+__all__ = ["Relocation", "Work", "check_current", "check_moves", "relocate"]
+
+_AT_ONCE = (1, 1)
+"""Layers that a thread takes at a time: a walk is long."""
+
+_MOST_STEPS = 2
+"""Steps of a walk that are kept, in slots of a layer."""
+
+_MOST_SHARE = 2
+"""Where there is a budget, a layer first walks up to so many times its even share of it, and more:
+the others are not likely to leave it as much."""
+_SOME_MOVES = 16
+
+_FEW_MOVES = 0.3
+"""Share of the slots up to which a plan made afresh hardly ever moves less than a walk."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be relocated.
+
+    Attributes:
+        windows: [T, L, E] loads.
+        weight: [T] what windows count; adds up to 1.
+        layers: layers that have some load, of L.
+        cluster: where to.
+        nodes: nodes that groups are kept on, 1 if they go anywhere.
+        num_groups: groups that the model routes by.
+        threads: most threads to use.
+    """
+
+    windows: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    layers: NDArray[np.int64]
+    cluster: Cluster
+    nodes: int
+    num_groups: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Relocation:
+    """Walks through all layers, and the curve that they make.
+
+    Attributes:
+        work: what was relocated.
+        before: [L, P] experts in the slots that the cluster has now, -1 where there was none.
+        start: [L, P] the placement that the walks start from.
+        steps: the walks.
+        pieces: the curve.
+        afresh: [L, P] the plan made afresh, its GPUs named so that they receive least.
+    """
+
+    work: Work
+    before: NDArray[np.int64]
+    start: NDArray[np.int64]
+    steps: Steps
+    pieces: Pieces
+    afresh: NDArray[np.int64]
+
+    def choose(self, budget: int | None, price: NDArray[np.float64]) -> NDArray[np.int64]:
+        """[L] the steps to make in each layer, or `AFRESH`, for a budget of moves and the price
+        [L] of each.
+        """
+        from eplb.solver.curve import choose
+
+        return choose(self.pieces, budget, price, self.steps)
+
+    def settle(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The slots [L, P] and peaks [L] after so many steps of each layer, `AFRESH` in their place
+        for the plan made afresh.
+        """
+        from eplb.solver.curve import AFRESH
+        from eplb.solver.match import _keep_slots
+        from eplb.solver.walk import _follow_layers, _peak_layers
+
+        phy2log = np.where((chosen == AFRESH)[:, None], self.afresh, self.start)
+        _follow_layers(self.steps, chosen, phy2log)
+        _keep_slots(phy2log, self.before, self.work.cluster.slots_per_gpu)
+        peaks = np.zeros(chosen.shape)
+        work = self.work
+        slots_per_gpu = work.cluster.slots_per_gpu
+        _peak_layers(work.windows, work.weight, work.layers, slots_per_gpu, phy2log, peaks)
+        return phy2log, peaks
+
+
+def check_current(current: object, num_layers: int, num_experts: int) -> Placement:
+    """A placement of so many layers and experts.
+
+    Raises:
+        PlacementError: anything else.
+    """
+    if not isinstance(current, Placement):
+        raise PlacementError(
+            f"current is {type(current).__name__}: give a Placement, or None to plan afresh"
+        )
+    if (current.num_layers, current.num_experts) != (num_layers, num_experts):
+        raise PlacementError(
+            f"current has {current.num_layers} layers of {current.num_experts} experts, the loads "
+            f"have {num_layers} of {num_experts}: give the placement of this model"
+        )
+    return current
+
+
+def check_moves(max_moves: int | None, move_cost: float | None) -> tuple[int | None, float | None]:
+    """A budget of moves and a price of each, 0 or more where given.
+
+    Raises:
+        OptionError: anything else.
+    """
+    if max_moves is not None:
+        try:
+            max_moves = operator.index(max_moves)
+        except TypeError:
+            raise OptionError(f"max_moves is {max_moves!r}: give a whole number") from None
+        if max_moves < 0:
+            raise OptionError(f"max_moves is {max_moves}: give 0 or more")
+    if move_cost is not None:
+        try:
+            move_cost = float(move_cost)
+        except (TypeError, ValueError):
+            raise OptionError(f"move_cost is {move_cost!r}: give a number") from None
+        if not 0.0 <= move_cost < float("inf"):
+            raise OptionError(f"move_cost is {move_cost}: give 0 or more")
+    return max_moves, move_cost
+
+
+def relocate(
+    work: Work,
+    current: Placement,
+    afresh: NDArray[np.int64] | None,
+    peaks: NDArray[np.float64],
+    enough: NDArray[np.float64],
+    budget: int | None = None,
+) -> Relocation:
+    """Walk from a placement through all layers.
+
+    Args:
+        work: what is to be relocated.
+        current: the placement that runs, of any cluster.
+        afresh: [L, P] the plan made afresh, None for none.
+        peaks: [L] its peaks.
+        enough: [L] peaks at which a layer needs no further step.
+        budget: most moves in all that will be asked for, None for any.
+
+    Raises:
+        OptionError: a budget with which not every expert would have a slot.
+    """
+    from eplb.solver.curve import choose
+
+    before, held = _taken_over(current, work.cluster)
+    start = _start(work, current, before, held)
+    least = _received(start, held)
+    if budget is not None and budget < least.sum():
+        raise OptionError(
+            f"max_moves is {budget}: {int(least.sum())} are the least that give every expert a "
+            "slot on this cluster"
+        )
+    num_layers, num_slots = start.shape
+    steps = _memory(num_layers, _MOST_STEPS * num_slots)
+    steps.moves[:, 0] = least
+    most = num_slots if budget is None else min(budget, num_slots)
+    share = most if budget is None else min(most, _MOST_SHARE * budget // num_layers + _SOME_MOVES)
+    _walk(work, work.layers, start, held, enough, share, steps)
+    named, named_moves = start, np.full(num_layers, -1)
+    if afresh is not None:
+        named, named_moves = _named(work, afresh, held, steps, enough, share)
+    pieces = _drawn(steps, named_moves, peaks, budget)
+    if share < most:
+        # Layers that walked as far as they might, and would go on.
+        ends = np.arange(num_layers), steps.length
+        chosen = choose(pieces, budget, np.zeros(num_layers), steps)
+        cut = (chosen == steps.length) & (steps.moves[ends] >= share) & (steps.peaks[ends] > enough)
+        if cut.any():
+            _walk(work, np.flatnonzero(cut), start, held, enough, most, steps)
+            pieces = _drawn(steps, named_moves, peaks, budget)
+    return Relocation(work, before, start, steps, pieces, named)
+
+
+def _taken_over(
+    current: Placement, cluster: Cluster
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """[L, P] the experts in slots of the cluster, -1 where there was none, and [L, G, E] what its
+    GPUs hold.
+    """
+    num_layers, num_experts = current.num_layers, current.num_experts
+    old = current.phy2log.reshape(num_layers, current.cluster.num_gpus, -1)
+    num_gpus = min(current.cluster.num_gpus, cluster.num_gpus)
+    slots = min(current.cluster.slots_per_gpu, cluster.slots_per_gpu)
+    before = np.full((num_layers, cluster.num_gpus, cluster.slots_per_gpu), -1)
+    before[:, :num_gpus, :slots] = old[:, :num_gpus, :slots]
+    held = np.zeros((num_layers, cluster.num_gpus, num_experts), np.bool_)
+    layers = np.arange(num_layers)[:, None, None]
+    held[layers, np.arange(num_gpus)[:, None], old[:, :num_gpus]] = True
+    return before.reshape(num_layers, -1), held
+
+
+def _start(
+    work: Work, current: Placement, before: NDArray[np.int64], held: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """[L, P] a placement on the cluster that is as near as can be to what its GPUs hold."""
+    cluster = work.cluster
+    same = (cluster.num_gpus, cluster.slots_per_gpu) == (
+        current.cluster.num_gpus,
+        current.cluster.slots_per_gpu,
+    )
+    num_layers, _, num_experts = held.shape
+    home = np.zeros((num_layers, num_experts), np.int64)
+    if work.nodes > 1:
+        from eplb.solver.adopt import homes
+
+        home = homes(held, work.num_groups, work.nodes)
+        on_node = held.reshape(num_layers, work.nodes, -1, num_experts).any(axis=2)
+        here = np.arange(work.nodes)[:, None] == home[:, None, :]
+        same = same and bool((on_node == here).all())
+    if same:
+        return before
+    from eplb.solver.adopt import _adopt_layers
+
+    start = np.empty(before.shape, np.int64)
+    loads = np.ascontiguousarray(work.windows.mean(axis=0))
+    _adopt_layers(loads, held, before, home, work.nodes, cluster.slots_per_gpu, start)
+    return start
+
+
+def _received(phy2log: NDArray[np.int64], held: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[L] experts that a GPU holds in `phy2log` [L, P] and did not hold."""
+    num_layers, num_gpus, _ = held.shape
+    holds = np.zeros(held.shape, np.bool_)
+    hosts = phy2log.reshape(num_layers, num_gpus, phy2log.shape[1] // num_gpus)
+    holds[np.arange(num_layers)[:, None, None], np.arange(num_gpus)[:, None], hosts] = True
+    received: NDArray[np.int64] = (holds & ~held).sum(axis=(1, 2))
+    return received
+
+
+def _memory(num_layers: int, most_steps: int) -> Steps:
+    from eplb.solver.walk import Steps
+
+    return Steps(
+        np.zeros(num_layers, np.int64),
+        np.zeros(num_layers, np.int64),
+        np.zeros((num_layers, most_steps + 1), np.int64),
+        np.zeros((num_layers, most_steps + 1)),
+        np.empty((num_layers, most_steps, 2), np.int64),
+        np.empty((num_layers, most_steps, 2), np.int64),
+    )
+
+
+def _walk(
+    work: Work,
+    layers: NDArray[np.int64],
+    start: NDArray[np.int64],
+    held: NDArray[np.bool_],
+    enough: NDArray[np.float64],
+    most_moves: int,
+    steps: Steps,
+) -> None:
+    from eplb.solver.walk import _walk_layers
+
+    shape = (work.nodes, work.cluster.num_gpus, start, held)
+
+    def walk(begin: int, end: int) -> None:
+        some = layers[begin:end]
+        _walk_layers(work.windows, work.weight, some, *shape, enough, most_moves, steps)
+
+    run_kernel(_walk_layers, walk, layers.size, _AT_ONCE, work.threads)
+
+
+def _named(
+    work: Work,
+    afresh: NDArray[np.int64],
+    held: NDArray[np.bool_],
+    steps: Steps,
+    enough: NDArray[np.float64],
+    share: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The plan made afresh with its GPUs named so that they receive least, [L, P], and its moves,
+    [L], -1 where the walk has come as far by few moves or would be held back by its share.
+    """
+    from eplb.solver.match import name_gpus
+
+    ends = np.arange(steps.length.size), steps.length
+    moves = steps.moves[ends]
+    far = (steps.peaks[ends] > enough) & (moves < share)
+    long = moves > _FEW_MOVES * afresh.shape[1]
+    named = afresh.copy()
+    which = np.flatnonzero(far | long)
+    for layer in which:
+        named[layer] = name_gpus(afresh[layer], held[layer], work.nodes)
+    named_moves = np.full(moves.size, -1)
+    named_moves[which] = _received(named[which], held[which])
+    return named, named_moves
+
+
+def _drawn(
+    steps: Steps, named_moves: NDArray[np.int64], peaks: NDArray[np.float64], budget: int | None
+) -> Pieces:
+    """The curve; second copies on a GPU go first, where the budget is enough for all of them."""
+    from eplb.solver.curve import hulls
+
+    tidied = steps.moves[np.arange(steps.tidy.size), steps.tidy]
+    tidy = budget is None or budget >= tidied.sum()
+    return hulls(steps, steps.tidy if tidy else np.zeros_like(steps.tidy), named_moves, peaks)

@@ -1,0 +1,183 @@
+"""The placement that runs, taken over by the cluster that is planned for, with the fewest moves.
+
+GPUs may have been added or taken away, and the slots of each may be more or fewer; a model's groups
+may have to come together on nodes. What can stay stays; an expert that no GPU holds any more must
+be received by one, and a GPU that holds nothing must receive something. Slots that are left over
+get second copies of what their GPU holds, which cost no move and which the walk replaces.
+"""
+
+import numpy as np
+
+from eplb.solver.jit import inner, kernel
+from eplb.solver.match import assign
+from eplb.solver.packing import F64, I64, B
+
+__all__ = ["homes"]
+
+
+def homes(held: B, num_groups: int, num_nodes: int) -> I64:
+    """[L, E] the node that each expert is to be on, whole groups on a node, equally many on each,
+    so that as few experts as can be have to come to theirs.
+
+    Args:
+        held: [L, G, E] what GPUs hold.
+        num_groups: groups of experts, which the nodes divide.
+        num_nodes: nodes.
+    """
+    num_layers, num_gpus, num_experts = held.shape
+    on_node = held.reshape(num_layers, num_nodes, num_gpus // num_nodes, num_experts).any(axis=2)
+    there = on_node.reshape(num_layers, num_nodes, num_groups, -1).sum(axis=3).transpose(0, 2, 1)
+    share = num_groups // num_nodes
+    home = np.empty((num_layers, num_groups), np.int64)
+    for layer in range(num_layers):
+        home[layer] = assign(np.repeat(there[layer], share, axis=1)) // share
+    return np.repeat(home, num_experts // num_groups, axis=1)
+
+
+@kernel
+def _adopt_layers(
+    loads: F64,
+    held: B,
+    before: I64,
+    home: I64,
+    num_nodes: int,
+    slots_per_gpu: int,
+    start: I64,
+) -> None:
+    """Fill `start` [L, P] from what GPUs hold, `held` [L, G, E], in their slots `before` [L, P],
+    where -1 is none. `loads` [L, E] say which experts matter, `home` [L, E] the node of each.
+    """
+    num_layers, num_gpus, num_experts = held.shape
+    copies = np.empty(num_experts, np.int64)
+    filled = np.empty(num_gpus, np.int64)
+    for layer in range(num_layers):
+        slots = start[layer]
+        for expert in range(num_experts):
+            copies[expert] = 0
+        node_gpus = num_gpus // num_nodes
+        for gpu in range(num_gpus):
+            for expert in range(num_experts):
+                here = home[layer, expert] == gpu // node_gpus
+                copies[expert] += held[layer, gpu, expert] and here
+        for slot in range(slots.shape[0]):
+            slots[slot] = -1
+        for gpu in range(num_gpus):
+            _keep(
+                held[layer, gpu], before[layer], home[layer], loads[layer], copies, gpu,
+                gpu // node_gpus, slots_per_gpu, slots, filled,
+            )  # fmt: skip
+        _bring_missing(loads[layer], copies, home[layer], node_gpus, slots_per_gpu, slots, filled)
+        _fill_up(loads[layer], copies, home[layer], node_gpus, slots_per_gpu, slots, filled)
+
+
+@inner
+def _keep(
+    held: B,
+    before: I64,
+    home: I64,
+    loads: F64,
+    copies: I64,
+    gpu: int,
+    node: int,
+    slots_per_gpu: int,
+    slots: I64,
+    filled: I64,
+) -> None:
+    """Keep what a GPU holds and may, in its slots; where that is too much, leave out experts with
+    the most other copies, the least load first.
+    """
+    num = 0
+    keeps = np.zeros(held.shape[0], np.bool_)
+    for expert in range(held.shape[0]):
+        keeps[expert] = held[expert] and home[expert] == node
+        num += keeps[expert]
+    while num > slots_per_gpu:
+        worst = -1
+        for expert in range(held.shape[0]):
+            if keeps[expert] and (
+                worst < 0
+                or copies[expert] > copies[worst]
+                or (copies[expert] == copies[worst] and loads[expert] < loads[worst])
+            ):
+                worst = expert
+        keeps[worst] = False
+        copies[worst] -= 1
+        num -= 1
+    filled[gpu] = num
+    begin = gpu * slots_per_gpu
+    for slot in range(begin, begin + slots_per_gpu):
+        expert = before[slot]
+        if expert >= 0 and keeps[expert]:
+            slots[slot] = expert
+            keeps[expert] = False
+    place = begin
+    for expert in range(held.shape[0]):
+        if keeps[expert]:
+            while slots[place] >= 0:
+                place += 1
+            slots[place] = expert
+
+
+@inner
+def _bring_missing(
+    loads: F64, copies: I64, home: I64, node_gpus: int, slots_per_gpu: int, slots: I64, filled: I64
+) -> None:
+    """Put experts that no GPU holds, heaviest first, where most slots are free, or else in the
+    place of the expert whose replicas have the least load.
+    """
+    while True:
+        missing = -1
+        for expert in range(copies.shape[0]):
+            if copies[expert] == 0 and (missing < 0 or loads[expert] > loads[missing]):
+                missing = expert
+        if missing < 0:
+            return
+        first = home[missing] * node_gpus
+        target = first
+        for gpu in range(first, first + node_gpus):
+            if filled[gpu] < filled[target]:
+                target = gpu
+        place = -1
+        if filled[target] < slots_per_gpu:
+            place = target * slots_per_gpu
+            while slots[place] >= 0:
+                place += 1
+            filled[target] += 1
+        else:
+            for slot in range(first * slots_per_gpu, (first + node_gpus) * slots_per_gpu):
+                expert = slots[slot]
+                if copies[expert] > 1 and (
+                    place < 0
+                    or loads[expert] * copies[slots[place]] < loads[slots[place]] * copies[expert]
+                ):
+                    place = slot
+            copies[slots[place]] -= 1
+        slots[place] = missing
+        copies[missing] = 1
+
+
+@inner
+def _fill_up(
+    loads: F64, copies: I64, home: I64, node_gpus: int, slots_per_gpu: int, slots: I64, filled: I64
+) -> None:
+    """Give GPUs that hold nothing the largest replica, and fill all up with what they hold."""
+    for gpu in range(filled.shape[0]):
+        begin = gpu * slots_per_gpu
+        if filled[gpu] == 0:
+            largest = -1
+            for expert in range(copies.shape[0]):
+                if home[expert] == gpu // node_gpus and (
+                    largest < 0 or loads[expert] * copies[largest] > loads[largest] * copies[expert]
+                ):
+                    largest = expert
+            slots[begin] = largest
+            copies[largest] += 1
+        source = begin
+        for slot in range(begin, begin + slots_per_gpu):
+            if slots[slot] >= 0:
+                continue
+            while slots[source] < 0:
+                source += 1
+            slots[slot] = slots[source]
+            copies[slots[slot]] += 1
+            source = source + 1 if source + 1 < slot else begin

@@ -1,0 +1,87 @@
+"""Names for GPUs and slots, so that a placement keeps most of what GPUs hold already.
+
+A plan made afresh says which experts share a GPU; which GPU that is, it leaves open. GPUs are named
+so that they receive least, by assignment (Crouse, "On implementing 2D rectangular assignment
+algorithms", 2016, as scipy has it), and experts that stay on a GPU keep their slot.
+"""
+
+import numpy as np
+
+from eplb.solver.jit import kernel
+from eplb.solver.packing import F64, I64, B
+
+__all__ = ["assign", "name_gpus"]
+
+
+def name_gpus(phy2log: I64, held: B, num_nodes: int) -> I64:
+    """[P] the slots of a layer, GPUs and nodes in the order that receives least.
+
+    Args:
+        phy2log: [P] expert in each slot.
+        held: [G, E] what GPUs hold.
+        num_nodes: nodes whose GPUs are to stay together, in any order.
+    """
+    num_gpus, num_experts = held.shape
+    hosts = phy2log.reshape(num_gpus, -1)
+    holds = np.zeros((num_gpus, num_experts))
+    holds[np.arange(num_gpus)[:, None], hosts] = 1.0
+    # Sums of ones: exact whatever their order.
+    alike = holds @ held.T
+    node_gpus = num_gpus // num_nodes
+    blocks = alike.reshape(num_nodes, node_gpus, num_nodes, node_gpus).transpose(0, 2, 1, 3)
+    kept = np.empty((num_nodes, num_nodes))
+    names = np.empty((num_nodes, num_nodes, node_gpus), np.int64)
+    for node in range(num_nodes):
+        for other in range(num_nodes):
+            names[node, other] = assign(blocks[node, other])
+            kept[node, other] = blocks[node, other][np.arange(node_gpus), names[node, other]].sum()
+    named = np.empty(hosts.shape, np.int64)
+    for node, other in enumerate(assign(kept)):
+        named[other * node_gpus + names[node, other]] = hosts[
+            node * node_gpus : (node + 1) * node_gpus
+        ]
+    return named.ravel()
+
+
+def assign(value: F64) -> I64:
+    """[n] the column for each row of whole numbers [n, m] whose sum is largest."""
+    from scipy.optimize import linear_sum_assignment
+
+    _, columns = linear_sum_assignment(value, maximize=True)
+    assigned: I64 = columns.astype(np.int64, copy=False)
+    return assigned
+
+
+@kernel
+def _keep_slots(phy2log: I64, before: I64, slots_per_gpu: int) -> None:
+    """Put experts of `phy2log` [L, P] that stay on their GPU in the slots that they have in
+    `before` [L, P], where -1 is none.
+    """
+    num_layers, num_slots = phy2log.shape
+    rest = np.empty(slots_per_gpu, np.int64)
+    taken = np.empty(slots_per_gpu, np.bool_)
+    for layer in range(num_layers):
+        for begin in range(0, num_slots, slots_per_gpu):
+            new = phy2log[layer, begin : begin + slots_per_gpu]
+            old = before[layer, begin : begin + slots_per_gpu]
+            num = 0
+            for slot in range(slots_per_gpu):
+                taken[slot] = False
+            for slot in range(slots_per_gpu):
+                rest[num] = new[slot]
+                found = -1
+                for place in range(slots_per_gpu):
+                    if not taken[place] and old[place] == new[slot]:
+                        found = place
+                        break
+                if found < 0:
+                    num += 1
+                else:
+                    taken[found] = True
+            num = 0
+            for slot in range(slots_per_gpu):
+                if taken[slot]:
+                    new[slot] = old[slot]
+                else:
+                    new[slot] = rest[num]
+                    num += 1
