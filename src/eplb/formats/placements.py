@@ -173,8 +173,12 @@ def _layout_of(path: Path) -> Layout:
         return deepseek.read_npy_map(path)
     if head[:2] == b"PK":
         with open_zip(path, ".npz or .pt") as archive:
-            arrays = any(info.filename.endswith(".npy") for info in archive.infolist())
-        return deepseek.read_npz_maps(path) if arrays else sglang_placement.read_pt_map(path)
+            names = [info.filename for info in archive.infolist()]
+        if any(name.endswith(".npy") for name in names):
+            return deepseek.read_npz_maps(path)
+        if any(name.endswith("/data.pkl") for name in names):
+            return sglang_placement.read_pt_map(path)
+        raise FormatError(f"{path}: is an archive of no arrays and no tensors")
     text = read_text(path)
     first = text.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     yaml = path.suffix.lower() in _ENDINGS["tensorrt-llm"] or first not in {b"{", b"["}

@@ -61,8 +61,8 @@ def read_yaml(path: Path, text: bytes) -> Any:
     class Loader(base):  # type: ignore[misc]  # the compiled one, where there is a compiler
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
             """Each key once: yaml itself would keep the last."""
-            keys = [(self.construct_object(key, deep=True), None) for key, _ in node.value]
-            unique_keys([(repr(key), None) for key, _ in keys])
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            unique_keys([(str(key), None) for key in keys])
             return super().construct_mapping(node, deep=deep)
 
     try:
