@@ -1,4 +1,4 @@
-"""How a placement does on loads, beside a plan made now and the layout that engines start with."""
+"""How a placement does on loads, beside plans made now and the layout that engines start with."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.cluster import Cluster
 from eplb.confidence import Interval, difference_interval, ratio_interval
 from eplb.errors import LoadsError
 from eplb.forecast import Recent, Scenarios
@@ -25,13 +24,16 @@ class Standing:
     """One placement on the windows.
 
     Attributes:
-        placement: "this", "plan" or "contiguous".
+        placement: "this"; "from this", a plan that starts from it and moves what is worth a move;
+            "afresh", a plan that heeds no moves; "contiguous", the layout that engines start with.
         balancedness: mean GPU load / max GPU load, mean over windows and layers; interval: where
             that is with 95 % confidence, None of few windows.
         pooled: the same as sum of means / sum of maxima; pooled_interval: of that.
         worst_window: balancedness of the least balanced window.
         gain: balancedness above that of the placement evaluated; gain_interval: of that.
         duplicates: slots of MoE layers that hold an expert a second time on a GPU.
+        moves: experts of MoE layers that GPUs would receive to get there from the placement
+            evaluated; moved: the same as a share of slots.
     """
 
     placement: str
@@ -43,6 +45,8 @@ class Standing:
     gain: float
     gain_interval: Interval | None
     duplicates: int
+    moves: int
+    moved: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class LayerFigures:
 
     layer: int
     this: float
-    plan: float
+    from_this: float
+    afresh: float
     contiguous: float
 
 
@@ -72,7 +77,7 @@ class HotGpu:
 
 @dataclass(frozen=True)
 class Unseen:
-    """The later half of the windows, with a plan made from the earlier half.
+    """The later half of the windows, with a plan from this placement for the earlier half.
 
     Attributes:
         seen: windows that the plan was made from; windows: those after them, that are scored.
@@ -93,12 +98,11 @@ class Evaluation:
 
     Attributes:
         layers: L; dense_layers: those with no load in any window.
-        standings: of the placement, of a plan for the same slots made from these windows, and of
-            the contiguous layout.
+        standings: of the placement, of two plans for the same slots made from these windows, and
+            of the contiguous layout.
         unseen: what a plan gains on windows that it was not made from; None of one window.
         worst_layers: the least balanced, the worst first.
-        moves: experts of MoE layers that GPUs would receive to get to the plan; moved: the same
-            as a share of slots.
+        hottest: the GPU with the most load, None without load.
     """
 
     layers: int
@@ -113,8 +117,6 @@ class Evaluation:
     unseen: Unseen | None
     worst_layers: list[LayerFigures]
     hottest: HotGpu | None
-    moves: int
-    moved: float
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain values."""
@@ -160,15 +162,15 @@ class _Walk:
 def evaluate_placement(
     placement: Placement, trace: LoadTrace, *, num_groups: int = 1, threads: int | None = None
 ) -> Evaluation:
-    """Score a placement on every window, beside a plan made now and the contiguous layout.
+    """Score a placement on every window, beside plans made now and the contiguous layout.
 
-    The plan is made from the last 32 windows and scored on all: what it gains on windows that it
-    has seen is the most that there is. What re-planning would have gained is told by `unseen`.
+    Plans are made from the last 32 windows and scored on all: what they gain on windows that they
+    have seen is the most that there is. What re-planning would have gained is told by `unseen`.
 
     Args:
         placement: L layers of E experts.
         trace: windows [T, L, E].
-        num_groups: groups that the model routes by, for the plan.
+        num_groups: groups that the model routes by, for the plans.
         threads: most threads to plan with, None for one a processor.
 
     Raises:
@@ -183,9 +185,14 @@ def evaluate_placement(
     cluster = placement.cluster
     moe = np.logical_not(trace.dense)
     begin = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
-    made = _planned(trace.loads, cluster, num_groups, threads)
-    this, planned, contiguous = (_walk(each, trace) for each in (placement, made, begin))
-    moves = int(made.moves_by_layer(placement)[moe].sum())
+    placements = {
+        "this": placement,
+        "from this": _planned(trace.loads, placement, num_groups, threads),
+        "afresh": _planned(trace.loads, placement, num_groups, threads, afresh=True),
+        "contiguous": begin,
+    }
+    walks = {name: _walk(each, trace) for name, each in placements.items()}
+    this = walks["this"]
     return Evaluation(
         layers=trace.num_layers,
         dense_layers=np.flatnonzero(trace.dense).tolist(),
@@ -195,24 +202,30 @@ def evaluate_placement(
         slots=cluster.num_slots,
         groups=num_groups,
         windows=trace.num_windows,
-        standings=[
-            _standing(name, walk, this, moe)
-            for name, walk in (("this", this), ("plan", planned), ("contiguous", contiguous))
-        ],
+        standings=[_standing(name, walk, this, moe) for name, walk in walks.items()],
         unseen=_unseen(this, trace, num_groups, threads),
-        worst_layers=_worst_layers(np.flatnonzero(moe), this, planned, contiguous),
+        worst_layers=_worst_layers(np.flatnonzero(moe), *walks.values()),
         hottest=_hottest(this),
-        moves=moves,
-        moved=moves / max(1, int(moe.sum()) * cluster.num_slots),
     )
 
 
 def _planned(
-    loads: NDArray[np.float64], cluster: Cluster, num_groups: int, threads: int | None
+    loads: NDArray[np.float64],
+    current: Placement,
+    num_groups: int,
+    threads: int | None,
+    *,
+    afresh: bool = False,
 ) -> Placement:
+    """A plan for the same slots, from the placement that runs or afresh."""
     expected = Scenarios(loads, np.ones(1)) if len(loads) == 1 else Recent()(loads)
     return plan(
-        expected.loads, cluster, num_groups=num_groups, weights=expected.weights, threads=threads
+        expected.loads,
+        current.cluster,
+        num_groups=num_groups,
+        weights=expected.weights,
+        current=None if afresh else current,
+        threads=threads,
     ).placement
 
 
@@ -243,6 +256,7 @@ def _standing(name: str, walk: _Walk, this: _Walk, moe: NDArray[np.bool_]) -> St
     means, peaks = walk.mean.sum(axis=1), walk.peak.sum(axis=1)
     held = walk.placement.phy2log[moe].reshape(-1, walk.placement.cluster.slots_per_gpu)
     held = np.sort(held, axis=1)
+    moves = int(walk.placement.moves_by_layer(this.placement)[moe].sum())
     return Standing(
         placement=name,
         balancedness=_average(walk),
@@ -253,15 +267,17 @@ def _standing(name: str, walk: _Walk, this: _Walk, moe: NDArray[np.bool_]) -> St
         gain=_average(walk) - _average(this),
         gain_interval=difference_interval(sums, known, *this.sums()),
         duplicates=int((held[:, 1:] == held[:, :-1]).sum()),
+        moves=moves,
+        moved=moves / max(1, held.size),
     )
 
 
 def _unseen(this: _Walk, trace: LoadTrace, num_groups: int, threads: int | None) -> Unseen | None:
-    """The later half of the windows, with a plan from the earlier half."""
+    """The later half of the windows, with a plan that was made before them."""
     seen = trace.num_windows // 2
     if not seen:
         return None
-    made = _planned(trace.loads[:seen], this.placement.cluster, num_groups, threads)
+    made = _planned(trace.loads[:seen], this.placement, num_groups, threads)
     later, planned = this.part(seen), _walk(made, trace, seen)
     return Unseen(
         seen=seen,

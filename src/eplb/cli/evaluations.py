@@ -18,7 +18,7 @@ from eplb.text import printable
 
 __all__ = ["evaluate"]
 
-_NAMES = {"this": "this placement", "plan": "a plan made now", "contiguous": "contiguous"}
+_NAMES = {"this": "this placement", "from this": "a plan from it", "afresh": "a plan afresh"}
 
 
 def evaluate(
@@ -104,30 +104,31 @@ def _setting(found: Evaluation) -> str:
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left")
     return table
 
 
 def _placements(found: Evaluation) -> Table:
-    table = _table("", "balancedness", "pooled", "worst window", "duplicates")
+    table = _table("", "balancedness", "pooled", "worst window", "duplicates", "moves")
     for standing in found.standings:
         table.add_row(
-            _NAMES[standing.placement],
+            _NAMES.get(standing.placement, standing.placement),
             _with_interval(standing.balancedness, standing.interval),
             _with_interval(standing.pooled, standing.pooled_interval),
             f"{standing.worst_window:.4f}",
             str(standing.duplicates),
+            "" if standing.placement == "this" else f"{standing.moves:,} ({standing.moved:.1%})",
             style="bold" if standing.placement == "this" else None,
         )
     return table
 
 
 def _layers(found: Evaluation) -> Table:
-    table = _table("its worst layers", "this", "plan", "contiguous")
+    table = _table("its worst layers", "this", "from it", "afresh", "contiguous")
     for figures in found.worst_layers:
-        values = (figures.this, figures.plan, figures.contiguous)
+        values = (figures.this, figures.from_this, figures.afresh, figures.contiguous)
         table.add_row(f"layer {figures.layer}", *(f"{value:.4f}" for value in values), style="dim")
     return table
 
@@ -142,19 +143,16 @@ def _lines(found: Evaluation) -> list[str]:
         )
     if found.unseen is None:
         lines.append(
-            "The plan was made from the one window that it is scored on: on others it gains less."
+            "Plans were made from the one window that they are scored on: on others they gain less."
         )
     else:
         unseen = found.unseen
         gain = _with_interval(unseen.gain, unseen.gain_interval, "+.4f")
         lines.append(
-            f"On the last {_count(unseen.windows)}, a plan made from the {_count(unseen.seen)} "
+            f"On the last {_count(unseen.windows)}, a plan from it for the {_count(unseen.seen)} "
             f"before gives {unseen.plan:.4f}, and this placement {unseen.this:.4f} ({gain})."
         )
-    share = f"{found.moved:.1%}"
-    lines.append(
-        f"The plan, made afresh, would move {found.moves:,} experts to GPUs ({share} of slots)."
-    )
+    lines.append("Moves: experts that GPUs would receive to get there from this placement.")
     this = found.standings[0]
     if this.duplicates:
         lines.append(_duplicates(this))
