@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from eplb.errors import ClusterError
 
-__all__ = ["Cluster", "nearest_multiples", "whole_number"]
+__all__ = ["Cluster", "check_shape", "nearest_multiples", "whole_number"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,28 @@ class Cluster:
                 f"{nearest_multiples(slots, bare.num_gpus)} slots would"
             )
         return cls(bare.num_gpus, bare.num_nodes, slots // bare.num_gpus)
+
+
+def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
+    """Check that the experts fit the cluster; return the nodes that groups are spread over.
+
+    Raises:
+        ClusterError: fewer slots than experts, or groups that do not divide the experts.
+    """
+    if cluster.num_slots < num_experts:
+        enough = -(-num_experts // cluster.num_gpus)
+        raise ClusterError(
+            f"{cluster.num_slots} slots do not hold {num_experts} experts: give each of the "
+            f"{cluster.num_gpus} GPUs at least {enough} slots, {enough * cluster.num_gpus} in all"
+        )
+    if num_experts % num_groups:
+        divisors = [k for k in range(1, num_experts + 1) if num_experts % k == 0]
+        nearest = sorted(divisors, key=lambda k: (abs(k - num_groups), k))[:2]
+        raise ClusterError(
+            f"{num_experts} experts do not divide into {num_groups} groups: "
+            f"{' or '.join(map(str, sorted(nearest)))} groups would"
+        )
+    return cluster.num_nodes if num_groups % cluster.num_nodes == 0 else 1
 
 
 def whole_number(value: object, name: str) -> int:

@@ -1,0 +1,101 @@
+"""Balancedness against moves: every point from the placement that runs to a plan made afresh."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.cluster import Cluster, whole_number
+from eplb.errors import OptionError
+from eplb.passes import Effort, Solution, check_effort
+from eplb.placement import Placement
+from eplb.relocation import check_current
+
+__all__ = ["Frontier", "frontier"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Frontier:
+    """K placements, each the best found for its moves, from none (or the least that the cluster
+    needs) to as many as a plan made afresh is worth.
+
+    Attributes:
+        moves: [K] experts that GPUs must receive, rising.
+        balancedness: [K] mean GPU load / max GPU load, mean over windows and layers; of the loads
+            that it was planned for.
+        peak: [K] sum over layers of the expected load of the busiest GPU, which falls.
+        placements: [K] the placements.
+    """
+
+    moves: NDArray[np.int64]
+    balancedness: NDArray[np.float64]
+    peak: NDArray[np.float64]
+    placements: tuple[Placement, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Frontier({len(self.placements)} points, balancedness {self.balancedness[0]:.4f} at "
+            f"{self.moves[0]} moves to {self.balancedness[-1]:.4f} at {self.moves[-1]})"
+        )
+
+    def reach(self, balancedness: float) -> int | None:
+        """The first point that is at least so balanced; None where none is."""
+        found = np.flatnonzero(self.balancedness >= balancedness)
+        return int(found[0]) if found.size else None
+
+
+def frontier(
+    loads: Any,
+    cluster: Cluster,
+    current: Placement,
+    *,
+    num_groups: int = 1,
+    weights: Any = None,
+    points: int = 20,
+    effort: Effort = "default",
+    threads: int | None = None,
+) -> Frontier:
+    """What so many moves would give, for all numbers of moves in one go.
+
+    Args:
+        loads: [L, E] or [T, L, E], as for `eplb.plan`; so are weights, effort and threads.
+        cluster: the GPUs and their slots.
+        current: the placement that runs.
+        num_groups: groups that the model routes by.
+        weights: [T] what windows count.
+        points: most points, 2 or more; they stand closer where moves are few.
+        effort: work of the plan made afresh.
+        threads: most threads to use.
+
+    Raises:
+        EplbError: as for `eplb.plan`.
+        OptionError: fewer than 2 points.
+    """
+    points = whole_number(points, "points")
+    if points < 2:
+        raise OptionError(f"points is {points}: give 2 or more")
+    solution = Solution.of(loads, cluster, num_groups, weights, threads)
+    num_layers, num_experts = solution.loads.shape
+    current = check_current(current, num_layers, num_experts)
+    solution.make(check_effort(effort), anew=True)
+    relocation = solution.relocate(current, None, anew=True)
+    free = np.zeros(num_layers)
+    least = int(relocation.pieces.base_moves.sum())
+    most = least + int(relocation.pieces.moves.sum())
+    budgets = least + np.round((most - least) * np.linspace(0.0, 1.0, points) ** 2).astype(np.int64)
+    windows = solution.windows[solution.windows.any(axis=(1, 2)) & (solution.weight > 0.0)]
+    found: dict[int, tuple[float, float, Placement]] = {}
+    for budget in np.unique(budgets):
+        phy2log, peaks = relocation.settle(relocation.choose(int(budget), free))
+        placement = Placement._trusted(phy2log, num_experts, cluster)
+        moves = placement.moves_from(current)
+        peak = float(peaks.sum())
+        if not found or peak < min(each[1] for each in found.values()):
+            found[moves] = placement.balancedness(windows), peak, placement
+    moves_of = sorted(found)
+    balancedness, peak_of, placements = zip(*(found[moves] for moves in moves_of), strict=True)
+    arrays = np.array(moves_of), np.array(balancedness), np.array(peak_of)
+    for array in arrays:
+        array.flags.writeable = False
+    return Frontier(*arrays, placements)
