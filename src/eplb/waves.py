@@ -75,7 +75,8 @@ def _peel(
     left = np.arange(len(source))
     now = 0
     while len(left):
-        chosen = _wave(change, state, left, worth, max(fewest - now, 1), by_nodes=by_nodes)
+        near = state.near(left, rank)
+        chosen = _wave(change, state, near, worth, max(fewest - now, 1), by_nodes=by_nodes)
         if limits.spare_slots is not None:
             chosen = state.safe_part(chosen) or state.unblock(left)
             state.carry_out(chosen)
