@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eplb import forecast, synthetic
+    from eplb import cost, forecast, synthetic
     from eplb.backtesting import backtest
     from eplb.cluster import Cluster
     from eplb.comparison import compare
+    from eplb.decision import Decision, decide
     from eplb.drop_in import rebalance_experts
     from eplb.errors import (
         ClusterError,
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
         UnsolvedError,
     )
     from eplb.formats import load_placement, load_trace, save_placement, save_trace
+    from eplb.frontiers import Frontier, frontier
+    from eplb.migration import Migration, migrate
     from eplb.placement import Placement
     from eplb.planner import Plan, plan, warmup
     from eplb.replayer import Replay, replay
+    from eplb.service import Service
     from eplb.sweeps import sweep
     from eplb.trace import LoadTrace
 
@@ -35,10 +39,13 @@ __version__ = "0.1.0"
 __all__ = [
     "Cluster",
     "ClusterError",
+    "Decision",
     "EplbError",
     "FormatError",
+    "Frontier",
     "LoadTrace",
     "LoadsError",
+    "Migration",
     "MissingExtraError",
     "OptionError",
     "Placement",
@@ -46,13 +53,18 @@ __all__ = [
     "Plan",
     "PolicyError",
     "Replay",
+    "Service",
     "UnsolvedError",
     "__version__",
     "backtest",
     "compare",
+    "cost",
+    "decide",
     "forecast",
+    "frontier",
     "load_placement",
     "load_trace",
+    "migrate",
     "plan",
     "rebalance_experts",
     "replay",
@@ -65,14 +77,21 @@ __all__ = [
 
 _MODULE_OF = {
     "Cluster": "eplb.cluster",
+    "Decision": "eplb.decision",
+    "Frontier": "eplb.frontiers",
     "LoadTrace": "eplb.trace",
-    "backtest": "eplb.backtesting",
+    "Migration": "eplb.migration",
     "Placement": "eplb.placement",
     "Plan": "eplb.planner",
     "Replay": "eplb.replayer",
+    "Service": "eplb.service",
+    "backtest": "eplb.backtesting",
     "compare": "eplb.comparison",
+    "decide": "eplb.decision",
+    "frontier": "eplb.frontiers",
     "load_placement": "eplb.formats",
     "load_trace": "eplb.formats",
+    "migrate": "eplb.migration",
     "plan": "eplb.planner",
     "rebalance_experts": "eplb.drop_in",
     "replay": "eplb.replayer",
@@ -86,7 +105,7 @@ _MODULE_OF = {
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'eplb' has no attribute {name!r}")
-    if name in {"forecast", "synthetic"}:
+    if name in {"cost", "forecast", "synthetic"}:
         return import_module(f"eplb.{name}")
     value: object = getattr(import_module(_MODULE_OF.get(name, "eplb.errors")), name)
     globals()[name] = value

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 from eplb.confidence import Interval, difference_interval, ratio_interval
-from eplb.errors import EplbError, PolicyError
+from eplb.errors import EplbError, OptionError, PolicyError
 from eplb.models import expert_bytes_of
-from eplb.policies import Policy, named_policies
+from eplb.policies import Policy, named_policies, told
 from eplb.replayer import HISTORY, Replay, Step, replay_of, replay_steps
+from eplb.service import Service, check_seconds
 from eplb.trace import LoadTrace
 
 __all__ = ["Comparison", "Score", "compare", "score"]
@@ -40,6 +41,8 @@ class Score:
         plan_ms: median time of a plan in milliseconds, without the first where there are more;
             first_plan_ms: of the first, for which a file's kernels may be loaded or compiled;
             longest_plan_ms: the longest of all.
+        net: share of the service's time that is saved against the first policy compared, the time
+            of transfers included, but for the first plan's; None where no service is known.
     """
 
     policy: str
@@ -56,6 +59,7 @@ class Score:
     plan_ms: float
     first_plan_ms: float
     longest_plan_ms: float
+    net: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ def compare(
     history: int = HISTORY,
     first: int = 1,
     expert_bytes: int | None = None,
+    service: Service | None = None,
+    window_seconds: float | None = None,
     progress: Callable[[int, int], bool | None] | None = None,
     failed: Callable[[EplbError], object] | None = None,
 ) -> Comparison:
@@ -124,6 +130,9 @@ def compare(
         history: most windows that a policy is shown.
         first: the first window served.
         expert_bytes: bytes of an expert's weights in one layer.
+        service: what moves cost and lighter GPUs give, for the policy "deciding" and the net
+            benefit of each.
+        window_seconds: time that a window stands for, with a service; by default as the trace says.
         progress: called after each window with how many are done, and how many there are; where it
             returns False the replays end, and what was done counts.
         failed: called with the error where a policy fails after the first window, in place of
@@ -137,9 +146,23 @@ def compare(
     elif not policies:
         raise PolicyError("no policy is given")
     size = expert_bytes_of(trace.model, expert_bytes)
+    length = None
+    if service is not None:
+        size = service.expert_bytes
+        length = _window_seconds(trace, window_seconds)
+        policies = {
+            name: told(policy, service, length * every) for name, policy in policies.items()
+        }
     walks = [
         replay_steps(
-            trace, cluster, policy, num_groups=num_groups, every=every, history=history, first=first
+            trace,
+            cluster,
+            policy,
+            num_groups=num_groups,
+            every=every,
+            history=history,
+            first=first,
+            service=service,
         )
         for policy in policies.values()
     ]
@@ -155,7 +178,7 @@ def compare(
             raise
         failed(error)
     replays = [
-        replay_of(steps, name, cluster, size)
+        replay_of(steps, name, cluster, size, service)
         for name, steps in zip(policies, zip(*rounds, strict=True), strict=True)
     ]
     return Comparison(
@@ -171,9 +194,45 @@ def compare(
         every=every,
         history=history,
         first=first,
-        scores=[score(replay, replays[0]) for replay in replays],
+        scores=[
+            replace(
+                score(replay, replays[0]),
+                net=None if service is None else _net(replay, replays[0], service, length or 0.0),
+            )
+            for replay in replays
+        ],
         replays=replays,
     )
+
+
+def _window_seconds(trace: LoadTrace, said: float | None) -> float:
+    """The time that a window stands for.
+
+    Raises:
+        OptionError: neither the user nor the trace says.
+    """
+    if said is not None:
+        return check_seconds(said, "window_seconds")
+    if trace.times is not None and trace.times.size > 1:
+        between = float(np.median(np.diff(trace.times)))
+        if between > 0.0:
+            return between
+    raise OptionError("the trace does not say how long a window is: give window_seconds")
+
+
+def _net(replay: Replay, reference: Replay, service: Service, seconds: float) -> float:
+    """Share of the time that is saved against a reference, the first plans' transfers left out."""
+    peaks, other = replay.peak.sum(axis=1), reference.peak.sum(axis=1)
+    fall = np.divide(other - peaks, other, out=np.zeros(peaks.size), where=other > 0.0)
+    whole = saved = 0.0
+    for one, sign in ((reference, 1.0), (replay, -1.0)):
+        first = int(np.flatnonzero(one.planned)[0])
+        moving = 0.0 if one.moving_seconds is None else float(one.moving_seconds[first + 1 :].sum())
+        saved += sign * service.lost_seconds(moving)
+        whole += service.lost_seconds(moving) if sign > 0.0 else 0.0
+    whole += seconds * peaks.size
+    saved += service.gained_seconds(float(fall.sum()), seconds)
+    return float(saved / whole)
 
 
 def score(replay: Replay, reference: Replay | None = None) -> Score:

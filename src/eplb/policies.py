@@ -17,20 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
+from eplb.decision import decide
 from eplb.errors import PolicyError
 from eplb.forecast import FORECASTS, Forecast, Recent
 from eplb.peers import load_peer, phy2log_of
 from eplb.placement import Placement
 from eplb.planner import Effort, plan
+from eplb.service import DEFAULT_SERVICE, Service
 
 __all__ = [
     "POLICIES",
+    "Deciding",
     "Forecasted",
+    "Moving",
     "Policy",
     "list_of",
     "named_policies",
     "named_policy",
     "policy_from",
+    "told",
     "warm_up",
 ]
 
@@ -107,11 +112,82 @@ class Forecasted:
         ).placement
 
 
+@dataclass(frozen=True)
+class Moving:
+    """This planner from the placement that runs, moving what gains by its default price; afresh
+    from the layout that engines start with.
+    """
+
+    forecast: Forecast
+    effort: Effort = "default"
+    threads: int | None = None
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> Placement:
+        """Move what gains by what the forecast makes of the windows [T, L, E] so far."""
+        expected = self.forecast(loads)
+        return plan(
+            expected.loads,
+            cluster,
+            num_groups=num_groups,
+            weights=expected.weights,
+            current=None if _is_first(current) else current,
+            effort=self.effort,
+            threads=self.threads,
+        ).placement
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """`eplb.decide` on the windows shown: move what pays, or wait; at first as `Moving`.
+
+    `seconds` is the time from one decision to the next.
+    """
+
+    service: Service = DEFAULT_SERVICE
+    seconds: float = 60.0
+    threads: int | None = None
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> Placement | None:
+        """Decide by the windows [T, L, E] so far."""
+        if _is_first(current):
+            return plan(loads, cluster, num_groups=num_groups, threads=self.threads).placement
+        return decide(
+            loads,
+            cluster,
+            current,
+            self.service,
+            self.seconds,
+            num_groups=num_groups,
+            threads=self.threads,
+        ).placement
+
+
+def _is_first(current: Placement) -> bool:
+    """Whether it is the layout that engines start with."""
+    return current == Placement.contiguous(current.num_layers, current.num_experts, current.cluster)
+
+
 POLICIES: dict[str, Policy] = {
     "contiguous": _contiguous,
     "deepseek": _Greedy(swaps=False),
     "seed": _Greedy(swaps=True),
     "eplb": Forecasted(Recent()),
+    "moving": Moving(Recent()),
+    "deciding": Deciding(),
     **{name: Forecasted(forecast) for name, forecast in FORECASTS.items()},
     "oracle": Forecasted(Recent(), sees_next=True),
 }
@@ -119,23 +195,30 @@ POLICIES: dict[str, Policy] = {
 
 contiguous: the layout that engines start with. deepseek: DeepSeek's EPLB, as engines run it.
 seed: the evolved version of it that this project started from. eplb: this planner on the last
-windows, each a scenario. oracle: the same, shown the windows that come next: what knowing the
-future would give. The others are this planner with the forecasts of `eplb.forecast`.
+windows, each a scenario. moving: the same from the placement that runs, as far as moves gain.
+deciding: `eplb.decide`, which waits where moving does not pay. oracle: eplb, shown the windows that
+come next: what knowing the future would give. The others are this planner with the forecasts of
+`eplb.forecast`.
 """
+
+
+_BUILT_IN = (_Greedy, Forecasted, Moving, Deciding)
 
 
 def warm_up(policy: Policy) -> None:
     """Compile the kernels of a policy of `POLICIES`, or load them, so that no plan waits for it."""
-    if isinstance(policy, _Greedy | Forecasted):
+    if isinstance(policy, _BUILT_IN):
         _tiny_plan(policy)
 
 
 @cache
-def _tiny_plan(policy: _Greedy | Forecasted) -> None:
+def _tiny_plan(policy: Policy) -> None:
     hot = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
     loads = np.stack([hot, hot[:, ::-1]])
     cluster = Cluster(num_gpus=8, slots_per_gpu=2)
-    policy(loads, cluster, current=Placement.contiguous(1, 8, cluster), num_groups=1)
+    answer = policy(loads, cluster, current=Placement.contiguous(1, 8, cluster), num_groups=1)
+    if isinstance(policy, Moving | Deciding):
+        policy(loads[::-1], cluster, current=answer, num_groups=1)
 
 
 @dataclass(frozen=True)
@@ -201,7 +284,7 @@ def named_policies(
         if name in POLICIES:
             policy = POLICIES[name]
             called = name
-            if isinstance(policy, Forecasted):
+            if isinstance(policy, Forecasted | Moving | Deciding):
                 policy = replace(policy, threads=threads)
         elif name.endswith(".py"):
             policy = policy_from(name)
@@ -217,6 +300,17 @@ def named_policies(
             called = f"{Path(name).stem} {number}"
         policies[called] = policy
     return policies
+
+
+def told(
+    policy: Policy | str | os.PathLike[str], service: Service, seconds: float
+) -> Policy | str | os.PathLike[str]:
+    """A policy that knows the service and the time between decisions, where it takes them."""
+    if policy == "deciding":
+        policy = POLICIES["deciding"]
+    if isinstance(policy, Deciding):
+        return replace(policy, service=service, seconds=seconds)
+    return policy
 
 
 def list_of(values: Any, one: Any, name: str) -> list[Any]:

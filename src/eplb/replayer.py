@@ -17,6 +17,7 @@ from eplb.placement import Placement
 from eplb.planner import Plan, check_shape
 from eplb.policies import Policy, named_policy, warm_up
 from eplb.scores import ratios
+from eplb.service import Service
 from eplb.text import printable
 from eplb.trace import LoadTrace
 
@@ -38,6 +39,7 @@ class Step:
         peak: [L] max GPU load, in the unit of the trace.
         mean: [L] mean GPU load.
         moves: [L] experts that GPUs had to receive before it; 0 for dense layers, which stay.
+        moving_seconds: time of these transfers; 0 where no service is known.
     """
 
     window: int
@@ -47,6 +49,7 @@ class Step:
     peak: NDArray[np.float64]
     mean: NDArray[np.float64]
     moves: NDArray[np.int64]
+    moving_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,6 +68,7 @@ class Replay:
         moves: [S, L] experts that GPUs received before a window; the first plan's moves are from
             the layout that engines start with. Dense layers have none.
         expert_bytes: bytes of one expert of one layer, None where nobody said.
+        moving_seconds: [S] time of the transfers before a window; None where no service is known.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Replay:
     mean: NDArray[np.float64]
     moves: NDArray[np.int64]
     expert_bytes: int | None = None
+    moving_seconds: NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -166,17 +171,19 @@ def replay_steps(
     every: int = 1,
     history: int = HISTORY,
     first: int = 1,
+    service: Service | None = None,
 ) -> Iterator[Step]:
     """The steps of a replay one by one, so that a user may stop after any of them.
 
     Arguments and errors are those of `replay`; the errors come at once, but for the policy's own.
+    Of a `service` the steps have the time of transfers.
     """
     called = named_policy(policy) if isinstance(policy, str | os.PathLike) else policy
     if not callable(called):
         raise PolicyError(f"{called!r} is no policy: give a name, a path or a callable")
     check_replay(trace, cluster, num_groups=num_groups, every=every, history=history, first=first)
     start = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
-    return _walk(trace, start, called, num_groups, every, history, first)
+    return _walk(trace, start, called, num_groups, every, history, first, service)
 
 
 def check_replay(
@@ -206,13 +213,14 @@ def _walk(
     every: int,
     history: int,
     first: int,
+    service: Service | None,
 ) -> Iterator[Step]:
     sees_next = bool(getattr(policy, "sees_next", False))
     no_moves = np.zeros(trace.num_layers, np.int64)
     warm_up(policy)
     for window in range(first, trace.num_windows):
         planned = (window - first) % every == 0
-        seconds, moves = 0.0, no_moves
+        seconds, moves, moving_seconds = 0.0, no_moves, 0.0
         if planned:
             shown = (
                 slice(window, window + every)
@@ -225,10 +233,12 @@ def _walk(
             chosen = _placement_of(answer, current, window)
             if chosen is not current:
                 moves = np.where(trace.dense, 0, chosen.moves_by_layer(current))
+                if service is not None and moves.any():
+                    moving_seconds = service.moving_seconds(current, chosen, ~trace.dense)
                 current = chosen
         load = current.gpu_load(trace.loads[window])
         peak, mean = load.max(axis=-1), load.mean(axis=-1)
-        yield Step(window, planned, seconds, ratios(load), peak, mean, moves)
+        yield Step(window, planned, seconds, ratios(load), peak, mean, moves, moving_seconds)
 
 
 def _ask(
@@ -271,7 +281,11 @@ def _placement_of(answer: Any, current: Placement, window: int) -> Placement:
 
 
 def replay_of(
-    steps: Sequence[Step], name: str, cluster: Cluster, expert_bytes: int | None = None
+    steps: Sequence[Step],
+    name: str,
+    cluster: Cluster,
+    expert_bytes: int | None = None,
+    service: Service | None = None,
 ) -> Replay:
     """The steps of a replay, however many were done, as one record."""
     return Replay(
@@ -285,4 +299,5 @@ def replay_of(
         np.stack([step.mean for step in steps]),
         np.stack([step.moves for step in steps]),
         expert_bytes,
+        None if service is None else np.array([step.moving_seconds for step in steps]),
     )

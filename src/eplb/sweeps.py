@@ -204,7 +204,7 @@ def _replay(
     name: str,
     policy: Policy | str | os.PathLike[str],
     expert_bytes: int | None,
-    **options: int,
+    **options: Any,
 ) -> Replay | EplbError:
     """One replay, or why there is none, in whatever process joblib runs it."""
     quiet: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
