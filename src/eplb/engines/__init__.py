@@ -1,0 +1,3 @@
+"""Plug-ins of inference engines: nothing of an engine is imported before the engine asks for it."""
+
+__all__: list[str] = []

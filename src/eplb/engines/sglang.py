@@ -1,0 +1,166 @@
+"""The plug-in of SGLang: this planner in place of the engine's algorithms.
+
+SGLang calls `register` in each of its processes, as it does with all of `sglang.srt.plugins`, and
+wraps its `rebalance_experts` in what is registered there. docs/sglang.md tells how to use it.
+"""
+
+import inspect
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.engines.say import failure, once
+from eplb.engines.settings import Settings, is_on, settings_from, unknown_variables
+
+__all__ = ["make_hook", "register"]
+
+_logger = logging.getLogger("sglang.eplb")
+
+_ARGUMENTS = (
+    "tokens_per_expert",
+    "num_physical_experts",
+    "num_local_physical_experts",
+    "num_groups",
+    "num_nodes",
+    "algorithm",
+)
+_CHECKED = ("0.5.23",)
+_TARGET = "sglang.srt.eplb.eplb_algorithms.rebalance_experts"
+
+
+def register() -> None:
+    """Put the planner in place where EPLB_POLICY says so; say so, or why not. Never raises."""
+    try:
+        if not is_on(os.environ):
+            return
+        _hook(settings_from(os.environ))
+    except Exception as error:
+        failure(_logger, error, "SGLang's own EPLB algorithm stays")
+
+
+def _hook(settings: Settings) -> None:
+    import sglang
+    from sglang.srt.eplb import eplb_algorithms
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    version = str(getattr(sglang, "__version__", "of an unknown version"))
+    arguments = tuple(inspect.signature(eplb_algorithms.rebalance_experts).parameters)
+    if arguments != _ARGUMENTS:
+        raise NotImplementedError(
+            f"SGLang {version}: rebalance_experts takes {', '.join(arguments)}; "
+            f"known is {', '.join(_ARGUMENTS)}"
+        )
+    HookRegistry.register(_TARGET, make_hook(settings), HookType.AROUND)
+    _logger.warning("eplb: plans expert placement in place of SGLang's algorithms: %s", settings)
+    if version not in _CHECKED:
+        _logger.warning(
+            "eplb: SGLang %s is called like %s, which this was checked with",
+            version,
+            " and ".join(_CHECKED),
+        )
+    if unknown := unknown_variables(os.environ):
+        _logger.warning("eplb: nothing reads %s", ", ".join(unknown))
+
+
+def make_hook(settings: Settings) -> Callable[..., Any]:
+    """A hook around SGLang's `rebalance_experts`, that calls it where it fails itself."""
+
+    def rebalance_experts(theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As SGLang's: loads [steps, L, E] to phy2log, log2phy and logcnt."""
+        try:
+            given = inspect.signature(theirs).bind(*args, **kwargs).arguments
+            dead = _dead_ranks(given)
+            if not dead:
+                return _answer(settings, **given)
+            once(
+                _logger,
+                f"dead {dead}",
+                f"{dead} ranks are dead: SGLang's own algorithm answers, until they are back",
+            )
+        except Exception as error:
+            failure(_logger, error, "SGLang's own algorithm answers")
+        return theirs(*args, **kwargs)
+
+    return rebalance_experts
+
+
+def _dead_ranks(given: dict[str, Any]) -> int:
+    """Ranks that elastic expert parallelism has lost, counted as SGLang's own algorithm does."""
+    from sglang.srt.elastic_ep.elastic_ep import ElasticEPStateManager
+
+    state = ElasticEPStateManager.instance()
+    if state is None:
+        return 0
+    num_gpus = given["num_physical_experts"] // given["num_local_physical_experts"]
+    alive = int(state.active_ranks.sum())
+    return max(0, int(num_gpus) - alive)
+
+
+def _answer(
+    settings: Settings,
+    *,
+    tokens_per_expert: Any,
+    num_physical_experts: int,
+    num_local_physical_experts: int,
+    num_groups: int | None,
+    num_nodes: int,
+    algorithm: Any,
+) -> tuple[Any, Any, Any]:
+    import torch
+
+    from eplb.cluster import Cluster
+    from eplb.engines.planning import next_placement
+    from eplb.placement import Placement
+
+    windows = _windows(tokens_per_expert, settings.windows)
+    num_gpus = num_physical_experts // num_local_physical_experts
+    # Groups stay on nodes only where the algorithm that the user chose keeps them there.
+    hierarchical = num_groups is not None and algorithm.name.endswith("hierarchical")
+    cluster = Cluster.with_slots(num_physical_experts, num_gpus, num_nodes if hierarchical else 1)
+    groups = num_groups if hierarchical and num_groups is not None else 1
+    current = _current(windows.shape[1:], cluster)
+    if current is not None and not windows.any():
+        phy2log = current.phy2log.copy()
+    else:
+        phy2log = next_placement(windows, cluster, groups, current, settings)
+    placement = Placement(phy2log, windows.shape[2], cluster)
+    maps = (phy2log, placement.log2phy.copy(), placement.logcnt.copy())
+    return tuple(map(torch.from_numpy, maps))  # type: ignore[return-value]  # three of them
+
+
+def _windows(tokens: Any, most: int) -> NDArray[np.float64]:
+    """Steps [S, L, E] added up to a few windows [T, L, E], in float64; unused steps are left out.
+
+    They are added up where they lie, on the GPU as a rule, so that little is copied.
+    """
+    import torch
+
+    used = torch.nonzero(tokens.flatten(1).any(dim=1)).flatten()
+    if len(used) == 0:
+        return np.zeros((1, *tokens.shape[1:]))
+    wide = torch.float64 if tokens.is_floating_point() else torch.int64
+    parts = torch.tensor_split(used, min(most, len(used)))
+    sums = [tokens[part].sum(dim=0, dtype=wide) for part in parts]
+    windows: NDArray[np.float64] = torch.stack(sums).to("cpu", torch.float64).numpy()
+    return windows
+
+
+def _current(shape: tuple[int, ...], cluster: Any) -> Any:
+    """The placement that runs, None at start and where it is of other ranks."""
+    from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
+
+    from eplb.errors import EplbError
+    from eplb.placement import Placement
+
+    try:
+        metadata = get_global_expert_location_metadata()
+        running = metadata.physical_to_logical_map_cpu
+        if tuple(running.shape) != (shape[0], cluster.num_slots):
+            return None
+        return Placement(running, shape[1], cluster)
+    except (AttributeError, EplbError):
+        return None

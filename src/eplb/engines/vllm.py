@@ -1,0 +1,188 @@
+"""The plug-in of vLLM: this planner in place of the engine's policy for expert parallelism.
+
+vLLM calls `register` in each of its processes, as it does with all of `vllm.general_plugins`. It
+has no place to register a policy at; its table of policies is read after plug-ins have run, so the
+policy called "default" is replaced there. docs/vllm.md tells how to use it.
+"""
+
+import inspect
+import logging
+import os
+import threading
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.engines.history import Call, History
+from eplb.engines.say import failure
+from eplb.engines.settings import Settings, is_on, settings_from, unknown_variables
+
+__all__ = ["make_policy", "register"]
+
+# A child of the engine's own logger, so that it is written as the engine's lines are.
+_logger = logging.getLogger("vllm.eplb")
+
+_ARGUMENTS = (
+    "weight",
+    "num_replicas",
+    "num_groups",
+    "num_nodes",
+    "num_ranks",
+    "old_global_expert_indices",
+)
+_CHECKED = ("0.33.0",)
+
+
+def register() -> None:
+    """Put the planner in place where EPLB_POLICY says so; say so, or why not. Never raises."""
+    try:
+        if not is_on(os.environ):
+            return
+        _replace(settings_from(os.environ))
+    except Exception as error:
+        failure(_logger, error, "vLLM's own EPLB policy stays")
+
+
+def _replace(settings: Settings) -> None:
+    import vllm
+    from vllm.distributed.eplb.policy import EPLB_POLICIES
+
+    theirs = EPLB_POLICIES["default"]
+    if getattr(theirs, "eplb_settings", None) is not None:
+        return
+    version = str(getattr(vllm, "__version__", "of an unknown version"))
+    wrong = _difference(theirs)
+    if wrong:
+        raise NotImplementedError(f"vLLM {version}: {wrong}")
+    EPLB_POLICIES["default"] = make_policy(theirs, settings)
+    _logger.warning("eplb: plans expert placement in place of vLLM's policy: %s", settings)
+    if version not in _CHECKED:
+        _logger.warning(
+            "eplb: vLLM %s is called like %s, which this was checked with",
+            version,
+            " and ".join(_CHECKED),
+        )
+    if unknown := unknown_variables(os.environ):
+        _logger.warning("eplb: nothing reads %s", ", ".join(unknown))
+
+
+def _difference(policy: Any) -> str:
+    """What a policy has that this plug-in does not know; nothing where it fits."""
+    function = getattr(policy, "rebalance_experts", None)
+    if function is None:
+        return "its policy has no rebalance_experts"
+    signature = inspect.signature(function)
+    arguments = tuple(signature.parameters)
+    if arguments != _ARGUMENTS:
+        return f"rebalance_experts takes {', '.join(arguments)}; known is {', '.join(_ARGUMENTS)}"
+    returned = str(getattr(signature.return_annotation, "__name__", signature.return_annotation))
+    if not returned.endswith("Tensor"):
+        return f"rebalance_experts returns {returned}; known is one Tensor, physical to logical"
+    return ""
+
+
+def make_policy(theirs: Any, settings: Settings) -> Any:
+    """A policy class for vLLM's table, that answers with `theirs` where it fails itself.
+
+    Args:
+        theirs: vLLM's own policy class.
+        settings: how to plan.
+    """
+    history = History(settings.windows)
+    # The engine's own thread plans at start and where ranks come or go, another one meanwhile.
+    lock = threading.Lock()
+    recorder = None
+    if settings.record is not None:
+        from eplb.engines.recording import Recorder
+
+        recorder = Recorder(settings.record, settings.record_files, _logger)
+
+    class EplbPolicy(theirs):  # type: ignore[misc]  # known where the engine runs
+        """vLLM's policy, but for the planning."""
+
+        eplb_settings = settings
+
+        @classmethod
+        def rebalance_experts(
+            cls,
+            weight: Any,
+            num_replicas: int,
+            num_groups: int,
+            num_nodes: int,
+            num_ranks: int,
+            old_global_expert_indices: Any = None,
+        ) -> Any:
+            """As vLLM's: loads [L, E] and the map that runs [L, P'] to a map [L, P], on the CPU."""
+            call = Call(num_replicas, num_groups, num_nodes, num_ranks)
+            try:
+                with lock:
+                    return _answer(
+                        history, recorder, call, settings, weight, old_global_expert_indices
+                    )
+            except Exception as error:
+                failure(_logger, error, "vLLM's own policy answers")
+            return super().rebalance_experts(
+                weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices
+            )
+
+    return EplbPolicy
+
+
+def _answer(
+    history: History, recorder: Any, call: Call, settings: Settings, weight: Any, old: Any
+) -> Any:
+    import torch
+
+    from eplb.cluster import Cluster
+    from eplb.engines.current import running_placement
+    from eplb.engines.planning import next_placement
+    from eplb.loads import check_loads
+
+    running = None if old is None else old.detach().to("cpu", torch.int64).numpy()
+    scaling = running is not None and (
+        running.shape[1] != call.num_slots or bool((running < 0).any())
+    )
+    history.see(call, scaling=scaling)
+    loads = check_loads(weight)
+    cluster = Cluster.with_slots(call.num_slots, call.num_gpus, call.num_nodes)
+    current = None
+    if running is not None:
+        current = running_placement(running, loads.shape[1], cluster.slots_per_gpu)
+    phy2log: NDArray[np.int64]
+    if loads.any():
+        windows = history.add(loads)
+        if recorder is not None:
+            _record(recorder, loads)
+        phy2log = next_placement(windows, cluster, call.num_groups, current, settings)
+    elif current is not None and not scaling:
+        # No load was counted: so it is when the engine starts and tries what a plan costs.
+        phy2log = current.phy2log.copy()
+        _warm_up()
+    else:
+        even = np.ones((1, *loads.shape))
+        phy2log = next_placement(even, cluster, call.num_groups, current, settings)
+    return torch.from_numpy(phy2log)
+
+
+@cache
+def _warm_up() -> None:
+    """Compile the planner, once, while the engine starts and waits for nothing else."""
+    from eplb.planner import warmup
+
+    warmup()
+
+
+def _record(recorder: Any, loads: NDArray[np.float64]) -> None:
+    """Record loads on the first rank of those that share them."""
+    try:
+        from vllm.distributed.parallel_state import get_ep_group
+
+        group = get_ep_group()
+        first, mine = group.ranks[0], group.rank_in_group == 0
+    except Exception as error:
+        failure(_logger, error, "loads are not recorded: it is not known which rank this is")
+        return
+    if mine:
+        recorder.add(loads, first)
