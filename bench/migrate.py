@@ -4,8 +4,8 @@
 
 Beside ours stands a peer that takes the first GPU which holds an expert as its source, as engines
 roughly do, and sends in the order of layers, a transfer in the first wave in which both ends are
-free. `--check` judges the bars: each limit kept, waves within 1 of the bound, or within 1 % where
-uplinks are limited, no transfer between nodes that a copy in the node could spare.
+free. `--check` judges the bars: each limit kept, waves within 1 of the bound, no transfer between
+nodes that a copy in the node could spare.
 """
 
 import argparse
@@ -101,14 +101,13 @@ def judged(name: str, old: Placement, new: Placement, limits: dict[str, int]) ->
     at_once = limits.get("experts_at_once", 1)
     waves, far = peer(old, new, at_once)
     kept = _keeps(found, limits)
-    allowed = max(1, found.fewest_waves // 100) if "uplink_share" in limits else 1
     yield Bar(
         f"{what}: waves",
-        f"at most {found.fewest_waves} + {allowed}, limits kept",
+        f"at most {found.fewest_waves} + 1, limits kept",
         f"{found.num_waves}, {found.spare_slots.max()} buffers, {found.seconds:.3f} s implied"
         + ("" if kept else ", a limit passed")
         + ("" if "uplink_share" in limits else f"; peer {waves}"),
-        kept and found.num_waves <= found.fewest_waves + allowed,
+        kept and found.num_waves <= found.fewest_waves + 1,
     )
     if not limits:
         needed = needed_between_nodes(old, new)
