@@ -28,11 +28,14 @@ class Layer(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What GPUs hold: experts [G, S], their loads [G, S, T], those of GPUs, and which are held."""
+    """What GPUs hold: experts [G, S], their loads [G, S, T], those of GPUs, the first
+    again as [T, G * S], and which are held.
+    """
 
     slots: NDArray[np.int64]
     part: NDArray[np.float64]
     load: NDArray[np.float64]
+    lanes: NDArray[np.float64]
     holds: NDArray[np.bool_]
     copies: NDArray[np.int64]
 
@@ -77,7 +80,8 @@ def _search(
         _descend(hosts, weights, doublings, tolerance, most_sweeps)
     found.slots[:] = hosts.slots
     found.part[:] = hosts.part
-    found.load[:] = hosts.load
+    found.load[:] = hosts.load.T
+    found.lanes[:] = hosts.lanes
     found.holds[:] = hosts.holds
     found.copies[:] = count
 
@@ -99,6 +103,7 @@ def search(
         np.empty(shape, np.int64),
         np.empty((*shape, num_windows)),
         np.empty((layer.num_gpus, num_windows)),
+        np.empty((num_windows, layer.num_gpus * layer.slots_per_gpu)),
         np.empty((layer.num_gpus, num_experts), np.bool_),
         np.empty(num_experts, np.int64),
     )
@@ -115,6 +120,7 @@ def check(found: Found, layer: Layer) -> None:
     assert counts.min() >= 1
     share = layer.loads / found.copies[:, None]
     assert np.array_equal(found.part, share[found.slots])
+    assert np.array_equal(found.lanes, share[found.slots.ravel()].T)
     assert found.load == pytest.approx(found.part.sum(axis=1), rel=1e-9, abs=1e-9)
     for held, slots in zip(found.holds, found.slots.tolist(), strict=True):
         assert np.flatnonzero(held).tolist() == sorted(slots)

@@ -65,15 +65,20 @@ def _kick_and_descend(
 def _copy(source: Hosts, target: Hosts, count: I64, target_count: I64) -> None:
     """Copy what GPUs hold, and the replicas that there are."""
     num_gpus, slots_per_gpu = source.slots.shape
+    num_windows = source.load.shape[0]
     for gpu in range(num_gpus):
         for slot in range(slots_per_gpu):
             target.slots[gpu, slot] = source.slots[gpu, slot]
         for expert in range(count.shape[0]):
             target.holds[gpu, expert] = source.holds[gpu, expert]
-        for window in range(source.load.shape[1]):
-            target.load[gpu, window] = source.load[gpu, window]
-            for slot in range(slots_per_gpu):
+        for slot in range(slots_per_gpu):
+            for window in range(num_windows):
                 target.part[gpu, slot, window] = source.part[gpu, slot, window]
+    for window in range(num_windows):
+        for gpu in range(num_gpus):
+            target.load[window, gpu] = source.load[window, gpu]
+        for slot in range(num_gpus * slots_per_gpu):
+            target.lanes[window, slot] = source.lanes[window, slot]
     for expert in range(count.shape[0]):
         target_count[expert] = count[expert]
 
@@ -86,8 +91,8 @@ def _next(state: int) -> int:
 @inner
 def _busiest(hosts: Hosts, window: int) -> int:
     busiest = 0
-    for gpu in range(hosts.load.shape[0]):
-        if hosts.load[gpu, window] > hosts.load[busiest, window]:
+    for gpu in range(hosts.load.shape[1]):
+        if hosts.load[window, gpu] > hosts.load[window, busiest]:
             busiest = gpu
     return busiest
 
@@ -97,14 +102,11 @@ def _swap_by_chance(hosts: Hosts, state: int) -> int:
     """Swap a slot of the busiest GPU of some window with one of another GPU; return the state."""
     num_gpus, slots_per_gpu = hosts.slots.shape
     state = _next(state)
-    draw = state
-    gpu = _busiest(hosts, draw % hosts.load.shape[1])
+    gpu = _busiest(hosts, state % hosts.load.shape[0])
     state = _next(state)
-    draw = state
-    other = draw % num_gpus
-    draw //= num_gpus
-    i = draw % slots_per_gpu
-    j = draw // slots_per_gpu % slots_per_gpu
+    other = state % num_gpus
+    i = state // num_gpus % slots_per_gpu
+    j = state // (num_gpus * slots_per_gpu) % slots_per_gpu
     if (
         other != gpu
         and not hosts.holds[other, hosts.slots[gpu, i]]
@@ -123,7 +125,7 @@ def _hand_over_by_chance(hosts: Hosts, loads: F64, count: I64, state: int) -> in
     """
     num_gpus, slots_per_gpu = hosts.slots.shape
     state = _next(state)
-    window = state % hosts.load.shape[1]
+    window = state % hosts.load.shape[0]
     gpu = _busiest(hosts, window)
     largest = 0
     for slot in range(slots_per_gpu):
@@ -155,13 +157,14 @@ def _hand_over_by_chance(hosts: Hosts, loads: F64, count: I64, state: int) -> in
 def _fill_loads(hosts: Hosts, loads: F64, count: I64) -> None:
     """Renew the loads of slots and GPUs from those of experts."""
     num_gpus, slots_per_gpu = hosts.slots.shape
-    num_windows = hosts.load.shape[1]
+    num_windows = hosts.load.shape[0]
     for gpu in range(num_gpus):
         for window in range(num_windows):
-            hosts.load[gpu, window] = 0.0
+            hosts.load[window, gpu] = 0.0
         for slot in range(slots_per_gpu):
             expert = hosts.slots[gpu, slot]
             for window in range(num_windows):
                 part = loads[expert, window] / count[expert]
                 hosts.part[gpu, slot, window] = part
-                hosts.load[gpu, window] += part
+                hosts.lanes[window, gpu * slots_per_gpu + slot] = part
+                hosts.load[window, gpu] += part

@@ -26,19 +26,22 @@ def _spread(hosts: Hosts, share: F64, count: I64, order: I64, weights: F64, fill
         for expert in range(share.shape[0]):
             hosts.holds[gpu, expert] = False
         for window in range(num_windows):
-            hosts.load[gpu, window] = 0.0
+            hosts.load[window, gpu] = 0.0
+    growth = hosts.most  # scratch memory
     for expert in order:
         for _ in range(count[expert]):
+            for gpu in range(num_gpus):
+                growth[gpu] = 0.0
+            for window in range(num_windows):
+                weighted = weights[window] * share[expert, window]
+                for gpu in range(num_gpus):
+                    growth[gpu] += weighted * hosts.load[window, gpu]
             best, gpu = 0.0, -1
             for candidate in range(num_gpus):
                 if filled[candidate] == slots_per_gpu or hosts.holds[candidate, expert]:
                     continue
-                growth = 0.0
-                for window in range(num_windows):
-                    weighted = weights[window] * share[expert, window]
-                    growth += weighted * hosts.load[candidate, window]
-                if gpu < 0 or growth < best:
-                    best, gpu = growth, candidate
+                if gpu < 0 or growth[candidate] < best:
+                    best, gpu = growth[candidate], candidate
             if gpu < 0:
                 gpu = _make_room(hosts, share, expert, filled)
             slot = filled[gpu]
@@ -47,7 +50,11 @@ def _spread(hosts: Hosts, share: F64, count: I64, order: I64, weights: F64, fill
             hosts.holds[gpu, expert] = True
             for window in range(num_windows):
                 hosts.part[gpu, slot, window] = share[expert, window]
-                hosts.load[gpu, window] += share[expert, window]
+                hosts.load[window, gpu] += share[expert, window]
+    for gpu in range(num_gpus):
+        for slot in range(slots_per_gpu):
+            for window in range(num_windows):
+                hosts.lanes[window, gpu * slots_per_gpu + slot] = hosts.part[gpu, slot, window]
 
 
 @inner
@@ -69,8 +76,8 @@ def _make_room(hosts: Hosts, share: F64, expert: int, filled: I64) -> int:
             last = slots_per_gpu - 1
             for window in range(share.shape[1]):
                 hosts.part[target, filled[target], window] = share[moved, window]
-                hosts.load[target, window] += share[moved, window]
-                hosts.load[gpu, window] -= share[moved, window]
+                hosts.load[window, target] += share[moved, window]
+                hosts.load[window, gpu] -= share[moved, window]
                 hosts.part[gpu, slot, window] = hosts.part[gpu, last, window]
             hosts.slots[target, filled[target]] = moved
             hosts.holds[target, moved] = True

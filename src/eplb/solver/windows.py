@@ -26,28 +26,38 @@ class Work(NamedTuple):
 
     Attributes:
         doublings: [K] norms to descend under, one after the other, of the powers 2 ** doublings.
-        tolerance: part of the objective below which a swap is not worth looking for.
+        tolerances: [K] part of the objective below which a swap is not worth looking for.
+        sweeps: [K] most sweeps of each descent.
         most_products: of slots with slots and windows, in each descent; it has at least 1 sweep.
+        num_kicks: tries to get out of dead ends.
+        kick_stage: the descent after which they come.
         kick_doublings: the norm to descend under after a kick.
         kick_tolerance: the tolerance of that.
-        num_kicks: tries to get out of dead ends.
     """
 
     doublings: I64
-    tolerance: float
+    tolerances: F64
+    sweeps: I64
     most_products: float
+    num_kicks: int
+    kick_stage: int
     kick_doublings: int
     kick_tolerance: float
-    num_kicks: int
 
 
-_MOST_SWEEPS = 30.0
+_MOST_SWEEPS = 30
 """Descents end sooner by themselves, but for a few."""
 
+_POWERS = np.array([1, 3, 5])
+
 EFFORTS = {
-    "fast": Work(np.array([3]), 1e-4, 4e6, 4, 1e-4, 0),
-    "default": Work(np.array([1, 3, 5]), 1e-4, 16e6, 4, 1e-4, 0),
-    "thorough": Work(np.array([1, 3, 5]), 1e-5, 100e6, 4, 1e-4, 30),
+    "fast": Work(_POWERS[1:2], np.array([1e-4]), np.array([_MOST_SWEEPS]), 4e6, 0, 0, 3, 1e-4),
+    # Late sweeps under a low norm do what the next one does again.
+    "default": Work(_POWERS, np.full(3, 1e-4), np.array([_MOST_SWEEPS, 2, 3]), 16e6, 0, 0, 3, 1e-4),
+    # Kicks under a smooth norm: under a sharp one they fit the windows planned for, and no others.
+    "thorough": Work(
+        _POWERS, np.array([1e-4, 1e-4, 1e-5]), np.full(3, _MOST_SWEEPS), 100e6, 30, 1, 3, 5e-5
+    ),
 }
 """What an effort is for several windows."""
 
@@ -93,7 +103,9 @@ def _plan_windows(
     filled = np.empty(node_gpus, np.int64)
     found = np.empty(phy2log.shape[1], np.int64)
     in_a_sweep = 0.5 * node_gpus * (node_gpus - 1) * slots_per_gpu**2 * num_windows
-    most_sweeps = int(max(1.0, min(_MOST_SWEEPS, effort.most_products / max(1.0, in_a_sweep))))
+    most_sweeps = int(
+        max(1.0, min(float(_MOST_SWEEPS), effort.most_products / max(1.0, in_a_sweep)))
+    )
     for layer in layers:
         mean_load = _scale(loads, layer, weights, scaled, weight) / num_gpus
         for node in range(num_nodes if slots_per_gpu < node_experts else 0):
@@ -109,22 +121,28 @@ def _plan_windows(
                 for window in range(num_windows):
                     share[i, window] = local[i, window] / node_count[i]
             _spread(hosts, share, node_count, order[:node_experts], weight, filled)
-            for doublings in effort.doublings:
+            for stage in range(effort.doublings.shape[0]):
                 _forget(hosts)
-                _descend(hosts, weight, doublings, effort.tolerance, most_sweeps)
-            if effort.num_kicks > 0:
-                _kick_and_descend(
+                _descend(
                     hosts,
-                    kept,
-                    local,
-                    node_count,
-                    kept_count,
                     weight,
-                    effort.kick_doublings,
-                    effort.kick_tolerance,
-                    most_sweeps,
-                    effort.num_kicks,
+                    effort.doublings[stage],
+                    effort.tolerances[stage],
+                    min(effort.sweeps[stage], most_sweeps),
                 )
+                if effort.num_kicks > 0 and stage == effort.kick_stage:
+                    _kick_and_descend(
+                        hosts,
+                        kept,
+                        local,
+                        node_count,
+                        kept_count,
+                        weight,
+                        effort.kick_doublings,
+                        effort.kick_tolerance,
+                        most_sweeps,
+                        effort.num_kicks,
+                    )
             for gpu in range(node_gpus):
                 for slot in range(slots_per_gpu):
                     place = node * node_slots + gpu * slots_per_gpu + slot
