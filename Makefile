@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test test-engines check bench clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -26,6 +26,15 @@ demo: $(VENV)/.run  ## plan and replay loads that behave like DeepSeek-V3's, and
 test: $(VENV)/.dev  ## the whole suite
 	$(BIN)/python -m pytest
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "not jit"
+
+$(VENV)/engines: enginetests/fetch.py enginetests/requirements.txt | $(VENV)/.dev
+	$(BIN)/python enginetests/fetch.py $@
+	@touch $@
+
+# A process for each engine: what they import is not made to be in one.
+test-engines: $(VENV)/engines $(VENV)/.dev  ## the plug-ins, in the engines' own code from their wheels
+	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_sglang.py
+	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_vllm*.py
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .

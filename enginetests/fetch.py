@@ -1,0 +1,75 @@
+"""Fetch the engines' wheels, and unpack the parts that tests import.
+
+    python enginetests/fetch.py FOLDER
+
+Into FOLDER/vllm and FOLDER/sglang go the Python files of the wheels that are named here, without
+their dependencies; into FOLDER/site the packages of requirements.txt, which importing these files
+takes, each of just the version that was tried. The engines' own builds for GPUs are left out, so it
+does not matter that their wheels are for other processors. Nothing is left where it fails.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+WHEELS = {"vllm": "0.33.0", "sglang": "0.5.23"}
+_ENDINGS = (
+    ".py",
+    ".json",
+    "METADATA",
+    "entry_points.txt",
+    "RECORD",
+    "WHEEL",
+    ".dist-info/top_level.txt",
+)
+
+
+def pip(*arguments: str) -> None:
+    """Run pip of this environment."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments],
+        check=True,
+    )
+
+
+def unpack(name: str, version: str, folder: Path) -> None:
+    """Unpack the Python files of one wheel."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as downloaded:
+        platforms = [f"manylinux_2_{minor}_x86_64" for minor in (28, 31, 34)]
+        pip(
+            "download",
+            "--no-deps",
+            "--no-cache-dir",
+            "--only-binary=:all:",
+            "--python-version=3.11",
+            *(f"--platform={each}" for each in platforms),
+            f"--dest={downloaded}",
+            f"{name}=={version}",
+        )
+        (wheel,) = Path(downloaded).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            wanted = [each for each in archive.namelist() if each.endswith(_ENDINGS)]
+            archive.extractall(folder, wanted)
+
+
+def main() -> None:
+    """Make the folder whole or not at all."""
+    if sys.version_info < (3, 11):
+        sys.exit("SGLang needs Python 3.11: make test-engines PYTHON=python3.11")
+    target = Path(sys.argv[1])
+    making = target.with_name(f"{target.name}.part")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    for name, version in WHEELS.items():
+        unpack(name, version, making / name)
+    requirements = Path(__file__).with_name("requirements.txt")
+    pip("install", "--no-deps", f"--target={making / 'site'}", f"--requirement={requirements}")
+    shutil.rmtree(target, ignore_errors=True)
+    making.rename(target)
+
+
+if __name__ == "__main__":
+    main()

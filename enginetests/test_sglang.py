@@ -1,0 +1,238 @@
+"""SGLang's own registry of hooks, dispatch and metadata, with this planner in.
+
+Stand-ins, and why:
+- the runtime context: SGLang publishes it from the arguments of a server with a model on GPUs. Only
+  what expert placement reads of it is here.
+- the model's configuration: SGLang reads it from a model's files. `ModelConfigForExpertLocation`,
+  which it makes of that, is its own.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from recorded import DEEPSEEK_V3, load_recorded
+from sglang.srt.elastic_ep.elastic_ep import ElasticEPStateManager
+from sglang.srt.eplb import eplb_algorithms, expert_location
+from sglang.srt.eplb.expert_location import ExpertLocationMetadata, ModelConfigForExpertLocation
+from sglang.srt.plugins import hook_registry
+
+import eplb
+from eplb.engines.sglang import register
+from eplb.formats.placements import save_placement
+
+LAYERS, EXPERTS, SLOTS, GPUS = 61, 256, 288, 32
+
+Locate = Callable[..., ExpertLocationMetadata]
+
+
+@pytest.fixture
+def locate() -> Iterator[Locate]:
+    """SGLang's metadata for a server of 32 ranks, of what one of its functions is given."""
+    moe = SimpleNamespace(
+        ep_num_redundant_experts=SLOTS - EXPERTS,
+        eplb_algorithm="auto",
+        ep_dispatch_algorithm="static",
+        ep_join_mode=None,
+        moe_a2a_backend="deepep",
+        init_expert_location="trivial",
+    )
+    parallel = SimpleNamespace(nnodes=4, ep_size=GPUS, elastic_ep_initial_size=None, tp_size=GPUS)
+    resources = SimpleNamespace(expert_location_metadata=None)
+    model = ModelConfigForExpertLocation(LAYERS, EXPERTS, None)
+
+    def made(function: Any, *args: Any, num_groups: int | None = None, **kwargs: Any) -> Any:
+        model.num_groups = num_groups
+        for name in list(kwargs):
+            if hasattr(moe, name):
+                setattr(moe, name, kwargs.pop(name))
+        return function(None, *args, **kwargs)
+
+    with (
+        patch.object(expert_location, "get_exec", lambda: SimpleNamespace(moe=moe)),
+        patch.object(expert_location, "get_parallel", lambda: parallel),
+        patch.object(expert_location, "get_resources", lambda: resources),
+        patch.object(expert_location, "get_device", lambda: SimpleNamespace(device="cpu")),
+        patch.object(expert_location, "_prefer_same_node_experts", lambda: True),
+        patch.object(torch.distributed, "get_rank", lambda: 3),
+        patch.object(
+            ModelConfigForExpertLocation, "from_model_config", staticmethod(lambda _: model)
+        ),
+    ):
+        yield made
+
+
+@pytest.fixture
+def hooked(switched_on: None) -> Iterator[None]:
+    """SGLang, after it has loaded this plug-in."""
+    theirs = eplb_algorithms.rebalance_experts
+    register()
+    hook_registry.HookRegistry.apply_hooks()
+    yield
+    hook_registry.HookRegistry.reset()
+    eplb_algorithms.rebalance_experts = theirs
+
+
+def steps(traces: Path) -> torch.Tensor:
+    loads = np.stack([load_recorded(traces, name) for name in DEEPSEEK_V3[:5]])
+    return torch.from_numpy(loads).to(torch.int32)
+
+
+def placement(metadata: ExpertLocationMetadata) -> eplb.Placement:
+    cluster = eplb.Cluster(GPUS, 1, SLOTS // GPUS)
+    return eplb.Placement(metadata.physical_to_logical_map_cpu, EXPERTS, cluster)
+
+
+def test_plugins_are_found_and_loaded_by_the_engine_itself(
+    switched_on: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt import plugins
+
+    theirs = eplb_algorithms.rebalance_experts
+    monkeypatch.setattr(plugins, "_plugins_loaded", False)
+    try:
+        plugins.load_plugins()
+        assert eplb_algorithms.rebalance_experts.__wrapped__ is theirs
+    finally:
+        hook_registry.HookRegistry.reset()
+        eplb_algorithms.rebalance_experts = theirs
+
+
+def test_its_metadata_takes_our_answer(hooked: None, locate: Locate, traces: Path) -> None:
+    loads = steps(traces)
+    ours = placement(locate(ExpertLocationMetadata.init_by_eplb, loads))
+    assert ours.num_duplicates == 0
+    unseen = load_recorded(traces, DEEPSEEK_V3[5])
+    with patch.object(
+        eplb_algorithms, "rebalance_experts", eplb_algorithms.rebalance_experts.__wrapped__
+    ):
+        theirs = placement(locate(ExpertLocationMetadata.init_by_eplb, loads))
+    assert ours.balancedness(unseen) > theirs.balancedness(unseen) + 0.05
+
+
+def test_a_later_plan_moves_few_experts_from_the_one_that_runs(
+    hooked: None, locate: Locate, traces: Path
+) -> None:
+    loads = steps(traces)
+    first = locate(ExpertLocationMetadata.init_by_eplb, loads[:4])
+    expert_location.set_global_expert_location_metadata(first)
+    second = locate(ExpertLocationMetadata.init_by_eplb, loads[1:])
+    moves = placement(second).moves_from(placement(first))
+    assert 0 < moves <= 0.05 * LAYERS * SLOTS
+    first.update(second, list(range(LAYERS)))
+    assert placement(first) == placement(second)
+
+
+def test_groups_stay_on_nodes_where_its_algorithm_keeps_them(
+    hooked: None, locate: Locate, traces: Path
+) -> None:
+    maps = locate(ExpertLocationMetadata.init_by_eplb, steps(traces), num_groups=8)
+    groups = maps.physical_to_logical_map.reshape(LAYERS, 4, -1) // (EXPERTS // 8)
+    assert all(len(set(node.tolist())) == 2 for layer in groups[3:] for node in layer)
+
+
+def test_dead_ranks_are_left_to_the_engine(
+    hooked: None, locate: Locate, traces: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alive = torch.ones(GPUS, dtype=torch.int32)
+    alive[[5, 9]] = 0
+    loads = steps(traces)
+    theirs = eplb_algorithms.rebalance_experts.__wrapped__
+    arguments = {
+        "tokens_per_expert": loads,
+        "num_physical_experts": 12 * GPUS,
+        "num_local_physical_experts": 12,
+        "num_groups": None,
+        "num_nodes": 4,
+        "algorithm": eplb_algorithms.EplbAlgorithm.elasticity_aware,
+    }
+    with patch.object(ElasticEPStateManager, "_instance", SimpleNamespace(active_ranks=alive)):
+        ours = eplb_algorithms.rebalance_experts(**arguments)
+        for one, other in zip(ours, theirs(**arguments), strict=True):
+            assert torch.equal(one, other)
+        assert "2 ranks are dead" in caplog.text
+        alive[:] = 1
+        maps = eplb_algorithms.rebalance_experts(**arguments)
+        assert not torch.equal(maps[0], theirs(**arguments)[0])
+
+
+def test_no_load_keeps_what_runs(hooked: None, locate: Locate, traces: Path) -> None:
+    first = locate(ExpertLocationMetadata.init_by_eplb, steps(traces))
+    expert_location.set_global_expert_location_metadata(first)
+    none = torch.zeros((3, LAYERS, EXPERTS), dtype=torch.int32)
+    assert placement(locate(ExpertLocationMetadata.init_by_eplb, none)) == placement(first)
+
+
+def test_where_it_fails_the_engine_answers(
+    hooked: None, locate: Locate, traces: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loads = steps(traces)
+    with patch("eplb.engines.planning.plan", side_effect=MemoryError("none left")):
+        ours = locate(ExpertLocationMetadata.init_by_eplb, loads)
+    with patch.object(
+        eplb_algorithms, "rebalance_experts", eplb_algorithms.rebalance_experts.__wrapped__
+    ):
+        theirs = locate(ExpertLocationMetadata.init_by_eplb, loads)
+    assert torch.equal(ours.physical_to_logical_map, theirs.physical_to_logical_map)
+    assert "none left; SGLang's own algorithm answers" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, ""),
+        ({"EPLB_POLICY": "default"}, ""),
+        ({"EPLB_POLICY": "best"}, "EPLB_POLICY is 'best'"),
+        ({"EPLB_POLICY": "eplb", "EPLB_MAX_MOVES": "lots"}, "EPLB_MAX_MOVES is 'lots'"),
+    ],
+)
+def test_off_unless_it_is_asked_for_rightly(
+    environment: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("EPLB_POLICY", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    register()
+    assert not any(hook_registry.HookRegistry._hooks.values())
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(said)
+
+
+def test_an_engine_with_another_interface_is_left_alone(
+    switched_on: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(eplb_algorithms, "rebalance_experts", lambda loads, num_slots: None)
+    register()
+    assert not any(hook_registry.HookRegistry._hooks.values())
+    assert "rebalance_experts takes loads, num_slots" in caplog.text
+    assert "SGLang's own EPLB algorithm stays" in caplog.text
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_it_starts_with_the_placement_of_our_file(
+    inline: bool, locate: Locate, traces: Path, tmp_path: Path
+) -> None:
+    cluster = eplb.Cluster(GPUS, 1, SLOTS // GPUS)
+    made = eplb.plan(load_recorded(traces, DEEPSEEK_V3[0]), cluster).placement
+    path = tmp_path / "placement.json"
+    save_placement(made, path, to="sglang")
+    given = path.read_text() if inline else str(path)
+    initial = expert_location.compute_initial_expert_location_metadata
+    assert placement(locate(initial, init_expert_location=given, moe_ep_rank=3)) == made
+    assert set(json.loads(path.read_text())) == {"physical_to_logical_map"}
+
+
+def test_loud_when_on(hooked: None, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        register()
+    assert "plans expert placement in place of SGLang's algorithms" in caplog.text

@@ -1,0 +1,272 @@
+"""vLLM's own registry, state, maps and transfers, with this planner in.
+
+Stand-ins are those of vllm_ranks.py, where the engine's state runs in several processes; here the
+engine's functions are called as they are.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from recorded import DEEPSEEK_V3, load_recorded
+from vllm.distributed.eplb import policy as policies
+from vllm.distributed.eplb.eplb_state import compute_logical_maps
+from vllm.distributed.eplb.migration_scheduler import schedule_migration_batches_for_layers
+from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
+
+import eplb
+from eplb.engines.vllm import register
+
+EXPERTS, SLOTS, RANKS = 256, 288, 32
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def policy(switched_on: None) -> Iterator[Any]:
+    """What stands in vLLM's table after it has loaded this plug-in."""
+    register()
+    yield EPLB_POLICIES["default"]
+    EPLB_POLICIES["default"] = DefaultEplbPolicy
+
+
+@pytest.fixture(scope="module")
+def loads(traces: Path) -> torch.Tensor:
+    """[6, L, E] as vLLM adds them up."""
+    windows = np.stack([load_recorded(traces, name)[3:] for name in DEEPSEEK_V3])
+    return torch.from_numpy(windows).to(torch.int64)
+
+
+def start(num_layers: int, num_slots: int = SLOTS) -> torch.Tensor:
+    """The map that vLLM starts with."""
+    return (torch.arange(num_slots) % EXPERTS).repeat(num_layers, 1)
+
+
+def placement(phy2log: torch.Tensor, num_ranks: int = RANKS) -> eplb.Placement:
+    cluster = eplb.Cluster.with_slots(phy2log.shape[1], num_ranks)
+    return eplb.Placement(phy2log.numpy(), EXPERTS, cluster)
+
+
+def answers(policy: Any, loads: torch.Tensor) -> list[torch.Tensor]:
+    """The maps that one rank runs, window by window."""
+    maps = [start(loads.shape[1])]
+    for window in loads:
+        maps.append(policy.rebalance_experts(window, SLOTS, 8, 4, RANKS, maps[-1]))
+    return maps
+
+
+def test_ranks_run_the_same_maps_and_hold_the_weights_that_these_say(tmp_path: Path) -> None:
+    environment = {**os.environ, "EPLB_POLICY": "eplb", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
+    command = [sys.executable, str(HERE / "vllm_ranks.py")]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), "4", str(tmp_path / "store")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(4)
+    ]
+    ended = [rank.communicate(timeout=300) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * 4, ended[0][1]
+    said = [json.loads(output.splitlines()[-1]) for output, _ in ended]
+    assert said[0]["policy"] == "EplbPolicy"
+    assert all(rank == said[0] for rank in said)
+    assert said[0]["wrong"] == 0
+    maps = np.array(said[0]["maps"])
+    changed = (maps[1:] != maps[:-1]).any(axis=(1, 2)).sum()
+    assert 0 < changed < len(maps) - 1  # when it rebalances, and only then
+    assert "plans expert placement in place of vLLM's policy" in ended[0][1]
+
+
+def test_maps_and_transfer_plans_are_made_of_our_answer(policy: Any, loads: torch.Tensor) -> None:
+    *_, old, new = answers(policy, loads[:3])
+    assert (new.dtype, new.device.type, new.shape) == (torch.int64, "cpu", (58, SLOTS))
+    ours = placement(new)
+    log2phy, logcnt = compute_logical_maps(new, EXPERTS)
+    assert np.array_equal(logcnt.numpy(), ours.logcnt)
+    assert np.array_equal(log2phy.numpy(), ours.log2phy)
+    batches = schedule_migration_batches_for_layers(SLOTS // RANKS, old.numpy(), new.numpy())
+    sent = sum(len(flow.expert_ids) for layer in batches for batch in layer for flow in batch)
+    assert 0 < sent == ours.moves_from(placement(old))
+
+
+def test_unseen_loads_are_balanced_better_than_by_its_own_policy(
+    policy: Any, loads: torch.Tensor
+) -> None:
+    ours = answers(policy, loads[:5])[-1]
+    theirs = answers(DefaultEplbPolicy, loads[:5])[-1]
+    unseen = loads[5].numpy()
+    gained = placement(ours).balancedness(unseen) - placement(theirs).balancedness(unseen)
+    assert gained > 0.05
+
+
+def test_noise_moves_few_experts(policy: Any, loads: torch.Tensor) -> None:
+    draw = np.random.default_rng(3)
+    windows = [
+        torch.from_numpy(np.rint(loads[0].numpy() * draw.uniform(0.95, 1.05, loads[0].shape)))
+        for _ in range(5)
+    ]
+    maps = answers(policy, torch.stack(windows).to(torch.int64))
+    all_slots = 58 * SLOTS
+    for old, new in itertools.pairwise(maps[1:]):
+        assert placement(new).moves_from(placement(old)) <= 0.05 * all_slots
+    theirs = answers(DefaultEplbPolicy, torch.stack(windows).to(torch.int64))
+    assert placement(theirs[3]).moves_from(placement(theirs[2])) > 0.5 * all_slots
+
+
+def test_experts_that_stay_on_a_rank_stay_in_their_slot(policy: Any, loads: torch.Tensor) -> None:
+    *_, old, new = answers(policy, loads[:3])
+    by_rank = zip(old.reshape(-1, 9).tolist(), new.reshape(-1, 9).tolist(), strict=True)
+    for before, after in by_rank:
+        for slot, expert in enumerate(after):
+            assert expert not in before or before[slot] == expert or after.count(expert) > 1
+
+
+def test_no_load_keeps_what_runs(policy: Any, loads: torch.Tensor) -> None:
+    maps = answers(policy, loads[:2])
+    none = torch.zeros_like(loads[0])
+    for running in (maps[0], maps[-1]):
+        kept = policy.rebalance_experts(none, SLOTS, 8, 4, RANKS, running)
+        assert torch.equal(kept, running)
+        assert kept.data_ptr() != running.data_ptr()
+
+
+def test_what_a_joining_rank_has_not_seen_counts_for_no_rank(
+    switched_on: None, loads: torch.Tensor
+) -> None:
+    """Ranks come: old ones know of loads that new ones do not, and all must answer alike."""
+
+    def rank() -> Any:
+        EPLB_POLICIES["default"] = DefaultEplbPolicy
+        register()
+        return EPLB_POLICIES["default"]
+
+    veteran, joining = rank(), rank()
+    EPLB_POLICIES["default"] = DefaultEplbPolicy
+    running = answers(veteran, loads[:4])[-1]
+    grown = torch.cat([running, torch.full((58, 72), -1)], dim=1)
+    maps = [each.rebalance_experts(loads[3], 360, 8, 5, 40, grown) for each in (veteran, joining)]
+    assert torch.equal(*maps)
+    assert placement(maps[0], 40).num_duplicates == 0
+    later = [
+        each.rebalance_experts(loads[4], 360, 8, 5, 40, maps[0]) for each in (veteran, joining)
+    ]
+    assert torch.equal(*later)
+    # Ranks go, and others come in their place.
+    fewer = [veteran.rebalance_experts(loads[4], SLOTS, 8, 4, RANKS, later[0]) for _ in range(2)]
+    assert placement(fewer[0]).num_duplicates == 0
+    again = torch.cat([fewer[0], torch.full((58, 72), -1)], dim=1)
+    new_again = rank()
+    EPLB_POLICIES["default"] = DefaultEplbPolicy
+    maps = [each.rebalance_experts(loads[5], 360, 8, 5, 40, again) for each in (veteran, new_again)]
+    assert torch.equal(*maps)
+
+
+def test_where_it_fails_the_engine_answers(
+    policy: Any, loads: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = (loads[0], SLOTS, 8, 4, RANKS, start(58))
+    with patch("eplb.engines.planning.plan", side_effect=MemoryError("all is used")):
+        ours = [policy.rebalance_experts(*arguments) for _ in range(3)]
+    theirs = DefaultEplbPolicy.rebalance_experts(*arguments)
+    assert all(torch.equal(each, theirs) for each in ours)
+    assert caplog.text.count("all is used; vLLM's own policy answers") == 1
+
+
+def test_what_its_own_policy_raises_it_still_raises(
+    policy: Any, loads: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(AssertionError):
+        policy.rebalance_experts(loads[0], 250, 8, 4, RANKS, start(58))
+    assert "250 slots do not divide over 32 GPUs" in caplog.text
+
+
+def test_off_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for value in ("", "default", "off"):
+        monkeypatch.setenv("EPLB_POLICY", value)
+        register()
+        assert list(EPLB_POLICIES.values()) == [DefaultEplbPolicy]
+    assert not caplog.text
+    monkeypatch.setenv("EPLB_POLICY", "eplb")
+    monkeypatch.setenv("EPLB_WINDOWS", "0")
+    register()
+    assert list(EPLB_POLICIES.values()) == [DefaultEplbPolicy]
+    assert "EPLB_WINDOWS is '0'" in caplog.text
+    assert "vLLM's own EPLB policy stays" in caplog.text
+
+
+class _Older:
+    """The policy of vLLM 0.13: three maps, and no map that runs."""
+
+    @classmethod
+    def rebalance_experts(
+        cls, weight: Any, num_replicas: int, num_groups: int, num_nodes: int, num_ranks: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+
+class _Tuples(DefaultEplbPolicy):  # type: ignore[misc]
+    """The policy of vLLM 0.17: three maps."""
+
+    @classmethod
+    def rebalance_experts(
+        cls,
+        weight: Any,
+        num_replicas: int,
+        num_groups: int,
+        num_nodes: int,
+        num_ranks: int,
+        old_global_expert_indices: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [(_Older, "known is weight"), (_Tuples, "known is one Tensor"), (object, "has no rebal")],
+)
+def test_an_engine_with_another_interface_is_left_alone(
+    theirs: Any, said: str, switched_on: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with patch.object(policies, "EPLB_POLICIES", {"default": theirs}):
+        register()
+        assert policies.EPLB_POLICIES["default"] is theirs
+    assert said in caplog.text
+
+
+def test_loads_are_recorded_by_the_first_rank(
+    switched_on: None,
+    loads: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EPLB_RECORD", str(tmp_path / "made" / "here"))
+    from vllm.distributed import parallel_state
+
+    for rank in (0, 1):
+        register()
+        group = SimpleNamespace(ranks=[0, 1], rank_in_group=rank)
+        monkeypatch.setattr(parallel_state, "_EP", group)
+        answers(EPLB_POLICIES["default"], loads[: 3 - rank])
+        EPLB_POLICIES["default"] = DefaultEplbPolicy
+    folder = tmp_path / "made" / "here" / "58x256"
+    for _ in range(100):
+        if len(list(folder.glob("loads-*.npz"))) == 3:
+            break
+        time.sleep(0.05)
+    assert np.array_equal(eplb.load_trace(folder).loads, loads[:3].numpy())

@@ -1,0 +1,47 @@
+"""200 calls as vLLM makes them, and a digest of every answer: `python vllm_calls.py TRACES`.
+
+Two models in turn, calls without load, and ranks that come and go, on the recorded windows of
+gpt-oss.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from recorded import GPT_OSS, load_windows
+
+EXPERTS, SLOTS_PER_RANK = 32, 5
+CALLS = 200
+
+
+def main() -> None:
+    from vllm.distributed.eplb.policy import EPLB_POLICIES
+
+    from eplb.engines.vllm import register
+
+    register()
+    policy = EPLB_POLICIES["default"]
+    loads = torch.from_numpy(load_windows(Path(sys.argv[1]), GPT_OSS)).to(torch.int64)
+    maps = [(torch.arange(40) % EXPERTS).repeat(layers, 1) for layers in (loads.shape[1], 1)]
+    for call in range(CALLS):
+        drafting = call % 5 == 4
+        running = maps[drafting]
+        window = loads[call % len(loads), : running.shape[0]]
+        if call % 50 == 0:
+            window = torch.zeros_like(window)
+        # 8 ranks, then 10, then 8 again: the map of those that come is empty.
+        num_ranks = 10 if 60 <= call < 120 else 8
+        num_slots = num_ranks * SLOTS_PER_RANK
+        if running.shape[1] < num_slots:
+            empty = torch.full((running.shape[0], num_slots - running.shape[1]), -1)
+            running = torch.cat([running, empty], dim=1)
+        answer = policy.rebalance_experts(window, num_slots, 1, 1, num_ranks, running)
+        assert int(answer.min()) >= 0
+        maps[drafting] = answer
+        print(hashlib.sha256(np.ascontiguousarray(answer.numpy()).tobytes()).hexdigest())
+
+
+if __name__ == "__main__":
+    main()
