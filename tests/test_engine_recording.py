@@ -1,6 +1,7 @@
 """Recording of what an engine shows: bounded, whole files, and no trouble for the engine."""
 
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -108,3 +109,17 @@ def test_what_is_recorded_is_as_it_was_shown(tmp_path: Path) -> None:
     window[:] = 7.0
     recorder.wait(30.0)
     assert load_trace(tmp_path / "3x8").loads.max() == 1.0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is nothing to fork with")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_processes_forked_from_one_do_not_write_over_each_other(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 100, LOGGER)
+    for number in range(2):
+        child = os.fork()
+        if child == 0:
+            recorder.add(np.full((3, 8), float(number)))
+            recorder.wait(30.0)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert len(load_trace(tmp_path / "3x8")) == 2

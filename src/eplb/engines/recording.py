@@ -42,7 +42,7 @@ class Recorder:
         self._folder = folder
         self._most = most
         self._logger = logger
-        self._run = f"loads-{time.time_ns()}-{os.getpid()}"
+        self._run = ""
         self._number = 0
         self._waiting: queue.Queue[tuple[NDArray[np.float64], Path, float]] = queue.Queue(_WAITING)
         self._thread: threading.Thread | None = None
@@ -52,6 +52,8 @@ class Recorder:
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._write, daemon=True, name="eplb-record")
             self._thread.start()
+            # Not before: the process that made this may have forked since.
+            self._run = f"loads-{time.time_ns()}-{os.getpid()}"
             atexit.register(self.wait, _SECONDS_AT_EXIT)
         stage = f"-rank{first_rank}" if first_rank else ""
         folder = self._folder / f"{loads.shape[0]}x{loads.shape[1]}{stage}"
