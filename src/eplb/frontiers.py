@@ -79,7 +79,7 @@ def frontier(
     num_layers, num_experts = solution.loads.shape
     current = check_current(current, num_layers, num_experts)
     solution.make(check_effort(effort), anew=True)
-    relocation = solution.relocate(current, None, anew=True)
+    relocation = solution.relocate(current, anew=True)
     free = np.zeros(num_layers)
     least = int(relocation.pieces.base_moves.sum())
     most = least + int(relocation.pieces.moves.sum())
@@ -87,9 +87,10 @@ def frontier(
     windows = solution.windows[solution.windows.any(axis=(1, 2)) & (solution.weight > 0.0)]
     found: dict[int, tuple[float, float, Placement]] = {}
     for budget in np.unique(budgets):
-        phy2log, peaks = relocation.settle(relocation.choose(int(budget), free))
+        chosen = relocation.choose(int(budget), free)
+        phy2log, peaks = relocation.settle(chosen)
         placement = Placement._trusted(phy2log, num_experts, cluster)
-        moves = placement.moves_from(current)
+        moves = relocation.moves(chosen)
         peak = float(peaks.sum())
         if not found or peak < min(each[1] for each in found.values()):
             found[moves] = placement.balancedness(windows), peak, placement

@@ -98,7 +98,14 @@ class Solution:
             return False
         return True
 
-    def relocate(self, current: Placement, budget: int | None, *, anew: bool) -> Relocation:
+    def relocate(
+        self,
+        current: Placement,
+        budget: int | None = None,
+        price: NDArray[np.float64] | None = None,
+        *,
+        anew: bool,
+    ) -> Relocation:
         """Walk from a current placement to what is solved, or, where that is not for all windows,
         as far as it goes.
         """
@@ -110,7 +117,8 @@ class Solution:
         enough = self.bounds * (1.0 + NEAR_ENOUGH)
         if anew:
             np.maximum(enough, self.peaks, out=enough)
-        return relocate(work, current, self.phy2log if anew else None, self.peaks, enough, budget)
+        afresh = self.phy2log if anew else None
+        return relocate(work, current, afresh, self.peaks, enough, budget, price)
 
     def solve(self, effort: Effort) -> NDArray[np.int64]:
         """Plan every layer, then those again that are not near enough to their bound; return the

@@ -113,26 +113,25 @@ def plan(
     current = check_current(current, num_layers, num_experts)
     max_moves, move_cost = check_moves(max_moves, move_cost)
     anew = solution.make(effort, anew=False)
-    relocation = solution.relocate(current, max_moves, anew=anew)
     price = np.full(num_layers, move_cost or 0.0)
     if move_cost is None and max_moves is None:
         price = DEFAULT_MOVE_COST * solution.loads.sum(axis=1) / cluster.num_gpus
-    made = relocation.settle(relocation.choose(max_moves, price))
-    return _plan_of(solution, *made, current)
+    relocation = solution.relocate(current, max_moves, price, anew=anew)
+    chosen = relocation.choose(max_moves, price)
+    return _plan_of(solution, *relocation.settle(chosen), relocation.moves(chosen))
 
 
 def _plan_of(
     solution: Solution,
     phy2log: NDArray[np.int64],
     peaks: NDArray[np.float64],
-    current: Placement | None = None,
+    moves: int = 0,
 ) -> Plan:
     # Rounding may leave a proven bound above the peak that attains it.
     bounds = np.minimum(solution.bounds, peaks)
     for array in (peaks, bounds):
         array.flags.writeable = False
     placement = Placement._trusted(phy2log, solution.loads.shape[1], solution.cluster)
-    moves = 0 if current is None else placement.moves_from(current)
     return Plan(placement, peaks, bounds, moves, solution.notes())
 
 

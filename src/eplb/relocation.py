@@ -25,16 +25,20 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
 
 __all__ = ["Relocation", "Work", "check_current", "check_moves", "relocate"]
 
-_AT_ONCE = (1, 1)
-"""Layers that a thread takes at a time: a walk is long."""
+_AT_ONCE = (1, 4)
+"""Layers that a thread takes at a time, least and most."""
 
 _MOST_STEPS = 2
 """Steps of a walk that are kept, in slots of a layer."""
 
-_MOST_SHARE = 2
-"""Where there is a budget, a layer first walks up to so many times its even share of it, and more:
-the others are not likely to leave it as much."""
-_SOME_MOVES = 16
+_SHARE = 1.5
+"""Where there is a budget, layers walk up to so many times their even share of it, and more; those
+that go `_FAR` of it walk on, twice as far each time."""
+_SOME_MOVES = 4
+_FAR = 0.75
+
+_SOME_SLOTS = 0.125
+"""The same where there is a price, as a share of the slots."""
 
 _FEW_MOVES = 0.3
 """Share of the slots up to which a plan made afresh hardly ever moves less than a walk."""
@@ -74,6 +78,7 @@ class Relocation:
         steps: the walks.
         pieces: the curve.
         afresh: [L, P] the plan made afresh, its GPUs named so that they receive least.
+        afresh_moves: [L] moves to it, -1 where it is not needed.
     """
 
     work: Work
@@ -82,6 +87,7 @@ class Relocation:
     steps: Steps
     pieces: Pieces
     afresh: NDArray[np.int64]
+    afresh_moves: NDArray[np.int64]
 
     def choose(self, budget: int | None, price: NDArray[np.float64]) -> NDArray[np.int64]:
         """[L] the steps to make in each layer, or `AFRESH`, for a budget of moves and the price
@@ -90,6 +96,13 @@ class Relocation:
         from eplb.solver.curve import choose
 
         return choose(self.pieces, budget, price, self.steps)
+
+    def moves(self, chosen: NDArray[np.int64]) -> int:
+        """Moves to what `settle` gives, in all layers."""
+        from eplb.solver.curve import AFRESH
+
+        walked = self.steps.moves[np.arange(chosen.size), np.maximum(chosen, 0)]
+        return int(np.where(chosen == AFRESH, self.afresh_moves, walked).sum())
 
     def settle(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The slots [L, P] and peaks [L] after so many steps of each layer, `AFRESH` in their place
@@ -143,7 +156,7 @@ def check_moves(max_moves: int | None, move_cost: float | None) -> tuple[int | N
     if move_cost is not None:
         try:
             move_cost = float(move_cost)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise OptionError(f"move_cost is {move_cost!r}: give a number") from None
         if not 0.0 <= move_cost < float("inf"):
             raise OptionError(f"move_cost is {move_cost}: give 0 or more")
@@ -157,8 +170,9 @@ def relocate(
     peaks: NDArray[np.float64],
     enough: NDArray[np.float64],
     budget: int | None = None,
+    price: NDArray[np.float64] | None = None,
 ) -> Relocation:
-    """Walk from a placement through all layers.
+    """Walk from a placement through all layers, as far as may be chosen.
 
     Args:
         work: what is to be relocated.
@@ -167,6 +181,7 @@ def relocate(
         peaks: [L] its peaks.
         enough: [L] peaks at which a layer needs no further step.
         budget: most moves in all that will be asked for, None for any.
+        price: [L] least that a move is to gain that will be asked for, None for any.
 
     Raises:
         OptionError: a budget with which not every expert would have a slot.
@@ -176,7 +191,8 @@ def relocate(
     before, held = _taken_over(current, work.cluster)
     start = _start(work, current, before, held)
     least = _received(start, held)
-    if budget is not None and budget < least.sum():
+    spare = None if budget is None else budget - int(least.sum())
+    if spare is not None and spare < 0:
         raise OptionError(
             f"max_moves is {budget}: {int(least.sum())} are the least that give every expert a "
             "slot on this cluster"
@@ -184,22 +200,29 @@ def relocate(
     num_layers, num_slots = start.shape
     steps = _memory(num_layers, _MOST_STEPS * num_slots)
     steps.moves[:, 0] = least
-    most = num_slots if budget is None else min(budget, num_slots)
-    share = most if budget is None else min(most, _MOST_SHARE * budget // num_layers + _SOME_MOVES)
-    _walk(work, work.layers, start, held, enough, share, steps)
+    limit = num_slots if spare is None else min(spare, num_slots)
+    reach = limit
+    if spare is not None:
+        reach = min(limit, int(_SHARE * spare) // num_layers + _SOME_MOVES)
+    elif price is not None and price.any():
+        reach = int(_SOME_SLOTS * num_slots) + 1
+    at_price = np.zeros(num_layers) if price is None else price
+    ends = np.arange(num_layers), steps.length
+    going = work.layers
     named, named_moves = start, np.full(num_layers, -1)
-    if afresh is not None:
-        named, named_moves = _named(work, afresh, held, steps, enough, share)
-    pieces = _drawn(steps, named_moves, peaks, budget)
-    if share < most:
-        # Layers that walked as far as they might, and would go on.
-        ends = np.arange(num_layers), steps.length
-        chosen = choose(pieces, budget, np.zeros(num_layers), steps)
-        cut = (chosen == steps.length) & (steps.moves[ends] >= share) & (steps.peaks[ends] > enough)
-        if cut.any():
-            _walk(work, np.flatnonzero(cut), start, held, enough, most, steps)
-            pieces = _drawn(steps, named_moves, peaks, budget)
-    return Relocation(work, before, start, steps, pieces, named)
+    while True:
+        _walk(work, going, start, held, enough, least + reach, steps)
+        held_back = (steps.moves[ends] >= least + reach) & (steps.peaks[ends] > enough)
+        if afresh is not None:
+            named, named_moves = _named(work, afresh, held, steps, enough, held_back)
+        pieces = _drawn(steps, named_moves, peaks, budget)
+        # A layer that goes far into its walk may want to go beyond it.
+        chosen = choose(pieces, budget, at_price, steps)
+        taken = steps.moves[np.arange(num_layers), np.maximum(chosen, 0)]
+        going = np.flatnonzero(held_back & (taken >= least + _FAR * reach))
+        if reach >= limit or not going.size:
+            return Relocation(work, before, start, steps, pieces, named, named_moves)
+        reach = min(limit, 2 * reach)
 
 
 def _taken_over(
@@ -277,7 +300,7 @@ def _walk(
     start: NDArray[np.int64],
     held: NDArray[np.bool_],
     enough: NDArray[np.float64],
-    most_moves: int,
+    most_moves: NDArray[np.int64],
     steps: Steps,
 ) -> None:
     from eplb.solver.walk import _walk_layers
@@ -297,16 +320,16 @@ def _named(
     held: NDArray[np.bool_],
     steps: Steps,
     enough: NDArray[np.float64],
-    share: int,
+    held_back: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The plan made afresh with its GPUs named so that they receive least, [L, P], and its moves,
-    [L], -1 where the walk has come as far by few moves or would be held back by its share.
+    [L], -1 where a walk has come as far by few moves, or is held back and may come so far.
     """
     from eplb.solver.match import name_gpus
 
     ends = np.arange(steps.length.size), steps.length
     moves = steps.moves[ends]
-    far = (steps.peaks[ends] > enough) & (moves < share)
+    far = (steps.peaks[ends] > enough) & ~held_back
     long = moves > _FEW_MOVES * afresh.shape[1]
     named = afresh.copy()
     which = np.flatnonzero(far | long)

@@ -71,12 +71,12 @@ def _walk_layers(
     start: I64,
     held: B,
     enough: F64,
-    most_moves: int,
+    most_moves: I64,
     steps: Steps,
 ) -> None:
     """Walk from `start` [L, P] through `layers` of `loads` [T, L, E], each of which has some load,
-    until the expected peak is at or under `enough` [L], `most_moves` are passed, no step helps or
-    there is no memory for more; fill the rows of `steps`.
+    until the expected peak is at or under `enough` [L], there are `most_moves` [L], no step helps
+    or there is no memory for more; fill the rows of `steps`, or go on where they end.
 
     `weights` [T] add up to 1, `held` [L, G, E] is what GPUs held before. Experts stay on the node
     where they are.
@@ -86,7 +86,7 @@ def _walk_layers(
     slots_per_gpu = num_slots // num_gpus
     trail = _new_trail(num_experts, num_gpus, num_slots, num_windows)
     count, heap = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
-    share = np.empty(num_experts)
+    share, slots = np.empty(num_experts), np.empty(num_slots, np.int64)
     for layer in layers:
         unit = _scale(loads, layer, weights, trail.loads, trail.weight) / num_gpus
         for window in range(num_windows):
@@ -98,9 +98,14 @@ def _walk_layers(
                     trail.loads[window], num_gpus, slots_per_gpu, count, share, heap
                 )
                 trail.target[window] = least * (1.0 + NEAR_ENOUGH)
-        _begin(trail, start[layer], num_nodes)
-        _walk(trail, held[layer], num_nodes, enough[layer] / unit, most_moves, layer, steps)
-        for step in range(steps.length[layer] + 1):
+        for slot in range(num_slots):
+            slots[slot] = start[layer, slot]
+        done = steps.length[layer]
+        _follow(steps, layer, done, slots)
+        _begin(trail, slots, num_nodes)
+        goal = enough[layer] / unit
+        _walk(trail, held[layer], num_nodes, goal, most_moves[layer], layer, steps)
+        for step in range(done, steps.length[layer] + 1):
             steps.peaks[layer, step] *= unit
 
 
@@ -114,17 +119,11 @@ def _walk(
     layer: int,
     steps: Steps,
 ) -> None:
-    """Walk through one layer, and keep its steps."""
+    """Walk through one layer from where its steps end, and keep the further ones."""
     num_gpus = trail.above.shape[0]
     most = steps.slots.shape[1]
-    taken = 0
-    for gpu in range(num_gpus):
-        for expert in range(held.shape[1]):
-            taken += trail.holds[gpu, expert] > 0 and not held[gpu, expert]
-    length = 0
-    steps.moves[layer, 0] = taken
-    steps.peaks[layer, 0] = _expected(trail)
-    steps.tidy[layer] = 0
+    length = steps.length[layer]
+    steps.peaks[layer, length] = _expected(trail)
     slots_per_gpu = trail.slots.shape[0] // num_gpus
     for slot in range(trail.slots.shape[0]):
         gpu = slot // slots_per_gpu
@@ -331,13 +330,19 @@ def _make(trail: Trail, change: Change, held: B, layer: int, length: int, steps:
     return length
 
 
+@inner
+def _follow(steps: Steps, layer: int, length: int, slots: I64) -> None:
+    """Make the first steps of a layer in `slots` [P]."""
+    for step in range(length):
+        for i in range(2):
+            slots[steps.slots[layer, step, i]] = steps.experts[layer, step, i]
+
+
 @kernel
 def _follow_layers(steps: Steps, chosen: I64, phy2log: I64) -> None:
     """Make the first `chosen` [L] steps of each layer in `phy2log` [L, P], none where below 0."""
     for layer in range(chosen.shape[0]):
-        for step in range(chosen[layer]):
-            for i in range(2):
-                phy2log[layer, steps.slots[layer, step, i]] = steps.experts[layer, step, i]
+        _follow(steps, layer, chosen[layer], phy2log[layer])
 
 
 @kernel
