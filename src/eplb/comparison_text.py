@@ -24,7 +24,9 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
     console.print()
     table = _table(console, "policy")
     gain = f"over {first}"
-    for heading in ("balancedness", "pooled", "worst window", gain, *_COSTS):
+    net = [score.net for score in comparison.scores]
+    known = any(each is not None for each in net)
+    for heading in ("balancedness", "pooled", "worst window", gain, *_COSTS, *["net"] * known):
         table.add_column(heading, justify="right")
     for number, score in enumerate(comparison.scores):
         table.add_row(
@@ -34,9 +36,17 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
             f"{score.worst_window:.4f}",
             _gain(score) if number else "",
             *_costs(score),
+            *[_net(score, number)] * known,
         )
     console.print(table)
     _say_what_is_sure(console, comparison.scores)
+    if known:
+        console.print(
+            Text(
+                f"Net: share of the service's time that is saved against {first}, the time lost by "
+                "moving included."
+            )
+        )
     if comparison.windows < comparison.wanted:
         console.print()
         console.print(
@@ -113,6 +123,11 @@ def _with_interval(value: float, interval: Interval | None, form: str = ".4f") -
 
 def _gain(score: Score) -> str:
     return _with_interval(score.gain, score.gain_interval, "+.4f")
+
+
+def _net(score: Score, number: int) -> str:
+    """What is saved in all; nothing of the first, which the others are compared with."""
+    return f"{score.net:+.2%}" if number and score.net is not None else ""
 
 
 def _costs(score: Score) -> tuple[str, str, str]:

@@ -25,6 +25,15 @@ from eplb.cli.options import (
     TraceFile,
     cluster_of,
 )
+from eplb.cli.running import (
+    CurrentGpus,
+    MaxMoves,
+    Moves,
+    budget_of,
+    check_moves_options,
+    load_current,
+    moe_slots,
+)
 from eplb.cluster import Cluster
 from eplb.comparison import compare
 from eplb.comparison_text import print_comparison
@@ -70,6 +79,25 @@ def plan_file(
     effort: Annotated[
         Effort, typer.Option(help="How much work a plan may be, in fixed amounts.")
     ] = "default",
+    current: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLACEMENT",
+            help="The placement that runs, in a file as `eplb evaluate` reads: move from there, "
+            "and only what gains. [default: plan afresh]",
+            show_default=False,
+        ),
+    ] = None,
+    max_moves: MaxMoves = None,
+    move_cost: Annotated[
+        float | None,
+        typer.Option(
+            help="What the busiest GPU of a layer is to lose at least for each move, in the unit "
+            "of the loads. [default: 0.05 % of a GPU's load, or 0 with --max-moves]",
+            show_default=False,
+        ),
+    ] = None,
+    current_gpus: CurrentGpus = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the placement here, in the form of --to."),
@@ -93,23 +121,35 @@ def plan_file(
     target = _target(output, to, first_layer)
     if output is not None:
         check_writable(output, trace)
+    check_moves_options(current, max_moves, move_cost, current_gpus)
     if forecast != _BEST:
         named_forecast(forecast)
     loads = load_trace(trace)
-    cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+    moves: Moves | None = None
+    if current is None:
+        cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+    else:
+        running, cluster = load_current(
+            current, loads, gpus, nodes, slots, current_gpus, first_layer
+        )
+        num_slots = moe_slots(loads, cluster)
+        moves = Moves(current, running, num_slots, budget_of(max_moves, num_slots), move_cost)
     expected, said, tried = _expected(loads, cluster, groups, forecast, effort, threads)
-    made, summary = _timed_plan(expected, cluster, groups, effort, threads, said)
+    made, summary = _timed_plan(expected, cluster, groups, effort, threads, said, moves)
     if target is not None:
         target.write(made, loads)
     if as_json:
         _print_json(
             summary,
             output,
+            **({} if moves is None else moves.to_json(made, expected)),
             to=None if target is None else target.engine,
             backtest=None if tried is None else tried.to_json(),
         )
         return
     _print(printable(trace), summary)
+    if moves is not None:
+        Console().print(moves.said(made, expected), highlight=False, markup=False)
     if target is not None:
         target.say(loads)
 
@@ -266,6 +306,7 @@ def _timed_plan(
     effort: Effort,
     threads: int | None,
     said: str | None = None,
+    moves: Moves | None = None,
 ) -> tuple[Plan, Summary]:
     """Plan twice: the first time tells what a new process waits, the second what planning takes."""
     console = Console(stderr=True)
@@ -281,6 +322,9 @@ def _timed_plan(
                 cluster,
                 num_groups=groups,
                 weights=expected.weights,
+                current=None if moves is None else moves.placement,
+                max_moves=None if moves is None else moves.most,
+                move_cost=None if moves is None else moves.cost,
                 effort=effort,
                 threads=threads,
             )

@@ -14,6 +14,16 @@ from rich.progress import Progress
 
 from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_interrupt
 from eplb.cli.options import AsJson, Gpus, Groups, Merge, Nodes, Slots, TraceFile, cluster_of
+from eplb.cli.services import (
+    Between,
+    ExpertShare,
+    GpuName,
+    ModelName,
+    Stall,
+    Within,
+    rates_of,
+    service_of,
+)
 from eplb.comparison import compare
 from eplb.comparison_text import print_comparison, print_sweep
 from eplb.errors import EplbError
@@ -68,6 +78,20 @@ def compare_policies(
     first: First = 1,
     merge: Merge = 1,
     expert_bytes: ExpertBytes = None,
+    window_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Time that a window stands for: with this or any of the options below, the net "
+            "benefit is told. [default: what the loads say]",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelName = None,
+    gpu: GpuName = None,
+    bandwidth_within: Within = None,
+    bandwidth_between: Between = None,
+    stall: Stall = None,
+    expert_share: ExpertShare = None,
     output: Record = None,
     as_json: AsJson = False,
 ) -> None:
@@ -82,6 +106,13 @@ def compare_policies(
         policies = named_policies(policy or _DEFAULT)
         loads = load_trace(trace).merged(merge)
     cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+    service = None
+    more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)
+    if any(value is not None for value in more):
+        rates = rates_of(
+            cluster, model, gpu, expert_bytes, bandwidth_within, bandwidth_between, loads.model
+        )
+        service = service_of(cluster, rates, stall, expert_share)
     failures: list[EplbError] = []
     with (
         _printing_to_stderr(),
@@ -102,6 +133,8 @@ def compare_policies(
             history=history,
             first=first,
             expert_bytes=expert_bytes,
+            service=service,
+            window_seconds=window_seconds,
             progress=after_window,
             failed=failures.append,
         )
