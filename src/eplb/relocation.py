@@ -34,11 +34,8 @@ _MOST_STEPS = 2
 _SHARE = 1.5
 """Where there is a budget, layers walk up to so many times their even share of it, and more; those
 that go `_FAR` of it walk on, twice as far each time."""
-_SOME_MOVES = 4
+_SOME_MOVES = 8
 _FAR = 0.75
-
-_SOME_SLOTS = 0.125
-"""The same where there is a price, as a share of the slots."""
 
 _FEW_MOVES = 0.3
 """Share of the slots up to which a plan made afresh hardly ever moves less than a walk."""
@@ -204,8 +201,6 @@ def relocate(
     reach = limit
     if spare is not None:
         reach = min(limit, int(_SHARE * spare) // num_layers + _SOME_MOVES)
-    elif price is not None and price.any():
-        reach = int(_SOME_SLOTS * num_slots) + 1
     at_price = np.zeros(num_layers) if price is None else price
     ends = np.arange(num_layers), steps.length
     going = work.layers
