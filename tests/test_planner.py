@@ -171,7 +171,9 @@ def test_no_spare_slots() -> None:
 
 def test_fields_are_read_only() -> None:
     made = plan([[5.0, 4.0, 1.0, 2.0], [0.0] * 4], Cluster(3, 1, 2))
-    assert [field.name for field in dataclasses.fields(made)] == ["placement", "peak", "bound"]
+    names = [field.name for field in dataclasses.fields(made)]
+    assert names == ["placement", "peak", "bound", "moves", "notes"]
+    assert (made.moves, made.notes) == (0, ())
     placement = made.placement
     for figures in (made.peak, made.bound, made.gap):
         assert figures.shape == (2,)

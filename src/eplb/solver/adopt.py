@@ -66,6 +66,7 @@ def _adopt_layers(
                 held[layer, gpu], before[layer], home[layer], loads[layer], copies, gpu,
                 gpu // node_gpus, slots_per_gpu, slots, filled,
             )  # fmt: skip
+        _make_room(held[layer], copies, home[layer], node_gpus, slots_per_gpu, slots, filled)
         _bring_missing(loads[layer], copies, home[layer], node_gpus, slots_per_gpu, slots, filled)
         _fill_up(loads[layer], copies, home[layer], node_gpus, slots_per_gpu, slots, filled)
 
@@ -116,6 +117,49 @@ def _keep(
             while slots[place] >= 0:
                 place += 1
             slots[place] = expert
+
+
+@inner
+def _make_room(
+    held: B, copies: I64, home: I64, node_gpus: int, slots_per_gpu: int, slots: I64, filled: I64
+) -> None:
+    """Put experts that every GPU left out back on one that held them, where others can give way to
+    GPUs that held them too: by augmenting paths, so that the fewest are missing.
+    """
+    num_experts = copies.shape[0]
+    queue, taken = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
+    for missing in range(num_experts):
+        if copies[missing] > 0:
+            continue
+        # The slot that each expert in the queue gives way in; the first of them has none.
+        for expert in range(num_experts):
+            taken[expert] = -1
+        queue[0] = missing
+        first, last, found = 0, 1, -1
+        while first < last and found < 0:
+            coming = queue[first]
+            begin = home[coming] * node_gpus
+            for gpu in range(begin, begin + node_gpus):
+                if not held[gpu, coming] or filled[gpu] < slots_per_gpu:
+                    continue
+                for slot in range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu):
+                    expert = slots[slot]
+                    if found >= 0 or expert == missing or taken[expert] >= 0:
+                        continue
+                    taken[expert] = slot * num_experts + coming
+                    if copies[expert] > 1:
+                        found = expert
+                    else:
+                        queue[last] = expert
+                        last += 1
+            first += 1
+        if found >= 0:
+            copies[found] -= 1
+            copies[missing] = 1
+        while found >= 0 and found != missing:
+            slot, coming = taken[found] // num_experts, taken[found] % num_experts
+            slots[slot] = coming
+            found = coming
 
 
 @inner

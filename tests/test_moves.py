@@ -1,0 +1,351 @@
+"""`plan` from the placement that runs: budgets, prices, slots that stay, clusters that change."""
+
+from pathlib import Path
+from typing import Any
+
+import naive
+import naive_moves
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from recorded import DEEPSEEK_V3, load_recorded
+from strategies import loads as some_loads
+
+from eplb import Cluster, OptionError, Placement, Plan, plan
+
+F64 = NDArray[np.float64]
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, same_cluster: bool = False) -> tuple[F64, Placement, dict[str, Any]]:
+    """Windows [T, L, E], the placement that runs, of the cluster or another, and what to plan."""
+    num_nodes = draw(st.integers(1, 3))
+    gpus, size = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    cluster = Cluster(num_nodes * gpus, num_nodes, size)
+    groups = draw(st.integers(1, 2)) if num_nodes > 1 else 1
+    most = gpus * size
+    if draw(st.booleans()):
+        num_experts = num_nodes * groups * draw(st.integers(1, max(1, most // groups)))
+        num_groups = num_nodes * groups
+        if num_experts > cluster.num_slots:
+            num_experts, num_groups = cluster.num_slots, num_nodes
+    else:
+        num_experts, num_groups = draw(st.integers(1, cluster.num_slots)), 1
+    num_windows = draw(st.integers(1, 3))
+    first = draw(some_loads(num_experts))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    windows = np.stack([rng.permutation(first, axis=1) for _ in range(num_windows)])
+    if num_windows > 1 and draw(st.booleans()):
+        windows[0] = 0.0
+    old = cluster
+    if not same_cluster and draw(st.booleans()):
+        old_size = draw(st.integers(1, 4))
+        old = Cluster(-(-num_experts // old_size) + draw(st.integers(0, 4)), 1, old_size)
+    if draw(st.booleans()):
+        earlier = rng.permutation(first, axis=1)
+        current = plan(earlier, old, num_groups=num_groups if old == cluster else 1).placement
+    else:
+        more = rng.integers(0, num_experts, (first.shape[0], old.num_slots - num_experts))
+        every = np.tile(np.arange(num_experts), (first.shape[0], 1))
+        slots = rng.permuted(np.concatenate([every, more], axis=1), axis=1)
+        current = Placement(slots, num_experts, old)
+    return windows, current, {"cluster": cluster, "num_groups": num_groups, "threads": 1}
+
+
+def held(placement: Placement, layer: int, num_gpus: int) -> list[set[int]]:
+    """What so many GPUs hold of a layer, those that a placement does not have nothing."""
+    rows = placement.phy2log[layer].reshape(placement.cluster.num_gpus, -1)[:num_gpus].tolist()
+    return [set(row) for row in rows] + [set()] * (num_gpus - len(rows))
+
+
+def check(
+    made: Plan,
+    windows: F64,
+    current: Placement,
+    cluster: Cluster,
+    num_groups: int,
+    threads: int = 1,
+) -> None:
+    """What holds of every plan from a current placement, whatever the budget."""
+    placement = made.placement
+    num_experts = windows.shape[2]
+    assert placement == Placement(placement.phy2log, num_experts, cluster)
+    num_gpus, size = cluster.num_gpus, cluster.slots_per_gpu
+    old_size = min(size, current.cluster.slots_per_gpu)
+    node_experts = num_experts
+    if num_groups % cluster.num_nodes == 0:
+        node_experts //= cluster.num_nodes
+    moves = 0
+    for layer, slots in enumerate(placement.phy2log.tolist()):
+        before = held(current, layer, num_gpus)
+        moves += naive_moves.received(slots, before)
+        old = current.phy2log[layer].reshape(current.cluster.num_gpus, -1).tolist()
+        new = naive_moves.hosts(slots, num_gpus)
+        for was, now in zip(old, new, strict=False):
+            # Where slots are taken away, experts in the others keep theirs.
+            for expert in set(now):
+                kept = sum(now[slot] == was[slot] == expert for slot in range(old_size))
+                assert kept == min(now.count(expert), was[:old_size].count(expert))
+        if num_groups % cluster.num_nodes == 0:
+            group_size = num_experts // num_groups
+            nodes = [
+                {expert // group_size for expert in node}
+                for node in naive_moves.hosts(slots, cluster.num_nodes)
+            ]
+            assert sorted(group for node in nodes for group in node) == list(range(num_groups))
+            assert {len(node) for node in nodes} == {num_groups // cluster.num_nodes}
+        peak = 0.0
+        if windows[:, layer].any():
+            of_layer = windows[:, layer].tolist()
+            peak = naive.expected_peak(slots, of_layer, [1.0] * len(of_layer), num_gpus)
+        assert made.peak[layer] == pytest.approx(peak, rel=1e-9)
+    assert made.moves == moves == placement.moves_from(current)
+    assert (made.bound <= made.peak).all()
+
+
+def least_budget(windows: F64, current: Placement, how: dict[str, Any]) -> int:
+    """The least number of moves that is not refused, as the refusal of 0 names it."""
+    try:
+        plan(windows, current=current, max_moves=0, **how)
+    except OptionError as error:
+        words = str(error).split()
+        assert words[:3] == ["max_moves", "is", "0:"]
+        return int(words[3])
+    return 0
+
+
+@given(cases(), st.sampled_from(["fast", "default"]), st.data())
+def test_every_budget(
+    case: tuple[F64, Placement, dict[str, Any]], effort: Any, data: st.DataObject
+) -> None:
+    windows, current, how = case
+    free = plan(windows, current=current, max_moves=10**9, effort=effort, **how)
+    check(free, windows, current, **how)
+    least = least_budget(windows, current, how)
+    budget = data.draw(st.integers(least, max(least, free.moves)))
+    for most in {least, budget}:
+        made = plan(windows, current=current, max_moves=most, effort=effort, **how)
+        check(made, windows, current, **how)
+        assert made.moves <= most
+    if least:
+        with pytest.raises(OptionError, match=f"max_moves is {least - 1}: {least} are the least"):
+            plan(windows, current=current, max_moves=least - 1, effort=effort, **how)
+
+
+@given(cases())
+def test_no_budget(case: tuple[F64, Placement, dict[str, Any]]) -> None:
+    """Each layer comes as near to its bound as a plan made afresh, or nearer, where moves are
+    free; and no GPU has a second copy that it need not, in layers with any load.
+    """
+    windows, current, how = case
+    priced = plan(windows, current=current, **how)
+    free = plan(windows, current=current, move_cost=0.0, **how)
+    afresh = plan(windows, **how)
+    assert (free.peak <= np.maximum(afresh.peak, afresh.bound * (1.0 + 4e-4)) * (1.0 + 1e-9)).all()
+    cluster = how["cluster"]
+    node_experts = windows.shape[2]
+    if how["num_groups"] % cluster.num_nodes == 0:
+        node_experts //= cluster.num_nodes
+    too_many = cluster.num_gpus * max(0, cluster.slots_per_gpu - node_experts)
+    for made in (priced, free):
+        check(made, windows, current, **how)
+        for layer in np.flatnonzero(windows.any(axis=(0, 2))):
+            slots = made.placement.phy2log[layer].tolist()
+            assert naive.num_duplicates(slots, cluster.num_gpus) == too_many
+
+
+@given(cases())
+def test_what_a_plan_made_moves_no_further(case: tuple[F64, Placement, dict[str, Any]]) -> None:
+    """A second plan for the same loads leaves the first, of any budget and price, as it is."""
+    windows, _, how = case
+    made = plan(windows, **how)
+    for more in ({}, {"max_moves": 0}, {"max_moves": 1000}, {"move_cost": 0.0}):
+        again = plan(windows, current=made.placement, **more, **how)
+        assert again.moves == 0
+        assert again.placement == made.placement
+        assert np.array_equal(again.peak, made.peak)
+
+
+def test_moves_to_recorded_loads(traces: Path) -> None:
+    """The share of all slots that GPUs receive, for a balancedness of .98 or more."""
+    cluster = Cluster(32, 1, 9)
+    old = load_recorded(traces, "prefill_in512")
+    current = plan(old, cluster).placement
+    slots = int(old.any(axis=1).sum()) * cluster.num_slots
+    noisy = old * np.random.default_rng(0).lognormal(0.0, 0.05, old.shape)
+    for new, share in (
+        (load_recorded(traces, "prefill_in2048"), 0.09),
+        (load_recorded(traces, "decode_in500out1500"), 0.12),
+        (noisy, 0.025),
+    ):
+        made = plan(new, cluster, current=current, max_moves=int(share * slots))
+        assert made.moves <= share * slots
+        assert made.placement.balancedness(new) >= 0.98
+        assert made.placement.num_duplicates == 0
+    assert plan(old, cluster, current=current).moves == 0
+
+
+def test_more_moves_never_do_worse_on_recorded_loads(traces: Path) -> None:
+    cluster = Cluster(32, 1, 9)
+    current = plan(load_recorded(traces, "prefill_in512"), cluster).placement
+    loads = load_recorded(traces, "decode_in1800out100")
+    afresh = plan(loads, cluster)
+    last = current.gpu_load(loads).max(axis=1).sum()
+    for budget in (*range(0, 300, 37), *range(300, 4000, 290), 20_000):
+        made = plan(loads, cluster, current=current, max_moves=budget)
+        assert made.moves <= budget
+        assert made.peak.sum() <= last
+        last = made.peak.sum()
+    assert (made.peak <= np.maximum(afresh.peak, made.bound * (1.0 + 4e-4))).all()
+    assert made.moves < afresh.placement.moves_from(current) / 2
+
+
+def test_windows_of_recorded_loads(traces: Path) -> None:
+    """Several windows: the expected peak comes down, by both efforts, within the budget."""
+    cluster = Cluster(32, 1, 9)
+    windows = np.stack([load_recorded(traces, name)[3:9] for name in DEEPSEEK_V3[:4]])
+    weights = [4.0, 1.0, 2.0, 0.0]
+    current = plan(windows[2], cluster).placement
+    afresh = plan(windows, cluster, weights=weights)
+    stays = plan(windows, cluster, weights=weights, current=current, max_moves=0)
+    assert stays.placement == current
+    for effort, budget in (("fast", 150), ("default", 150), ("fast", None), ("default", None)):
+        made = plan(
+            windows,
+            cluster,
+            weights=weights,
+            current=current,
+            max_moves=budget,
+            effort=effort,  # type: ignore[arg-type]
+        )
+        assert made.moves <= (budget or cluster.num_slots * 6)
+        assert made.peak.sum() < stays.peak.sum()
+        assert made.moves < afresh.placement.moves_from(current) / 2
+        for layer, slots in enumerate(made.placement.phy2log.tolist()):
+            of_layer = windows[:, layer].tolist()
+            peak = naive.expected_peak(slots, of_layer, weights, 32)
+            assert made.peak[layer] == pytest.approx(peak, rel=1e-9)
+
+
+def test_budget_goes_where_it_gains_most() -> None:
+    """One layer is out of balance, the others are not: all moves are its."""
+    rng = np.random.default_rng(4)
+    loads = rng.lognormal(size=(5, 32))
+    cluster = Cluster(8, 1, 5)
+    current = plan(loads, cluster).placement
+    loads[3] = loads[3][::-1].copy()
+    made = plan(loads, cluster, current=current, max_moves=6)
+    by_layer = made.placement.moves_by_layer(current)
+    assert by_layer[3] == by_layer.sum() == made.moves > 0
+
+
+def test_plan_made_afresh_is_used_where_names_make_it_near() -> None:
+    """GPUs in another order and every slot in another place: nothing moves but the names."""
+    rng = np.random.default_rng(1)
+    loads = rng.lognormal(size=(4, 32))
+    cluster = Cluster(8, 1, 5)
+    made = plan(loads, cluster).placement
+    gpus = rng.permuted(made.phy2log.reshape(4, 8, 5), axis=2)[:, rng.permutation(8)]
+    current = Placement(gpus.reshape(4, -1), 32, cluster)
+    assert plan(loads, cluster, current=current, max_moves=0).placement == current
+    assert plan(loads, cluster, current=current).placement == current
+
+
+def test_layers_without_load_stay() -> None:
+    rng = np.random.default_rng(0)
+    loads = rng.lognormal(size=(3, 8))
+    cluster = Cluster(4, 1, 3)
+    current = Placement.contiguous(3, 8, cluster)
+    loads[1] = 0.0
+    made = plan(loads, cluster, current=current)
+    assert made.moves > 0
+    assert made.placement.phy2log[1].tolist() == current.phy2log[1].tolist()
+    assert made.peak[1] == made.bound[1] == 0.0
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (3, 2, 8)])
+def test_no_load_at_all_moves_nothing(shape: tuple[int, ...]) -> None:
+    cluster = Cluster(4, 1, 3)
+    current = Placement.contiguous(2, 8, cluster)
+    made = plan(np.zeros(shape), cluster, current=current)
+    assert made.placement == current
+    assert made.peak.tolist() == [0.0, 0.0]
+    assert made.notes == ()
+
+
+@pytest.mark.parametrize("with_current", [True, False])
+def test_windows_without_load_are_said(with_current: bool) -> None:
+    rng = np.random.default_rng(0)
+    windows = rng.lognormal(size=(9, 2, 8))
+    cluster = Cluster(4, 1, 3)
+    current = Placement.contiguous(2, 8, cluster) if with_current else None
+    assert plan(windows, cluster, current=current).notes == ()
+    windows[[1, 4]] = 0.0
+    made = plan(windows, cluster, current=current)
+    assert made.notes == ("2 of 9 windows have no load and were left out: 1, 4",)
+    without = plan(np.delete(windows, [1, 4], axis=0), cluster, current=current)
+    assert made.peak == pytest.approx(without.peak, rel=1e-2)
+    # A window that counts for nothing is not missed.
+    weights = [1.0, 0.0] + [1.0] * 7
+    notes = plan(windows, cluster, current=current, weights=weights).notes
+    assert notes == ("1 of 9 windows have no load and were left out: 4",)
+    windows[2:8] = 0.0
+    notes = plan(windows, cluster, current=current).notes
+    assert notes == ("7 of 9 windows have no load and were left out: 1, 2, 3, 4, 5, ...",)
+
+
+def test_second_copies_stay_where_the_budget_is_too_small() -> None:
+    """Both second copies go, or none: the least budget for both is two moves."""
+    cluster = Cluster(2, 1, 3)
+    current = Placement(np.array([[0, 0, 1, 2, 2, 3]]), 4, cluster)
+    loads = [[1.0, 1.0, 1.0, 1.0]]
+    assert plan(loads, cluster, current=current, max_moves=1).placement.num_duplicates >= 1
+    made = plan(loads, cluster, current=current, max_moves=2)
+    assert made.placement.num_duplicates == 0
+    assert made.moves == 2
+    assert plan(loads, cluster, current=current).placement.num_duplicates == 0
+
+
+GROWN = [
+    (Cluster(8, 1, 4), Cluster(12, 1, 4)),
+    (Cluster(8, 1, 4), Cluster(8, 1, 6)),
+    (Cluster(8, 1, 5), Cluster(6, 1, 5)),
+    (Cluster(8, 1, 5), Cluster(8, 1, 4)),
+    (Cluster(8, 2, 5), Cluster(6, 3, 8)),
+    (Cluster(6, 1, 6), Cluster(12, 4, 3)),
+]
+
+
+@pytest.mark.parametrize("num_groups", [1, 12])
+@pytest.mark.parametrize(("old", "new"), GROWN)
+def test_clusters_grow_and_shrink(old: Cluster, new: Cluster, num_groups: int) -> None:
+    rng = np.random.default_rng(7)
+    loads = rng.lognormal(size=(3, 24))
+    current = plan(loads, old).placement
+    how = {"cluster": new, "num_groups": num_groups}
+    windows = loads[None]
+    least = least_budget(windows, current, how)
+    if num_groups % new.num_nodes or new.num_nodes == 1:
+        by_hand = 0
+        for layer in range(3):
+            of_gpus = held(current, layer, new.num_gpus)
+            missing = 24 - len(set().union(*of_gpus))
+            by_hand += max(missing, sum(not each for each in of_gpus))
+        # No bound where slots were taken away: what stays has to fit.
+        assert least == by_hand or (least > by_hand and new.slots_per_gpu < old.slots_per_gpu)
+    afresh = plan(loads, **how)  # type: ignore[arg-type]
+    all_moves = afresh.placement.moves_from(current)
+    for budget in (least, least + 3, (least + all_moves) // 2, all_moves, 10 * all_moves):
+        made = plan(loads, current=current, max_moves=budget, **how)  # type: ignore[arg-type]
+        check(made, windows, current, **how)  # type: ignore[arg-type]
+        assert made.moves <= budget
+    assert (made.peak <= np.maximum(afresh.peak, afresh.bound * (1.0 + 4e-4)) * (1.0 + 1e-9)).all()
+
+
+def test_gpus_that_are_taken_away_are_the_last() -> None:
+    loads = [[4.0, 3.0, 2.0, 1.0]]
+    current = Placement(np.array([[0, 1, 2, 3, 0, 1]]), 4, Cluster(3, 1, 2))
+    made = plan(loads, Cluster(2, 1, 2), current=current, max_moves=0)
+    assert made.placement.phy2log.tolist() == [[0, 1, 2, 3]]
