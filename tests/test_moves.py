@@ -168,6 +168,23 @@ def test_what_a_plan_made_moves_no_further(case: tuple[F64, Placement, dict[str,
         assert np.array_equal(again.peak, made.peak)
 
 
+@given(cases())
+def test_price(case: tuple[F64, Placement, dict[str, Any]]) -> None:
+    """A higher price never buys more moves; each that it buys is worth it."""
+    windows, current, how = case
+    unit = windows.sum(axis=2).mean(axis=0).max() / how["cluster"].num_gpus
+    last = None
+    for price in (0.0, 1e-3, 0.02, 0.3, 10.0):
+        made = plan(windows, current=current, move_cost=price * unit, **how)
+        check(made, windows, current, **how)
+        if last is not None:
+            assert made.moves <= last.moves
+            gained = made.peak.sum() - last.peak.sum()
+            assert gained <= (last.moves - made.moves) * price * unit * (1.0 + 1e-9) + 1e-9 * unit
+            assert gained >= -1e-9 * made.peak.sum()
+        last = made
+
+
 def test_moves_to_recorded_loads(traces: Path) -> None:
     """The share of all slots that GPUs receive, for a balancedness of .98 or more."""
     cluster = Cluster(32, 1, 9)
