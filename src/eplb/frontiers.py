@@ -83,11 +83,15 @@ def frontier(
     free = np.zeros(num_layers)
     least = int(relocation.pieces.base_moves.sum())
     most = least + int(relocation.pieces.moves.sum())
-    budgets = least + np.round((most - least) * np.linspace(0.0, 1.0, points) ** 2).astype(np.int64)
+    # Second copies on a GPU, which the curve begins without, may run now.
+    start = np.zeros(num_layers, np.int64)
+    rest = points - (relocation.moves(start) < least)
+    shares = np.linspace(1.0, 0.0, rest)[::-1] ** 2
+    budgets = least + np.round((most - least) * shares).astype(np.int64)
+    choices = [start, *(relocation.choose(int(budget), free) for budget in np.unique(budgets))]
     windows = solution.windows[solution.windows.any(axis=(1, 2)) & (solution.weight > 0.0)]
     found: dict[int, tuple[float, float, Placement]] = {}
-    for budget in np.unique(budgets):
-        chosen = relocation.choose(int(budget), free)
+    for chosen in choices:
         phy2log, peaks = relocation.settle(chosen)
         placement = Placement._trusted(phy2log, num_experts, cluster)
         moves = relocation.moves(chosen)
