@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from eplb import __version__
-from eplb.cli import decisions, evaluations, migrations, moves, plans, replays, traces
+from eplb.cli import decisions, evaluations, migrations, moves, plans, replays, reports, traces
 
 __all__ = ["app"]
 
@@ -22,6 +22,7 @@ app.command("evaluate")(evaluations.evaluate)
 app.command("frontier")(moves.draw_frontier)
 app.command("decide")(decisions.decide_on)
 app.command("migrate")(migrations.migrate_files)
+app.command("report")(reports.report)
 app.command("compare")(replays.compare_policies)
 app.command("sweep")(replays.sweep_policies)
 app.command("inspect")(traces.inspect)

@@ -1,0 +1,152 @@
+"""Curves of a report: balancedness against spare slots, windows planned for, and moves.
+
+Each is a sample of bounded size, so that a long trace costs as much as one of some tens of windows.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.cluster import Cluster
+from eplb.comparison import compare
+from eplb.forecast import Forecast, Recent
+from eplb.frontiers import frontier
+from eplb.placement import Placement
+from eplb.policies import Forecasted
+from eplb.report.figures import Missing, Moved, Moves, Slots, Spare, Windows
+from eplb.report.sample import Asked, evenly
+
+__all__ = ["KNEE", "measure_moves", "measure_spare", "measure_windows"]
+
+KNEE = 0.01
+"""Balancedness that one more spare slot on each GPU is to gain."""
+
+_SPARE = range(5)
+_PLANS = 8
+"""Plans of each point of a curve, about."""
+_SCORED = 64
+"""Windows that a placement is scored on, where there are more."""
+_HELD_OUT = 16
+"""Windows up to which each is held out in turn."""
+_HISTORY = 32
+_POINTS = 16
+
+
+def measure_spare(
+    asked: Asked, rule: Forecast, expert_bytes: int | None, progress: Callable[[int, int], object]
+) -> Spare:
+    """Balancedness against spare slots on each GPU, on the windows planned for and on others."""
+    trace, cluster = asked.trace, asked.cluster
+    least = -(-trace.num_experts // cluster.num_gpus)
+    numbers = {*_SPARE, cluster.slots_per_gpu - least}
+    sizes = sorted(least + each for each in numbers if least + each <= trace.num_experts)
+    sizes = sizes or [cluster.slots_per_gpu]
+    every = max(1, -(-(trace.num_windows - 1) // _PLANS))
+    points, served = [], 0
+    for number, size in enumerate(sizes):
+        spared = Cluster(cluster.num_gpus, cluster.num_nodes, size)
+        expected = rule(trace.loads)
+        made = asked.plan(expected.loads, spared, expected.weights)
+        unseen = None
+        if trace.num_windows > 1:
+            policy = Forecasted(rule, threads=asked.threads)
+            found = compare(
+                trace, spared, {"plan": policy}, num_groups=asked.num_groups, every=every
+            )
+            unseen, served = found.scores[0].balancedness, found.windows
+        seen = made.balancedness(asked.seen)
+        points.append(Slots(size - least, spared.num_slots, seen, unseen))
+        progress(number + 1, len(sizes))
+    heights = [each.seen if each.unseen is None else each.unseen for each in points]
+    layers = int(np.count_nonzero(~trace.dense))
+    return Spare(
+        tuple(points),
+        sizes.index(cluster.slots_per_gpu),
+        knee_of([each.spare for each in points], heights),
+        served,
+        -(-served // every),
+        None if expert_bytes is None else expert_bytes * layers,
+    )
+
+
+def knee_of(numbers: list[int], heights: list[float]) -> int:
+    """The index after which no further point rises by `KNEE` for each slot more."""
+    knee = 0
+    for index in range(1, len(numbers)):
+        rise = heights[index] - heights[knee]
+        if rise >= KNEE * (numbers[index] - numbers[knee]):
+            knee = index
+    return knee
+
+
+def measure_windows(asked: Asked, progress: Callable[[int, int], object]) -> Windows | Missing:
+    """Balancedness on a window that was not planned for, against the windows planned for."""
+    trace = asked.trace
+    total = trace.num_windows
+    if total < 3:
+        return Missing(
+            "the trace has one window"
+            if total == 1
+            else "to hold a window out and plan for more than one takes 3 windows"
+        )
+    in_order = total > _HELD_OUT
+    if in_order:
+        longest = min(_HISTORY, total // 2)
+        held = [longest + each for each in evenly(total - longest, _PLANS)]
+    else:
+        longest, held = total - 1, list(range(total))
+    numbers = [1 << power for power in range(longest.bit_length()) if 1 << power < longest]
+    points = []
+    for done, number in enumerate([*numbers, longest]):
+        scores = []
+        for window in held:
+            # Held out in turn, the windows before the first are the last ones.
+            before = [(window - back) % total for back in range(number, 0, -1)]
+            expected = Recent(number)(trace.loads[before])
+            made = asked.plan(expected.loads, asked.cluster, expected.weights)
+            if trace.loads[window].any():
+                scores.append(made.balancedness(trace.loads[window]))
+        points.append((number, float(np.mean(scores)) if scores else 1.0))
+        progress(done + 1, len(numbers) + 1)
+    return Windows(tuple(points), len(held), in_order)
+
+
+def measure_moves(asked: Asked, current: Placement | None, rule: Forecast) -> Moves | Missing:
+    """Balancedness against moves from the placement that runs."""
+    if current is None:
+        return Missing("no placement that runs was given (--current)")
+    loads = asked.trace.loads
+    moe = ~asked.trace.dense
+    most = int(np.count_nonzero(moe)) * asked.cluster.num_slots
+    placements = _frontier(asked, loads, current, rule)
+    unseen: list[float | None] = [None] * len(placements)
+    moves = [int(each.moves_by_layer(current)[moe].sum()) for each in placements]
+    if len(loads) > 1:
+        half = len(loads) // 2
+        earlier = _frontier(asked, loads[:half], current, rule)
+        later = loads[half:][evenly(len(loads) - half, _SCORED)]
+        # Of two frontiers the points differ: read off the other one at the same moves.
+        heights = [each.balancedness(later) for each in earlier]
+        at = [int(each.moves_by_layer(current)[moe].sum()) for each in earlier]
+        unseen = [float(np.interp(each, at, heights)) for each in moves]
+    points = [
+        Moved(number, number / max(1, most), each.balancedness(asked.seen), other)
+        for number, each, other in zip(moves, placements, unseen, strict=True)
+    ]
+    return Moves(tuple(points), most)
+
+
+def _frontier(
+    asked: Asked, loads: NDArray[np.float64], current: Placement, rule: Forecast
+) -> tuple[Placement, ...]:
+    expected = rule(loads)
+    return frontier(
+        expected.loads,
+        asked.cluster,
+        current,
+        num_groups=asked.num_groups,
+        weights=expected.weights,
+        points=_POINTS,
+        threads=asked.threads,
+    ).placements

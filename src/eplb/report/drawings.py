@@ -1,0 +1,271 @@
+"""What each chart of a report shows: a drawing, and a sentence for those who cannot see it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eplb.report import spoken
+from eplb.report.figures import Figures, Missing
+from eplb.report.words import NAMES
+
+__all__ = ["DRAWINGS", "Drawing"]
+
+INK, SOFT, LINE, PAPER = "#010203", "#010204", "#010205", "#010206"
+NOW, PLAN, SEED, BEST = "#010211", "#010212", "#010213", "#010214"
+
+_TALL, _SHORT = 320.0, 260.0
+_BALANCEDNESS = "balancedness (1 is perfect)"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart.
+
+    Attributes:
+        draw: figures on a matplotlib figure, `wide` or not; returns its height in pixels.
+        says: the same in words; None where there is nothing to draw.
+    """
+
+    draw: Callable[..., float]
+    says: Callable[[Figures], str | None]
+
+
+def _balance(figure: Any, figures: Figures, *, wide: bool) -> float:
+    axes = figure.subplots()
+    colours = {"contiguous": NOW, "current": NOW, "seed": SEED, "plan": PLAN, "oracle": BEST}
+    standings = figures.standings[::-1]
+    labels = [NAMES[each.who] if wide else _broken(NAMES[each.who]) for each in standings]
+    for row, each in enumerate(standings):
+        colour = colours[each.who]
+        if each.unseen is not None:
+            if each.seen is not None:
+                axes.plot([each.seen, each.unseen], [row, row], color=LINE, lw=4, zorder=1)
+            if each.unseen_interval is not None:
+                span = [each.unseen_interval.low, each.unseen_interval.high]
+                axes.plot(span, [row, row], color=colour, lw=2, marker="|", ms=10)
+            axes.plot([each.unseen], [row], "o", color=colour, ms=10)
+        if each.seen is not None:
+            axes.plot([each.seen], [row], "D", mec=colour, mfc=PAPER, mew=2, ms=8)
+        value = each.seen if each.unseen is None else each.unseen
+        if value is not None:
+            axes.annotate(
+                f"{value:.4f}",
+                (value, row),
+                xytext=(0, 11),
+                textcoords="offset points",
+                ha="center",
+                fontweight="bold",
+            )
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(-0.6, len(labels) - 0.25)
+    axes.grid(visible=False, axis="y")
+    axes.axvline(1.0, color=SOFT, lw=1, ls=":")
+    low = min(
+        value for each in standings for value in (each.seen, each.unseen) if value is not None
+    )
+    axes.set_xlim(max(0.0, low - 0.1), 1.04)
+    axes.set_xlabel(_BALANCEDNESS)
+    handles = [axes.plot([], [], "D", mec=INK, mfc=PAPER, mew=2, ms=8)[0]]
+    names = ["seen"]
+    if figures.plan.unseen is not None:
+        handles.insert(0, axes.plot([], [], "o", color=INK, ms=10)[0])
+        names.insert(0, "unseen")
+    axes.legend(handles, names, loc="lower left", ncols=2, bbox_to_anchor=(0.0, 1.0))
+    return 60.0 + 58.0 * len(labels)
+
+
+def _broken(name: str) -> str:
+    """A name in two lines."""
+    for mark in (", ", ": "):
+        if mark in name:
+            return name.replace(mark, mark.rstrip() + "\n", 1)
+    words = name.split(" ")
+    half = (len(words) + 1) // 2
+    return " ".join(words[:half]) + "\n" + " ".join(words[half:])
+
+
+def _heat(figure: Any, figures: Figures, *, wide: bool) -> float:
+    found = figures.heat
+    panels = figure.subplots(*((1, 2) if wide else (2, 1)), squeeze=False).ravel()
+    most = max(max(map(max, rows)) for rows in (found.before, found.after))
+    image: Any = None
+    numbers = range(len(found.layers))
+    step = max(1, len(found.layers) // 8)
+    for axes, rows, name in zip(
+        panels, (found.before, found.after), ("now", "with a plan"), strict=True
+    ):
+        image = axes.imshow(
+            rows, vmin=0.0, vmax=most, aspect="auto", interpolation="none", origin="upper"
+        )
+        axes.grid(visible=False)
+        axes.set_title(name, loc="left", fontsize=12, color=INK)
+        axes.set_xlabel("GPU")
+        axes.set_ylabel("layer")
+        axes.set_yticks(numbers[::step], [str(found.layers[each]) for each in numbers[::step]])
+    bar = figure.colorbar(
+        image, ax=panels, location="bottom", fraction=0.06, aspect=40 if wide else 25, pad=0.03
+    )
+    bar.set_label("load of a GPU / mean of its layer")
+    bar.outline.set_visible(False)
+    return 420.0 if wide else 620.0
+
+
+def _hot(figure: Any, figures: Figures, *, wide: bool) -> float:
+    axes = figure.subplots()
+    layers = [each.layer for each in figures.hot]
+    bottom = [0.0] * len(layers)
+    names = ("hottest expert", "second", "third")
+    for rank, (colour, name) in enumerate(zip((NOW, SEED, PLAN), names, strict=True)):
+        if rank >= len(figures.hot[0].shares):
+            break
+        shares = [100.0 * each.shares[rank] for each in figures.hot]
+        axes.bar(layers, shares, 0.8, bottom=bottom, color=colour, label=name, lw=0)
+        bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
+    even = 100.0 * len(figures.hot[0].shares) / figures.setting.num_experts
+    axes.axhline(even, color=INK, lw=1.5, ls="--", label="all, if loads were even")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("% of the layer's load")
+    axes.grid(visible=False, axis="x")
+    _whole_numbers(axes.xaxis)
+    _legend(axes, wide=wide)
+    return _TALL if wide else _TALL + 40.0
+
+
+def _time(figure: Any, figures: Figures, *, wide: bool) -> float:
+    found = _known(figures.estimated)
+    axes = figure.subplots()
+    marks = {"marker": "o", "ms": 4} if wide else {"marker": "o", "ms": 2.5}
+    axes.plot(found.layers, found.before_us, color=NOW, label="now", **marks)
+    axes.plot(found.layers, found.after_us, color=PLAN, label="with a plan", ls="--", **marks)
+    axes.axhline(found.even_us, color=BEST, lw=1.5, ls=":", label="even loads")
+    axes.set_ylim(0.0)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("estimated µs")
+    _whole_numbers(axes.xaxis)
+    _legend(axes, wide=wide)
+    return _TALL
+
+
+def _spare(figure: Any, figures: Figures, *, wide: bool) -> float:
+    found = figures.spare
+    numbers = [each.spare for each in found.points]
+    axes = figure.subplots()
+    _seen_and_unseen(axes, numbers, found.points)
+    knee = found.points[found.knee]
+    axes.axvline(knee.spare, color=SOFT, lw=1.2, ls=":")
+    axes.annotate(
+        " knee",
+        (knee.spare, 0.03),
+        xycoords=("data", "axes fraction"),
+        ha="left" if found.knee < len(numbers) - 1 else "right",
+    )
+    axes.set_xticks(numbers)
+    axes.set_xlabel("spare slots on each GPU")
+    axes.set_ylabel(_BALANCEDNESS if wide else "balancedness")
+    _legend(axes, wide=wide)
+    return _SHORT
+
+
+def _windows(figure: Any, figures: Figures, *, wide: bool) -> float:
+    found = _known(figures.windows)
+    axes = figure.subplots()
+    numbers = [number for number, _ in found.points]
+    axes.plot(numbers, [value for _, value in found.points], "o-", color=PLAN)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(numbers, list(map(str, numbers)))
+    axes.minorticks_off()
+    axes.set_xlabel("windows planned for")
+    axes.set_ylabel(f"{_BALANCEDNESS}, unseen" if wide else "balancedness, unseen")
+    _pad(axes)
+    return _SHORT
+
+
+def _moves(figure: Any, figures: Figures, *, wide: bool) -> float:
+    found = _known(figures.moves)
+    axes = figure.subplots()
+    _seen_and_unseen(axes, [100.0 * each.share for each in found.points], found.points)
+    axes.set_xlabel("% of slots that receive an expert")
+    axes.set_ylabel(_BALANCEDNESS if wide else "balancedness")
+    _legend(axes, wide=wide)
+    return _SHORT
+
+
+def _through(figure: Any, figures: Figures, *, wide: bool) -> float:
+    found = _known(figures.through)
+    axes = figure.subplots()
+    axes.plot(found.windows, found.replanned, color=PLAN, label="re-planned")
+    kept = [(at, value) for at, value in zip(found.windows, found.kept, strict=True) if value]
+    axes.plot(*zip(*kept, strict=True), color=SEED, ls="--", label="planned once")
+    axes.plot(found.windows, found.now, color=NOW, ls="-.", label="now")
+    axes.set_xlabel("window")
+    axes.set_ylabel(_BALANCEDNESS if wide else "balancedness")
+    _whole_numbers(axes.xaxis)
+    _legend(axes, wide=wide)
+    return _TALL
+
+
+def _drift(figure: Any, figures: Figures, *, wide: bool) -> float:
+    found = _known(figures.through)
+    axes = figure.subplots()
+    lags = [lag for lag, _ in found.drift]
+    axes.plot(lags, [value for _, value in found.drift], "o-", color=PLAN)
+    axes.set_xscale("log", base=2)
+    shown = lags if wide else lags[::2]
+    axes.set_xticks(shown, list(map(str, shown)))
+    axes.minorticks_off()
+    axes.set_xlabel("windows apart")
+    axes.set_ylabel("correlation of experts' shares" if wide else "correlation of shares")
+    axes.set_ylim(top=1.02)
+    return _SHORT
+
+
+def _known(found: Any) -> Any:
+    """A part that `says` has told is there."""
+    if isinstance(found, Missing):
+        raise TypeError(found.why)
+    return found
+
+
+def _seen_and_unseen(axes: Any, numbers: Sequence[float], points: Sequence[Any]) -> None:
+    if all(each.unseen is not None for each in points):
+        axes.plot(numbers, [each.unseen for each in points], "o-", color=PLAN, label="unseen")
+    seen = [each.seen for each in points]
+    axes.plot(numbers, seen, "D--", color=SEED, mfc=PAPER, mew=2, label="seen")
+    _pad(axes)
+
+
+def _pad(axes: Any) -> None:
+    """Room below for what is written there; nothing above what is perfect."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.15 * (high - low), min(high, 1.01))
+
+
+def _legend(axes: Any, *, wide: bool) -> None:
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=4 if wide else 2,
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        handletextpad=0.5,
+    )
+
+
+def _whole_numbers(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+DRAWINGS: dict[str, Drawing] = {
+    "balance": Drawing(_balance, spoken.balance),
+    "heat": Drawing(_heat, spoken.heat),
+    "hot": Drawing(_hot, spoken.hot),
+    "time": Drawing(_time, spoken.time),
+    "spare": Drawing(_spare, spoken.spare),
+    "windows": Drawing(_windows, spoken.windows),
+    "moves": Drawing(_moves, spoken.moves),
+    "through": Drawing(_through, spoken.through),
+    "drift": Drawing(_drift, spoken.drift),
+}
+"""Charts by the section that each belongs to."""

@@ -1,0 +1,334 @@
+"""Every figure of a report, as data: the page and the text say these and nothing else.
+
+What could not be computed is a `Missing` that says why. Figures hold no time of a clock, so the
+same input gives the same report.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from eplb.confidence import Interval
+
+__all__ = [
+    "Choice",
+    "Estimated",
+    "Figures",
+    "Heat",
+    "Hot",
+    "Missing",
+    "Moment",
+    "Moved",
+    "Moves",
+    "Setting",
+    "Slots",
+    "Spare",
+    "Standing",
+    "Through",
+    "Windows",
+]
+
+Who = Literal["contiguous", "current", "seed", "plan", "oracle"]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A part that could not be computed.
+
+    Attributes:
+        why: a sentence without its full stop, fit to follow a colon.
+    """
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is reported on; names are as files give them, to be shown as text only.
+
+    Attributes:
+        trace: what the trace is called: the path that was given.
+        current: path of the placement that runs; None where the layout that engines start with
+            stands for it.
+        every: windows from one plan to the next in the replay.
+    """
+
+    trace: str
+    model: str | None
+    current: str | None
+    num_windows: int
+    first_window: str
+    last_window: str
+    num_layers: int
+    dense_layers: tuple[int, ...]
+    num_experts: int
+    num_gpus: int
+    num_nodes: int
+    num_slots: int
+    slots_per_gpu: int
+    num_groups: int
+    every: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan that is recommended.
+
+    Attributes:
+        forecast: the rule that says what to plan for; None of one window.
+        command: makes it, as one types it; compare: prints the figures on unseen loads.
+        tried: balancedness of each rule on the windows that all were tried on; empty of one window.
+        gap: peak / proven bound - 1, mean over layers: what any plan could gain at most on the
+            loads planned for.
+    """
+
+    forecast: str | None
+    command: str
+    compare: str | None
+    tried: tuple[tuple[str, float], ...]
+    gap: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One way to place experts: balancedness, mean over windows and layers.
+
+    Attributes:
+        who: "contiguous", the layout that engines start with; "current", the placement given;
+            "seed", the algorithm that the project started from, on the sum of the windows; "plan",
+            what is recommended; "oracle", a plan that is shown the windows that come.
+        seen: on the windows that the recommended plan is made from; None for the oracle.
+        unseen: in a replay, each window scored before a plan has seen it; None of one window.
+        worst: of those windows the least.
+        gain: of `unseen` above what runs now.
+        moved: share of slots that GPUs receive at a plan after the first.
+    """
+
+    who: Who
+    seen: float | None
+    seen_interval: Interval | None
+    unseen: float | None
+    unseen_interval: Interval | None
+    worst: float | None
+    gain: float | None
+    gain_interval: Interval | None
+    moved: float | None
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Load of each GPU over the mean of its layer, in one window.
+
+    Attributes:
+        window: its name; seen: whether the plan was made from it.
+        layers: [M] numbers of the layers that have load.
+        before, after: [M][G] with what runs now, and with the plan.
+    """
+
+    window: str
+    seen: bool
+    layers: tuple[int, ...]
+    before: tuple[tuple[float, ...], ...]
+    after: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Hot:
+    """The hottest experts of a layer, all windows alike.
+
+    Attributes:
+        experts: their numbers, the hottest first; shares: of the layer's load.
+        copies: that the plan gives each.
+        times_mean: load of the hottest over that of the mean expert.
+    """
+
+    layer: int
+    experts: tuple[int, ...]
+    shares: tuple[float, ...]
+    copies: tuple[int, ...]
+    times_mean: float
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Balancedness with so many slots on each GPU beyond those that the experts fill."""
+
+    spare: int
+    num_slots: int
+    seen: float
+    unseen: float | None
+
+
+@dataclass(frozen=True)
+class Spare:
+    """Balancedness against spare slots.
+
+    Attributes:
+        points: from few to many.
+        chosen: index of the cluster asked for.
+        knee: index after which no further spare slot gains as much as a point of balancedness.
+        windows: served in the replay of each point, 0 of one window; plans: made in each.
+        bytes_each: memory that one spare slot takes on each GPU, all layers; None where unknown.
+    """
+
+    points: tuple[Slots, ...]
+    chosen: int
+    knee: int
+    windows: int
+    plans: int
+    bytes_each: int | None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Balancedness on a window that was not planned for, against the windows planned for.
+
+    Attributes:
+        points: how many windows, and balancedness.
+        plans: made for each point.
+        in_order: whether plans are made from the windows before; else each is held out in turn.
+    """
+
+    points: tuple[tuple[int, float], ...]
+    plans: int
+    in_order: bool
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A placement so many moves away from the one that runs."""
+
+    moves: int
+    share: float
+    seen: float
+    unseen: float | None
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Balancedness against moves.
+
+    Attributes:
+        points: from none to as many as gain; `unseen` of plans from the earlier half of the
+            windows, on the later half.
+        most: the most that there are: every slot.
+    """
+
+    points: tuple[Moved, ...]
+    most: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A decision: whether to move now, by `eplb.decide`.
+
+    Attributes:
+        window: it was taken before.
+        reason: in a sentence, with its figures.
+    """
+
+    window: int
+    action: str
+    gain: float
+    moves: int
+    total_bytes: int
+    moving_seconds: float
+    gained_seconds: float
+    lost_seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Through:
+    """What happens as time goes on.
+
+    Attributes:
+        windows: [B] first window of each point; per_point: windows that a point is the mean of.
+        now, replanned: [B] balancedness.
+        kept: [B] of a plan made from the earlier half and never changed; None before.
+        kept_mean, replanned_mean, now_mean: over the later half.
+        half: the window at which the later half begins.
+        drift: windows apart, and the correlation of experts' shares.
+        moments: decisions, or why there are none.
+        decided: balancedness of what the decisions made run, and of planning once at the first.
+    """
+
+    windows: tuple[int, ...]
+    per_point: int
+    now: tuple[float, ...]
+    replanned: tuple[float, ...]
+    kept: tuple[float | None, ...]
+    kept_mean: float
+    replanned_mean: float
+    now_mean: float
+    half: int
+    drift: tuple[tuple[int, float], ...]
+    moments: tuple[Moment, ...] | Missing
+    decided: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """Estimated time, before and after; see `eplb.cost`.
+
+    Attributes:
+        seen: whether the plan was made from the windows that it is estimated on.
+        windows: estimated on.
+        layers: [M] numbers of the layers; before_us, after_us: [M] microseconds of each.
+        step_before, step_after: seconds of a step; tokens_before, tokens_after: a second.
+        even: microseconds of a layer whose tokens are spread evenly.
+        words: what is assumed, a sentence each.
+    """
+
+    gpu: str
+    model: str
+    tokens_per_gpu: float
+    seen: bool
+    windows: int
+    layers: tuple[int, ...]
+    before_us: tuple[float, ...]
+    after_us: tuple[float, ...]
+    even_us: float
+    step_before: float
+    step_after: float
+    tokens_before: float
+    tokens_after: float
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A report.
+
+    Attributes:
+        seen_windows: that the recommended plan is made from; unseen_windows: served in the replay.
+        standings: the way that runs now first.
+        unsure: why intervals are missing, where they are.
+    """
+
+    setting: Setting
+    choice: Choice
+    seen_windows: int
+    unseen_windows: int
+    standings: tuple[Standing, ...]
+    unsure: str | None
+    heat: Heat
+    hot: tuple[Hot, ...]
+    spare: Spare
+    windows: Windows | Missing
+    moves: Moves | Missing
+    through: Through | Missing
+    estimated: Estimated | Missing
+
+    def standing(self, who: Who) -> Standing | None:
+        """One of the standings, None where it was not asked for."""
+        return next((each for each in self.standings if each.who == who), None)
+
+    @property
+    def now(self) -> Standing:
+        """What runs now."""
+        return self.standings[0]
+
+    @property
+    def plan(self) -> Standing:
+        """What is recommended."""
+        return next(each for each in self.standings if each.who == "plan")

@@ -1,0 +1,253 @@
+"""From a trace to every figure of its report."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.backtesting import backtest
+from eplb.cluster import Cluster
+from eplb.comparison import compare
+from eplb.cost import Assumptions
+from eplb.errors import LoadsError, PlacementError
+from eplb.forecast import Forecast, Recent, named_forecast
+from eplb.hardware import find_gpu
+from eplb.models import Model
+from eplb.placement import Placement
+from eplb.planner import check_shape, plan
+from eplb.policies import Policy, named_policy, warm_up
+from eplb.report.commands import compare_command, plan_command
+from eplb.report.curves import measure_moves, measure_spare, measure_windows
+from eplb.report.figures import Choice, Figures, Setting
+from eplb.report.sample import Asked
+from eplb.report.standings import heat_of, hottest, standings_of, why_unsure
+from eplb.report.through import measure_through
+from eplb.report.timing import estimate_times, known_model
+from eplb.trace import LoadTrace
+
+__all__ = ["STEPS", "measure"]
+
+_MOST_PLANS = 32
+"""Plans of a replay: every window up to so many, further apart in longer traces."""
+_TRIALS = 16
+"""Plans that each forecast may make while it is tried, about, as `eplb plan` does."""
+
+STEPS = ("trying forecasts", "replaying", "spare slots", "windows", "moves", "time", "estimating")
+"""What is done, in order, as `progress` is told."""
+
+
+class _Noted:
+    """A policy whose placements are kept, so that more can be said of them than a score."""
+
+    def __init__(self, policy: Policy, num_experts: int) -> None:
+        self._policy, self._num_experts = policy, num_experts
+        self.sees_next = bool(getattr(policy, "sees_next", False))
+        self.made: list[Placement] = []
+        warm_up(policy)
+
+    def __call__(self, loads: Any, cluster: Cluster, **more: Any) -> Any:
+        answer = self._policy(loads, cluster, **more)
+        self.made.append(answer)
+        return answer
+
+
+class _Keeping:
+    """The placement that runs, kept for ever."""
+
+    def __init__(self, current: Placement) -> None:
+        self._current = current
+
+    def __call__(self, *_: Any, **__: Any) -> Placement:
+        return self._current
+
+
+def measure(
+    trace: LoadTrace,
+    cluster: Cluster,
+    *,
+    name: str = "loads",
+    current: Placement | None = None,
+    current_name: str | None = None,
+    num_groups: int = 1,
+    model: Model | str | None = None,
+    gpu: str = "H100",
+    tokens_per_gpu: float = 128.0,
+    window_seconds: float | None = None,
+    assumptions: Assumptions | None = None,
+    merged: int = 1,
+    first_layer: int = 0,
+    threads: int | None = None,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> Figures:
+    """Take every figure of a report.
+
+    Args:
+        trace: the windows, in the order in which they happened.
+        cluster: the GPUs and their slots.
+        name: path of the trace, for the command that makes the plan.
+        current: the placement that runs, for this cluster; None where engines start.
+        current_name: its path.
+        num_groups: groups that the model routes by.
+        model: whose figures times are estimated by, by its name or as figures; None for the
+            trace's own. Where its name is not known, the report says what is missing.
+        gpu: that it is served on, by a name in `eplb.hardware.GPUS`.
+        tokens_per_gpu: tokens that each GPU brings into a step.
+        window_seconds: time that a window stands for; by default as the trace says.
+        assumptions: of the estimates.
+        merged: windows that were added up to one of `trace`, for the command.
+        first_layer: the model's number of the first layer of `trace`, for the command.
+        threads: most threads to plan with, None for one a processor.
+        progress: called with one of `STEPS`, how much of it is done and how much there is.
+
+    Raises:
+        LoadsError: no layer has any load.
+        ClusterError: slots or groups that do not fit the experts.
+        PlacementError: a current placement of another shape.
+        OptionError: a GPU that is not known, tokens or a time that are not above 0.
+    """
+    _check(trace, cluster, current, num_groups)
+    card, assumed = find_gpu(gpu), assumptions or Assumptions()
+    known = model if isinstance(model, Model) else known_model(model or trace.model, trace)
+    say = progress or (lambda _what, _done, _wanted: None)
+    asked = Asked(trace, cluster, num_groups, threads)
+    running = current or asked.start
+
+    say(STEPS[0], 0, 1)
+    forecast, tried = _tried(asked)
+    rule: Forecast = named_forecast(forecast) if forecast else Recent()
+    expected = rule(trace.loads)
+    made = plan(
+        expected.loads, cluster, num_groups=num_groups, weights=expected.weights, threads=threads
+    )
+    every = (
+        1 if trace.num_windows <= _MOST_PLANS + 1 else -(-(trace.num_windows - 1) // _MOST_PLANS)
+    )
+
+    def replaying(done: int, wanted: int) -> None:
+        say(STEPS[1], done, wanted)
+
+    comparison, noted = None, _Noted(named_policy(forecast or "eplb", threads), trace.num_experts)
+    if trace.num_windows > 1:
+        comparison = compare(
+            trace,
+            cluster,
+            _policies(current, noted, threads),
+            num_groups=num_groups,
+            every=every,
+            progress=replaying,
+        )
+    # The plan that ran in each window served.
+    ran = [noted.made[step // every] for step in range(trace.num_windows - 1)]
+    expert_bytes = known.expert_bytes if isinstance(known, Model) else None
+    spare = measure_spare(asked, rule, expert_bytes, lambda *done: say(STEPS[2], *done))
+    windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
+    say(STEPS[4], 0, 1)
+    moves = measure_moves(asked, current, rule)
+    through = measure_through(
+        asked,
+        comparison,
+        running,
+        rule,
+        known,
+        card,
+        window_seconds,
+        lambda *done: say(STEPS[5], *done),
+    )
+    say(STEPS[6], 0, 1)
+    estimated = estimate_times(
+        asked, running, made.placement, ran, known, card, tokens_per_gpu, assumed
+    )
+    standings = standings_of(asked, comparison, made.placement, current)
+    return Figures(
+        setting=_setting(asked, name, current_name, every),
+        choice=Choice(
+            forecast,
+            plan_command(asked, name, forecast, merged, first_layer),
+            None if comparison is None else compare_command(asked, name, forecast, merged, every),
+            tried,
+            _mean_gap(made.gap, trace),
+        ),
+        seen_windows=len(asked.seen),
+        unseen_windows=trace.num_windows - 1,
+        standings=standings,
+        unsure=why_unsure(standings, trace.num_windows),
+        heat=heat_of(asked, running, made.placement, ran),
+        hot=hottest(trace, made.placement),
+        spare=spare,
+        windows=windows,
+        moves=moves,
+        through=through,
+        estimated=estimated,
+    )
+
+
+def _check(trace: LoadTrace, cluster: Cluster, current: Placement | None, num_groups: int) -> None:
+    if trace.dense.all():
+        raise LoadsError("no layer of the trace has any load: there is nothing to report")
+    check_shape(trace.num_experts, cluster, num_groups)
+    if current is None:
+        return
+    if (current.num_layers, current.num_experts) != (trace.num_layers, trace.num_experts):
+        raise PlacementError(
+            f"{current!r} runs, the loads have {trace.num_layers} layers of {trace.num_experts} "
+            "experts: give the placement of this model"
+        )
+    if current.cluster != cluster:
+        raise PlacementError(
+            f"the placement that runs has {current.cluster.num_slots} slots on "
+            f"{current.cluster.num_gpus} GPUs, {cluster.num_slots} on {cluster.num_gpus} were "
+            "asked for: leave --slots out, or give a placement for this cluster"
+        )
+
+
+def _tried(asked: Asked) -> tuple[str | None, tuple[tuple[str, float], ...]]:
+    """The forecast that did best, as `eplb plan` finds it, and how each did."""
+    trace = asked.trace
+    if trace.num_windows == 1:
+        return None, ()
+    found = backtest(
+        trace,
+        asked.cluster,
+        num_groups=asked.num_groups,
+        every=max(1, trace.num_windows // _TRIALS),
+        threads=asked.threads,
+    )
+    scores = tuple((each.policy, each.balancedness) for each in found.comparison.scores)
+    return found.best, scores
+
+
+def _policies(current: Placement | None, noted: _Noted, threads: int | None) -> dict[str, Policy]:
+    policies: dict[str, Policy] = {"contiguous": named_policy("contiguous")}
+    if current is not None:
+        policies["current"] = _Keeping(current)
+    return policies | {
+        "seed": named_policy("seed"),
+        "plan": noted,
+        "oracle": named_policy("oracle", threads),
+    }
+
+
+def _mean_gap(gap: NDArray[np.float64], trace: LoadTrace) -> float:
+    return float(gap[~trace.dense].mean())
+
+
+def _setting(asked: Asked, name: str, current: str | None, every: int) -> Setting:
+    trace, cluster = asked.trace, asked.cluster
+    return Setting(
+        trace=name,
+        model=trace.model,
+        current=current,
+        num_windows=trace.num_windows,
+        first_window=trace.names[0],
+        last_window=trace.names[-1],
+        num_layers=trace.num_layers,
+        dense_layers=tuple(np.flatnonzero(trace.dense).tolist()),
+        num_experts=trace.num_experts,
+        num_gpus=cluster.num_gpus,
+        num_nodes=cluster.num_nodes,
+        num_slots=cluster.num_slots,
+        slots_per_gpu=cluster.slots_per_gpu,
+        num_groups=asked.num_groups,
+        every=every,
+    )

@@ -1,0 +1,61 @@
+"""What is asked of a report, and samples of its windows."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.cluster import Cluster
+from eplb.placement import Placement
+from eplb.planner import plan
+from eplb.trace import LoadTrace
+
+__all__ = ["SEEN", "Asked", "evenly"]
+
+SEEN = 32
+"""Windows that count as those that a plan was made from, the last ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The loads and the cluster that are reported on.
+
+    Attributes:
+        trace: the windows.
+        cluster: the GPUs and their slots.
+        num_groups: groups that the model routes by.
+        threads: most threads to plan with, None for one a processor.
+    """
+
+    trace: LoadTrace
+    cluster: Cluster
+    num_groups: int = 1
+    threads: int | None = None
+
+    @cached_property
+    def seen(self) -> NDArray[np.float64]:
+        """[S, L, E] the last windows, that the recommended plan is made from."""
+        loads: NDArray[np.float64] = self.trace.loads[-SEEN:]
+        return loads
+
+    @cached_property
+    def start(self) -> Placement:
+        """The layout that engines start with."""
+        trace = self.trace
+        return Placement.contiguous(trace.num_layers, trace.num_experts, self.cluster)
+
+    def plan(
+        self, loads: NDArray[np.float64], cluster: Cluster, weights: NDArray[np.float64]
+    ) -> Placement:
+        """A plan made afresh."""
+        return plan(
+            loads, cluster, num_groups=self.num_groups, weights=weights, threads=self.threads
+        ).placement
+
+
+def evenly(total: int, most: int) -> NDArray[np.int64]:
+    """At most so many numbers below `total`, evenly apart, the last one among them."""
+    if total <= most:
+        return np.arange(total)
+    return total - 1 - (np.arange(most)[::-1] * total) // most

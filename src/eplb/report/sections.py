@@ -1,0 +1,352 @@
+"""The sections of a report, one function each: heading, finding, notes and tables."""
+
+from eplb.report.figures import Figures, Missing, Moment, Through
+from eplb.report.words import NAMES, Section, Table, counted, percent, rows_of, score
+from eplb.text import printable
+
+__all__ = ["balance", "drift", "estimated", "heat", "hot", "moves", "spare", "through", "windows"]
+
+
+def balance(figures: Figures) -> Section:
+    """Balancedness now and planned, seen and unseen."""
+    now, plan, seed = figures.now, figures.plan, figures.standing("seed")
+    unseen = plan.unseen is not None
+    if plan.unseen is not None and now.unseen is not None:
+        finding = (
+            f"On unseen loads a plan lifts balancedness from {now.unseen:.4f} to {plan.unseen:.4f}"
+        )
+        if seed is not None and seed.unseen is not None:
+            finding += f"; the seed's way to {seed.unseen:.4f}"
+    else:
+        finding = (
+            f"On the window it was made from, a plan lifts balancedness from {now.seen:.4f} "
+            f"to {plan.seen:.4f}"
+        )
+    rows = [
+        (
+            NAMES[each.who],
+            score(each.seen, each.seen_interval),
+            score(each.unseen, each.unseen_interval),
+            score(each.worst),
+            "-" if each is now else score(each.gain, each.gain_interval, "+.4f"),
+            "-" if each.moved is None else percent(each.moved, 1),
+        )
+        for each in figures.standings
+    ]
+    headings = ("placement", "seen", "unseen", "worst unseen window", "gain", "moved a plan")
+    columns = len(headings) if unseen else 2
+    caption = "Balancedness, mean over windows and layers"
+    tables = [Table(caption, headings[:columns], rows_of([row[:columns] for row in rows]))]
+    notes = [
+        f"Seen: the last {counted(figures.seen_windows, 'window')}, which the recommended plan is "
+        f"made from. On these no plan could be better by more than {percent(figures.choice.gap, 2)}"
+        " of the busiest GPU's load, mean over layers: that is proven."
+    ]
+    if unseen:
+        notes.append(
+            f"Unseen: {counted(figures.unseen_windows, 'window')}, each served by a plan made "
+            "before it. Gain: above what runs now. Moved: share of slots that GPUs receive at a "
+            "plan after the first."
+        )
+    if figures.unsure:
+        notes.append(f"{figures.unsure[0].upper()}{figures.unsure[1:]}.")
+    else:
+        notes.append("± is half a 95 % confidence interval.")
+    if figures.choice.tried:
+        tables.append(
+            Table(
+                "Rules for what to plan for, tried on the windows",
+                ("forecast", "balancedness on unseen windows"),
+                rows_of(
+                    [
+                        (
+                            f"{name} (chosen)" if name == figures.choice.forecast else name,
+                            score(value),
+                        )
+                        for name, value in figures.choice.tried
+                    ]
+                ),
+                long=True,
+            )
+        )
+    return Section("balance", "Balance", finding, tuple(notes), tuple(tables))
+
+
+def heat(figures: Figures) -> Section:
+    """Load of layer x GPU, before and after."""
+    found = figures.heat
+    before, after = (max(map(max, rows)) for rows in (found.before, found.after))
+    finding = (
+        f"The busiest GPU has {before:.2f} times its layer's mean load now, {after:.2f} times with "
+        "a plan"
+    )
+    seen = "which the plan was made from" if found.seen else "which the plan had not seen"
+    rows = []
+    for name, part in (("now", found.before), ("plan", found.after)):
+        for layer, loads in zip(found.layers, part, strict=True):
+            rows.append((f"layer {layer}, {name}", *(f"{load:.2f}" for load in loads)))
+    gpus = tuple(f"GPU {number}" for number in range(figures.setting.num_gpus))
+    table = Table(
+        "Load of each GPU over the mean of its layer", ("layer", *gpus), rows_of(rows), long=True
+    )
+    note = f"Window {printable(found.window)}, {seen}. Both maps have one scale of colours."
+    return Section("heat", "Load of each GPU", finding, (note,), (table,))
+
+
+def hot(figures: Figures) -> Section:
+    """The hottest experts by layer."""
+    top = max(figures.hot, key=lambda each: sum(each.shares))
+    number = {1: "One expert carries", 2: "Two experts carry", 3: "Three experts carry"}
+    finding = f"{number[len(top.experts)]} {percent(sum(top.shares))} of layer {top.layer}"
+    even = len(top.experts) / figures.setting.num_experts
+    rows = [
+        (
+            f"layer {each.layer}",
+            ", ".join(
+                f"{expert} ({percent(share, 1)}, {copies} {'copy' if copies == 1 else 'copies'})"
+                for expert, share, copies in zip(
+                    each.experts, each.shares, each.copies, strict=True
+                )
+            ),
+            f"{each.times_mean:.1f}",
+        )
+        for each in figures.hot
+    ]
+    headings = ("layer", "hottest experts (share of its load, copies planned)", "hottest / mean")
+    note = f"All windows, each counting alike. With even loads it would be {percent(even, 1)}."
+    table = Table("The hottest experts of each layer", headings, rows_of(rows), long=True)
+    return Section("hot", "Hottest experts", finding, (note,), (table,))
+
+
+def estimated(figures: Figures) -> Section:
+    """Estimated time per layer and tokens per second."""
+    heading, found = "Estimated time", figures.estimated
+    if isinstance(found, Missing):
+        return Section("time", heading, "Time is not estimated", missing=f"{printable(found.why)}.")
+    gain = found.tokens_after / found.tokens_before - 1.0
+    finding = (
+        f"Estimate: {found.tokens_before:,.0f} tokens/s now, {found.tokens_after:,.0f} with a plan "
+        f"({gain:+.1%})"
+    )
+    mean_before = sum(found.before_us) / len(found.before_us)
+    mean_after = sum(found.after_us) / len(found.after_us)
+    summary = Table(
+        "Estimates, now and with a plan",
+        ("estimate", "now", "with a plan"),
+        rows_of(
+            [
+                ("tokens/s, all GPUs", f"{found.tokens_before:,.0f}", f"{found.tokens_after:,.0f}"),
+                (
+                    "a step, ms",
+                    f"{found.step_before * 1e3:.2f}",
+                    f"{found.step_after * 1e3:.2f}",
+                ),
+                ("an expert layer, µs", f"{mean_before:.0f}", f"{mean_after:.0f}"),
+                ("the same with even loads, µs", f"{found.even_us:.0f}", f"{found.even_us:.0f}"),
+            ]
+        ),
+    )
+    layers = Table(
+        "Estimated time of each layer",
+        ("layer", "now, µs", "with a plan, µs"),
+        rows_of(
+            [
+                (f"layer {layer}", f"{before:.1f}", f"{after:.1f}")
+                for layer, before, after in zip(
+                    found.layers, found.before_us, found.after_us, strict=True
+                )
+            ]
+        ),
+        long=True,
+    )
+    seen = (
+        "On the window that the plan was made from."
+        if found.seen
+        else f"On {counted(found.windows, 'window')} that the plans had not seen."
+    )
+    return Section(
+        "time", heading, finding, (seen, *map(printable, found.words)), (summary, layers)
+    )
+
+
+def spare(figures: Figures) -> Section:
+    """Balancedness against spare slots."""
+    found = figures.spare
+    knee, chosen = found.points[found.knee], found.points[found.chosen]
+    unseen = found.windows > 0
+    value = knee.unseen if knee.unseen is not None else knee.seen
+    where = "unseen loads" if unseen else "the window seen"
+    finding = (
+        f"{counted(knee.spare, 'spare slot')} on each GPU {'is' if knee.spare == 1 else 'are'} "
+        f"worth buying: {value:.4f} on {where}"
+    )
+    if knee.spare != chosen.spare:
+        finding += f" ({chosen.spare} asked for)"
+    rows = [
+        (
+            str(each.spare) + (" (knee)" if number == found.knee else ""),
+            str(each.num_slots),
+            score(each.seen),
+            score(each.unseen),
+        )
+        for number, each in enumerate(found.points)
+    ]
+    table = Table(
+        "Balancedness by spare slots on each GPU",
+        ("spare slots on a GPU", "slots in all", "seen", "unseen"),
+        rows_of(rows),
+    )
+    notes = ["The knee is the last number whose slots each gain a point (0.01) of balancedness."]
+    if unseen:
+        notes.append(
+            f"{counted(found.plans, 'plan')} each, on {counted(found.windows, 'window')} that they "
+            "had not seen."
+        )
+    if found.bytes_each is not None:
+        notes.append(f"A spare slot takes {found.bytes_each / 1e9:.2f} GB of each GPU's memory.")
+    return Section("spare", "Spare slots", finding, tuple(notes), (table,))
+
+
+def windows(figures: Figures) -> Section:
+    """Balancedness against the windows planned for."""
+    heading, found = "Windows to plan for", figures.windows
+    if isinstance(found, Missing):
+        finding = "How many windows a plan needs is not known"
+        return Section("windows", heading, finding, missing=f"{found.why}.")
+    (first, low), (last, high) = found.points[0], found.points[-1]
+    best, top = max(found.points, key=lambda each: each[1])
+    more = top > low + 0.005
+    finding = (
+        f"Plans for {counted(best, 'window')} reach {top:.4f} on another, for {first} {low:.4f}"
+        if more
+        else f"One window is enough to plan for: {low:.4f}, {high:.4f} for {last}"
+    )
+    how = (
+        "each made from the windows just before the one that it is scored on"
+        if found.in_order
+        else "each window held out once, planned for from others"
+    )
+    table = Table(
+        "Balancedness by windows planned for",
+        ("windows", "balancedness"),
+        rows_of([(str(number), score(value)) for number, value in found.points]),
+    )
+    return Section(
+        "windows", heading, finding, (f"{counted(found.plans, 'plan')} a point, {how}.",), (table,)
+    )
+
+
+def moves(figures: Figures) -> Section:
+    """Balancedness against moves."""
+    heading, found = "Moves", figures.moves
+    if isinstance(found, Missing):
+        finding = "What so many moves would give is not known"
+        return Section("moves", heading, finding, missing=f"{found.why}.")
+    first, last = found.points[0], found.points[-1]
+    goal = first.seen + 0.9 * (last.seen - first.seen)
+    enough = next(each for each in found.points if each.seen >= goal)
+    finding = (
+        f"{enough.moves:,} moves ({percent(enough.share)} of slots) give nine tenths of what all "
+        f"{last.moves:,} would"
+        if last.seen > first.seen
+        else "No move gains anything"
+    )
+    rows = [
+        (f"{each.moves:,}", percent(each.share, 1), score(each.seen), score(each.unseen))
+        for each in found.points
+    ]
+    table = Table(
+        "Balancedness by moves from the placement that runs",
+        ("moves", "of slots", "seen", "unseen"),
+        rows_of(rows),
+    )
+    note = "A move is an expert of a layer that a GPU receives."
+    unseen = "Unseen: plans from the earlier half of the windows with as many moves, on the later."
+    how = (
+        "From Python: eplb.plan(loads, cluster, current=placement, "
+        f"max_moves={enough.moves}).placement"
+    )
+    notes = (note, unseen, how) if last.unseen is not None else (note, how)
+    return Section("moves", heading, finding, notes, (table,))
+
+
+def through(figures: Figures) -> Section:
+    """Drift, and when re-planning would have paid."""
+    heading, found = "Through time", figures.through
+    if isinstance(found, Missing):
+        finding = "How plans age is not known"
+        return Section("through", heading, finding, missing=f"{found.why}.")
+    lost = found.replanned_mean - found.kept_mean
+    finding = (
+        f"A plan kept for {figures.setting.num_windows - found.half:,} windows gave "
+        f"{found.kept_mean:.4f}; re-planned, {found.replanned_mean:.4f}"
+    )
+    rows = [
+        (str(window), score(now), score(replanned), score(kept))
+        for window, now, replanned, kept in zip(
+            found.windows, found.now, found.replanned, found.kept, strict=True
+        )
+    ]
+    tables = [
+        Table(
+            "Balancedness through time",
+            ("from window", "now", "re-planned", "planned once"),
+            rows_of(rows),
+            long=True,
+        ),
+    ]
+    notes = [f"Keeping one plan cost {max(lost, 0.0):.4f} of balancedness."]
+    if found.per_point > 1:
+        notes.append(f"A point is the mean of {found.per_point} windows.")
+    if isinstance(found.moments, Missing):
+        notes.append(f"Whether re-planning would have paid is not known: {found.moments.why}.")
+    else:
+        notes.append(_paid(found, found.moments))
+        tables.append(
+            Table(
+                "Whether to move, decided at a few windows",
+                ("before window", "decision", "moves", "why"),
+                rows_of(
+                    [
+                        (str(each.window), each.action, f"{each.moves:,}", each.reason)
+                        for each in found.moments
+                    ]
+                ),
+            )
+        )
+    return Section("through", heading, finding, tuple(notes), tuple(tables))
+
+
+def drift(figures: Figures) -> Section:
+    """How alike windows are that are so far apart."""
+    heading, found = "Drift", figures.through
+    if isinstance(found, Missing):
+        finding = "How loads drift is not known"
+        return Section("drift", heading, finding, missing=f"{found.why}.")
+    if not found.drift:
+        finding = "Loads are even"
+        return Section("drift", heading, finding, missing="too even to say how they drift.")
+    (near, alike), (far, less) = found.drift[0], found.drift[-1]
+    finding = (
+        f"Experts' shares {counted(near, 'window')} apart correlate {alike:.2f}, "
+        f"{far:,} apart {less:.2f}"
+    )
+    table = Table(
+        "How alike windows are",
+        ("windows apart", "correlation of experts' shares"),
+        rows_of([(f"{lag:,}", f"{value:.3f}") for lag, value in found.drift]),
+    )
+    return Section("drift", heading, finding, tables=(table,))
+
+
+def _paid(found: Through, moments: tuple[Moment, ...]) -> str:
+    went = [each for each in moments if each.action != "wait"]
+    size = sum(each.total_bytes for each in went) / 1e9
+    line = (
+        f"Moving would have paid at {len(went)} of {counted(len(moments), 'decision')}, by an "
+        f"estimate of its cost: {sum(each.moves for each in went):,} moves, {size:.3g} GB."
+    )
+    if found.decided is not None:
+        after, before = found.decided
+        line += f" Balancedness {after:.4f}, {before:.4f} without."
+    return line

@@ -1,0 +1,117 @@
+"""Ways to place experts side by side, on windows seen and unseen; what is hot, and where."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.comparison import Comparison, score
+from eplb.confidence import ratio_interval
+from eplb.forecast import Recent
+from eplb.placement import Placement
+from eplb.policies import named_policy
+from eplb.report.figures import Heat, Hot, Standing, Who
+from eplb.report.sample import Asked
+from eplb.scores import ratios
+from eplb.trace import LoadTrace
+
+__all__ = ["heat_of", "hottest", "standings_of", "why_unsure"]
+
+_HOTTEST = 3
+
+
+def standings_of(
+    asked: Asked, comparison: Comparison | None, made: Placement, current: Placement | None
+) -> tuple[Standing, ...]:
+    """All of them, what runs now first; on windows unseen as a comparison found."""
+    seed = named_policy("seed")(
+        asked.seen, asked.cluster, current=asked.start, num_groups=asked.num_groups
+    )
+    placements: dict[Who, Placement | None] = {} if current is None else {"current": current}
+    placements |= {
+        "contiguous": asked.start,
+        "seed": Placement(seed, asked.trace.num_experts, asked.cluster),
+        "plan": made,
+    }
+    if comparison is None:
+        return tuple(_standing(who, each, asked, None) for who, each in placements.items())
+    return tuple(
+        _standing(who, each, asked, comparison)
+        for who, each in (placements | {"oracle": None}).items()
+    )
+
+
+def _standing(
+    who: Who, placement: Placement | None, asked: Asked, comparison: Comparison | None
+) -> Standing:
+    seen = interval = None
+    if placement is not None:
+        ratio = np.stack([ratios(placement.gpu_load(window)) for window in asked.seen])
+        known = ~np.isnan(ratio)
+        seen = float(ratio[known].mean()) if known.any() else 1.0
+        sums = np.where(known, ratio, 0.0).sum(axis=1)
+        interval = ratio_interval(sums, known.sum(axis=1).astype(np.float64))
+    if comparison is None:
+        return Standing(who, seen, interval, None, None, None, None, None, None)
+    replays = {each.name: each for each in comparison.replays}
+    found = score(replays[who], replays.get("current", replays["contiguous"]))
+    return Standing(
+        who,
+        seen,
+        interval,
+        found.balancedness,
+        found.balancedness_interval,
+        found.worst_window,
+        found.gain,
+        found.gain_interval,
+        found.moved,
+    )
+
+
+def why_unsure(standings: tuple[Standing, ...], num_windows: int) -> str | None:
+    """Why there are no intervals; None where there are."""
+    if any(each.unseen_interval is not None for each in standings):
+        return None
+    if num_windows == 1:
+        return "of one window nothing can be said of loads that a plan has not seen"
+    return f"{num_windows} windows are too few for a confidence interval (it takes about 36)"
+
+
+def heat_of(asked: Asked, running: Placement, made: Placement, ran: list[Placement]) -> Heat:
+    """The last window with load; the plan is the one that ran then, made before it."""
+    trace = asked.trace
+    loaded = np.flatnonzero(trace.loads.any(axis=(1, 2)))
+    window = int(loaded[-1])
+    seen = window == 0
+    after = made if seen else ran[window - 1]
+    layers = np.flatnonzero(trace.loads[window].any(axis=1))
+    return Heat(
+        trace.names[window],
+        seen,
+        tuple(layers.tolist()),
+        *(_over_mean(each, trace.loads[window], layers) for each in (running, after)),
+    )
+
+
+def _over_mean(
+    placement: Placement, window: NDArray[np.float64], layers: NDArray[np.intp]
+) -> tuple[tuple[float, ...], ...]:
+    load = placement.gpu_load(window)[layers]
+    return tuple(map(tuple, (load / load.mean(axis=1, keepdims=True)).tolist()))
+
+
+def hottest(trace: LoadTrace, made: Placement) -> tuple[Hot, ...]:
+    """The hottest experts of each layer with load, all windows alike."""
+    total = Recent(trace.num_windows)(trace.loads).loads.sum(axis=0)
+    rows = []
+    for layer in np.flatnonzero(~trace.dense).tolist():
+        load = total[layer]
+        hottest = np.argsort(-load, kind="stable")[:_HOTTEST]
+        rows.append(
+            Hot(
+                layer,
+                tuple(hottest.tolist()),
+                tuple((load[hottest] / load.sum()).tolist()),
+                tuple(made.logcnt[layer, hottest].tolist()),
+                float(load.max() / load.mean()),
+            )
+        )
+    return tuple(rows)

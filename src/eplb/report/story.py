@@ -1,0 +1,174 @@
+"""What a report says, in words and tables: the same for the page and for the terminal.
+
+Titles state what was found, with its figures. Everything here is plain text.
+"""
+
+from dataclasses import dataclass
+
+from eplb.report import sections
+from eplb.report.figures import Figures, Missing, Standing
+from eplb.report.words import Section, counted, percent, printable_lines
+from eplb.text import printable
+
+__all__ = ["Story", "tell"]
+
+
+@dataclass(frozen=True)
+class Story:
+    """A whole report.
+
+    Attributes:
+        sentence: the answer; asides: what bounds it.
+        facts: the figures of the first screen, name and value.
+    """
+
+    title: str
+    setting: str
+    sentence: str
+    asides: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    command: str
+    compare: str | None
+    sections: tuple[Section, ...]
+
+
+def tell(figures: Figures) -> Story:
+    """Say what the figures are."""
+    return Story(
+        title=f"Expert load of {_of(figures)}",
+        setting=_setting(figures),
+        sentence=_sentence(figures),
+        asides=_asides(figures),
+        facts=_facts(figures),
+        command=printable_lines(figures.choice.command),
+        compare=None if figures.choice.compare is None else printable(figures.choice.compare),
+        sections=(
+            sections.balance(figures),
+            sections.heat(figures),
+            sections.hot(figures),
+            sections.estimated(figures),
+            sections.spare(figures),
+            sections.windows(figures),
+            sections.moves(figures),
+            sections.through(figures),
+            sections.drift(figures),
+        ),
+    )
+
+
+def _of(figures: Figures) -> str:
+    model = figures.setting.model
+    trace = printable(figures.setting.trace.rstrip("/").rsplit("/", 1)[-1])
+    return f"{printable(model)}, {trace}" if model else trace
+
+
+def _setting(figures: Figures) -> str:
+    at = figures.setting
+    moe = at.num_layers - len(at.dense_layers)
+    layers = f"{counted(moe, 'expert layer')} of {at.num_experts} experts"
+    if at.dense_layers:
+        layers += f" (and {len(at.dense_layers)} without load)"
+    nodes = f" on {at.num_nodes} nodes" if at.num_nodes > 1 else ""
+    names = printable(at.first_window)
+    if at.num_windows > 1:
+        names += f" to {printable(at.last_window)}"
+    groups = f", {at.num_groups} groups" if at.num_groups > 1 else ""
+    return (
+        f"{layers}{groups}, in {at.num_slots} slots on {at.num_gpus} GPUs{nodes}; "
+        f"{counted(at.num_windows, 'window')} ({names})"
+    )
+
+
+def _sentence(figures: Figures) -> str:
+    """The answer: what imbalance costs now, what balancing gives, whether it lasts, what to run."""
+    now, plan = figures.now, figures.plan
+    unseen = plan.unseen is not None
+    before, after = (_best(now), _best(plan))
+    idle = 1.0 - before
+    runs = "the placement that runs" if figures.setting.current else "the contiguous layout"
+    costs = (
+        f"With {runs}, up to {percent(idle)} of GPU time in expert layers is spent waiting for the "
+        f"busiest GPU (balancedness {before:.4f})"
+    )
+    where = "on loads that it has not seen" if unseen else "on the one window it was made from"
+    found = figures.estimated
+    time = ""
+    if not isinstance(found, Missing):
+        gain = 100.0 * (found.tokens_after / found.tokens_before - 1.0)
+        time = f" ({gain:+.0f} % tokens/s by an estimate)"
+    gives = f"a plan for {figures.setting.num_slots} slots reaches {after:.4f} {where}{time}"
+    return f"{costs}; {gives}; {_lasts(figures)}. Run the command below."
+
+
+def _best(standing: Standing) -> float:
+    value = standing.seen if standing.unseen is None else standing.unseen
+    return 1.0 if value is None else value
+
+
+def _lasts(figures: Figures) -> str:
+    if figures.plan.unseen is None:
+        return "whether that lasts, one window cannot tell"
+    through = figures.through
+    if isinstance(through, Missing):
+        few = f"{counted(figures.setting.num_windows, 'window')} are too few to tell if it lasts"
+        worst = figures.plan.worst
+        return few if worst is None else f"{few}, the worst not seen reached {worst:.4f}"
+    lost = through.replanned_mean - through.kept_mean
+    verdict = "it lasts" if lost < 0.02 else "it ages"
+    count = figures.setting.num_windows - through.half
+    return (
+        f"{verdict}: kept for {count:,} windows, a plan gave {through.kept_mean:.4f}, and "
+        f"{through.replanned_mean:.4f} when re-planned"
+    )
+
+
+def _asides(figures: Figures) -> tuple[str, ...]:
+    lines = [
+        "Balancedness is the mean load of a layer's GPUs over the load of its busiest GPU: 1 is "
+        "perfect, and 1 less it is the share of time that GPUs wait where time goes by load."
+    ]
+    if figures.plan.unseen is None:
+        lines.append(
+            "The trace has one window: nothing can be said of loads that the plan has not seen."
+        )
+    else:
+        lines.append(
+            f"Not seen: before each of the {counted(figures.unseen_windows, 'window')} after the "
+            "first, plans were made from those before it"
+            + (
+                "."
+                if figures.setting.every == 1
+                else f", anew every {figures.setting.every} windows."
+            )
+        )
+        if figures.unsure:
+            lines.append(f"No intervals: {figures.unsure}.")
+    if not isinstance(figures.estimated, Missing):
+        lines.append(
+            f"Tokens/s are an estimate for {figures.estimated.model} on {figures.estimated.gpu}; "
+            "what it assumes is under “Estimated time”."
+        )
+    return tuple(lines)
+
+
+def _facts(figures: Figures) -> tuple[tuple[str, str], ...]:
+    now, plan = figures.now, figures.plan
+    seed, oracle = figures.standing("seed"), figures.standing("oracle")
+    kind = "unseen loads" if plan.unseen is not None else "the window seen"
+    facts = [
+        (f"now, on {kind}", f"{_best(now):.4f}"),
+        (f"planned, on {kind}", f"{_best(plan):.4f}"),
+    ]
+    if seed is not None:
+        facts.append(("the seed's way", f"{_best(seed):.4f}"))
+    if oracle is not None:
+        facts.append(("perfect foresight", f"{_best(oracle):.4f}"))
+    found = figures.estimated
+    if not isinstance(found, Missing):
+        facts.append(
+            (
+                "estimated tokens/s",
+                f"{found.tokens_before:,.0f} → {found.tokens_after:,.0f}",
+            )
+        )
+    return tuple(facts)

@@ -1,0 +1,167 @@
+"""Through time: how plans age, how loads drift, and when moving would have paid."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.comparison import Comparison
+from eplb.decision import decide
+from eplb.forecast import Forecast
+from eplb.hardware import Gpu
+from eplb.models import Model
+from eplb.placement import Placement
+from eplb.report.figures import Missing, Moment, Through
+from eplb.report.sample import SEEN, Asked
+from eplb.scores import ratios
+from eplb.service import Service
+from eplb.skew import drift
+
+__all__ = ["FEWEST", "measure_through"]
+
+FEWEST = 8
+"""Windows below which nothing is said of time."""
+
+_POINTS = 100
+"""Points of a line, each the mean of the windows that fall on it."""
+_DECISIONS = 5
+_SHOWN = 16
+"""Windows that a decision is taken by."""
+
+
+def measure_through(
+    asked: Asked,
+    comparison: Comparison | None,
+    running: Placement,
+    rule: Forecast,
+    model: Model | Missing,
+    gpu: Gpu,
+    window_seconds: float | None,
+    progress: Callable[[int, int], object],
+) -> Through | Missing:
+    """What the windows in their order tell."""
+    trace = asked.trace
+    total = trace.num_windows
+    if comparison is None or total < FEWEST:
+        windows = "1 window says" if total == 1 else f"{total} windows say"
+        return Missing(f"{windows} nothing of how loads change; it takes {FEWEST}")
+    half = total // 2
+    expected = rule(trace.loads[:half])
+    kept = np.full(total, np.nan)
+    made = asked.plan(expected.loads, asked.cluster, expected.weights)
+    kept[half:] = scored(made, trace.loads[half:])
+    by_name = {each.name: np.nanmean(each.balancedness, axis=1) for each in comparison.replays}
+    now = np.concatenate([[np.nan], by_name.get("current", by_name["contiguous"])])
+    replanned = np.concatenate([[np.nan], by_name["plan"]])
+    size = -(-(total - 1) // _POINTS)
+    change = drift(trace)
+    service = _service(asked, model, gpu)
+    seconds = _seconds(asked, window_seconds)
+    moments: tuple[Moment, ...] | Missing
+    decided = None
+    if isinstance(service, Missing):
+        moments = service
+    elif isinstance(seconds, Missing):
+        moments = seconds
+    else:
+        moments, decided = _decide(asked, running, service, seconds, progress)
+    return Through(
+        windows=tuple(range(1, total, size)),
+        per_point=size,
+        now=_means(now[1:], size),
+        replanned=_means(replanned[1:], size),
+        kept=tuple(None if np.isnan(each) else each for each in _means(kept[1:], size)),
+        kept_mean=_mean(kept[half:]),
+        replanned_mean=_mean(replanned[half:]),
+        now_mean=_mean(now[half:]),
+        half=half,
+        drift=tuple(
+            (int(lag), float(correlation))
+            for lag, correlation in zip(change.lags, change.correlation, strict=True)
+            if not np.isnan(correlation)
+        ),
+        moments=moments,
+        decided=decided,
+    )
+
+
+def scored(placement: Placement, loads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[T] balancedness of each window, NaN without load."""
+    found = np.full(len(loads), np.nan)
+    for number, window in enumerate(loads):
+        if window.any():
+            found[number] = np.nanmean(ratios(placement.gpu_load(window)))
+    return found
+
+
+def _decide(
+    asked: Asked,
+    running: Placement,
+    service: Service,
+    seconds: float,
+    progress: Callable[[int, int], object],
+) -> tuple[tuple[Moment, ...], tuple[float, float]]:
+    """Decide at a few windows, evenly apart; what that gave, and the placement of before."""
+    loads = asked.trace.loads
+    total = len(loads)
+    begin = min(SEEN, total // 2)
+    every = -(-(total - begin) // _DECISIONS)
+    current, moments = running, []
+    served, stayed = np.full(total, np.nan), scored(running, loads[begin:])
+    for number, window in enumerate(range(begin, total, every)):
+        shown = loads[max(0, window - _SHOWN) : window]
+        if shown.any():
+            found = decide(
+                shown,
+                asked.cluster,
+                current,
+                service,
+                seconds * every,
+                num_groups=asked.num_groups,
+                threads=asked.threads,
+            )
+            current = found.placement or current
+            moments.append(
+                Moment(
+                    window,
+                    found.action,
+                    found.gain,
+                    found.moves,
+                    found.total_bytes,
+                    found.moving_seconds,
+                    found.gained_seconds,
+                    found.lost_seconds,
+                    found.reason,
+                )
+            )
+        served[window : window + every] = scored(current, loads[window : window + every])
+        progress(number + 1, -(-(total - begin) // every))
+    return tuple(moments), (_mean(served[begin:]), _mean(stayed))
+
+
+def _service(asked: Asked, model: Model | Missing, gpu: Gpu) -> Service | Missing:
+    if isinstance(model, Missing):
+        return Missing(f"what a move costs is not known: {model.why}")
+    return Service.of(model.name, gpu.name, asked.cluster)
+
+
+def _seconds(asked: Asked, said: float | None) -> float | Missing:
+    """The time that a window stands for."""
+    if said is not None:
+        return said
+    times = asked.trace.times
+    if times is not None and times.size > 1:
+        between = float(np.median(np.diff(times)))
+        if between > 0.0:
+            return between
+    return Missing("the trace does not say how long a window is (--window-seconds)")
+
+
+def _means(values: NDArray[np.float64], size: int) -> tuple[float, ...]:
+    """Means of `size` values in a row; NaN where there is none."""
+    return tuple(_mean(values[at : at + size], np.nan) for at in range(0, values.size, size))
+
+
+def _mean(values: NDArray[np.float64], otherwise: float = 1.0) -> float:
+    known = ~np.isnan(values)
+    return float(values[known].mean()) if known.any() else otherwise

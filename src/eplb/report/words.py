@@ -1,0 +1,89 @@
+"""Words and tables that the sections of a report are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eplb.confidence import Interval
+from eplb.report.figures import Who
+from eplb.text import printable
+
+__all__ = [
+    "NAMES",
+    "Section",
+    "Table",
+    "counted",
+    "percent",
+    "printable_lines",
+    "rows_of",
+    "score",
+]
+
+NAMES: dict[Who, str] = {
+    "contiguous": "contiguous, as engines start",
+    "current": "the placement that runs",
+    "seed": "the seed's way: sum of the windows",
+    "plan": "the plan recommended",
+    "oracle": "perfect foresight",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; the first column is what a row is about.
+
+    Attributes:
+        long: whether it is data that a reader looks up, rather than reads.
+    """
+
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    long: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        key: of its chart; finding: what it shows, as the chart's title.
+        notes: sentences; tables: the data.
+        missing: why there is nothing more, where there is not.
+    """
+
+    key: str
+    heading: str
+    finding: str
+    notes: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    missing: str | None = None
+
+
+def printable_lines(text: str) -> str:
+    """Lines whose other control characters are written as escapes."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def percent(share: float, decimals: int = 0) -> str:
+    """A share in percent."""
+    return f"{100.0 * share:.{decimals}f} %"
+
+
+def score(value: float | None, interval: Interval | None = None, form: str = ".4f") -> str:
+    """A figure with half its interval."""
+    if value is None:
+        return "-"
+    text = format(value, form)
+    if interval is not None:
+        text += f" ±{(interval.high - interval.low) / 2.0:.4f}"
+    return text
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words: "1 window", "1,000 windows"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def rows_of(rows: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """Rows as a table has them."""
+    return tuple(map(tuple, rows))
