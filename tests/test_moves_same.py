@@ -44,6 +44,7 @@ def digest(threads: int | None = None) -> str:
     return total.hexdigest()
 
 
+@pytest.mark.jit
 def test_any_number_of_threads() -> None:
     assert len({digest(threads) for threads in (1, 2, 5, None)}) == 1
 
