@@ -37,3 +37,14 @@ def test_next_windows_of_gpt_oss(traces: Path) -> None:
             - of_sum.placement.balancedness(windows[now])
         )
     assert np.mean(gains) >= 0.03
+
+
+def test_the_order_of_windows_does_not_matter() -> None:
+    rng = np.random.default_rng(3)
+    windows, weights = rng.gamma(0.5, size=(5, 2, 24)), np.array([1.0, 2.0, 1.0, 3.0, 0.5])
+    cluster = Cluster(4, 1, 8)
+    order = rng.permutation(5)
+    first = plan(windows, cluster, weights=weights)
+    again = plan(windows[order], cluster, weights=weights[order])
+    assert again.placement == first.placement
+    assert again.peak.tolist() == first.peak.tolist()

@@ -43,6 +43,7 @@ class Solution:
     phy2log: NDArray[np.int64]
     peaks: NDArray[np.float64]
     bounds: NDArray[np.float64]
+    notes: tuple[str, ...]
 
     @classmethod
     def of(
@@ -60,6 +61,7 @@ class Solution:
         num_groups = whole_number(num_groups, "num_groups")
         nodes = check_shape(num_experts, cluster, num_groups)
         threads = check_threads(threads)
+        notes = _notes(windows, weight)
         seen = np.flatnonzero(weight)
         if seen.size == 1:
             windows, weight = windows[seen], np.ones(1)
@@ -74,16 +76,8 @@ class Solution:
             np.empty((num_layers, cluster.num_slots), np.int64),
             np.empty(num_layers),
             np.zeros(num_layers),
+            notes,
         )
-
-    def notes(self) -> tuple[str, ...]:
-        """What is to be said of windows that count for nothing."""
-        num_windows = self.windows.shape[0]
-        empty = np.flatnonzero(~self.windows.any(axis=(1, 2)) & (self.weight > 0.0))
-        if not 0 < empty.size < num_windows:
-            return ()
-        some = ", ".join(map(str, empty[:5])) + (", ..." if empty.size > 5 else "")
-        return (f"{empty.size} of {num_windows} windows have no load and were left out: {some}",)
 
     def make(self, effort: Effort, *, anew: bool) -> bool:
         """Plan every layer for all windows; where that takes long and no plan made afresh is
@@ -226,22 +220,37 @@ def check_effort(effort: Effort) -> Effort:
     return effort
 
 
+def _notes(windows: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[str, ...]:
+    """What is to be said of windows that count for nothing."""
+    num_windows = windows.shape[0]
+    empty = np.flatnonzero(~windows.any(axis=(1, 2)) & (weight > 0.0))
+    if not 0 < empty.size < num_windows:
+        return ()
+    some = ", ".join(map(str, empty[:5])) + (", ..." if empty.size > 5 else "")
+    return (f"{empty.size} of {num_windows} windows have no load and were left out: {some}",)
+
+
 def _mean_of(windows: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[L, E] the mean of windows that are scaled to the same total in each layer."""
-    total = windows.sum(axis=2)
-    loaded = np.zeros(total.shape[1])
-    mean_total = np.zeros(total.shape[1])
-    for each, of_window in zip(weight, total, strict=True):
-        loaded += np.where(of_window > 0.0, each, 0.0)
-        mean_total += each * of_window
-    np.divide(mean_total, loaded, out=mean_total, where=loaded > 0.0)
+    """[L, E] the mean of windows that are scaled to the same total in each layer; not a bit of it
+    depends on the order in which they come.
+    """
+    from eplb.solver.windows import SORTED_BY
+
+    layers = np.arange(windows.shape[1])
     # One window after the other: products of matrices differ from processor to processor.
+    order = np.lexsort(windows[:, :, :SORTED_BY].transpose(2, 1, 0)[::-1]).T
+    total = windows.sum(axis=2)[order, layers]
+    counts = np.where(total > 0.0, weight[order], 0.0)
+    loaded, mean_total = np.zeros(layers.size), np.zeros(layers.size)
+    for count, of_window in zip(counts, total, strict=True):
+        loaded += count
+        mean_total += count * of_window
+    np.divide(mean_total, loaded, out=mean_total, where=loaded > 0.0)
     mean = np.zeros(windows.shape[1:])
     with np.errstate(all="ignore"):
-        for each, of_window, window in zip(weight, total, windows, strict=True):
-            factor = each / loaded * (mean_total / of_window)
-            counts = (of_window > 0.0) & (each > 0.0)
-            mean += np.where(counts, factor, 0.0)[:, None] * window
+        for rank, (count, of_window) in enumerate(zip(counts, total, strict=True)):
+            factor = count / loaded * (mean_total / of_window)
+            mean += np.where(count > 0.0, factor, 0.0)[:, None] * windows[order[rank], layers]
     if not np.isfinite(mean).all():
         raise LoadsError("windows differ too much in their totals: give loads of like windows")
     return mean

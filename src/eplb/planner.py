@@ -132,7 +132,7 @@ def _plan_of(
     for array in (peaks, bounds):
         array.flags.writeable = False
     placement = Placement._trusted(phy2log, solution.loads.shape[1], solution.cluster)
-    return Plan(placement, peaks, bounds, moves, solution.notes())
+    return Plan(placement, peaks, bounds, moves, solution.notes)
 
 
 def warmup() -> None:

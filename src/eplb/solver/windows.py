@@ -18,7 +18,10 @@ from eplb.solver.packing import F64, I64
 from eplb.solver.replicate import _replicate
 from eplb.solver.spread import _spread
 
-__all__ = ["EFFORTS", "Work"]
+__all__ = ["EFFORTS", "SORTED_BY", "Work"]
+
+SORTED_BY = 8
+"""Experts by whose loads windows are put in order."""
 
 
 class Work(NamedTuple):
@@ -168,27 +171,45 @@ def _plan_windows(
 @inner
 def _scale(loads: F64, layer: int, weights: F64, scaled: F64, weight: F64) -> float:
     """Fill `scaled` [T, E], windows of one total, and `weight` [T], 0 of windows with no load;
-    return the total.
+    return the total. They are put in an order that does not depend on how they come.
     """
     num_windows, _, num_experts = loads.shape
-    loaded, mean = 0.0, 0.0
+    order = np.empty(num_windows, np.int64)
     for window in range(num_windows):
+        place = window
+        while place > 0 and _comes_before(loads, layer, window, order[place - 1]):
+            order[place] = order[place - 1]
+            place -= 1
+        order[place] = window
+    loaded, mean = 0.0, 0.0
+    for rank in range(num_windows):
+        window = order[rank]
         total = 0.0
         for expert in range(num_experts):
             total += loads[window, layer, expert]
-        weight[window] = weights[window] if total > 0.0 else 0.0
-        loaded += weight[window]
-        mean += weight[window] * total
+        weight[rank] = weights[window] if total > 0.0 else 0.0
+        loaded += weight[rank]
+        mean += weight[rank] * total
     mean /= loaded
-    for window in range(num_windows):
+    for rank in range(num_windows):
+        window = order[rank]
         total = 0.0
         for expert in range(num_experts):
             total += loads[window, layer, expert]
         factor = mean / total if total > 0.0 else 0.0
-        weight[window] /= loaded
+        weight[rank] /= loaded
         for expert in range(num_experts):
-            scaled[window, expert] = loads[window, layer, expert] * factor
+            scaled[rank, expert] = loads[window, layer, expert] * factor
     return mean
+
+
+@inner
+def _comes_before(loads: F64, layer: int, window: int, other: int) -> bool:
+    """Whether the first experts of a window have less load, in the order of a dictionary."""
+    for expert in range(min(SORTED_BY, loads.shape[2])):
+        if loads[window, layer, expert] != loads[other, layer, expert]:
+            return bool(loads[window, layer, expert] < loads[other, layer, expert])
+    return False
 
 
 @inner
