@@ -29,6 +29,9 @@ COLOURS = {
     "#010212": "plan",
     "#010213": "seed",
     "#010214": "best",
+    "#010221": "hot1",
+    "#010222": "hot2",
+    "#010223": "hot3",
 }
 """What stands for a colour of the page's style in a drawing: no chart would have these."""
 

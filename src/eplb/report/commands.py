@@ -4,23 +4,41 @@ import shlex
 
 from eplb.report.sample import Asked
 
-__all__ = ["compare_command", "plan_command"]
+__all__ = ["MERGED", "compare_command", "moves_command", "plan_command"]
+
+MERGED = "merged.npz"
+"""What windows that were added up are written to, for a command that cannot add them up."""
 
 
 def plan_command(
     asked: Asked, name: str, forecast: str | None, merged: int, first_layer: int
 ) -> str:
     """What makes the plan, in as many lines as it takes."""
-    begin = []
+    lines = []
     if merged > 1:
-        begin = [["eplb", "convert", name, "merged.npz", "--merge", str(merged)]]
-        name = "merged.npz"
+        lines.append(["eplb", "convert", name, MERGED, "--merge", str(merged)])
+        name = MERGED
+    words = _plan_words(asked, name, forecast, first_layer)
+    return "\n".join(map(shlex.join, [*lines, [*words, "-o", "placement.json"]]))
+
+
+def moves_command(
+    asked: Asked, name: str, forecast: str | None, first_layer: int, current: str, moves: int
+) -> str:
+    """What makes a plan so many moves from the placement that runs."""
+    return shlex.join(
+        [
+            *_plan_words(asked, name, forecast, first_layer),
+            *("--current", current, "--max-moves", str(moves)),
+            *("-o", "placement.json"),
+        ]
+    )
+
+
+def _plan_words(asked: Asked, name: str, forecast: str | None, first_layer: int) -> list[str]:
     words = ["eplb", "plan", name, *_cluster_words(asked)]
-    if forecast is not None:
-        words += ["--forecast", forecast]
-    if first_layer:
-        words += ["--first-layer", str(first_layer)]
-    return "\n".join(shlex.join(each) for each in [*begin, [*words, "-o", "placement.json"]])
+    words += [] if forecast is None else ["--forecast", forecast]
+    return words + (["--first-layer", str(first_layer)] if first_layer else [])
 
 
 def compare_command(asked: Asked, name: str, forecast: str | None, merged: int, every: int) -> str:

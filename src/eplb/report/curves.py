@@ -31,6 +31,7 @@ _HELD_OUT = 16
 """Windows up to which each is held out in turn."""
 _HISTORY = 32
 _POINTS = 16
+_ENOUGH = 0.9
 
 
 def measure_spare(
@@ -112,8 +113,10 @@ def measure_windows(asked: Asked, progress: Callable[[int, int], object]) -> Win
     return Windows(tuple(points), len(held), in_order)
 
 
-def measure_moves(asked: Asked, current: Placement | None, rule: Forecast) -> Moves | Missing:
-    """Balancedness against moves from the placement that runs."""
+def measure_moves(
+    asked: Asked, current: Placement | None, rule: Forecast, command: Callable[[int], str]
+) -> Moves | Missing:
+    """Balancedness against moves from the placement that runs; `command` makes so many."""
     if current is None:
         return Missing("no placement that runs was given (--current)")
     loads = asked.trace.loads
@@ -134,7 +137,9 @@ def measure_moves(asked: Asked, current: Placement | None, rule: Forecast) -> Mo
         Moved(number, number / max(1, most), each.balancedness(asked.seen), other)
         for number, each, other in zip(moves, placements, unseen, strict=True)
     ]
-    return Moves(tuple(points), most)
+    goal = points[0].seen + _ENOUGH * (points[-1].seen - points[0].seen)
+    enough = next(index for index, each in enumerate(points) if each.seen >= goal)
+    return Moves(tuple(points), enough, command(points[enough].moves))
 
 
 def _frontier(

@@ -13,7 +13,10 @@ __all__ = ["DRAWINGS", "Drawing"]
 INK, SOFT, LINE, PAPER = "#010203", "#010204", "#010205", "#010206"
 NOW, PLAN, SEED, BEST = "#010211", "#010212", "#010213", "#010214"
 
+HOTTEST = ("#010221", "#010222", "#010223")
+
 _TALL, _SHORT = 320.0, 260.0
+_LEAST_SPAN = 0.05
 _BALANCEDNESS = "balancedness (1 is perfect)"
 
 
@@ -115,14 +118,15 @@ def _hot(figure: Any, figures: Figures, *, wide: bool) -> float:
     layers = [each.layer for each in figures.hot]
     bottom = [0.0] * len(layers)
     names = ("hottest expert", "second", "third")
-    for rank, (colour, name) in enumerate(zip((NOW, SEED, PLAN), names, strict=True)):
+    for rank, (colour, name) in enumerate(zip(HOTTEST, names, strict=True)):
         if rank >= len(figures.hot[0].shares):
             break
         shares = [100.0 * each.shares[rank] for each in figures.hot]
-        axes.bar(layers, shares, 0.8, bottom=bottom, color=colour, label=name, lw=0)
+        axes.bar(layers, shares, 0.8, bottom=bottom, color=colour, label=name, lw=0.5, ec=PAPER)
         bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
     even = 100.0 * len(figures.hot[0].shares) / figures.setting.num_experts
     axes.axhline(even, color=INK, lw=1.5, ls="--", label="all, if loads were even")
+    axes.set_xlim(layers[0] - 0.8, layers[-1] + 0.8)
     axes.set_xlabel("layer")
     axes.set_ylabel("% of the layer's load")
     axes.grid(visible=False, axis="x")
@@ -215,7 +219,8 @@ def _drift(figure: Any, figures: Figures, *, wide: bool) -> float:
     axes.minorticks_off()
     axes.set_xlabel("windows apart")
     axes.set_ylabel("correlation of experts' shares" if wide else "correlation of shares")
-    axes.set_ylim(top=1.02)
+    low = min(value for _, value in found.drift)
+    axes.set_ylim(min(low - 0.05, 0.8), 1.02)
     return _SHORT
 
 
@@ -237,7 +242,10 @@ def _seen_and_unseen(axes: Any, numbers: Sequence[float], points: Sequence[Any])
 def _pad(axes: Any) -> None:
     """Room below for what is written there; nothing above what is perfect."""
     low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.15 * (high - low), min(high, 1.01))
+    high = min(high, 1.01)
+    # Differences that mean nothing are not to fill the chart.
+    low = min(low - 0.15 * (high - low), high - _LEAST_SPAN)
+    axes.set_ylim(low, high)
 
 
 def _legend(axes: Any, *, wide: bool) -> None:

@@ -119,7 +119,8 @@ class Heat:
     """Load of each GPU over the mean of its layer, in one window.
 
     Attributes:
-        window: its name; seen: whether the plan was made from it.
+        window: its name, of those not seen the most typical: its balancedness with the plan is
+            nearest to the mean; seen: whether the plan was made from it.
         layers: [M] numbers of the layers that have load.
         before, after: [M][G] with what runs now, and with the plan.
     """
@@ -210,11 +211,13 @@ class Moves:
     Attributes:
         points: from none to as many as gain; `unseen` of plans from the earlier half of the
             windows, on the later half.
-        most: the most that there are: every slot.
+        enough: index of the first point that has nine tenths of what all moves gain.
+        command: makes a plan with so many moves, as one types it.
     """
 
     points: tuple[Moved, ...]
-    most: int
+    enough: int
+    command: str
 
 
 @dataclass(frozen=True)
@@ -274,7 +277,8 @@ class Estimated:
         seen: whether the plan was made from the windows that it is estimated on.
         windows: estimated on.
         layers: [M] numbers of the layers; before_us, after_us: [M] microseconds of each.
-        step_before, step_after: seconds of a step; tokens_before, tokens_after: a second.
+        step_before, step_after: seconds of a step; tokens_before, tokens_after: a second;
+            tokens_even: with even loads.
         even: microseconds of a layer whose tokens are spread evenly.
         words: what is assumed, a sentence each.
     """
@@ -292,6 +296,7 @@ class Estimated:
     step_after: float
     tokens_before: float
     tokens_after: float
+    tokens_even: float
     words: tuple[str, ...]
 
 

@@ -17,7 +17,7 @@ from eplb.models import Model
 from eplb.placement import Placement
 from eplb.planner import check_shape, plan
 from eplb.policies import Policy, named_policy, warm_up
-from eplb.report.commands import compare_command, plan_command
+from eplb.report.commands import MERGED, compare_command, moves_command, plan_command
 from eplb.report.curves import measure_moves, measure_spare, measure_windows
 from eplb.report.figures import Choice, Figures, Setting
 from eplb.report.sample import Asked
@@ -143,7 +143,15 @@ def measure(
     spare = measure_spare(asked, rule, expert_bytes, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
     say(STEPS[4], 0, 1)
-    moves = measure_moves(asked, current, rule)
+    source = name if merged == 1 else MERGED
+    moves = measure_moves(
+        asked,
+        current,
+        rule,
+        lambda number: moves_command(
+            asked, source, forecast, first_layer, current_name or "current.json", number
+        ),
+    )
     through = measure_through(
         asked,
         comparison,

@@ -29,7 +29,7 @@ def balance(figures: Figures) -> Section:
             score(each.unseen, each.unseen_interval),
             score(each.worst),
             "-" if each is now else score(each.gain, each.gain_interval, "+.4f"),
-            "-" if each.moved is None else percent(each.moved, 1),
+            percent(each.moved, 1) if each.moved else "-",
         )
         for each in figures.standings
     ]
@@ -77,8 +77,8 @@ def heat(figures: Figures) -> Section:
     found = figures.heat
     before, after = (max(map(max, rows)) for rows in (found.before, found.after))
     finding = (
-        f"The busiest GPU has {before:.2f} times its layer's mean load now, {after:.2f} times with "
-        "a plan"
+        f"The busiest GPU of all has {before:.2f} times its layer's mean load now, {after:.2f} "
+        "times with a plan"
     )
     seen = "which the plan was made from" if found.seen else "which the plan had not seen"
     rows = []
@@ -89,7 +89,10 @@ def heat(figures: Figures) -> Section:
     table = Table(
         "Load of each GPU over the mean of its layer", ("layer", *gpus), rows_of(rows), long=True
     )
-    note = f"Window {printable(found.window)}, {seen}. Both maps have one scale of colours."
+    typical = "" if found.seen else ", the most typical of those not seen"
+    note = (
+        f"Window {printable(found.window)}, {seen}{typical}. Both maps have one scale of colours."
+    )
     return Section("heat", "Load of each GPU", finding, (note,), (table,))
 
 
@@ -130,19 +133,30 @@ def estimated(figures: Figures) -> Section:
     )
     mean_before = sum(found.before_us) / len(found.before_us)
     mean_after = sum(found.after_us) / len(found.after_us)
+    even_step = found.step_before * found.tokens_before / found.tokens_even
     summary = Table(
         "Estimates, now and with a plan",
-        ("estimate", "now", "with a plan"),
+        ("estimate", "now", "with a plan", "with even loads"),
         rows_of(
             [
-                ("tokens/s, all GPUs", f"{found.tokens_before:,.0f}", f"{found.tokens_after:,.0f}"),
+                (
+                    "tokens/s, all GPUs",
+                    f"{found.tokens_before:,.0f}",
+                    f"{found.tokens_after:,.0f}",
+                    f"{found.tokens_even:,.0f}",
+                ),
                 (
                     "a step, ms",
                     f"{found.step_before * 1e3:.2f}",
                     f"{found.step_after * 1e3:.2f}",
+                    f"{even_step * 1e3:.2f}",
                 ),
-                ("an expert layer, µs", f"{mean_before:.0f}", f"{mean_after:.0f}"),
-                ("the same with even loads, µs", f"{found.even_us:.0f}", f"{found.even_us:.0f}"),
+                (
+                    "an expert layer, µs",
+                    f"{mean_before:.0f}",
+                    f"{mean_after:.0f}",
+                    f"{found.even_us:.0f}",
+                ),
             ]
         ),
     )
@@ -202,6 +216,8 @@ def spare(figures: Figures) -> Section:
             f"{counted(found.plans, 'plan')} each, on {counted(found.windows, 'window')} that they "
             "had not seen."
         )
+        if chosen.unseen is not None and chosen.unseen != figures.plan.unseen:
+            notes.append("That is fewer plans than above, so the figures differ a little.")
     if found.bytes_each is not None:
         notes.append(f"A spare slot takes {found.bytes_each / 1e9:.2f} GB of each GPU's memory.")
     return Section("spare", "Spare slots", finding, tuple(notes), (table,))
@@ -243,8 +259,7 @@ def moves(figures: Figures) -> Section:
         finding = "What so many moves would give is not known"
         return Section("moves", heading, finding, missing=f"{found.why}.")
     first, last = found.points[0], found.points[-1]
-    goal = first.seen + 0.9 * (last.seen - first.seen)
-    enough = next(each for each in found.points if each.seen >= goal)
+    enough = found.points[found.enough]
     finding = (
         f"{enough.moves:,} moves ({percent(enough.share)} of slots) give nine tenths of what all "
         f"{last.moves:,} would"
@@ -262,12 +277,9 @@ def moves(figures: Figures) -> Section:
     )
     note = "A move is an expert of a layer that a GPU receives."
     unseen = "Unseen: plans from the earlier half of the windows with as many moves, on the later."
-    how = (
-        "From Python: eplb.plan(loads, cluster, current=placement, "
-        f"max_moves={enough.moves}).placement"
-    )
-    notes = (note, unseen, how) if last.unseen is not None else (note, how)
-    return Section("moves", heading, finding, notes, (table,))
+    notes = (note, unseen) if last.unseen is not None else (note,)
+    command = (f"Make the plan with {enough.moves:,} moves", printable(found.command))
+    return Section("moves", heading, finding, notes, (table,), command=command)
 
 
 def through(figures: Figures) -> Section:
@@ -305,7 +317,7 @@ def through(figures: Figures) -> Section:
         tables.append(
             Table(
                 "Whether to move, decided at a few windows",
-                ("before window", "decision", "moves", "why"),
+                ("before window", "decision", "would move", "why"),
                 rows_of(
                     [
                         (str(each.window), each.action, f"{each.moves:,}", each.reason)
@@ -328,8 +340,8 @@ def drift(figures: Figures) -> Section:
         return Section("drift", heading, finding, missing="too even to say how they drift.")
     (near, alike), (far, less) = found.drift[0], found.drift[-1]
     finding = (
-        f"Experts' shares {counted(near, 'window')} apart correlate {alike:.2f}, "
-        f"{far:,} apart {less:.2f}"
+        f"Experts' shares {counted(near, 'window')} apart correlate {alike:.3f}, "
+        f"{far:,} apart {less:.3f}"
     )
     table = Table(
         "How alike windows are",

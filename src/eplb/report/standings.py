@@ -76,12 +76,14 @@ def why_unsure(standings: tuple[Standing, ...], num_windows: int) -> str | None:
 
 
 def heat_of(asked: Asked, running: Placement, made: Placement, ran: list[Placement]) -> Heat:
-    """The last window with load; the plan is the one that ran then, made before it."""
+    """A typical window of those not seen, with the plan that ran then; or the only one."""
     trace = asked.trace
-    loaded = np.flatnonzero(trace.loads.any(axis=(1, 2)))
-    window = int(loaded[-1])
-    seen = window == 0
-    after = made if seen else ran[window - 1]
+    loaded = [each for each in range(1, trace.num_windows) if trace.loads[each].any()]
+    window, after, seen = int(trace.loads.any(axis=(1, 2)).argmax()), made, True
+    if loaded:
+        heights = np.array([ran[each - 1].balancedness(trace.loads[each]) for each in loaded])
+        window = loaded[int(np.abs(heights - heights.mean()).argmin())]
+        after, seen = ran[window - 1], False
     layers = np.flatnonzero(trace.loads[window].any(axis=1))
     return Heat(
         trace.names[window],

@@ -124,8 +124,8 @@ def _lasts(figures: Figures) -> str:
 
 def _asides(figures: Figures) -> tuple[str, ...]:
     lines = [
-        "Balancedness is the mean load of a layer's GPUs over the load of its busiest GPU: 1 is "
-        "perfect, and 1 less it is the share of time that GPUs wait where time goes by load."
+        "Balancedness is the mean load of a layer's GPUs / the load of its busiest GPU: 1 is "
+        "perfect. The others wait for the busiest one, as far as time goes by load."
     ]
     if figures.plan.unseen is None:
         lines.append(

@@ -24,8 +24,7 @@ def print_report(console: Console, figures: Figures) -> None:
     page.line()
     page.line(story.sentence, "bold")
     page.line()
-    # A command is copied: it must not be broken where the terminal ends.
-    console.print(Text(page.plain(story.command)), soft_wrap=True)
+    page.command(story.command)
     page.line()
     for standing in figures.standings:
         value = standing.seen if standing.unseen is None else standing.unseen
@@ -57,6 +56,10 @@ class _Page:
     def line(self, text: str = "", style: str = "") -> None:
         self._console.print(Text(self.plain(text), style))
 
+    def command(self, text: str) -> None:
+        # It is copied, so it must not be broken where the terminal ends.
+        self._console.print(Text(self.plain(text)), soft_wrap=True)
+
     def bar(self, name: str, value: float) -> None:
         filled = round(_BAR * value)
         self.line(f"{name:<10}  {value:.4f}  [{'#' * filled}{'.' * (_BAR - filled)}]")
@@ -71,6 +74,9 @@ class _Page:
                 self.table(table)
         for note in section.notes:
             self.line(note, "dim")
+        if section.command is not None:
+            self.line(f"{section.command[0]}:")
+            self.command(section.command[1])
 
     def table(self, table: Table) -> None:
         rows = [tuple(map(self.plain, row)) for row in table.rows]

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.comparison import Comparison
+from eplb.cost import Assumptions
 from eplb.decision import decide
 from eplb.forecast import Forecast
 from eplb.hardware import Gpu
@@ -142,7 +143,13 @@ def _decide(
 def _service(asked: Asked, model: Model | Missing, gpu: Gpu) -> Service | Missing:
     if isinstance(model, Missing):
         return Missing(f"what a move costs is not known: {model.why}")
-    return Service.of(model.name, gpu.name, asked.cluster)
+    assumed = Assumptions()
+    per_node = asked.cluster.num_gpus // asked.cluster.num_nodes
+    return Service(
+        model.expert_bytes,
+        gpu.link_bandwidth * assumed.link_efficiency / 1e9,
+        gpu.network_bandwidth * assumed.network_efficiency * per_node / 1e9,
+    )
 
 
 def _seconds(asked: Asked, said: float | None) -> float | Missing:

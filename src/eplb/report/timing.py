@@ -104,6 +104,8 @@ def estimate_times(
     layers = np.flatnonzero(before[0][0].layer_seconds)
     first = before[0][0]
     step_before, step_after = _step(before), _step(after)
+    # What is no expert layer is what makes these so large a share of an even step.
+    share = assumptions.expert_share / (1.0 - assumptions.expert_share)
     tokens = tokens_per_gpu * asked.cluster.num_gpus
     return Estimated(
         gpu=gpu.name,
@@ -119,6 +121,7 @@ def estimate_times(
         step_after=step_after,
         tokens_before=tokens / step_before,
         tokens_after=tokens / step_after,
+        tokens_even=tokens / (first.rest_seconds * (1.0 + share)),
         words=first.words,
     )
 

@@ -49,6 +49,7 @@ class Section:
         key: of its chart; finding: what it shows, as the chart's title.
         notes: sentences; tables: the data.
         missing: why there is nothing more, where there is not.
+        command: what it does, and the command as one types it.
     """
 
     key: str
@@ -57,6 +58,7 @@ class Section:
     notes: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     missing: str | None = None
+    command: tuple[str, str] | None = None
 
 
 def printable_lines(text: str) -> str:
