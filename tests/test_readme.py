@@ -48,12 +48,16 @@ def test_python_runs_and_its_comments_are_true() -> None:
     assert names["trace"].loads.shape == (40, 24, 32)
     assert names["found"].balancedness.shape == (39, 24)
     assert names["found"].moves.sum() > 0
+    assert 0 < names["moved"].moves <= 800
+    assert names["decision"].action == "move"
 
 
 @pytest.mark.jit
 def test_eplb_commands_run(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "loads.csv", deepseek_v3()[:4], delimiter=",")
-    (tmp_path / "loads.json").write_text(f'{{"logical_count": {deepseek_v3()[:4].tolist()}}}')
+    for seed, name in enumerate(("loads", "later")):
+        loads = deepseek_v3(seed=seed)[:4].tolist()
+        (tmp_path / f"{name}.json").write_text(f'{{"logical_count": {loads}}}')
     ran = 0
     for command in commands():
         if command[0] != "eplb":
@@ -67,8 +71,9 @@ def test_eplb_commands_run(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         ran += 1
-    assert ran >= 4
-    assert (tmp_path / "placement.json").exists()
+    assert ran >= 10
+    for name in ("placement.json", "balancer.yaml", "next.json"):
+        assert (tmp_path / name).exists()
 
 
 def test_links_and_files_exist() -> None:
