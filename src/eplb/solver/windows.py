@@ -59,7 +59,7 @@ EFFORTS = {
     "default": Work(_POWERS, np.full(3, 1e-4), np.array([_MOST_SWEEPS, 2, 3]), 16e6, 0, 0, 3, 1e-4),
     # Kicks under a smooth norm: under a sharp one they fit the windows planned for, and no others.
     "thorough": Work(
-        _POWERS, np.array([1e-4, 1e-4, 1e-5]), np.full(3, _MOST_SWEEPS), 100e6, 30, 1, 3, 5e-5
+        _POWERS, np.array([1e-4, 1e-4, 1e-5]), np.full(3, _MOST_SWEEPS), 100e6, 30, 1, 4, 2e-4
     ),
 }
 """What an effort is for several windows."""
