@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import COMPILED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ def peaks(placement: Placement, windows: Loads) -> Loads:
     return made
 
 
+@pytest.mark.jit
 def test_moves_when_it_pays_and_says_what_it_would() -> None:
     before, after = two_states(0, 3)
     old = eplb.plan(before, CLUSTER).placement
@@ -81,6 +83,7 @@ def test_waits_when_nothing_is_gained() -> None:
     assert nothing.action == "wait"
 
 
+@pytest.mark.jit
 def test_waits_when_the_time_is_short_or_moving_dear() -> None:
     before, after = two_states(0, 3)
     old = eplb.plan(before, CLUSTER).placement
@@ -100,7 +103,7 @@ def test_waits_when_the_time_is_short_or_moving_dear() -> None:
 
 
 @given(seeds, st.floats(0.01, 100.0), st.floats(1.0, 5.0), st.integers(1, 24))
-@settings(max_examples=25)
+@settings(max_examples=25 if COMPILED else 3)
 def test_a_move_is_worth_a_margin_times_its_cost(
     seed: int, seconds: float, margin: float, number: int
 ) -> None:
@@ -124,6 +127,7 @@ def test_a_move_is_worth_a_margin_times_its_cost(
     assert found.layers == tuple(np.flatnonzero(changed).tolist())
 
 
+@pytest.mark.jit
 def test_waits_when_gains_do_not_last() -> None:
     """What was hot is never hot again: a plan for the windows known helps none of them later."""
     rng = np.random.default_rng(0)
@@ -161,6 +165,7 @@ def test_only_the_layers_that_gain_move() -> None:
     assert "in 1 of 3 layers" in found.reason
 
 
+@pytest.mark.jit
 def test_a_budget_is_kept() -> None:
     before, after = two_states(0, 3)
     old = eplb.plan(before, CLUSTER).placement
@@ -251,6 +256,7 @@ def test_a_gain_around_the_threshold_moves_at_most_once(seed: int) -> None:
         assert sum(each.action != "wait" for each in made) <= 1
 
 
+@pytest.mark.jit
 def test_a_changed_cluster_moves_at_once() -> None:
     loads, _ = two_states(0, 2)
     old = eplb.plan(loads, CLUSTER).placement
@@ -317,7 +323,7 @@ def test_bad_services(arguments: tuple[Any, ...], message: str) -> None:
 
 
 @given(seeds)
-@settings(max_examples=30)
+@settings(max_examples=30 if COMPILED else 10)
 def test_the_time_of_transfers_is_that_of_the_busiest_gpu_or_node(seed: int) -> None:
     rng = np.random.default_rng(seed)
     cluster = Cluster(4, 2, 3)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import COMPILED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import GPT_OSS, load_recorded, load_windows
@@ -61,7 +62,7 @@ def check(found: Frontier, old: Placement, cluster: Cluster, most: int) -> None:
 
 
 @given(seeds, st.integers(1, 3), st.integers(2, 9), st.sampled_from([1, 2]))
-@settings(max_examples=40)
+@settings(max_examples=40 if COMPILED else 4)
 def test_any_frontier(seed: int, num_windows: int, points: int, num_groups: int) -> None:
     loads = some_loads(seed, num_windows, 2, 8)
     if num_groups > 1:  # groups stay on nodes already
@@ -83,7 +84,7 @@ def test_any_frontier(seed: int, num_windows: int, points: int, num_groups: int)
 
 
 @given(seeds, st.sampled_from([Cluster(6, 2, 3), Cluster(3, 1, 3), Cluster(4, 2, 2)]))
-@settings(max_examples=30)
+@settings(max_examples=30 if COMPILED else 4)
 def test_to_another_cluster_the_first_point_is_the_least_that_would_do(
     seed: int, cluster: Cluster
 ) -> None:
