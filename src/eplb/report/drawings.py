@@ -198,8 +198,7 @@ def _through(figure: Any, figures: Figures, *, wide: bool) -> float:
     found = _known(figures.through)
     axes = figure.subplots()
     axes.plot(found.windows, found.replanned, color=PLAN, label="re-planned")
-    kept = [(at, value) for at, value in zip(found.windows, found.kept, strict=True) if value]
-    axes.plot(*zip(*kept, strict=True), color=SEED, ls="--", label="planned once")
+    axes.plot(found.windows, found.kept, color=SEED, ls="--", label="planned once")
     axes.plot(found.windows, found.now, color=NOW, ls="-.", label="now")
     axes.set_xlabel("window")
     axes.set_ylabel(_BALANCEDNESS if wide else "balancedness")

@@ -246,7 +246,7 @@ class Through:
 
     Attributes:
         windows: [B] first window of each point; per_point: windows that a point is the mean of.
-        now, replanned: [B] balancedness.
+        now, replanned: [B] balancedness; None without load.
         kept: [B] of a plan made from the earlier half and never changed; None before.
         kept_mean, replanned_mean, now_mean: over the later half.
         half: the window at which the later half begins.
@@ -257,8 +257,8 @@ class Through:
 
     windows: tuple[int, ...]
     per_point: int
-    now: tuple[float, ...]
-    replanned: tuple[float, ...]
+    now: tuple[float | None, ...]
+    replanned: tuple[float | None, ...]
     kept: tuple[float | None, ...]
     kept_mean: float
     replanned_mean: float

@@ -51,7 +51,7 @@ def measure_through(
     kept = np.full(total, np.nan)
     made = asked.plan(expected.loads, asked.cluster, expected.weights)
     kept[half:] = scored(made, trace.loads[half:])
-    by_name = {each.name: np.nanmean(each.balancedness, axis=1) for each in comparison.replays}
+    by_name = {each.name: _by_window(each.balancedness) for each in comparison.replays}
     now = np.concatenate([[np.nan], by_name.get("current", by_name["contiguous"])])
     replanned = np.concatenate([[np.nan], by_name["plan"]])
     size = -(-(total - 1) // _POINTS)
@@ -71,7 +71,7 @@ def measure_through(
         per_point=size,
         now=_means(now[1:], size),
         replanned=_means(replanned[1:], size),
-        kept=tuple(None if np.isnan(each) else each for each in _means(kept[1:], size)),
+        kept=_means(kept[1:], size),
         kept_mean=_mean(kept[half:]),
         replanned_mean=_mean(replanned[half:]),
         now_mean=_mean(now[half:]),
@@ -164,9 +164,15 @@ def _seconds(asked: Asked, said: float | None) -> float | Missing:
     return Missing("the trace does not say how long a window is (--window-seconds)")
 
 
-def _means(values: NDArray[np.float64], size: int) -> tuple[float, ...]:
-    """Means of `size` values in a row; NaN where there is none."""
-    return tuple(_mean(values[at : at + size], np.nan) for at in range(0, values.size, size))
+def _by_window(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[T] means of [T, L] over layers with load, NaN where none has any."""
+    return np.array([_mean(row, np.nan) for row in ratio])
+
+
+def _means(values: NDArray[np.float64], size: int) -> tuple[float | None, ...]:
+    """Means of `size` values in a row; None where there is none."""
+    means = [_mean(values[at : at + size], np.nan) for at in range(0, values.size, size)]
+    return tuple(None if np.isnan(each) else each for each in means)
 
 
 def _mean(values: NDArray[np.float64], otherwise: float = 1.0) -> float:

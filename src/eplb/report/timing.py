@@ -12,6 +12,7 @@ from eplb.models import MODELS, Model, find_model
 from eplb.placement import Placement
 from eplb.report.figures import Estimated, Missing
 from eplb.report.sample import Asked, evenly
+from eplb.text import printable
 from eplb.trace import LoadTrace
 
 __all__ = ["estimate_times", "known_model"]
@@ -40,7 +41,8 @@ def known_model(name: str | None, trace: LoadTrace) -> Model | Missing:
     except OptionError:
         known = ", ".join(MODELS)
         return Missing(
-            f"no figures of the model {name} are known, which would be {lacking}; known are {known}"
+            f"no figures of the model {printable(name)} are known, which would be {lacking}; "
+            f"known are {known}"
         )
     if found.num_experts != trace.num_experts:
         return Missing(
