@@ -267,6 +267,11 @@ def test_a_changed_cluster_moves_at_once() -> None:
         assert found.placement.cluster == cluster
         assert found.reason.startswith("the cluster has changed: it must receive")
         assert found.moves == found.placement.moves_from(old)
+        # Dear as it is, nothing moves that need not: new GPUs fill up, with no expert twice.
+        least = eplb.frontier(loads, cluster, old, points=2).moves[0]
+        assert found.moves == (2 * 2 * 5 if cluster.num_gpus == 10 else least)
+        cheap = eplb.decide(loads, cluster, old, SERVICE, 600.0)
+        assert cheap.moves >= found.moves
     with pytest.raises(eplb.OptionError, match=r"max_moves is 0: \d+ are the least"):
         eplb.decide(loads, Cluster(7, 1, 5), old, SERVICE, 60.0, max_moves=0)
 

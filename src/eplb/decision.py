@@ -109,7 +109,7 @@ def decide(
     forced = cluster != current.cluster
 
     def planned(some: NDArray[np.float64], counts: Any) -> Plan:
-        price = 0.0 if forced else _price(some, current, service, seconds, margin)
+        # What another cluster needs moves at any price, the rest where it pays.
         return plan(
             some,
             cluster,
@@ -117,7 +117,7 @@ def decide(
             weights=counts,
             current=current,
             max_moves=max_moves,
-            move_cost=price,
+            move_cost=_price(some, current, service, seconds, margin),
             effort=effort,
             threads=threads,
         )

@@ -11,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Slots, Threads, TraceFile
+from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads, TraceFile
 from eplb.cli.running import (
     Current,
     CurrentGpus,
     MaxMoves,
     SomeGpus,
     SomeNodes,
+    SomeSlots,
     budget_of,
     load_current,
     moe_slots,
@@ -50,7 +51,7 @@ def decide_on(
     seconds: Annotated[float, typer.Option(help="Time until the next decision.")],
     gpus: SomeGpus = None,
     nodes: SomeNodes = None,
-    slots: Slots = None,
+    slots: SomeSlots = None,
     groups: Groups = 1,
     model: ModelName = None,
     gpu: GpuName = None,
@@ -146,19 +147,19 @@ def _print(console: Console, title: str, found: Decision) -> None:
 
 
 def _rows(found: Decision) -> list[tuple[str, str]]:
-    gain = f"{found.gain:.2%}"
-    if found.gain_interval is not None:
-        low, high = found.gain_interval.low, found.gain_interval.high
-        gain += f" ({low:.2%} to {high:.2%})"
-    seen = "windows not planned for" if found.tried else "the windows planned for"
     rows = [
         ("experts to move", f"{found.moves:,}"),
         ("bytes", f"{found.total_bytes / 1e9:,.3g} GB"),
         ("time of the transfers", f"{found.moving_seconds:.3g} s"),
-        (f"fall of the peaks on {seen}", gain),
-        ("time gained until the next decision", f"{found.gained_seconds:.3g} s"),
-        ("time lost by moving", f"{found.lost_seconds:.3g} s"),
     ]
     if found.layers:
         rows.insert(0, ("layers", f"{len(found.layers)}"))
-    return rows
+    if found.tried or found.gain:
+        gain = f"{found.gain:.2%}"
+        if found.gain_interval is not None:
+            low, high = found.gain_interval.low, found.gain_interval.high
+            gain += f" ({low:.2%} to {high:.2%})"
+        seen = "windows not planned for" if found.tried else "the windows planned for"
+        rows.append((f"fall of the peaks on {seen}", gain))
+        rows.append(("time gained until the next decision", f"{found.gained_seconds:.3g} s"))
+    return [*rows, ("time lost by moving", f"{found.lost_seconds:.3g} s")]

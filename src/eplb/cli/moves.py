@@ -11,8 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Slots, Threads, TraceFile
-from eplb.cli.running import Current, CurrentGpus, SomeGpus, SomeNodes, load_current, moe_slots
+from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads, TraceFile
+from eplb.cli.running import (
+    Current,
+    CurrentGpus,
+    SomeGpus,
+    SomeNodes,
+    SomeSlots,
+    load_current,
+    moe_slots,
+)
 from eplb.errors import LoadsError
 from eplb.forecast import Recent, Scenarios
 from eplb.formats import load_trace
@@ -33,7 +41,7 @@ def draw_frontier(
     current: Current,
     gpus: SomeGpus = None,
     nodes: SomeNodes = None,
-    slots: Slots = None,
+    slots: SomeSlots = None,
     groups: Groups = 1,
     points: Annotated[int, typer.Option(help="Most points; they are closer at few moves.")] = 20,
     plot: Annotated[

@@ -84,7 +84,7 @@ def plan_file(
         typer.Option(
             metavar="PLACEMENT",
             help="The placement that runs, in a file as `eplb evaluate` reads: move from there, "
-            "and only what gains. [default: plan afresh]",
+            "and only what gains; --slots are as many on each GPU as now. [default: plan afresh]",
             show_default=False,
         ),
     ] = None,

@@ -23,6 +23,7 @@ __all__ = [
     "Moves",
     "SomeGpus",
     "SomeNodes",
+    "SomeSlots",
     "budget_of",
     "check_moves_options",
     "load_current",
@@ -52,6 +53,14 @@ SomeNodes = Annotated[
     int | None,
     typer.Option(
         help="Nodes that they stand on. [default: what --current says, or 1]", show_default=False
+    ),
+]
+SomeSlots = Annotated[
+    int | None,
+    typer.Option(
+        help="Physical experts of a layer on all GPUs, a multiple of --gpus. "
+        "[default: as many on each GPU as now]",
+        show_default=False,
     ),
 ]
 MaxMoves = Annotated[
