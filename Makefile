@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines check bench clean help
+.PHONY: demo test test-engines test-browser report-example check bench clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -35,6 +35,16 @@ $(VENV)/engines: enginetests/fetch.py enginetests/requirements.txt | $(VENV)/.de
 test-engines: $(VENV)/engines $(VENV)/.dev  ## the plug-ins, in the engines' own code from their wheels
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_sglang.py
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_vllm*.py
+
+test-browser: $(VENV)/.dev  ## the report's page in a real Chromium
+	$(BIN)/python -m pytest tests/browser/pages_in_chromium.py
+
+# In a folder of its own, so that the page names a file and no place.
+report-example: $(VENV)/.dev  ## docs/example-report.html, of loads that behave like DeepSeek-V3's
+	mkdir -p build
+	cd build && $(abspath $(BIN))/eplb synthesize deepseek-v3 deepseek-v3.npz --windows 48
+	cd build && $(abspath $(BIN))/eplb report deepseek-v3.npz --gpus 32 --nodes 4 --slots 288 \
+		--window-seconds 60 -o ../docs/example-report.html
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
