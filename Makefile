@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines test-browser report-example check bench clean help
+.PHONY: demo test test-engines test-browser report-example docs check bench clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -46,6 +46,13 @@ report-example: $(VENV)/.dev  ## docs/example-report.html, of loads that behave 
 	cd build && $(abspath $(BIN))/eplb report deepseek-v3.npz --gpus 32 --nodes 4 --slots 288 \
 		--window-seconds 60 -o ../docs/example-report.html
 
+$(VENV)/.docs: pyproject.toml | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs report-example  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -55,5 +62,5 @@ bench: $(VENV)/.dev  ## the planner against the peers in PEERS, in one run
 	$(BIN)/python bench/planner.py $(foreach peer,$(PEERS),--peer $(peer))
 
 clean:  ## remove what was made here
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,101 @@
+"""What mkdocs does not do by itself: text that stands once in the repository and is shown here too.
+
+    <!-- include PATH -->            a whole file of the repository, without its first heading
+    <!-- include PATH: name -->      the lines between `<!-- name: begin ... -->` and its end
+    <!-- include PATH # heading -->  what stands under a heading
+    <!-- commands: MODULE -->        the command line, as typer tells it
+
+Links to sources become links to their reference, and pictures of assets/ stand in the page itself,
+where they take its colours.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["INCLUDE", "included", "on_config", "on_page_markdown"]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+INCLUDE = re.compile(
+    r"^<!-- include (?P<path>[^\s:#]+)(?:(?P<how>: | # )(?P<what>.+?))? -->$", re.M
+)
+_COMMANDS = re.compile(r"^<!-- commands: (\S+) -->$", re.M)
+_PICTURE = re.compile(r"^!\[(?P<says>[^\]]*)\]\((?P<path>assets/[^)]+\.svg)\)$", re.M)
+_SOLVER = re.compile(r"\]\(\.\./src/eplb/solver/(\w+)\.py\)")
+_OUTSIDE = {
+    re.compile(r"\]\(\.\./bench/(?:README\.md|\w+\.py)\)"): "benchmarks.md",
+    re.compile(r"\]\(\.\./README\.md\)"): "index.md",
+    re.compile(r"\]\(\.\./docs/(\w+\.md)\)"): r"\1",
+}
+_STYLE = re.compile(r"<style>.*?</style>\s*", re.S)
+
+
+def on_config(config: Any) -> Any:
+    """Leave pages out of the navigation that are not written yet."""
+    config.nav = [_written(entry, Path(config.docs_dir)) for entry in config.nav]
+    return config
+
+
+def _written(entry: Any, docs: Path) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    return {
+        name: [
+            _written(each, docs)
+            for each in inside
+            if not (isinstance(each, dict) and _missing(each, docs))
+        ]
+        if isinstance(inside, list)
+        else inside
+        for name, inside in entry.items()
+    }
+
+
+def _missing(entry: dict[str, Any], docs: Path) -> bool:
+    (inside,) = entry.values()
+    return isinstance(inside, str) and not (docs / inside).exists()
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """A page's text with what it includes."""
+    markdown = INCLUDE.sub(lambda found: included(**found.groupdict()), markdown)
+    markdown = _COMMANDS.sub(lambda found: _commands(found[1]), markdown)
+    markdown = _PICTURE.sub(lambda found: _picture(found["path"], found["says"]), markdown)
+    up = "../" * page.file.src_uri.count("/")
+    markdown = _SOLVER.sub(rf"]({up}api/solver.md#eplb.solver.\1)", markdown)
+    for link, target in _OUTSIDE.items():
+        markdown = link.sub(rf"]({up}{target})", markdown)
+    return markdown
+
+
+def included(path: str, how: str | None = None, what: str | None = None) -> str:
+    """A file of the repository, or a part of it.
+
+    Raises:
+        ValueError: it has no such part, or more than one.
+    """
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if how is None or what is None:
+        return text.split("\n", 1)[1]
+    if how == ": ":
+        pattern = rf"<!-- {re.escape(what)}: begin[^\n]*-->\n(.*?)<!-- {re.escape(what)}: end -->"
+    else:
+        pattern = rf"^## {re.escape(what)}\n(.*?)(?=^## |\Z)"
+    parts: list[str] = re.findall(pattern, text, flags=re.S | re.M)
+    if len(parts) != 1:
+        raise ValueError(f"{path}: {len(parts)} parts are called {what!r}")
+    return parts[0].strip()
+
+
+def _commands(module: str) -> str:
+    command = [sys.executable, "-m", "typer", module, "utils", "docs", "--name", "eplb"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split("\n", 1)[1]
+
+
+def _picture(path: str, says: str) -> str:
+    svg = _STYLE.sub("", (ROOT / "docs" / path).read_text(encoding="utf-8")).strip()
+    return f'<figure class="drawn">{svg}<figcaption>{says}</figcaption></figure>'
