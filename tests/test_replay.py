@@ -221,6 +221,7 @@ def test_kernels_are_ready_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch
 
 
 def test_wrong_numbers_are_told_before_anything_runs() -> None:
+    wrong: dict[str, Any]
     for wrong, message in (
         ({"every": 0}, "every is 0: give 1 or more"),
         ({"history": 0}, "history is 0: give 1 or more"),
