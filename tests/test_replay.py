@@ -221,13 +221,13 @@ def test_kernels_are_ready_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch
 
 
 def test_wrong_numbers_are_told_before_anything_runs() -> None:
-    wrong: dict[str, Any]
-    for wrong, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"every": 0}, "every is 0: give 1 or more"),
         ({"history": 0}, "history is 0: give 1 or more"),
         ({"first": 0}, "first is 0: give 1 or more"),
         ({"num_groups": 3}, "8 experts do not divide into 3 groups: 2 or 4 groups would"),
-    ):
+    ]
+    for wrong, message in cases:
         with pytest.raises(ClusterError, match=message):
             replay_steps(made(4), CLUSTER, "eplb", **wrong)
     with pytest.raises(LoadsError, match="has 4 windows: to serve window 4 after the ones before"):
