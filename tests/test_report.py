@@ -76,7 +76,7 @@ def test_intervals_are_those_of_compare_where_windows_are_many() -> None:
     trace = small_trace(60, 2)
     found = measure(trace, CLUSTER)
     every = found.setting.every
-    assert every == 2
+    assert every == 4
     names = ["contiguous", "seed", found.choice.forecast or "", "oracle"]
     expected = {
         each.policy: each for each in eplb.compare(trace, CLUSTER, names, every=every).scores

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
-from eplb.comparison import compare
 from eplb.forecast import Forecast, Recent
 from eplb.frontiers import frontier
 from eplb.placement import Placement
-from eplb.policies import Forecasted
+from eplb.replayer import HISTORY
 from eplb.report.figures import Missing, Moved, Moves, Slots, Spare, Windows
 from eplb.report.sample import Asked, evenly
+from eplb.scores import ratios
 
 __all__ = ["KNEE", "measure_moves", "measure_spare", "measure_windows"]
 
@@ -24,12 +24,11 @@ KNEE = 0.01
 
 _SPARE = range(5)
 _PLANS = 8
-"""Plans of each point of a curve, about."""
+"""Plans of each point of a curve, at most, and windows that each is scored on."""
 _SCORED = 64
 """Windows that a placement is scored on, where there are more."""
 _HELD_OUT = 16
 """Windows up to which each is held out in turn."""
-_HISTORY = 32
 _POINTS = 16
 _ENOUGH = 0.9
 
@@ -43,21 +42,13 @@ def measure_spare(
     numbers = {*_SPARE, cluster.slots_per_gpu - least}
     sizes = sorted(least + each for each in numbers if least + each <= trace.num_experts)
     sizes = sizes or [cluster.slots_per_gpu]
-    every = max(1, -(-(trace.num_windows - 1) // _PLANS))
-    points, served = [], 0
+    points = []
     for number, size in enumerate(sizes):
         spared = Cluster(cluster.num_gpus, cluster.num_nodes, size)
         expected = rule(trace.loads)
         made = asked.plan(expected.loads, spared, expected.weights)
-        unseen = None
-        if trace.num_windows > 1:
-            policy = Forecasted(rule, threads=asked.threads)
-            found = compare(
-                trace, spared, {"plan": policy}, num_groups=asked.num_groups, every=every
-            )
-            unseen, served = found.scores[0].balancedness, found.windows
-        seen = made.balancedness(asked.seen)
-        points.append(Slots(size - least, spared.num_slots, seen, unseen))
+        unseen, served, plans = _served(asked, spared, rule)
+        points.append(Slots(size - least, spared.num_slots, made.balancedness(asked.seen), unseen))
         progress(number + 1, len(sizes))
     heights = [each.seen if each.unseen is None else each.unseen for each in points]
     layers = int(np.count_nonzero(~trace.dense))
@@ -66,9 +57,29 @@ def measure_spare(
         sizes.index(cluster.slots_per_gpu),
         knee_of([each.spare for each in points], heights),
         served,
-        -(-served // every),
+        plans,
         None if expert_bytes is None else expert_bytes * layers,
     )
+
+
+def _served(asked: Asked, cluster: Cluster, rule: Forecast) -> tuple[float | None, int, int]:
+    """Balancedness on windows after a few plans, each made from those before it; how many windows
+    and plans. Up to 9 windows that is the replay of `eplb.compare`.
+    """
+    loads = asked.trace.loads
+    if len(loads) == 1:
+        return None, 0, 0
+    every = -(-(len(loads) - 1) // _PLANS)
+    found = []
+    for window in range(1, len(loads), every):
+        expected = rule(loads[max(0, window - HISTORY) : window])
+        made = asked.plan(expected.loads, cluster, expected.weights)
+        some = loads[window : window + every]
+        found += [ratios(made.gpu_load(each)) for each in some[evenly(len(some), _PLANS)]]
+    ratio = np.stack(found)
+    known = ~np.isnan(ratio)
+    value = float(ratio[known].mean()) if known.any() else 1.0
+    return value, len(found), -(-(len(loads) - 1) // every)
 
 
 def knee_of(numbers: list[int], heights: list[float]) -> int:
@@ -93,7 +104,7 @@ def measure_windows(asked: Asked, progress: Callable[[int, int], object]) -> Win
         )
     in_order = total > _HELD_OUT
     if in_order:
-        longest = min(_HISTORY, total // 2)
+        longest = min(HISTORY, total // 2)
         held = [longest + each for each in evenly(total - longest, _PLANS)]
     else:
         longest, held = total - 1, list(range(total))

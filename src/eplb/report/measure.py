@@ -28,8 +28,8 @@ from eplb.trace import LoadTrace
 
 __all__ = ["STEPS", "measure"]
 
-_MOST_PLANS = 32
-"""Plans of a replay: every window up to so many, further apart in longer traces."""
+_MOST_PLANS, _PLANS = 32, 16
+"""Plans of a replay: one a window up to so many; of longer traces fewer, evenly apart."""
 _TRIALS = 16
 """Plans that each forecast may make while it is tried, about, as `eplb plan` does."""
 
@@ -120,9 +120,8 @@ def measure(
     made = plan(
         expected.loads, cluster, num_groups=num_groups, weights=expected.weights, threads=threads
     )
-    every = (
-        1 if trace.num_windows <= _MOST_PLANS + 1 else -(-(trace.num_windows - 1) // _MOST_PLANS)
-    )
+    served = trace.num_windows - 1
+    every = 1 if served <= _MOST_PLANS else -(-served // _PLANS)
 
     def replaying(done: int, wanted: int) -> None:
         say(STEPS[1], done, wanted)
@@ -138,7 +137,7 @@ def measure(
             progress=replaying,
         )
     # The plan that ran in each window served.
-    ran = [noted.made[step // every] for step in range(trace.num_windows - 1)]
+    ran = [noted.made[step // every] for step in range(served)]
     expert_bytes = known.expert_bytes if isinstance(known, Model) else None
     spare = measure_spare(asked, rule, expert_bytes, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
@@ -177,7 +176,7 @@ def measure(
             _mean_gap(made.gap, trace),
         ),
         seen_windows=len(asked.seen),
-        unseen_windows=trace.num_windows - 1,
+        unseen_windows=served,
         standings=standings,
         unsure=why_unsure(standings, trace.num_windows),
         heat=heat_of(asked, running, made.placement, ran),

@@ -9,13 +9,15 @@ from eplb.forecast import Recent
 from eplb.placement import Placement
 from eplb.policies import named_policy
 from eplb.report.figures import Heat, Hot, Standing, Who
-from eplb.report.sample import Asked
+from eplb.report.sample import Asked, evenly
 from eplb.scores import ratios
 from eplb.trace import LoadTrace
 
 __all__ = ["heat_of", "hottest", "standings_of", "why_unsure"]
 
 _HOTTEST = 3
+_TYPICAL = 64
+"""Windows among which a typical one is looked for, where there are more."""
 
 
 def standings_of(
@@ -79,6 +81,7 @@ def heat_of(asked: Asked, running: Placement, made: Placement, ran: list[Placeme
     """A typical window of those not seen, with the plan that ran then; or the only one."""
     trace = asked.trace
     loaded = [each for each in range(1, trace.num_windows) if trace.loads[each].any()]
+    loaded = [loaded[each] for each in evenly(len(loaded), _TYPICAL)]
     window, after, seen = int(trace.loads.any(axis=(1, 2)).argmax()), made, True
     if loaded:
         heights = np.array([ran[each - 1].balancedness(trace.loads[each]) for each in loaded])

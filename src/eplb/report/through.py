@@ -25,8 +25,10 @@ FEWEST = 8
 
 _POINTS = 100
 """Points of a line, each the mean of the windows that fall on it."""
-_DECISIONS = 5
-_SHOWN = 16
+_COMPARED = 256
+"""Windows, the last ones, that are compared to say how loads drift."""
+_DECISIONS = 4
+_SHOWN = 12
 """Windows that a decision is taken by."""
 
 
@@ -55,7 +57,7 @@ def measure_through(
     now = np.concatenate([[np.nan], by_name.get("current", by_name["contiguous"])])
     replanned = np.concatenate([[np.nan], by_name["plan"]])
     size = -(-(total - 1) // _POINTS)
-    change = drift(trace)
+    change = drift(trace.pick(slice(-_COMPARED, None)))
     service = _service(asked, model, gpu)
     seconds = _seconds(asked, window_seconds)
     moments: tuple[Moment, ...] | Missing
