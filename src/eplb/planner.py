@@ -73,7 +73,8 @@ def plan(
 
     With a current placement each layer is walked from there towards balance, and goes as far as a
     budget of moves, shared by all layers, or the price of a move allows, never further than to the
-    peak of a plan made afresh. Experts that stay on a GPU keep their slot.
+    peak of a plan made afresh. Experts that stay on a GPU keep their slot. A layer with no load
+    stays as it is.
 
     Args:
         loads: tokens routed to each logical expert, of one window [L, E] or several [T, L, E]: a
