@@ -93,7 +93,7 @@ def included(path: str, how: str | None = None, what: str | None = None) -> str:
 def _commands(module: str) -> str:
     command = [sys.executable, "-m", "typer", module, "utils", "docs", "--name", "eplb"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.split("\n", 1)[1]
+    return done.stdout[done.stdout.index("\n## ") :]  # before it, commands are cut short
 
 
 def _picture(path: str, says: str) -> str:

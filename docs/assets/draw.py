@@ -160,16 +160,17 @@ def _replay() -> str:
         parts.append(_text(0, y + 17, f"step {step + 1}"))
         for window in range(9):
             x = 80 + window * (wide + 6)
-            known, served = step <= window < step + 6, window == step + 6
-            colour = _COLOURS[1] if known else _COLOURS[0] if served else "none"
+            served = window == step + 6
             parts.append(
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide}" height="{_BAR}" rx="3" '
-                f'fill="{colour}" stroke="currentColor" stroke-opacity="0.35"/>'
+                f'fill="{_COLOURS[0] if served else "none"}" stroke="currentColor" '
+                'stroke-opacity="0.35"/>'
             )
             if served:
                 parts.append(_text(x + wide / 2, y + 17, "scored", "middle", ' fill="#111"'))
-        middle = 80 + (step + 3) * (wide + 6) - 3
-        parts.append(_text(middle, y + 17, "known: planned from", "middle", ' fill="#111"'))
+        begin, known = 80 + step * (wide + 6), 6 * (wide + 6) - 4.5
+        label = "6 windows known: planned from"
+        parts.extend(_box(begin, y, known, 1, label))
     y = 20.0 + steps * 56 + 8
     parts.append(_line(80, y, 80 + 9 * (wide + 6), y, ' stroke-width="1.5"'))
     parts.append(_text(80 + 9 * (wide + 6), y + 20, "windows, in the order recorded →", "end"))
