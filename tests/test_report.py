@@ -14,7 +14,7 @@ from eplb.cost import estimate
 from eplb.errors import ClusterError, LoadsError, OptionError, PlacementError
 from eplb.evaluation import evaluate_placement
 from eplb.forecast import named_forecast
-from eplb.report import Figures, Missing, measure
+from eplb.report import Figures, Missing, measure, render_page
 from eplb.report.curves import knee_of
 from eplb.report.sample import evenly
 
@@ -282,6 +282,32 @@ def test_windows_without_load_count_for_nothing() -> None:
     assert all(0.0 < value <= 1.0 for value in shown if value is not None)
     assert not isinstance(found.estimated, Missing)
     assert found.heat.window not in {"0", "4", "8"}
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "slots", "num_experts"), [(1, 3, 2), (2, 6, 4), (4, 1, 3), (2, 1, 1), (3, 9, 20)]
+)
+def test_odd_clusters_are_reported(num_gpus: int, slots: int, num_experts: int) -> None:
+    """More slots than experts, one GPU, fewer experts than GPUs."""
+    loads = np.random.default_rng(num_gpus).lognormal(size=(9, 2, num_experts))
+    cluster = eplb.Cluster(num_gpus, 1, slots)
+    running = eplb.Placement.contiguous(2, num_experts, cluster)
+    found = measure(eplb.LoadTrace(loads), cluster, current=running)
+    assert found.spare.points[found.spare.chosen].num_slots == num_gpus * slots
+    page = render_page(found)
+    assert ">nan<" not in page
+
+
+def test_a_placement_runs_on_while_there_is_no_load() -> None:
+    """What to plan for has no load, where the rule is to plan for the last windows."""
+    loads = np.zeros((9, 1, 4))
+    loads[5, 0, 2] = 12.0
+    cluster = eplb.Cluster(2, 1, 3)
+    found = measure(
+        eplb.LoadTrace(loads), cluster, current=eplb.Placement.contiguous(1, 4, cluster)
+    )
+    assert found.plan.unseen is not None
+    assert isinstance(found.moves, Missing) or found.moves.points[0].moves == 0
 
 
 def test_what_cannot_be_reported_is_refused(trace: eplb.LoadTrace) -> None:

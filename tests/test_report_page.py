@@ -118,6 +118,16 @@ def test_figures_on_the_page_are_the_figures(full: Figures) -> None:
     assert set(full.estimated.words) <= set(time.notes)
 
 
+def test_a_map_of_many_gpus_tells_the_ends(full: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eplb.report.sections._MOST_CELLS", 20)
+    heat = next(each for each in tell(full).sections if each.key == "heat").tables[0]
+    assert len(heat.rows) == 2 * len(full.heat.layers)
+    for row, loads in zip(heat.rows, full.heat.before, strict=False):
+        assert loads[int(row[1])] == max(loads)
+        assert row[2] == f"{max(loads):.2f}"
+        assert loads[int(row[3])] == min(loads)
+
+
 def test_the_page_stands_alone_and_is_in_order(page: str) -> None:
     text, read = page, Page(page)
     assert not read.having("script")

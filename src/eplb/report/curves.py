@@ -39,9 +39,9 @@ def measure_spare(
     """Balancedness against spare slots on each GPU, on the windows planned for and on others."""
     trace, cluster = asked.trace, asked.cluster
     least = -(-trace.num_experts // cluster.num_gpus)
-    numbers = {*_SPARE, cluster.slots_per_gpu - least}
-    sizes = sorted(least + each for each in numbers if least + each <= trace.num_experts)
-    sizes = sizes or [cluster.slots_per_gpu]
+    # More slots than experts gain nothing, but may be what was asked for.
+    within = {least + each for each in _SPARE if least + each <= trace.num_experts}
+    sizes = sorted(within | {cluster.slots_per_gpu})
     points = []
     for number, size in enumerate(sizes):
         spared = Cluster(cluster.num_gpus, cluster.num_nodes, size)
@@ -134,6 +134,8 @@ def measure_moves(
     moe = ~asked.trace.dense
     most = int(np.count_nonzero(moe)) * asked.cluster.num_slots
     placements = _frontier(asked, loads, current, rule)
+    if not placements:
+        return Missing("the windows to plan for have no load")
     unseen: list[float | None] = [None] * len(placements)
     moves = [int(each.moves_by_layer(current)[moe].sum()) for each in placements]
     if len(loads) > 1:
@@ -143,7 +145,8 @@ def measure_moves(
         # Of two frontiers the points differ: read off the other one at the same moves.
         heights = [each.balancedness(later) for each in earlier]
         at = [int(each.moves_by_layer(current)[moe].sum()) for each in earlier]
-        unseen = [float(np.interp(each, at, heights)) for each in moves]
+        if earlier:
+            unseen = [float(np.interp(each, at, heights)) for each in moves]
     points = [
         Moved(number, number / max(1, most), each.balancedness(asked.seen), other)
         for number, each, other in zip(moves, placements, unseen, strict=True)
@@ -156,7 +159,10 @@ def measure_moves(
 def _frontier(
     asked: Asked, loads: NDArray[np.float64], current: Placement, rule: Forecast
 ) -> tuple[Placement, ...]:
+    """Placements from no moves to all that gain; none where there is no load to plan for."""
     expected = rule(loads)
+    if not expected.loads.any():
+        return ()
     return frontier(
         expected.loads,
         asked.cluster,

@@ -6,6 +6,9 @@ from eplb.text import printable
 
 __all__ = ["balance", "drift", "estimated", "heat", "hot", "moves", "spare", "through", "windows"]
 
+_MOST_CELLS = 50_000
+"""Figures of a table up to which all are listed: a page has to open on a phone."""
+
 
 def balance(figures: Figures) -> Section:
     """Balancedness now and planned, seen and unseen."""
@@ -48,6 +51,10 @@ def balance(figures: Figures) -> Section:
             "before it. Gain: above what runs now. Moved: share of slots that GPUs receive at a "
             "plan after the first."
         )
+    notes.append(
+        "The seed's way is the algorithm that this project started from, an evolved version of "
+        "DeepSeek's EPLB: it plans for the sum of the windows."
+    )
     if figures.unsure:
         notes.append(f"{figures.unsure[0].upper()}{figures.unsure[1:]}.")
     else:
@@ -81,11 +88,20 @@ def heat(figures: Figures) -> Section:
         "times with a plan"
     )
     seen = "which the plan was made from" if found.seen else "which the plan had not seen"
-    rows = []
-    for name, part in (("now", found.before), ("plan", found.after)):
-        for layer, loads in zip(found.layers, part, strict=True):
-            rows.append((f"layer {layer}, {name}", *(f"{load:.2f}" for load in loads)))
-    gpus = tuple(f"GPU {number}" for number in range(figures.setting.num_gpus))
+    parts = (("now", found.before), ("plan", found.after))
+    gpus: tuple[str, ...] = tuple(f"GPU {number}" for number in range(figures.setting.num_gpus))
+    rows = [
+        (f"layer {layer}, {name}", *(f"{load:.2f}" for load in loads))
+        for name, part in parts
+        for layer, loads in zip(found.layers, part, strict=True)
+    ]
+    if len(rows) * len(gpus) > _MOST_CELLS:
+        gpus = ("busiest GPU", "its load", "least busy GPU", "its load")
+        rows = [
+            (f"layer {layer}, {name}", *_ends(loads))
+            for name, part in parts
+            for layer, loads in zip(found.layers, part, strict=True)
+        ]
     table = Table(
         "Load of each GPU over the mean of its layer", ("layer", *gpus), rows_of(rows), long=True
     )
@@ -94,6 +110,12 @@ def heat(figures: Figures) -> Section:
         f"Window {printable(found.window)}, {seen}{typical}. Both maps have one scale of colours."
     )
     return Section("heat", "Load of each GPU", finding, (note,), (table,))
+
+
+def _ends(loads: tuple[float, ...]) -> tuple[str, ...]:
+    """The GPUs with the most and the least load, and their loads."""
+    most, least = max(loads), min(loads)
+    return (str(loads.index(most)), f"{most:.2f}", str(loads.index(least)), f"{least:.2f}")
 
 
 def hot(figures: Figures) -> Section:
