@@ -56,6 +56,10 @@ class Trail(NamedTuple):
     """[T, P] load above the target of a giver's GPU without it."""
     kept: F64
     """[P] what a giver's leaving adds to the excess, but for its own GPU, which is emptied."""
+    rate: F64
+    """[3, P] what a swap's gain is to be multiplied by to be that of a move, where the expert that
+    comes to a slot costs -1, 0 or 1 moves; 0 where there is no such swap.
+    """
     gain: F64
     """[max(P, E)] scratch: what changes take off the excess."""
 
@@ -84,6 +88,7 @@ def _new_trail(num_experts: int, num_gpus: int, num_slots: int, num_windows: int
         np.empty(num_slots, np.int64),
         np.empty((num_windows, num_slots)),
         np.empty(num_slots),
+        np.empty((3, num_slots)),
         np.empty(max(num_slots, num_experts)),
     )
 

@@ -261,6 +261,7 @@ def _best_of_swapping(trail: Trail, gpu: int, held: B, num_nodes: int, best: Cha
     slots_per_gpu, slots_per_node = num_slots // num_gpus, num_slots // num_nodes
     begin = gpu * slots_per_gpu // slots_per_node * slots_per_node
     gain, both = trail.gain, trail.above_of[begin : begin + slots_per_node]
+    _rate(trail, gpu, begin, slots_per_node, held)
     worth, first, second = best.worth, -1, -1
     for slot in range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu):
         expert = trail.slots[slot]
@@ -276,22 +277,38 @@ def _best_of_swapping(trail: Trail, gpu: int, held: B, num_nodes: int, best: Cha
                 there = _excess(room[i] - part[i] + mine)
                 gain[i] -= weight * (here + there)
         back = int(not held[gpu, expert])
+        least = 1
         for host in range(begin // slots_per_gpu, (begin + slots_per_node) // slots_per_gpu):
-            if host == gpu or trail.holds[host, expert] > 0:
+            if held[host, expert] and trail.holds[host, expert] == 0:
+                least = 0
+        rate = trail.rate[1 + least - back]
+        for i in range(slots_per_node):
+            # At most what it is worth, and hardly ever more than the best, as a processor foresees.
+            if not gain[i] * rate[i] > worth:
                 continue
-            coming = int(not held[host, expert]) - back
-            for other in range(host * slots_per_gpu, (host + 1) * slots_per_gpu):
-                gained = gain[other - begin]
-                partner = trail.slots[other]
-                if gained <= _FREE * worth or trail.holds[gpu, partner] > 0:
-                    continue
-                moves = coming + int(not held[gpu, partner]) - int(not held[host, partner])
-                each = gained / (moves if moves > 0 else _FREE)
+            host = (begin + i) // slots_per_gpu
+            if trail.holds[host, expert] == 0:
+                coming = int(not held[host, expert]) - back
+                each = gain[i] * trail.rate[1 + coming, i]
                 if each > worth:
-                    worth, first, second = each, slot, other
+                    worth, first, second = each, slot, begin + i
     if first < 0:
         return best
     return Change(worth, first, trail.slots[second], second, trail.slots[first])
+
+
+@inner
+def _rate(trail: Trail, gpu: int, begin: int, num_slots: int, held: B) -> None:
+    """Fill `rate` for swaps of a GPU with the slots from `begin` on."""
+    slots_per_gpu = trail.slots.shape[0] // trail.above.shape[0]
+    for i in range(num_slots):
+        partner, host = trail.slots[begin + i], (begin + i) // slots_per_gpu
+        moves = int(not held[gpu, partner]) - int(not held[host, partner])
+        way = 0.0 if trail.holds[gpu, partner] > 0 else 1.0
+        free = way / _FREE
+        trail.rate[0, i] = free
+        trail.rate[1, i] = way if moves == 1 else free
+        trail.rate[2, i] = free if moves < 0 else way / (1 + moves)
 
 
 @inner
