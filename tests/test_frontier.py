@@ -209,3 +209,10 @@ def test_recorded_windows(traces: Path) -> None:
     assert found.balancedness[-1] > found.balancedness[0]
     afresh = eplb.plan(windows[16:32], cluster)
     assert found.peak[-1] <= afresh.peak.sum() * NEAR_ENOUGH
+
+
+def test_no_load_at_all() -> None:
+    cluster = Cluster(2, 1, 3)
+    found = eplb.frontier(np.zeros((3, 1, 4)), cluster, Placement.contiguous(1, 4, cluster))
+    assert found.moves.tolist() == [0]
+    assert found.balancedness.tolist() == [1.0]

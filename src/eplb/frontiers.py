@@ -90,6 +90,7 @@ def frontier(
     budgets = least + np.round((most - least) * shares).astype(np.int64)
     choices = [start, *(relocation.choose(int(budget), free) for budget in np.unique(budgets))]
     windows = solution.windows[solution.windows.any(axis=(1, 2)) & (solution.weight > 0.0)]
+    windows = windows if windows.size else solution.windows
     found: dict[int, tuple[float, float, Placement]] = {}
     for chosen in choices:
         phy2log, peaks = relocation.settle(chosen)
