@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INCLUDE", "included", "on_config", "on_page_markdown"]
+__all__ = ["INCLUDE", "included", "on_page_markdown", "on_post_page"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,32 +33,6 @@ _OUTSIDE = {
 _STYLE = re.compile(r"<style>.*?</style>\s*", re.S)
 
 
-def on_config(config: Any) -> Any:
-    """Leave pages out of the navigation that are not written yet."""
-    config.nav = [_written(entry, Path(config.docs_dir)) for entry in config.nav]
-    return config
-
-
-def _written(entry: Any, docs: Path) -> Any:
-    if not isinstance(entry, dict):
-        return entry
-    return {
-        name: [
-            _written(each, docs)
-            for each in inside
-            if not (isinstance(each, dict) and _missing(each, docs))
-        ]
-        if isinstance(inside, list)
-        else inside
-        for name, inside in entry.items()
-    }
-
-
-def _missing(entry: dict[str, Any], docs: Path) -> bool:
-    (inside,) = entry.values()
-    return isinstance(inside, str) and not (docs / inside).exists()
-
-
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """A page's text with what it includes."""
     markdown = INCLUDE.sub(lambda found: included(**found.groupdict()), markdown)
@@ -69,6 +43,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     for link, target in _OUTSIDE.items():
         markdown = link.sub(rf"]({up}{target})", markdown)
     return markdown
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """A page as it is written: the theme's search is a dialog without a name."""
+    return output.replace(' role="dialog"', ' role="dialog" aria-label="Search"', 1)
 
 
 def included(path: str, how: str | None = None, what: str | None = None) -> str:
