@@ -206,7 +206,7 @@ def walked(
     for moves in (most_moves // 2, most_moves):
         most_of = np.full(num_layers, moves)
         _walk_layers(
-            windows, weight, layers, num_nodes, num_gpus, start, held, enough, most_of, steps
+            windows, weight, layers, num_nodes, num_gpus, start, held, 4e-4, enough, most_of, steps
         )
     return steps
 

@@ -14,6 +14,10 @@ from eplb.relocation import check_current
 
 __all__ = ["Frontier", "frontier"]
 
+_NEAR = 1e-4
+"""Peak over bound, less 1, at which a layer's curve ends: further than plans go, as a curve shows
+all that moves can buy."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Frontier:
@@ -79,7 +83,7 @@ def frontier(
     num_layers, num_experts = solution.loads.shape
     current = check_current(current, num_layers, num_experts)
     solution.make(check_effort(effort), anew=True)
-    relocation = solution.relocate(current, anew=True)
+    relocation = solution.relocate(current, anew=True, near=_NEAR)
     free = np.zeros(num_layers)
     least = int(relocation.pieces.base_moves.sum())
     most = least + int(relocation.pieces.moves.sum())

@@ -99,17 +99,18 @@ class Solution:
         price: NDArray[np.float64] | None = None,
         *,
         anew: bool,
+        near: float | None = None,
     ) -> Relocation:
         """Walk from a current placement to what is solved, or, where that is not for all windows,
-        as far as it goes.
+        as far as it goes; or to where the gap is `near`.
         """
         from eplb.solver.layers import NEAR_ENOUGH
 
         layers = np.flatnonzero(self.loads.any(axis=1))
         shape = (self.cluster, self.nodes, self.num_groups, self.threads)
-        work = Work(self.windows, self.weight, layers, *shape)
-        enough = self.bounds * (1.0 + NEAR_ENOUGH)
-        if anew:
+        work = Work(self.windows, self.weight, layers, *shape, near or NEAR_ENOUGH)
+        enough = self.bounds * (1.0 + work.near)
+        if anew and near is None:
             np.maximum(enough, self.peaks, out=enough)
         afresh = self.phy2log if anew else None
         return relocate(work, current, afresh, self.peaks, enough, budget, price)

@@ -31,11 +31,11 @@ _AT_ONCE = (1, 4)
 _MOST_STEPS = 2
 """Steps of a walk that are kept, in slots of a layer."""
 
-_SHARE = 1.5
+_SHARE = 1.25
 """Where there is a budget, layers walk up to so many times their even share of it, and more; those
 that go `_FAR` of it walk on, twice as far each time."""
 _SOME_MOVES = 8
-_FAR = 0.75
+_FAR = 0.95
 
 _FEW_MOVES = 0.3
 """Share of the slots up to which a plan made afresh hardly ever moves less than a walk."""
@@ -53,6 +53,7 @@ class Work:
         nodes: nodes that groups are kept on, 1 if they go anywhere.
         num_groups: groups that the model routes by.
         threads: most threads to use.
+        near: peak over least peak, less 1, up to which nothing is left to gain.
     """
 
     windows: NDArray[np.float64]
@@ -62,6 +63,7 @@ class Work:
     nodes: int
     num_groups: int
     threads: int
+    near: float
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ def _walk(
 ) -> None:
     from eplb.solver.walk import _walk_layers
 
-    shape = (work.nodes, work.cluster.num_gpus, start, held)
+    shape = (work.nodes, work.cluster.num_gpus, start, held, work.near)
 
     def walk(begin: int, end: int) -> None:
         some = layers[begin:end]

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb.solver.jit import inner, kernel
-from eplb.solver.layers import NEAR_ENOUGH
 from eplb.solver.packing import F64, I64, B, _excess
 from eplb.solver.trail import Trail, _begin, _expected, _new_trail, _renew, _sum_up
 from eplb.solver.windows import _expected as _peak_over_windows
@@ -70,6 +69,7 @@ def _walk_layers(
     num_gpus: int,
     start: I64,
     held: B,
+    near: float,
     enough: F64,
     most_moves: I64,
     steps: Steps,
@@ -78,7 +78,8 @@ def _walk_layers(
     until the expected peak is at or under `enough` [L], there are `most_moves` [L], no step helps
     or there is no memory for more; fill the rows of `steps`, or go on where they end.
 
-    `weights` [T] add up to 1, `held` [L, G, E] is what GPUs held before. Experts stay on the node
+    Loads up to `near` above the least peak are no excess. `weights` [T] add up to 1, `held`
+    [L, G, E] is what GPUs held before. Experts stay on the node
     where they are.
     """
     num_windows, _, num_experts = loads.shape
@@ -97,7 +98,7 @@ def _walk_layers(
                 least = _least_peak(
                     trail.loads[window], num_gpus, slots_per_gpu, count, share, heap
                 )
-                trail.target[window] = least * (1.0 + NEAR_ENOUGH)
+                trail.target[window] = least * (1.0 + near)
         for slot in range(num_slots):
             slots[slot] = start[layer, slot]
         done = steps.length[layer]
