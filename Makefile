@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes of the suite, a test file at a time each.
+WORKERS ?= 2
 
 .PHONY: demo test test-engines test-browser report-example docs check bench clean help
 
@@ -24,8 +26,8 @@ demo: $(VENV)/.run  ## plan and replay loads that behave like DeepSeek-V3's, and
 	@$(BIN)/eplb demo
 
 test: $(VENV)/.dev  ## the whole suite
-	$(BIN)/python -m pytest
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "not jit"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not jit"
 
 $(VENV)/engines: enginetests/fetch.py enginetests/requirements.txt | $(VENV)/.dev
 	$(BIN)/python enginetests/fetch.py $@
