@@ -79,8 +79,10 @@ def test_waits_when_nothing_is_gained() -> None:
     assert (found.action, found.layers, found.placement) == ("wait", (), None)
     assert (found.moves, found.gain, found.lost_seconds, found.total_bytes) == (0, 0.0, 0.0, 0)
     assert found.reason.startswith("no expert would gain 2 times what its move costs in the 10000")
-    nothing = eplb.decide(np.zeros((6, 3, 32)), CLUSTER, old, SERVICE, 1e4)
+    nothing = eplb.decide(np.zeros((3, 32)), CLUSTER, old, SERVICE, 1e4)
     assert nothing.action == "wait"
+    with pytest.raises(eplb.LoadsError, match="none of 6 windows has any load"):
+        eplb.decide(np.zeros((6, 3, 32)), CLUSTER, old, SERVICE, 1e4)
 
 
 @pytest.mark.jit

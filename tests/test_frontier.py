@@ -213,6 +213,6 @@ def test_recorded_windows(traces: Path) -> None:
 
 def test_no_load_at_all() -> None:
     cluster = Cluster(2, 1, 3)
-    found = eplb.frontier(np.zeros((3, 1, 4)), cluster, Placement.contiguous(1, 4, cluster))
+    found = eplb.frontier(np.zeros((1, 4)), cluster, Placement.contiguous(1, 4, cluster))
     assert found.moves.tolist() == [0]
     assert found.balancedness.tolist() == [1.0]

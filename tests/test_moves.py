@@ -7,13 +7,13 @@ import naive
 import naive_moves
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from recorded import DEEPSEEK_V3, load_recorded
 from strategies import loads as some_loads
 
-from eplb import Cluster, OptionError, Placement, Plan, plan
+from eplb import Cluster, LoadsError, OptionError, Placement, Plan, plan
 
 F64 = NDArray[np.float64]
 
@@ -51,6 +51,7 @@ def cases(draw: st.DrawFn, *, same_cluster: bool = False) -> tuple[F64, Placemen
         every = np.tile(np.arange(num_experts), (first.shape[0], 1))
         slots = rng.permuted(np.concatenate([every, more], axis=1), axis=1)
         current = Placement(slots, num_experts, old)
+    assume(windows.any())
     return windows, current, {"cluster": cluster, "num_groups": num_groups, "threads": 1}
 
 
@@ -282,14 +283,22 @@ def test_layers_without_load_stay() -> None:
     assert made.peak[1] == made.bound[1] == 0.0
 
 
-@pytest.mark.parametrize("shape", [(2, 8), (3, 2, 8)])
-def test_no_load_at_all_moves_nothing(shape: tuple[int, ...]) -> None:
+def test_no_load_at_all_moves_nothing() -> None:
     cluster = Cluster(4, 1, 3)
     current = Placement.contiguous(2, 8, cluster)
-    made = plan(np.zeros(shape), cluster, current=current)
+    made = plan(np.zeros((2, 8)), cluster, current=current)
     assert made.placement == current
     assert made.peak.tolist() == [0.0, 0.0]
     assert made.notes == ()
+
+
+@pytest.mark.parametrize("weights", [None, [0.0, 0.0, 2.0]])
+def test_several_windows_of_which_none_has_load(weights: list[float] | None) -> None:
+    windows = np.zeros((3, 2, 8))
+    windows[:2] = 0.0 if weights is None else 1.0
+    message = "none of 3 windows has any load: give at least one that has"
+    with pytest.raises(LoadsError, match=message):
+        plan(windows, Cluster(4, 1, 3), weights=weights)
 
 
 @pytest.mark.parametrize("with_current", [True, False])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, get_args
 import naive
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import Cell, cells, grouped_cells, layer_loads
@@ -59,6 +59,7 @@ def several_windows(draw: st.DrawFn, kind: st.SearchStrategy[Cell]) -> Windows:
             ).filter(any),
         )
     )
+    assume(loads[np.array(weights or [1.0] * num_windows) > 0.0].any())
     return Windows(loads, weights, cell, draw(st.sampled_from(EFFORTS)))
 
 
@@ -104,11 +105,9 @@ def same(one: Plan, other: Plan) -> bool:
     )
 
 
-# One window.
-
-
 @given(st.one_of(cells(), grouped_cells()), st.sampled_from(EFFORTS), st.integers(0, 2))
 def test_one_window_that_counts_is_planned_alone(cell: Cell, effort: Effort, at: int) -> None:
+    assume(cell.loads.any())
     planned = partial(plan, cluster=cell.cluster, num_groups=cell.num_groups, effort=effort)
     alone = planned(cell.loads)
     assert same(planned(cell.loads[None]), alone)

@@ -36,10 +36,17 @@ class Scenarios:
     Attributes:
         loads: [K, L, E] tokens, each window of a layer scaled to the same total.
         weights: [K] what they count, adding up to 1.
+
+    Where none that counts has any load there is one of them, of no load.
     """
 
     loads: _Loads
     weights: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if not self.loads[self.weights > 0.0].any():
+            object.__setattr__(self, "loads", np.zeros_like(self.loads[:1]))
+            object.__setattr__(self, "weights", np.ones(1))
 
 
 Forecast = Callable[[_Loads], Scenarios]

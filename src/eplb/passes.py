@@ -61,6 +61,10 @@ class Solution:
         num_groups = whole_number(num_groups, "num_groups")
         nodes = check_shape(num_experts, cluster, num_groups)
         threads = check_threads(threads)
+        if windows.shape[0] > 1 and not windows[weight > 0.0].any():
+            raise LoadsError(
+                f"none of {windows.shape[0]} windows has any load: give at least one that has"
+            )
         notes = _notes(windows, weight)
         seen = np.flatnonzero(weight)
         if seen.size == 1:

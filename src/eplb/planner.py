@@ -97,7 +97,8 @@ def plan(
 
     Raises:
         LoadsError: loads that are not [L, E] or [T, L, E], or hold values that are not finite or
-            below 0; weights of another number, or below 0.
+            below 0; several windows of which none has any load; weights of another number, or
+            below 0.
         ClusterError: fewer slots than experts, or groups that do not divide the experts.
         PlacementError: a current placement of other layers or experts.
         OptionError: another effort; a negative number of moves or cost, or one of the two without

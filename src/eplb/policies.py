@@ -163,6 +163,8 @@ class Deciding:
         num_groups: int,
     ) -> Placement | None:
         """Decide by the windows [T, L, E] so far."""
+        if not loads.any():
+            return None
         if _is_first(current):
             return plan(loads, cluster, num_groups=num_groups, threads=self.threads).placement
         return decide(
