@@ -214,6 +214,14 @@ class Placement:
         moves: NDArray[np.int64] = received.sum(axis=(0, 2))
         return moves
 
+    def held_by(self, num_gpus: int) -> NDArray[np.bool_]:
+        """[L, G, E] whether each of so many GPUs holds an expert; those beyond the cluster none."""
+        by_gpu = self.phy2log.reshape(self.num_layers, self.cluster.num_gpus, -1)[:, :num_gpus]
+        held = np.zeros((self.num_layers, num_gpus, self.num_experts), np.bool_)
+        layers = np.arange(self.num_layers)[:, None, None]
+        held[layers, np.arange(by_gpu.shape[1])[:, None], by_gpu] = True
+        return held
+
     def _held(self) -> NDArray[np.int64]:
         """[G, L, S] expert in each slot of each GPU."""
         by_gpu = self.phy2log.reshape(self.num_layers, self.cluster.num_gpus, -1)

@@ -187,7 +187,8 @@ def relocate(
     """
     from eplb.solver.curve import choose
 
-    before, held = _taken_over(current, work.cluster)
+    before = _before(current, work.cluster)
+    held = current.held_by(work.cluster.num_gpus)
     start = _start(work, current, before, held)
     least = _received(start, held)
     spare = None if budget is None else budget - int(least.sum())
@@ -222,22 +223,15 @@ def relocate(
         reach = min(limit, 2 * reach)
 
 
-def _taken_over(
-    current: Placement, cluster: Cluster
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """[L, P] the experts in slots of the cluster, -1 where there was none, and [L, G, E] what its
-    GPUs hold.
-    """
-    num_layers, num_experts = current.num_layers, current.num_experts
+def _before(current: Placement, cluster: Cluster) -> NDArray[np.int64]:
+    """[L, P] the experts in slots of the cluster, -1 where there was none."""
+    num_layers = current.num_layers
     old = current.phy2log.reshape(num_layers, current.cluster.num_gpus, -1)
     num_gpus = min(current.cluster.num_gpus, cluster.num_gpus)
     slots = min(current.cluster.slots_per_gpu, cluster.slots_per_gpu)
     before = np.full((num_layers, cluster.num_gpus, cluster.slots_per_gpu), -1)
     before[:, :num_gpus, :slots] = old[:, :num_gpus, :slots]
-    held = np.zeros((num_layers, cluster.num_gpus, num_experts), np.bool_)
-    layers = np.arange(num_layers)[:, None, None]
-    held[layers, np.arange(num_gpus)[:, None], old[:, :num_gpus]] = True
-    return before.reshape(num_layers, -1), held
+    return before.reshape(num_layers, -1)
 
 
 def _start(

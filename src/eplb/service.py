@@ -76,7 +76,8 @@ class Service:
         or the node that receives most, of some `layers` [L] or of all. `eplb.migrate` comes within
         a wave of it.
         """
-        received = _held(new, new.cluster) & ~_held(old, new.cluster)
+        had = old.held_by(new.cluster.num_gpus)
+        received = new.held_by(new.cluster.num_gpus) & ~had
         if layers is not None:
             received &= layers[:, None, None]
         by_gpu = received.sum(axis=(0, 2))
@@ -84,7 +85,7 @@ class Service:
         nodes = new.cluster.num_nodes
         if nodes > 1:
             shape = (new.num_layers, nodes, -1, new.num_experts)
-            there = _held(old, new.cluster).reshape(shape).any(axis=2, keepdims=True)
+            there = had.reshape(shape).any(axis=2, keepdims=True)
             entering = (received.reshape(shape) & ~there).any(axis=2).sum(axis=(0, 2))
             entered = float(entering.max()) * self.expert_bytes
             seconds = max(seconds, entered / (self.bandwidth_between * _GIGA))
@@ -130,14 +131,3 @@ def check_margin(margin: float) -> float:
     if margin < 1.0:
         raise OptionError(f"margin is {margin}: give 1 or more")
     return float(margin)
-
-
-def _held(placement: Placement, cluster: Cluster) -> NDArray[np.bool_]:
-    """[L, G, E] what the GPUs of a cluster hold in a placement."""
-    num_layers = placement.num_layers
-    hosts = placement.phy2log.reshape(num_layers, placement.cluster.num_gpus, -1)
-    num_gpus = min(placement.cluster.num_gpus, cluster.num_gpus)
-    held = np.zeros((num_layers, cluster.num_gpus, placement.num_experts), np.bool_)
-    layers = np.arange(num_layers)[:, None, None]
-    held[layers, np.arange(num_gpus)[:, None], hosts[:, :num_gpus]] = True
-    return held
