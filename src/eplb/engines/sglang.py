@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.engines.say import failure, once
-from eplb.engines.settings import Settings, is_on, settings_from, unknown_variables
+from eplb.engines.say import failure, once, switched_on
+from eplb.engines.settings import Settings, is_on, settings_from
+from eplb.errors import PolicyError
 
 __all__ = ["make_hook", "register"]
 
@@ -50,20 +51,12 @@ def _hook(settings: Settings) -> None:
     version = str(getattr(sglang, "__version__", "of an unknown version"))
     arguments = tuple(inspect.signature(eplb_algorithms.rebalance_experts).parameters)
     if arguments != _ARGUMENTS:
-        raise NotImplementedError(
+        raise PolicyError(
             f"SGLang {version}: rebalance_experts takes {', '.join(arguments)}; "
             f"known is {', '.join(_ARGUMENTS)}"
         )
     HookRegistry.register(_TARGET, make_hook(settings), HookType.AROUND)
-    _logger.warning("eplb: plans expert placement in place of SGLang's algorithms: %s", settings)
-    if version not in _CHECKED:
-        _logger.warning(
-            "eplb: SGLang %s is called like %s, which this was checked with",
-            version,
-            " and ".join(_CHECKED),
-        )
-    if unknown := unknown_variables(os.environ):
-        _logger.warning("eplb: nothing reads %s", ", ".join(unknown))
+    switched_on(_logger, "SGLang's algorithms", settings, f"SGLang {version}", _CHECKED)
 
 
 def make_hook(settings: Settings) -> Callable[..., Any]:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.engines.history import Call, History
-from eplb.engines.say import failure
-from eplb.engines.settings import Settings, is_on, settings_from, unknown_variables
+from eplb.engines.say import failure, switched_on
+from eplb.engines.settings import Settings, is_on, settings_from
+from eplb.errors import PolicyError
 
 __all__ = ["make_policy", "register"]
 
@@ -55,17 +56,9 @@ def _replace(settings: Settings) -> None:
     version = str(getattr(vllm, "__version__", "of an unknown version"))
     wrong = _difference(theirs)
     if wrong:
-        raise NotImplementedError(f"vLLM {version}: {wrong}")
+        raise PolicyError(f"vLLM {version}: {wrong}")
     EPLB_POLICIES["default"] = make_policy(theirs, settings)
-    _logger.warning("eplb: plans expert placement in place of vLLM's policy: %s", settings)
-    if version not in _CHECKED:
-        _logger.warning(
-            "eplb: vLLM %s is called like %s, which this was checked with",
-            version,
-            " and ".join(_CHECKED),
-        )
-    if unknown := unknown_variables(os.environ):
-        _logger.warning("eplb: nothing reads %s", ", ".join(unknown))
+    switched_on(_logger, "vLLM's policy", settings, f"vLLM {version}", _CHECKED)
 
 
 def _difference(policy: Any) -> str:
