@@ -22,7 +22,7 @@ from study_tables import tables
 
 import eplb
 from eplb import Cluster
-from eplb.confidence import difference_interval
+from eplb.balance import difference_interval
 from eplb.forecast import Clusters, Forecast, Mean, Recent, Scenarios
 
 __all__ = ["FIGURES", "main", "merged"]

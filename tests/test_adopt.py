@@ -5,9 +5,9 @@ import itertools
 import naive
 import naive_moves
 import numpy as np
-from conftest import COMPILED
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import COMPILED
 from test_walk import held_by, sets_of, some_loads
 
 from eplb.solver.adopt import _adopt_layers, homes

@@ -12,7 +12,7 @@ import torch
 
 import eplb
 from eplb import Cluster, Placement
-from eplb.scores import balancedness
+from eplb.balance import balancedness
 from eplb.synthetic import deepseek_v3
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"

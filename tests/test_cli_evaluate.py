@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from test_cli import run
 
 import eplb
-from eplb.confidence import ratio_interval
+from eplb.balance import ratio_interval
 from eplb.evaluation import evaluate_placement
 from eplb.forecast import Recent
 from eplb.synthetic import deepseek_v3

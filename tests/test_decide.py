@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import COMPILED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from recorded import GPT_OSS, load_windows
+from strategies import COMPILED
 
 import eplb
 from eplb import Cluster, Decision, Placement, Service

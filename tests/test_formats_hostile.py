@@ -17,7 +17,7 @@ import pytest
 
 from eplb import FormatError, MissingExtraError
 from eplb.formats import load_trace, save_trace
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 
 def growth(read: Callable[[], object]) -> int:

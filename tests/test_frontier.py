@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COMPILED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import GPT_OSS, load_recorded, load_windows
+from strategies import COMPILED
 
 import eplb
 from eplb import Cluster, Frontier, Placement

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 import naive
 import numpy as np
 import pytest
-from conftest import COMPILED
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import Cell, cells
+from strategies import COMPILED, Cell, cells
 
 from eplb import Cluster, Placement, plan
 from eplb.solver.pack import pack

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from recorded import GPT_OSS, load_recorded, load_windows
 
 from eplb import Cluster, LoadTrace, Placement, plan
-from eplb.skew import drift, skew
+from eplb.describe import drift, skew
 from eplb.synthetic import PRESETS, trace, workloads
 
 # The recorded file that each phase of the preset stands for.

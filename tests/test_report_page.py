@@ -12,10 +12,10 @@ from report_traces import CLUSTER, HOSTILE, hostile_trace, small_trace
 from rich.console import Console
 
 import eplb
+from eplb.checks import printable
 from eplb.errors import MissingExtraError
 from eplb.report import Figures, Missing, measure, print_report, render_page
 from eplb.report.story import tell
-from eplb.text import printable
 
 pytestmark = pytest.mark.jit
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import fingerprint as fingerprint_script
 import numpy as np
 import pytest
-from conftest import COMPILED
 from fingerprint import fingerprint
 from recorded import SHARED
+from strategies import COMPILED
 
 from eplb import Cluster, plan
 

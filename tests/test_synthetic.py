@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eplb import LoadTrace
+from eplb.describe import drift, skew
 from eplb.errors import LoadsError
-from eplb.skew import drift, skew
 from eplb.synthetic import PRESETS, Phase, Workload, deepseek_v3, trace, workloads
 
 SMALL = Workload(model="small", num_layers=12, num_experts=64, top_k=4, skew=(0.6, 0.8))

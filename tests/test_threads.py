@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from eplb import ClusterError
-from eplb.threads import check_threads, run_chunks
+from eplb.checks import check_threads
+from eplb.threads import run_chunks
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     )
     from eplb.formats import load_placement, load_trace, save_placement, save_trace
     from eplb.frontiers import Frontier, frontier
+    from eplb.loads import LoadTrace
     from eplb.migration import Migration, migrate
     from eplb.placement import Placement
     from eplb.planner import Plan, plan, warmup
     from eplb.replayer import Replay, replay
     from eplb.service import Service
     from eplb.sweeps import sweep
-    from eplb.trace import LoadTrace
 
 __version__ = "0.1.0"
 
@@ -79,7 +79,7 @@ _MODULE_OF = {
     "Cluster": "eplb.cluster",
     "Decision": "eplb.decision",
     "Frontier": "eplb.frontiers",
-    "LoadTrace": "eplb.trace",
+    "LoadTrace": "eplb.loads",
     "Migration": "eplb.migration",
     "Placement": "eplb.placement",
     "Plan": "eplb.planner",

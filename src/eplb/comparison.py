@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.balance import Interval, difference_interval, ratio_interval
 from eplb.cluster import Cluster
-from eplb.confidence import Interval, difference_interval, ratio_interval
 from eplb.errors import EplbError, OptionError, PolicyError
+from eplb.loads import LoadTrace
 from eplb.models import expert_bytes_of
 from eplb.policies import Policy, named_policies, told
 from eplb.replayer import HISTORY, Replay, Step, replay_of, replay_steps
 from eplb.service import Service, check_seconds
-from eplb.trace import LoadTrace
 
 __all__ = ["Comparison", "Score", "compare", "score"]
 

@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eplb.balance import Interval
+from eplb.checks import printable
 from eplb.comparison import Comparison, Score
-from eplb.confidence import Interval
 from eplb.sweeps import SweepRow
-from eplb.text import printable
 
 __all__ = ["print_comparison", "print_sweep"]
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eplb.checks import check_number
 from eplb.cluster import Cluster
-from eplb.cost_figures import check_number
 from eplb.cost_roofline import DEFAULTS, Assumptions, LayerTime, layer_time
 from eplb.cost_words import words_of
 from eplb.errors import LoadsError, OptionError

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.cost_figures import check_number, check_share
+from eplb.checks import check_number, check_share
 from eplb.errors import OptionError
 from eplb.hardware import Gpu
 from eplb.models import Model

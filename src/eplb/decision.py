@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.balance import Interval, ratio_interval
 from eplb.cluster import Cluster
-from eplb.confidence import Interval, ratio_interval
 from eplb.loads import check_windows
 from eplb.passes import Effort
 from eplb.placement import Placement

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.confidence import Interval, difference_interval, ratio_interval
+from eplb.balance import Interval, difference_interval, ratio_interval, ratios
 from eplb.errors import LoadsError
 from eplb.forecast import Recent, Scenarios
+from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planner import plan
-from eplb.scores import ratios
-from eplb.trace import LoadTrace
 
 __all__ = ["Evaluation", "HotGpu", "LayerFigures", "Standing", "Unseen", "evaluate_placement"]
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.cluster import Cluster, whole_number
+from eplb.checks import whole_number
+from eplb.cluster import Cluster
 from eplb.errors import OptionError
 from eplb.passes import Effort, Solution, check_effort
 from eplb.placement import Placement

@@ -9,7 +9,7 @@ a `Gpu`.
 from dataclasses import dataclass
 from typing import get_args
 
-from eplb.cost_figures import check_number, find_named
+from eplb.checks import check_number, find_named
 from eplb.errors import OptionError
 from eplb.models import NumberFormat
 

@@ -7,8 +7,7 @@ format, `dataclasses.replace` a preset or make a `Model`.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from eplb.cluster import whole_number
-from eplb.cost_figures import check_number, check_whole, find_named
+from eplb.checks import check_number, check_whole, find_named, whole_number
 from eplb.errors import ClusterError, OptionError
 
 __all__ = ["EXPERT_BYTES", "MODELS", "Model", "NumberFormat", "expert_bytes_of", "find_model"]

@@ -8,12 +8,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.cluster import Cluster, check_shape, whole_number
+from eplb.checks import check_threads, whole_number
+from eplb.cluster import Cluster, check_shape
 from eplb.errors import LoadsError, OptionError
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
 from eplb.relocation import Relocation, Work, relocate
-from eplb.threads import check_threads, run_kernel
+from eplb.threads import run_kernel
 
 __all__ = ["Effort", "Solution", "check_effort"]
 

@@ -12,8 +12,8 @@ import numpy as np
 from eplb.comparison import Comparison
 from eplb.errors import FormatError
 from eplb.files import write_text
+from eplb.loads import LoadTrace
 from eplb.sweeps import SweepRow
-from eplb.trace import LoadTrace
 
 __all__ = ["check_ending", "check_writable", "write_comparison", "write_sweep"]
 

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.cluster import Cluster, whole_number
+from eplb.balance import ratios
+from eplb.checks import printable, whole_number
+from eplb.cluster import Cluster
 from eplb.errors import EplbError, LoadsError, PolicyError
+from eplb.loads import LoadTrace
 from eplb.models import expert_bytes_of
 from eplb.peers import phy2log_of, said
 from eplb.placement import Placement
 from eplb.planner import Plan, check_shape
 from eplb.policies import Policy, named_policy, warm_up
-from eplb.scores import ratios
 from eplb.service import Service
-from eplb.text import printable
-from eplb.trace import LoadTrace
 
 __all__ = ["HISTORY", "Replay", "Step", "check_replay", "replay", "replay_of", "replay_steps"]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import check_number, check_share
 from eplb.cluster import Cluster
-from eplb.cost_figures import check_number, check_share
 from eplb.cost_roofline import Assumptions
 from eplb.errors import OptionError
 from eplb.hardware import find_gpu

@@ -9,9 +9,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from eplb.balance import ratios
 from eplb.placement import Placement
 from eplb.planner import Plan
-from eplb.scores import ratios
 
 __all__ = ["LayerSummary", "Summary", "print_summary", "summarize"]
 

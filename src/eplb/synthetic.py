@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import LoadsError
+from eplb.loads import LoadTrace
 from eplb.presets import PRESETS, Phase, Workload
-from eplb.trace import LoadTrace
 
 __all__ = ["PRESETS", "Phase", "Workload", "deepseek_v3", "trace", "workloads"]
 

@@ -10,26 +10,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from eplb.cluster import whole_number
-
-__all__ = ["check_threads", "run_chunks", "run_kernel"]
+__all__ = ["run_chunks", "run_kernel"]
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
-
-
-def check_threads(threads: int | None) -> int:
-    """The number of threads to use: what was asked for, or the processors that may be used.
-
-    Raises:
-        ClusterError: what is no whole number of 1 or more.
-    """
-    if threads is None:
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    return whole_number(threads, "threads")
 
 
 def run_kernel(

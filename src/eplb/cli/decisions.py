@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads, TraceFile
 from eplb.cli.running import (
@@ -40,7 +41,6 @@ from eplb.formats import load_trace
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.records import check_writable
 from eplb.replayer import HISTORY
-from eplb.text import printable
 
 __all__ = ["decide_on"]
 

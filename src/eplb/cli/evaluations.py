@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eplb.balance import Interval
+from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads
-from eplb.confidence import Interval
 from eplb.evaluation import Evaluation, Standing, evaluate_placement
 from eplb.formats import load_placement, load_trace
-from eplb.text import printable
 
 __all__ = ["evaluate"]
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import AsJson
 from eplb.cli.services import Between, ExpertBytes, GpuName, ModelName, Within, rates_of
@@ -19,7 +20,6 @@ from eplb.files import write_text
 from eplb.formats import load_placement, load_trace
 from eplb.migration import Migration, migrate
 from eplb.records import check_writable
-from eplb.text import printable
 
 __all__ = ["migrate_files"]
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads, TraceFile
 from eplb.cli.running import (
@@ -26,10 +27,9 @@ from eplb.forecast import Recent, Scenarios
 from eplb.formats import load_trace
 from eplb.frontier_plot import check_plot_path, finding, plot_frontier
 from eplb.frontiers import Frontier, frontier
+from eplb.loads import LoadTrace
 from eplb.planner import Effort
 from eplb.records import check_writable
-from eplb.text import printable
-from eplb.trace import LoadTrace
 
 __all__ = ["draw_frontier"]
 

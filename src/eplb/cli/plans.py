@@ -12,6 +12,7 @@ from rich.console import Console
 
 from eplb import synthetic
 from eplb.backtesting import Backtest, backtest
+from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
@@ -48,11 +49,10 @@ from eplb.formats.placements import (
     check_placement_path,
     save_placement,
 )
+from eplb.loads import LoadTrace
 from eplb.planner import Effort, Plan, plan
 from eplb.records import check_writable
 from eplb.summary import Summary, print_summary, summarize
-from eplb.text import printable
-from eplb.trace import LoadTrace
 
 __all__ = ["demo", "plan_file"]
 

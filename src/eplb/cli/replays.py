@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from eplb.checks import printable
 from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_interrupt
 from eplb.cli.options import AsJson, Gpus, Groups, Merge, Nodes, Slots, TraceFile, cluster_of
 from eplb.cli.services import (
@@ -32,7 +33,6 @@ from eplb.policies import POLICIES, named_policies
 from eplb.records import check_ending, write_comparison, write_sweep
 from eplb.replayer import HISTORY
 from eplb.sweeps import SweepRow, sweep_rows
-from eplb.text import printable
 
 __all__ = ["compare_policies", "sweep_policies"]
 

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     FirstLayer,
@@ -30,7 +31,6 @@ from eplb.placement import Placement
 from eplb.records import check_writable
 from eplb.report import STEPS, Figures, measure, print_report, render_page
 from eplb.service import check_seconds
-from eplb.text import printable
 
 __all__ = ["report"]
 

@@ -8,12 +8,13 @@ import typer
 from rich.console import Console
 
 from eplb import synthetic
+from eplb.checks import printable
 from eplb.cli.options import AsJson, Merge, TraceFile
+from eplb.cli.terminal import print_inspection
+from eplb.describe import inspect_trace
 from eplb.formats import load_trace, save_trace
-from eplb.inspection import inspect_trace, print_inspection
 from eplb.records import check_writable
 from eplb.synthetic import PRESETS
-from eplb.text import printable
 
 __all__ = ["convert", "inspect", "synthesize"]
 

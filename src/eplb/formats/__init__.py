@@ -10,7 +10,7 @@ from eplb.formats.folder import read_file, read_folder
 from eplb.formats.parquet_file import write_parquet
 from eplb.formats.placements import load_placement, save_placement
 from eplb.formats.source import naming
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["load_placement", "load_trace", "save_placement", "save_trace"]
 

@@ -16,7 +16,7 @@ from eplb.errors import FormatError
 from eplb.files import replacing
 from eplb.formats.about import about_text, trace_about
 from eplb.formats.source import check_packing, check_size, open_zip, reason
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["read_npy", "read_npy_array", "read_npz", "read_npz_arrays", "write_npz"]
 

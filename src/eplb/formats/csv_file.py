@@ -18,7 +18,7 @@ from eplb.files import replacing
 from eplb.formats.about import about_text, plain_names, trace_about
 from eplb.formats.long_table import index_columns, index_error, num_headings, windows_of
 from eplb.formats.source import LARGEST, frozen, reason
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["read_csv", "write_csv"]
 

@@ -15,7 +15,7 @@ from eplb.formats.parquet_file import read_parquet
 from eplb.formats.sglang import Passes, dump_time, joined, read_pt
 from eplb.formats.source import LARGEST, check_regular, frozen, naming
 from eplb.formats.tensorrt_llm import is_statistics, read_statistics
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["read_file", "read_folder"]
 

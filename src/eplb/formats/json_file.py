@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from eplb.errors import FormatError, MissingExtraError
 from eplb.formats.source import LARGEST, frozen, reason
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["read_json", "unique_keys"]
 

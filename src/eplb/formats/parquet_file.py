@@ -16,7 +16,7 @@ from eplb.formats.about import about_text, plain_names, trace_about
 from eplb.formats.long_table import index_columns, index_error, num_headings, windows_of
 from eplb.formats.parquet_pages import check_pages
 from eplb.formats.source import check_packing, check_size, reason
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["read_parquet", "write_parquet"]
 

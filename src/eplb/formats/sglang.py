@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from eplb.errors import FormatError
 from eplb.formats.source import check_size
 from eplb.formats.torch_file import load_pt, tensor_array
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["Passes", "dump_time", "joined", "read_pt"]
 

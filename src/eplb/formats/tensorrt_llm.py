@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import FormatError, MissingExtraError
 from eplb.formats.source import check_regular, check_size, naming, reason
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["is_statistics", "read_statistics"]
 

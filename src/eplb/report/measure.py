@@ -13,6 +13,7 @@ from eplb.cost import Assumptions
 from eplb.errors import LoadsError, PlacementError
 from eplb.forecast import Forecast, Recent, named_forecast
 from eplb.hardware import find_gpu
+from eplb.loads import LoadTrace
 from eplb.models import Model
 from eplb.placement import Placement
 from eplb.planner import check_shape, plan
@@ -24,7 +25,6 @@ from eplb.report.sample import Asked
 from eplb.report.standings import heat_of, hottest, standings_of, why_unsure
 from eplb.report.through import measure_through
 from eplb.report.timing import estimate_times, known_model
-from eplb.trace import LoadTrace
 
 __all__ = ["STEPS", "measure"]
 

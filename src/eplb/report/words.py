@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eplb.confidence import Interval
+from eplb.balance import Interval
+from eplb.checks import printable
 from eplb.report.figures import Who
-from eplb.text import printable
 
 __all__ = [
     "NAMES",

@@ -1,21 +1,22 @@
-"""How uneven loads are, and how they change from window to window: figures that describe a trace.
+"""What a trace holds: its shape, how uneven its loads are, and how they change from window to
+window.
 
 Everything is taken from shares: an expert's part of its layer's load in a window. Layers with no
 load have none and are left out.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import LoadsError
-from eplb.loads import as_array, check_values
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace, as_array, check_values
 
-__all__ = ["Drift", "Skew", "drift", "skew"]
+__all__ = ["Drift", "Inspection", "LagFigures", "Range", "Skew", "drift", "inspect_trace", "skew"]
 
 _Array: TypeAlias = NDArray[np.float64]
 
@@ -249,3 +250,104 @@ class _Mean:
     @staticmethod
     def _mean(total: Any, count: Any) -> Any:
         return np.where(count > 0.0, total / np.maximum(count, 1.0), np.nan)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A figure over layers and windows."""
+
+    mean: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class LagFigures:
+    """Windows `lag` apart: correlation of experts' shares, and sd of their log ratio in nats."""
+
+    lag: int
+    correlation: float | None
+    spread: float | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The figures of a trace; those of layers leave out dense ones.
+
+    Attributes:
+        windows: T; layers: L; experts: E.
+        dense_layers: layers with no load in any window.
+        seconds: from the first window to the last, None where the file tells no times.
+        load_per_layer: load of a layer in a window, dense layers left out.
+        hottest: load of a layer's hottest expert over the mean of its experts.
+        top_fifth: part of the load that the hottest fifth of the experts have.
+        spread: standard deviation of the log of the experts' shares, in nats.
+        idle: experts with less than 1 % of the mean load.
+        drift: by how far apart windows are.
+        first_last: the first window and the last, None of one window.
+    """
+
+    windows: int
+    first_window: str
+    last_window: str
+    layers: int
+    experts: int
+    dense_layers: list[int]
+    model: str | None
+    top_k: int | None
+    seconds: float | None
+    load_per_layer: Range | None
+    hottest: Range | None
+    top_fifth: Range | None
+    spread: Range | None
+    idle: Range | None
+    drift: list[LagFigures]
+    first_last: LagFigures | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return asdict(self)
+
+
+def inspect_trace(trace: LoadTrace) -> Inspection:
+    """Take the figures of a trace."""
+    uneven = skew(trace.loads)
+    change = drift(trace)
+    per_layer = trace.loads.sum(axis=2)[:, np.logical_not(trace.dense)]
+    last = trace.num_windows - 1
+    first_last = LagFigures(
+        last, _known(change.first_last_correlation), _known(change.first_last_spread)
+    )
+    return Inspection(
+        windows=trace.num_windows,
+        first_window=trace.names[0],
+        last_window=trace.names[-1],
+        layers=trace.num_layers,
+        experts=trace.num_experts,
+        dense_layers=np.flatnonzero(trace.dense).tolist(),
+        model=trace.model,
+        top_k=trace.top_k,
+        seconds=None if trace.times is None else float(np.ptp(trace.times)),
+        load_per_layer=_range(per_layer),
+        hottest=_range(uneven.hottest),
+        top_fifth=_range(uneven.top_fifth),
+        spread=_range(uneven.spread),
+        idle=_range(uneven.idle),
+        drift=[
+            LagFigures(lag, _known(correlation), _known(spread))
+            for lag, correlation, spread in zip(
+                change.lags, change.correlation, change.spread, strict=True
+            )
+        ],
+        first_last=first_last if last else None,
+    )
+
+
+def _range(values: NDArray[Any]) -> Range | None:
+    if not values.size:
+        return None
+    return Range(float(values.mean()), float(values.min()), float(values.max()))
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

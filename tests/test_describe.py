@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from eplb import LoadTrace
+from eplb.describe import Drift, drift, skew
 from eplb.errors import LoadsError
-from eplb.skew import Drift, drift, skew
 
 COUNTS = st.one_of(st.just(0.0), st.integers(1, 10**6).map(float))
 TRACES = arrays(

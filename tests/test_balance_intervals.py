@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from eplb.confidence import block_length, difference_interval, ratio_interval
+from eplb.balance import block_length, difference_interval, ratio_interval
 
 
 def series(rng: np.random.Generator, length: int, memory: float) -> NDArray[np.float64]:

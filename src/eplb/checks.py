@@ -1,14 +1,28 @@
-"""Figures of GPUs and models: found by name, and checked."""
+"""What a user gives by value: numbers, names and choices, checked in one place.
+
+Each check returns what it was given, made plain, or raises an error of the project's own that names
+the value and what would do.
+"""
 
 import math
+import operator
+import os
 import re
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import TypeVar
 
-from eplb.errors import OptionError
+from eplb.errors import ClusterError, OptionError
 
-__all__ = ["check_number", "check_share", "check_whole", "find_named"]
+__all__ = [
+    "check_number",
+    "check_share",
+    "check_threads",
+    "check_whole",
+    "find_named",
+    "printable",
+    "whole_number",
+]
 
 _Figures = TypeVar("_Figures")
 
@@ -76,3 +90,39 @@ def check_share(value: object, name: str) -> None:
         number = float(value)
     if not 0.0 < number <= 1.0:
         raise OptionError(f"{name} is {value!r}: give a share, above 0 and at most 1")
+
+
+def printable(text: object) -> str:
+    """Text with whatever a terminal would act on written as an escape: names come from files."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(text)
+    )
+
+
+def whole_number(value: object, name: str) -> int:
+    """A whole number of 1 or more, of any type that has them.
+
+    Raises:
+        ClusterError: what is none; the message calls it by `name`.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        raise ClusterError(f"{name} is {value!r}: give a whole number") from None
+    if number < 1:
+        raise ClusterError(f"{name} is {number}: give 1 or more")
+    return number
+
+
+def check_threads(threads: int | None) -> int:
+    """The number of threads to use: what was asked for, or the processors that may be used.
+
+    Raises:
+        ClusterError: what is no whole number of 1 or more.
+    """
+    if threads is None:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    return whole_number(threads, "threads")

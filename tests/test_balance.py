@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from recorded import DEEPSEEK_V3, load_recorded
 
 from eplb import Cluster, OptionError, Placement
-from eplb.scores import Average, balancedness, ratios
+from eplb.balance import Average, balancedness, ratios
 from eplb.solver.greedy import greedy
 
 CLUSTER = Cluster(num_gpus=32, num_nodes=4, slots_per_gpu=9)
