@@ -1,6 +1,6 @@
 """Loads made to behave like recorded ones, for demonstrations, tests and benchmarks.
 
-A workload (`eplb.presets`) says how skewed a model's loads are and how they change: topics that
+A workload (`eplb.synthetic.presets`) says how skewed a model's loads are and how they change: topics that
 come, go and return, bursts, and the noise of counting whole tokens. The same seed gives the same
 loads, and a trace of fewer windows is the beginning of one with more.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
-from eplb.presets import PRESETS, Phase, Workload
+from eplb.synthetic.presets import PRESETS, Phase, Workload
 
 __all__ = ["PRESETS", "Phase", "Workload", "deepseek_v3", "trace", "workloads"]
 
