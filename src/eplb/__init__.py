@@ -6,6 +6,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from eplb import _moved
+
 if TYPE_CHECKING:
     from eplb import cost, forecast, synthetic
     from eplb.backtesting import backtest
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from eplb.replayer import Replay, replay
     from eplb.service import Service
     from eplb.sweeps import sweep
+
+_moved.install()
 
 __version__ = "0.1.0"
 

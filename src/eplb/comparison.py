@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from eplb.balance import Interval, difference_interval, ratio_interval
 from eplb.cluster import Cluster
+from eplb.cost.models import expert_bytes_of
 from eplb.errors import EplbError, OptionError, PolicyError
 from eplb.loads import LoadTrace
-from eplb.models import expert_bytes_of
 from eplb.policies import Policy, named_policies, told
 from eplb.replayer import HISTORY, Replay, Step, replay_of, replay_steps
 from eplb.service import Service, check_seconds

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.buffers import Limits
+from eplb.cost.models import expert_bytes_of
 from eplb.errors import OptionError
 from eplb.loads import check_windows
-from eplb.models import expert_bytes_of
 from eplb.placement import Placement
 from eplb.settling import Copies, copies_of, lay_out, needs_of
 from eplb.transfers import Change, change_between, nearest_sources
@@ -110,7 +110,7 @@ def migrate(
             many as it takes. With few there are more waves, and in rare cases another source.
         loads: [L, E] or [T, L, E] tokens of each expert. Layers go first whose busiest GPU loses
             most load for each expert received, mean over windows; without loads, lower ones.
-        bytes_per_expert: bytes of one expert's weights in one layer, as in `eplb.models`.
+        bytes_per_expert: bytes of one expert's weights in one layer, as in `eplb.cost.MODELS`.
         bandwidth_within: GB/s (10^9 bytes) that a GPU sends and at the same time receives.
         bandwidth_between: GB/s that leave a node and at the same time enter it, all GPUs together.
 

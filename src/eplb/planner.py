@@ -148,7 +148,7 @@ def warmup() -> None:
     for num_groups in (1, 4):
         cluster = Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2)
         made = plan(loads, cluster, num_groups=num_groups)
-        made.placement.log2phy  # noqa: B018  # has a kernel of its own
+        made.placement.log2phy  # has a kernel of its own
         both = np.stack([loads, loads[:, ::-1]])
         plan(both, cluster, num_groups=num_groups)
         plan(both, cluster, num_groups=num_groups, current=made.placement)

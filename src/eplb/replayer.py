@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from eplb.balance import ratios
 from eplb.checks import printable, whole_number
 from eplb.cluster import Cluster
+from eplb.cost.models import expert_bytes_of
 from eplb.errors import EplbError, LoadsError, PolicyError
 from eplb.loads import LoadTrace
-from eplb.models import expert_bytes_of
 from eplb.peers import phy2log_of, said
 from eplb.placement import Placement
 from eplb.planner import Plan, check_shape

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from eplb.checks import check_number, check_share
 from eplb.cluster import Cluster
-from eplb.cost_roofline import Assumptions
+from eplb.cost.gpus import find_gpu
+from eplb.cost.models import expert_bytes_of, find_model
+from eplb.cost.roofline import Assumptions
 from eplb.errors import OptionError
-from eplb.hardware import find_gpu
-from eplb.models import expert_bytes_of, find_model
 from eplb.placement import Placement
 
 __all__ = ["DEFAULT_SERVICE", "Service", "check_margin", "check_seconds"]
@@ -52,8 +52,8 @@ class Service:
 
     @classmethod
     def of(cls, model: str, gpu: str, cluster: Cluster, *, stall: float = 1.0) -> "Service":
-        """A service by the names of its model and GPU (`eplb.models.MODELS`,
-        `eplb.hardware.GPUS`), with the share of the peak bandwidths that is reached in practice.
+        """A service by the names of its model and GPU (`eplb.cost.MODELS`,
+        `eplb.cost.GPUS`), with the share of the peak bandwidths that is reached in practice.
 
         Raises:
             OptionError: a name that is not known.

@@ -20,9 +20,9 @@ from typing import Any
 from eplb.checks import whole_number
 from eplb.cluster import Cluster
 from eplb.comparison import Score, score
+from eplb.cost.models import expert_bytes_of
 from eplb.errors import EplbError, MissingExtraError, PolicyError
 from eplb.loads import LoadTrace
-from eplb.models import expert_bytes_of
 from eplb.peers import said
 from eplb.policies import Policy, list_of, named_policies, named_policy
 from eplb.replayer import HISTORY, Replay, check_replay, replay_of, replay_steps

@@ -88,7 +88,7 @@ def draw_frontier(
         )
     # Printed before it is drawn, for a disk may be full.
     if as_json:
-        print(json.dumps(_to_json(found, num_slots, plot)))  # noqa: T201
+        print(json.dumps(_to_json(found, num_slots, plot)))
     else:
         _print(Console(), f"{trace}, from {current}", loads, found, num_slots)
     if plot is not None:

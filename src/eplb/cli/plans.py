@@ -234,7 +234,7 @@ def demo(
     _print(title, summary)
     if target is not None:
         target.say(trace)
-    print()  # noqa: T201
+    print()
     print_comparison(
         Console(), "The same, window by window, each scored before any plan has seen it", comparison
     )
@@ -292,7 +292,7 @@ def _ranges(numbers: list[int]) -> str:
 
 def _print_json(summary: Summary, output: Path | None, **more: object) -> None:
     written = None if output is None else str(output)
-    print(json.dumps({**summary.to_json(), "output": written, **more}))  # noqa: T201
+    print(json.dumps({**summary.to_json(), "output": written, **more}))
 
 
 def _print(title: str, summary: Summary) -> None:

@@ -22,11 +22,11 @@ from eplb.cli.options import (
     cluster_of,
 )
 from eplb.cluster import Cluster
+from eplb.cost.gpus import GPUS, find_gpu
+from eplb.cost.models import MODELS
 from eplb.errors import MissingExtraError
 from eplb.files import write_text
 from eplb.formats import load_placement, load_trace
-from eplb.hardware import GPUS, find_gpu
-from eplb.models import MODELS
 from eplb.placement import Placement
 from eplb.records import check_writable
 from eplb.report import STEPS, Figures, measure, print_report, render_page

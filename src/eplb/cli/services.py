@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from eplb.cluster import Cluster
+from eplb.cost.gpus import GPUS
+from eplb.cost.models import EXPERT_BYTES, MODELS, expert_bytes_of, find_model
 from eplb.errors import OptionError
-from eplb.hardware import GPUS
-from eplb.models import EXPERT_BYTES, MODELS, expert_bytes_of, find_model
 from eplb.service import Service
 
 __all__ = [

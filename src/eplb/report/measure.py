@@ -10,11 +10,11 @@ from eplb.backtesting import backtest
 from eplb.cluster import Cluster
 from eplb.comparison import compare
 from eplb.cost import Assumptions
+from eplb.cost.gpus import find_gpu
+from eplb.cost.models import Model
 from eplb.errors import LoadsError, PlacementError
 from eplb.forecast import Forecast, Recent, named_forecast
-from eplb.hardware import find_gpu
 from eplb.loads import LoadTrace
-from eplb.models import Model
 from eplb.placement import Placement
 from eplb.planner import check_shape, plan
 from eplb.policies import Policy, named_policy, warm_up
@@ -91,7 +91,7 @@ def measure(
         num_groups: groups that the model routes by.
         model: whose figures times are estimated by, by its name or as figures; None for the
             trace's own. Where its name is not known, the report says what is missing.
-        gpu: that it is served on, by a name in `eplb.hardware.GPUS`.
+        gpu: that it is served on, by a name in `eplb.cost.GPUS`.
         tokens_per_gpu: tokens that each GPU brings into a step.
         window_seconds: time that a window stands for; by default as the trace says.
         assumptions: of the estimates.

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from eplb.balance import ratios
 from eplb.comparison import Comparison
 from eplb.cost import Assumptions
+from eplb.cost.gpus import Gpu
+from eplb.cost.models import Model
 from eplb.decision import decide
 from eplb.describe import drift
 from eplb.forecast import Forecast
-from eplb.hardware import Gpu
-from eplb.models import Model
 from eplb.placement import Placement
 from eplb.report.figures import Missing, Moment, Through
 from eplb.report.sample import SEEN, Asked

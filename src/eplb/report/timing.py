@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from eplb.checks import printable
 from eplb.cost import Assumptions, Estimate, estimate
+from eplb.cost.gpus import Gpu
+from eplb.cost.models import MODELS, Model, find_model
 from eplb.errors import OptionError
-from eplb.hardware import Gpu
 from eplb.loads import LoadTrace
-from eplb.models import MODELS, Model, find_model
 from eplb.placement import Placement
 from eplb.report.figures import Estimated, Missing
 from eplb.report.sample import Asked, evenly

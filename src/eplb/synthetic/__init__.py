@@ -1,8 +1,8 @@
 """Loads made to behave like recorded ones, for demonstrations, tests and benchmarks.
 
-A workload (`eplb.synthetic.presets`) says how skewed a model's loads are and how they change: topics that
-come, go and return, bursts, and the noise of counting whole tokens. The same seed gives the same
-loads, and a trace of fewer windows is the beginning of one with more.
+A workload (`PRESETS`) says how skewed a model's loads are and how they change: topics that come, go
+and return, bursts, and the noise of counting whole tokens. The same seed gives the same loads, and
+a trace of fewer windows is the beginning of one with more.
 """
 
 import operator

@@ -1,20 +1,17 @@
 """Presets of GPUs and models: found by name, with sources, and as the page on cost has them."""
 
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import ROOT
 
 from eplb.cost import Assumptions
-from eplb.hardware import GPUS, find_gpu
-from eplb.models import EXPERT_BYTES, MODELS, expert_bytes_of, find_model
+from eplb.cost.gpus import GPUS, find_gpu
+from eplb.cost.models import EXPERT_BYTES, MODELS, expert_bytes_of, find_model
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
 
-sys.path.insert(0, str(ROOT / "bench"))
 
 import cost  # noqa: E402  # the path comes first
 

@@ -181,7 +181,7 @@ def find_model(name: str) -> Model:
         OptionError: a name that is not known; the message has the nearest and all of them.
     """
     instead = (
-        "an eplb.models.Model with num_layers, num_moe_layers, num_experts, top_k, hidden_size, "
+        "an eplb.cost.Model with num_layers, num_moe_layers, num_experts, top_k, hidden_size, "
         "expert_size and bytes_per_weight"
     )
     return find_named(name, MODELS, "model", instead, {"Kimi-K2-Instruct": "Kimi-K2"})

@@ -10,8 +10,8 @@ import pytest
 
 import eplb
 from eplb.cost import Assumptions, estimate, layer_time, seconds_saved
-from eplb.hardware import GPUS
-from eplb.models import Model
+from eplb.cost.gpus import GPUS
+from eplb.cost.models import Model
 
 TINY = Model("tiny", 3, 2, 8, 2, 64, 32, 1.0, "fp8", 1.0)
 H200: Any = GPUS["H200"]

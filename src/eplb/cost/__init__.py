@@ -20,20 +20,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from eplb.checks import check_number
 from eplb.cluster import Cluster
-from eplb.cost_roofline import DEFAULTS, Assumptions, LayerTime, layer_time
-from eplb.cost_words import words_of
+from eplb.cost.gpus import GPUS, Gpu, find_gpu
+from eplb.cost.models import MODELS, Model, find_model
+from eplb.cost.roofline import DEFAULTS, Assumptions, LayerTime, layer_time, words_of
 from eplb.errors import LoadsError, OptionError
-from eplb.hardware import Gpu, find_gpu
 from eplb.loads import as_array, check_values
-from eplb.models import Model, find_model
 from eplb.placement import Placement
 
 __all__ = [
+    "GPUS",
+    "MODELS",
     "Assumptions",
     "Estimate",
+    "Gpu",
     "LayerTime",
+    "Model",
     "Saving",
     "estimate",
+    "find_gpu",
+    "find_model",
     "layer_time",
     "saving",
     "seconds_saved",
@@ -140,8 +145,8 @@ def estimate(
         placement: experts on GPUs.
         loads: [..., L, E] tokens routed to each expert, of any number of windows and in any unit:
             a step has the shares of its window. Windows and layers without load are left out.
-        gpu: a name that `eplb.hardware.find_gpu` knows, or figures.
-        model: a name that `eplb.models.find_model` knows, or figures.
+        gpu: a name that `eplb.cost.find_gpu` knows, or figures.
+        model: a name that `eplb.cost.find_model` knows, or figures.
         tokens_per_gpu: tokens that each GPU brings into a step: requests of a decoding batch, or
             tokens of a prefill batch.
         assumptions: what is taken for granted.
@@ -158,7 +163,7 @@ def estimate(
     if placement.num_experts != model.num_experts:
         raise OptionError(
             f"the placement has {placement.num_experts} experts, {model.name} has "
-            f"{model.num_experts}: give that model's figures as an eplb.models.Model"
+            f"{model.num_experts}: give that model's figures as an eplb.cost.Model"
         )
     array = as_array(loads)
     if array.ndim < 2:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 import eplb
 from eplb.cost import Assumptions, estimate, layer_time, saving, seconds_saved
-from eplb.hardware import GPUS, Gpu
-from eplb.models import MODELS, Model
+from eplb.cost.gpus import GPUS, Gpu
+from eplb.cost.models import MODELS, Model
 
 TINY = Model("tiny", 3, 2, 8, 2, 64, 32, 1.0, "fp8", 1.0)
 H200 = GPUS["H200"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from eplb.checks import check_number, find_named
+from eplb.cost.models import NumberFormat
 from eplb.errors import OptionError
-from eplb.models import NumberFormat
 
 __all__ = ["GPUS", "Gpu", "find_gpu"]
 
@@ -212,7 +212,7 @@ def find_gpu(name: str) -> Gpu:
         name,
         GPUS,
         "GPU",
-        "an eplb.hardware.Gpu with its memory_bandwidth, link_bandwidth, network_bandwidth "
+        "an eplb.cost.Gpu with its memory_bandwidth, link_bandwidth, network_bandwidth "
         "and bf16, and fp8, int8 and fp4 where it has them",
         _ALSO,
     )
