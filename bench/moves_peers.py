@@ -54,7 +54,7 @@ def built_in() -> list[Replanner]:
     def keep(_loads: Loads, current: Placement) -> NDArray[np.int64]:
         return current.phy2log
 
-    def afresh(swaps: bool) -> Callable[[Loads, Placement], NDArray[np.int64]]:
+    def afresh(swaps: bool) -> Callable[[Loads, Placement], NDArray[np.int64]]:  # noqa: FBT001
         return lambda loads, current: greedy(loads, current.cluster, 1, swaps=swaps)
 
     return [

@@ -18,7 +18,7 @@ from unseen_cells import Cell, Loads
 import eplb
 from eplb import Cluster
 from eplb.peers import Peer, load_peer, phy2log_of, said
-from eplb.planner import Effort
+from eplb.planning.plan import Effort
 
 __all__ = [
     "DEFAULT", "THOROUGH", "Contender", "Row", "load_all", "measure", "of_ours", "of_peer",

@@ -14,7 +14,7 @@ import study_plots
 
 import eplb
 from eplb import Cluster, LoadTrace
-from eplb.forecast import Mean, Recent
+from eplb.planning.forecast import Mean, Recent
 from eplb.policies import Forecasted
 
 pytest.importorskip("matplotlib", reason="figures are drawn by matplotlib, which dev installs")

@@ -12,7 +12,7 @@ from test_cli import run
 import eplb
 from eplb.balance import ratio_interval
 from eplb.evaluation import evaluate_placement
-from eplb.forecast import Recent
+from eplb.planning.forecast import Recent
 from eplb.synthetic import deepseek_v3
 
 

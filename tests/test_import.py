@@ -86,22 +86,22 @@ def test_every_name_is_there(name: str) -> None:
 
 def test_other_names_are_not() -> None:
     with pytest.raises(AttributeError, match="module 'eplb' has no attribute 'plam'"):
-        eplb.plam
+        eplb.plam  # noqa: B018
 
 
 def test_star_import() -> None:
     code = (
         "from eplb import *; print(plan.__module__, rebalance_experts.__name__, Cluster(1, 1, 1))"
     )
-    assert in_a_fresh_process(code).startswith("eplb.planner rebalance_experts Cluster(")
+    assert in_a_fresh_process(code).startswith("eplb.planning.plan rebalance_experts Cluster(")
 
 
 @pytest.mark.parametrize(
     "before",
     [
         "",
-        "import eplb.planner",
-        "import eplb.drop_in, eplb.placement",
+        "import eplb.planning.plan",
+        "import eplb.planning.drop_in, eplb.placement",
         "import eplb.solver.improve",
     ],
 )

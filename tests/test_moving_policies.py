@@ -9,7 +9,7 @@ from recorded import GPT_OSS, load_windows
 import eplb
 from eplb import Cluster, LoadTrace, OptionError, Placement, Service
 from eplb.comparison import Comparison
-from eplb.forecast import Recent
+from eplb.planning.forecast import Recent
 from eplb.policies import POLICIES
 
 CLUSTER = Cluster(4, 2, 5)

@@ -13,7 +13,7 @@ import eplb
 from eplb.cost import estimate
 from eplb.errors import ClusterError, LoadsError, OptionError, PlacementError
 from eplb.evaluation import evaluate_placement
-from eplb.forecast import named_forecast
+from eplb.planning.forecast import named_forecast
 from eplb.report import Figures, Missing, measure, render_page
 from eplb.report.curves import knee_of
 from eplb.report.sample import evenly

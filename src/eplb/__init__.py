@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from eplb import _moved
 
 if TYPE_CHECKING:
-    from eplb import cost, forecast, synthetic
+    from eplb import cost, synthetic
     from eplb.backtesting import backtest
     from eplb.cluster import Cluster
     from eplb.comparison import compare
     from eplb.decision import Decision, decide
-    from eplb.drop_in import rebalance_experts
     from eplb.errors import (
         ClusterError,
         EplbError,
@@ -31,7 +30,9 @@ if TYPE_CHECKING:
     from eplb.loads import LoadTrace
     from eplb.migration import Migration, migrate
     from eplb.placement import Placement
-    from eplb.planner import Plan, plan, warmup
+    from eplb.planning import forecast
+    from eplb.planning.drop_in import rebalance_experts
+    from eplb.planning.plan import Plan, plan, warmup
     from eplb.replayer import Replay, replay
     from eplb.service import Service
     from eplb.sweeps import sweep
@@ -86,7 +87,7 @@ _MODULE_OF = {
     "LoadTrace": "eplb.loads",
     "Migration": "eplb.migration",
     "Placement": "eplb.placement",
-    "Plan": "eplb.planner",
+    "Plan": "eplb.planning.plan",
     "Replay": "eplb.replayer",
     "Service": "eplb.service",
     "backtest": "eplb.backtesting",
@@ -96,21 +97,28 @@ _MODULE_OF = {
     "load_placement": "eplb.formats",
     "load_trace": "eplb.formats",
     "migrate": "eplb.migration",
-    "plan": "eplb.planner",
-    "rebalance_experts": "eplb.drop_in",
+    "plan": "eplb.planning.plan",
+    "rebalance_experts": "eplb.planning.drop_in",
     "replay": "eplb.replayer",
     "save_placement": "eplb.formats",
     "save_trace": "eplb.formats",
     "sweep": "eplb.sweeps",
-    "warmup": "eplb.planner",
+    "warmup": "eplb.planning.plan",
+}
+
+
+_PACKAGE_OF = {
+    "cost": "eplb.cost",
+    "forecast": "eplb.planning.forecast",
+    "synthetic": "eplb.synthetic",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'eplb' has no attribute {name!r}")
-    if name in {"cost", "forecast", "synthetic"}:
-        return import_module(f"eplb.{name}")
+    if name in _PACKAGE_OF:
+        return import_module(_PACKAGE_OF[name])
     value: object = getattr(import_module(_MODULE_OF.get(name, "eplb.errors")), name)
     globals()[name] = value
     return value

@@ -10,8 +10,10 @@ from types import ModuleType
 __all__ = ["MOVED", "install"]
 
 MOVED = {
+    "eplb.forecast": "eplb.planning.forecast",
     "eplb.hardware": "eplb.cost.gpus",
     "eplb.models": "eplb.cost.models",
+    "eplb.solver.exact": "eplb.planning.exact",
 }
 """New path by old path."""
 

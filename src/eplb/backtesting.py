@@ -7,9 +7,9 @@ from typing import Any
 from eplb.cluster import Cluster
 from eplb.comparison import Comparison, compare, score
 from eplb.errors import LoadsError
-from eplb.forecast import FORECASTS, Forecast, named_forecast
 from eplb.loads import LoadTrace
-from eplb.planner import Effort
+from eplb.planning.forecast import FORECASTS, Forecast, named_forecast
+from eplb.planning.plan import Effort
 from eplb.policies import Forecasted
 from eplb.replayer import HISTORY
 

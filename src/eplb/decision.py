@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from eplb.balance import Interval, ratio_interval
 from eplb.cluster import Cluster
 from eplb.loads import check_windows
-from eplb.passes import Effort
 from eplb.placement import Placement
-from eplb.planner import Plan, plan
-from eplb.relocation import check_current
+from eplb.planning.passes import Effort
+from eplb.planning.plan import Plan, plan
+from eplb.planning.relocate import check_current
 from eplb.service import Service, check_margin, check_seconds
 
 __all__ = ["Decision", "decide"]

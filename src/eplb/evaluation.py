@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from eplb.balance import Interval, difference_interval, ratio_interval, ratios
 from eplb.errors import LoadsError
-from eplb.forecast import Recent, Scenarios
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.planner import plan
+from eplb.planning.forecast import Recent, Scenarios
+from eplb.planning.plan import plan
 
 __all__ = ["Evaluation", "HotGpu", "LayerFigures", "Standing", "Unseen", "evaluate_placement"]
 

@@ -39,7 +39,7 @@ def check_plot_path(path: str | os.PathLike[str]) -> None:
     if Path(path).suffix.lower() not in _ENDINGS:
         raise FormatError(f"{Path(path)}: figures end with {' or '.join(_ENDINGS)}")
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError:
         raise MissingExtraError("matplotlib", "plot", "drawing a frontier") from None
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from eplb.checks import whole_number
 from eplb.cluster import Cluster
 from eplb.errors import OptionError
-from eplb.passes import Effort, Solution, check_effort
 from eplb.placement import Placement
-from eplb.relocation import check_current
+from eplb.planning.passes import Effort, Solution, check_effort
+from eplb.planning.relocate import check_current
 
 __all__ = ["Frontier", "frontier"]
 

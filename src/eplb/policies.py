@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.decision import decide
 from eplb.errors import PolicyError
-from eplb.forecast import FORECASTS, Forecast, Recent
 from eplb.peers import load_peer, phy2log_of
 from eplb.placement import Placement
-from eplb.planner import Effort, plan
+from eplb.planning.forecast import FORECASTS, Forecast, Recent
+from eplb.planning.plan import Effort, plan
 from eplb.service import DEFAULT_SERVICE, Service
 
 __all__ = [

@@ -17,7 +17,7 @@ from eplb.errors import EplbError, LoadsError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.peers import phy2log_of, said
 from eplb.placement import Placement
-from eplb.planner import Plan, check_shape
+from eplb.planning.plan import Plan, check_shape
 from eplb.policies import Policy, named_policy, warm_up
 from eplb.service import Service
 

@@ -49,5 +49,5 @@ def _flushed(code: int | str | None) -> int | str | None:
 
 
 def _fail(line: str) -> int:
-    print(f"eplb: {line}", file=sys.stderr)
+    print(f"eplb: {line}", file=sys.stderr)  # noqa: T201
     return 2

@@ -113,7 +113,7 @@ def decide_on(
     if as_json:
         written = None if goes is None else str(goes)
         service_figures = {"service": asdict(service), "seconds": seconds, "margin": margin}
-        print(json.dumps({**_to_json(found), **service_figures, "output": written}))
+        print(json.dumps({**_to_json(found), **service_figures, "output": written}))  # noqa: T201
     else:
         _print(Console(), f"{trace}, {current} running", found)
     if goes is not None and found.placement is not None:

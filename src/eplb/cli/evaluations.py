@@ -71,7 +71,7 @@ def evaluate(
     ):
         found = evaluate_placement(running, loads, num_groups=groups, threads=threads)
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(found.to_json()))  # noqa: T201
     else:
         _print(Console(), f"{placement} on {trace}", found)
 

@@ -40,7 +40,7 @@ def stopping_on_interrupt(console: Console) -> Iterator[Callable[[], bool]]:
         if pressed > 1:
             console.show_cursor()
             os._exit(INTERRUPTED)
-        print("eplb: stopping; Ctrl-C again quits at once", file=sys.stderr)
+        print("eplb: stopping; Ctrl-C again quits at once", file=sys.stderr)  # noqa: T201
 
     with _on_interrupt(note):
         yield lambda: pressed > 0

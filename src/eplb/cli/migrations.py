@@ -123,7 +123,7 @@ def migrate_files(
     figures = _figures(found)
     if as_json:
         written = None if output is None else str(output)
-        print(json.dumps({**figures, "output": written}))
+        print(json.dumps({**figures, "output": written}))  # noqa: T201
     else:
         _print(Console(), f"{old} to {new}", found)
     if output is not None:

@@ -23,12 +23,12 @@ from eplb.cli.running import (
     moe_slots,
 )
 from eplb.errors import LoadsError
-from eplb.forecast import Recent, Scenarios
 from eplb.formats import load_trace
 from eplb.frontier_plot import check_plot_path, finding, plot_frontier
 from eplb.frontiers import Frontier, frontier
 from eplb.loads import LoadTrace
-from eplb.planner import Effort
+from eplb.planning.forecast import Recent, Scenarios
+from eplb.planning.plan import Effort
 from eplb.records import check_writable
 
 __all__ = ["draw_frontier"]
@@ -88,7 +88,7 @@ def draw_frontier(
         )
     # Printed before it is drawn, for a disk may be full.
     if as_json:
-        print(json.dumps(_to_json(found, num_slots, plot)))
+        print(json.dumps(_to_json(found, num_slots, plot)))  # noqa: T201
     else:
         _print(Console(), f"{trace}, from {current}", loads, found, num_slots)
     if plot is not None:

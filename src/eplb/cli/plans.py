@@ -35,11 +35,11 @@ from eplb.cli.running import (
     load_current,
     moe_slots,
 )
+from eplb.cli.terminal import print_summary
 from eplb.cluster import Cluster
 from eplb.comparison import compare
 from eplb.comparison_text import print_comparison
 from eplb.errors import OptionError
-from eplb.forecast import FORECASTS, Scenarios, named_forecast
 from eplb.formats import load_trace
 from eplb.formats.placements import (
     ENGINES,
@@ -50,9 +50,10 @@ from eplb.formats.placements import (
     save_placement,
 )
 from eplb.loads import LoadTrace
-from eplb.planner import Effort, Plan, plan
+from eplb.planning.forecast import FORECASTS, Scenarios, named_forecast
+from eplb.planning.plan import Effort, Plan, plan
+from eplb.planning.summary import Summary, summarize
 from eplb.records import check_writable
-from eplb.summary import Summary, print_summary, summarize
 
 __all__ = ["demo", "plan_file"]
 
@@ -234,7 +235,7 @@ def demo(
     _print(title, summary)
     if target is not None:
         target.say(trace)
-    print()
+    print()  # noqa: T201
     print_comparison(
         Console(), "The same, window by window, each scored before any plan has seen it", comparison
     )
@@ -292,7 +293,7 @@ def _ranges(numbers: list[int]) -> str:
 
 def _print_json(summary: Summary, output: Path | None, **more: object) -> None:
     written = None if output is None else str(output)
-    print(json.dumps({**summary.to_json(), "output": written, **more}))
+    print(json.dumps({**summary.to_json(), "output": written, **more}))  # noqa: T201
 
 
 def _print(title: str, summary: Summary) -> None:

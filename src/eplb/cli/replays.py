@@ -140,7 +140,7 @@ def compare_policies(
         )
     # Printed before it is written, for a disk may be full.
     if as_json:
-        print(json.dumps(comparison.to_json()))
+        print(json.dumps(comparison.to_json()))  # noqa: T201
     else:
         print_comparison(Console(), str(trace), comparison)
     if output is not None:
@@ -227,7 +227,7 @@ def sweep_policies(
                     raise
                 failure = error
     if as_json:
-        print(json.dumps([row.to_json() for row in rows]))
+        print(json.dumps([row.to_json() for row in rows]))  # noqa: T201
     else:
         print_sweep(Console(), str(trace), rows, wanted)
     if output is not None and rows:

@@ -10,11 +10,11 @@ from eplb.checks import printable
 from eplb.cli.options import cluster_of
 from eplb.cluster import Cluster
 from eplb.errors import OptionError
-from eplb.forecast import Scenarios
 from eplb.formats import load_placement
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.planner import Plan
+from eplb.planning.forecast import Scenarios
+from eplb.planning.plan import Plan
 
 __all__ = [
     "Current",

@@ -31,7 +31,7 @@ def inspect(trace: TraceFile, merge: Merge = 1, as_json: AsJson = False) -> None
     """Say what a file of loads holds: its shape, how uneven the loads are, how they drift."""
     found = inspect_trace(load_trace(trace).merged(merge))
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(found.to_json()))  # noqa: T201
     else:
         print_inspection(Console(), str(trace), found)
 

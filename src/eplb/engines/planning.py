@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.engines.settings import Settings
 from eplb.placement import Placement
-from eplb.planner import plan
+from eplb.planning.plan import plan
 
 __all__ = ["next_placement"]
 

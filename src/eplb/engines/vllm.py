@@ -162,7 +162,7 @@ def _answer(
 @cache
 def _warm_up() -> None:
     """Compile the planner, once, while the engine starts and waits for nothing else."""
-    from eplb.planner import warmup
+    from eplb.planning.plan import warmup
 
     warmup()
 

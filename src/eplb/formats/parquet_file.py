@@ -80,7 +80,7 @@ def write_parquet(trace: LoadTrace, path: Path) -> None:
 
 def _import(path: Path) -> None:
     try:
-        import pyarrow.parquet
+        import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise MissingExtraError("pyarrow", "formats", f"{path}") from None
 

@@ -59,7 +59,7 @@ def read_yaml(path: Path, text: bytes) -> Any:
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
     class Loader(base):  # type: ignore[misc]  # the compiled one, where there is a compiler
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
             """Each key once: yaml itself would keep the last."""
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             unique_keys([(str(key), None) for key in keys])

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from eplb.balance import ratios
 from eplb.cluster import Cluster
-from eplb.forecast import Forecast, Recent
 from eplb.frontiers import frontier
 from eplb.placement import Placement
+from eplb.planning.forecast import Forecast, Recent
 from eplb.replayer import HISTORY
 from eplb.report.figures import Missing, Moved, Moves, Slots, Spare, Windows
 from eplb.report.sample import Asked, evenly

@@ -13,10 +13,10 @@ from eplb.cost import Assumptions
 from eplb.cost.gpus import find_gpu
 from eplb.cost.models import Model
 from eplb.errors import LoadsError, PlacementError
-from eplb.forecast import Forecast, Recent, named_forecast
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.planner import check_shape, plan
+from eplb.planning.forecast import Forecast, Recent, named_forecast
+from eplb.planning.plan import check_shape, plan
 from eplb.policies import Policy, named_policy, warm_up
 from eplb.report.commands import MERGED, compare_command, moves_command, plan_command
 from eplb.report.curves import measure_moves, measure_spare, measure_windows

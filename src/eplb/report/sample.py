@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.planner import plan
+from eplb.planning.plan import plan
 
 __all__ = ["SEEN", "Asked", "evenly"]
 

@@ -5,9 +5,9 @@ from numpy.typing import NDArray
 
 from eplb.balance import ratio_interval, ratios
 from eplb.comparison import Comparison, score
-from eplb.forecast import Recent
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
+from eplb.planning.forecast import Recent
 from eplb.policies import named_policy
 from eplb.report.figures import Heat, Hot, Standing, Who
 from eplb.report.sample import Asked, evenly

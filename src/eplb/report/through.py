@@ -12,8 +12,8 @@ from eplb.cost.gpus import Gpu
 from eplb.cost.models import Model
 from eplb.decision import decide
 from eplb.describe import drift
-from eplb.forecast import Forecast
 from eplb.placement import Placement
+from eplb.planning.forecast import Forecast
 from eplb.report.figures import Missing, Moment, Through
 from eplb.report.sample import SEEN, Asked
 from eplb.service import Service

@@ -11,7 +11,7 @@ from recorded import GPT_OSS, load_windows
 
 import eplb
 from eplb import Cluster, LoadsError, LoadTrace, OptionError
-from eplb.forecast import (
+from eplb.planning.forecast import (
     FORECASTS,
     Clusters,
     Decay,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.errors import OptionError, PlacementError
 from eplb.placement import Placement
-from eplb.threads import run_kernel
+from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.curve import Pieces

@@ -14,7 +14,7 @@ from eplb.cluster import Cluster
 from eplb.errors import ClusterError, MissingExtraError, UnsolvedError
 from eplb.loads import check_loads
 from eplb.placement import Placement
-from eplb.planner import plan
+from eplb.planning.plan import plan
 
 __all__ = ["exact"]
 

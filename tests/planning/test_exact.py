@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eplb import Cluster, ClusterError, LoadsError, MissingExtraError, UnsolvedError, plan
-from eplb.solver.exact import exact
+from eplb.planning.exact import exact
 
 pytest.importorskip("highspy", reason="the exact optimum needs highspy")
 

@@ -13,7 +13,7 @@ from strategies import Cell, cells, grouped_cells, layer_loads
 
 from eplb import Cluster, Placement, Plan, plan
 from eplb.loads import check_weights
-from eplb.passes import Effort, _mean_of
+from eplb.planning.passes import Effort, _mean_of
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 ROUNDING = 1e-9

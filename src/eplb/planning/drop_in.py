@@ -7,7 +7,7 @@ import numpy as np
 
 from eplb.cluster import Cluster
 from eplb.loads import check_loads, is_tensor
-from eplb.planner import plan
+from eplb.planning.plan import plan
 
 __all__ = ["rebalance_experts"]
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster, check_shape
 from eplb.errors import OptionError
-from eplb.passes import Effort, Solution, check_effort
 from eplb.placement import Placement
-from eplb.relocation import check_current, check_moves
+from eplb.planning.passes import Effort, Solution, check_effort
+from eplb.planning.relocate import check_current, check_moves
 
 __all__ = ["DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "warmup"]
 
@@ -148,7 +148,7 @@ def warmup() -> None:
     for num_groups in (1, 4):
         cluster = Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2)
         made = plan(loads, cluster, num_groups=num_groups)
-        made.placement.log2phy  # has a kernel of its own
+        made.placement.log2phy  # noqa: B018  # has a kernel of its own
         both = np.stack([loads, loads[:, ::-1]])
         plan(both, cluster, num_groups=num_groups)
         plan(both, cluster, num_groups=num_groups, current=made.placement)

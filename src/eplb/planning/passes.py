@@ -13,8 +13,8 @@ from eplb.cluster import Cluster, check_shape
 from eplb.errors import LoadsError, OptionError
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
-from eplb.relocation import Relocation, Work, relocate
-from eplb.threads import run_kernel
+from eplb.planning.relocate import Relocation, Work, relocate
+from eplb.solver.threads import run_kernel
 
 __all__ = ["Effort", "Solution", "check_effort"]
 

@@ -7,8 +7,8 @@ import naive_moves
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from solver.test_walk import held_by, sets_of, some_loads
 from strategies import COMPILED
-from test_walk import held_by, sets_of, some_loads
 
 from eplb.solver.adopt import _adopt_layers, homes
 from eplb.solver.match import _keep_slots, name_gpus

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from eplb import Cluster, ClusterError, LoadsError, OptionError, plan, rebalance_experts
-from eplb.planner import Effort
+from eplb.planning.plan import Effort
 
 WHOLE = np.array([[9, 7, 4, 4, 2, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
 CLUSTER = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=2)

@@ -11,7 +11,7 @@ import pytest
 
 from eplb import ClusterError
 from eplb.checks import check_threads
-from eplb.threads import run_chunks
+from eplb.solver.threads import run_chunks
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
