@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from eplb.backtesting import backtest
     from eplb.cluster import Cluster
     from eplb.comparison import compare
-    from eplb.decision import Decision, decide
     from eplb.errors import (
         ClusterError,
         EplbError,
@@ -26,15 +25,16 @@ if TYPE_CHECKING:
         UnsolvedError,
     )
     from eplb.formats import load_placement, load_trace, save_placement, save_trace
-    from eplb.frontiers import Frontier, frontier
     from eplb.loads import LoadTrace
-    from eplb.migration import Migration, migrate
+    from eplb.moving.decide import Decision, decide
+    from eplb.moving.frontier import Frontier, frontier
+    from eplb.moving.migrate import Migration, migrate
+    from eplb.moving.service import Service
     from eplb.placement import Placement
     from eplb.planning import forecast
     from eplb.planning.drop_in import rebalance_experts
     from eplb.planning.plan import Plan, plan, warmup
     from eplb.replayer import Replay, replay
-    from eplb.service import Service
     from eplb.sweeps import sweep
 
 _moved.install()
@@ -82,21 +82,21 @@ __all__ = [
 
 _MODULE_OF = {
     "Cluster": "eplb.cluster",
-    "Decision": "eplb.decision",
-    "Frontier": "eplb.frontiers",
+    "Decision": "eplb.moving.decide",
+    "Frontier": "eplb.moving.frontier",
     "LoadTrace": "eplb.loads",
-    "Migration": "eplb.migration",
+    "Migration": "eplb.moving.migrate",
     "Placement": "eplb.placement",
     "Plan": "eplb.planning.plan",
     "Replay": "eplb.replayer",
-    "Service": "eplb.service",
+    "Service": "eplb.moving.service",
     "backtest": "eplb.backtesting",
     "compare": "eplb.comparison",
-    "decide": "eplb.decision",
-    "frontier": "eplb.frontiers",
+    "decide": "eplb.moving.decide",
+    "frontier": "eplb.moving.frontier",
     "load_placement": "eplb.formats",
     "load_trace": "eplb.formats",
-    "migrate": "eplb.migration",
+    "migrate": "eplb.moving.migrate",
     "plan": "eplb.planning.plan",
     "rebalance_experts": "eplb.planning.drop_in",
     "replay": "eplb.replayer",

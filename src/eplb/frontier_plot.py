@@ -7,7 +7,7 @@ from typing import Any
 
 from eplb.errors import FormatError, MissingExtraError
 from eplb.files import replacing
-from eplb.frontiers import Frontier
+from eplb.moving.frontier import Frontier
 
 __all__ = ["MOST_OF_IT", "check_plot_path", "finding", "plot_frontier"]
 

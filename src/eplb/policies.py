@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
-from eplb.decision import decide
 from eplb.errors import PolicyError
+from eplb.moving.decide import decide
+from eplb.moving.service import DEFAULT_SERVICE, Service
 from eplb.peers import load_peer, phy2log_of
 from eplb.placement import Placement
 from eplb.planning.forecast import FORECASTS, Forecast, Recent
 from eplb.planning.plan import Effort, plan
-from eplb.service import DEFAULT_SERVICE, Service
 
 __all__ = [
     "POLICIES",

@@ -15,11 +15,11 @@ from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
 from eplb.errors import EplbError, LoadsError, PolicyError
 from eplb.loads import LoadTrace
+from eplb.moving.service import Service
 from eplb.peers import phy2log_of, said
 from eplb.placement import Placement
 from eplb.planning.plan import Plan, check_shape
 from eplb.policies import Policy, named_policy, warm_up
-from eplb.service import Service
 
 __all__ = ["HISTORY", "Replay", "Step", "check_replay", "replay", "replay_of", "replay_steps"]
 

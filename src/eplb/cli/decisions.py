@@ -35,10 +35,10 @@ from eplb.cli.services import (
     rates_of,
     service_of,
 )
-from eplb.decision import MARGIN, Decision, decide
 from eplb.errors import OptionError
 from eplb.formats import load_trace
 from eplb.formats.placements import check_placement_path, save_placement
+from eplb.moving.decide import MARGIN, Decision, decide
 from eplb.records import check_writable
 from eplb.replayer import HISTORY
 

@@ -18,7 +18,7 @@ from eplb.cli.services import Between, ExpertBytes, GpuName, ModelName, Within, 
 from eplb.errors import FormatError
 from eplb.files import write_text
 from eplb.formats import load_placement, load_trace
-from eplb.migration import Migration, migrate
+from eplb.moving.migrate import Migration, migrate
 from eplb.records import check_writable
 
 __all__ = ["migrate_files"]

@@ -25,8 +25,8 @@ from eplb.cli.running import (
 from eplb.errors import LoadsError
 from eplb.formats import load_trace
 from eplb.frontier_plot import check_plot_path, finding, plot_frontier
-from eplb.frontiers import Frontier, frontier
 from eplb.loads import LoadTrace
+from eplb.moving.frontier import Frontier, frontier
 from eplb.planning.forecast import Recent, Scenarios
 from eplb.planning.plan import Effort
 from eplb.records import check_writable

@@ -27,10 +27,10 @@ from eplb.cost.models import MODELS
 from eplb.errors import MissingExtraError
 from eplb.files import write_text
 from eplb.formats import load_placement, load_trace
+from eplb.moving.service import check_seconds
 from eplb.placement import Placement
 from eplb.records import check_writable
 from eplb.report import STEPS, Figures, measure, print_report, render_page
-from eplb.service import check_seconds
 
 __all__ = ["report"]
 

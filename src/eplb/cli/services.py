@@ -9,7 +9,7 @@ from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS
 from eplb.cost.models import EXPERT_BYTES, MODELS, expert_bytes_of, find_model
 from eplb.errors import OptionError
-from eplb.service import Service
+from eplb.moving.service import Service
 
 __all__ = [
     "Between",

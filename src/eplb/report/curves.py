@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eplb.balance import ratios
 from eplb.cluster import Cluster
-from eplb.frontiers import frontier
+from eplb.moving.frontier import frontier
 from eplb.placement import Placement
 from eplb.planning.forecast import Forecast, Recent
 from eplb.replayer import HISTORY

@@ -10,13 +10,13 @@ from eplb.comparison import Comparison
 from eplb.cost import Assumptions
 from eplb.cost.gpus import Gpu
 from eplb.cost.models import Model
-from eplb.decision import decide
 from eplb.describe import drift
+from eplb.moving.decide import decide
+from eplb.moving.service import Service
 from eplb.placement import Placement
 from eplb.planning.forecast import Forecast
 from eplb.report.figures import Missing, Moment, Through
 from eplb.report.sample import SEEN, Asked
-from eplb.service import Service
 
 __all__ = ["FEWEST", "measure_through"]
 

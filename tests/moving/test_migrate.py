@@ -13,7 +13,7 @@ from simulator import carry_out, check_limits, held_at_every_instant
 
 import eplb
 from eplb import Cluster, Placement
-from eplb.migration import Migration, migrate
+from eplb.moving.migrate import Migration, migrate
 
 
 class Case(NamedTuple):

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from eplb.balance import Interval, ratio_interval
 from eplb.cluster import Cluster
 from eplb.loads import check_windows
+from eplb.moving.service import Service, check_margin, check_seconds
 from eplb.placement import Placement
 from eplb.planning.passes import Effort
 from eplb.planning.plan import Plan, plan
 from eplb.planning.relocate import check_current
-from eplb.service import Service, check_margin, check_seconds
 
 __all__ = ["Decision", "decide"]
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.buffers import Limits
 from eplb.cost.models import expert_bytes_of
 from eplb.errors import OptionError
 from eplb.loads import check_windows
+from eplb.moving.buffers import Limits
+from eplb.moving.settling import Copies, copies_of, lay_out, needs_of
+from eplb.moving.transfers import Change, change_between, nearest_sources
+from eplb.moving.waves import fewest_waves, waves_of
 from eplb.placement import Placement
-from eplb.settling import Copies, copies_of, lay_out, needs_of
-from eplb.transfers import Change, change_between, nearest_sources
-from eplb.waves import fewest_waves, waves_of
 
 __all__ = ["Migration", "migrate"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.transfers import Change
+from eplb.moving.transfers import Change
 
 __all__ = ["Copies", "Needs", "copies_of", "lay_out", "needs_of"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.settling import Needs
-from eplb.transfers import Change
+from eplb.moving.settling import Needs
+from eplb.moving.transfers import Change
 
 __all__ = ["Buffers", "Limits"]
 
