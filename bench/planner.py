@@ -23,7 +23,7 @@ from tables import show_bars, show_report
 
 import eplb
 from eplb.checks import check_threads
-from eplb.peers import Peer, load_peers
+from eplb.replaying.policies import Peer, load_peers
 
 _LARGE = "58x1024:4096/1024"
 

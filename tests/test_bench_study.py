@@ -15,7 +15,7 @@ import study_plots
 import eplb
 from eplb import Cluster, LoadTrace
 from eplb.planning.forecast import Mean, Recent
-from eplb.policies import Forecasted
+from eplb.replaying.policies import Forecasted
 
 pytest.importorskip("matplotlib", reason="figures are drawn by matplotlib, which dev installs")
 pytestmark = pytest.mark.jit

@@ -11,8 +11,8 @@ from test_cli import run
 
 import eplb
 from eplb.balance import ratio_interval
-from eplb.evaluation import evaluate_placement
 from eplb.planning.forecast import Recent
+from eplb.replaying.evaluate import evaluate_placement
 from eplb.synthetic import deepseek_v3
 
 

@@ -12,8 +12,8 @@ from test_cli import run
 import eplb
 from eplb.cost import estimate
 from eplb.errors import ClusterError, LoadsError, OptionError, PlacementError
-from eplb.evaluation import evaluate_placement
 from eplb.planning.forecast import named_forecast
+from eplb.replaying.evaluate import evaluate_placement
 from eplb.report import Figures, Missing, measure, render_page
 from eplb.report.curves import knee_of
 from eplb.report.sample import evenly

@@ -10,9 +10,7 @@ from eplb import _moved
 
 if TYPE_CHECKING:
     from eplb import cost, synthetic
-    from eplb.backtesting import backtest
     from eplb.cluster import Cluster
-    from eplb.comparison import compare
     from eplb.errors import (
         ClusterError,
         EplbError,
@@ -34,8 +32,10 @@ if TYPE_CHECKING:
     from eplb.planning import forecast
     from eplb.planning.drop_in import rebalance_experts
     from eplb.planning.plan import Plan, plan, warmup
-    from eplb.replayer import Replay, replay
-    from eplb.sweeps import sweep
+    from eplb.replaying.backtest import backtest
+    from eplb.replaying.compare import compare
+    from eplb.replaying.replay import Replay, replay
+    from eplb.replaying.sweep import sweep
 
 _moved.install()
 
@@ -88,10 +88,10 @@ _MODULE_OF = {
     "Migration": "eplb.moving.migrate",
     "Placement": "eplb.placement",
     "Plan": "eplb.planning.plan",
-    "Replay": "eplb.replayer",
+    "Replay": "eplb.replaying.replay",
     "Service": "eplb.moving.service",
-    "backtest": "eplb.backtesting",
-    "compare": "eplb.comparison",
+    "backtest": "eplb.replaying.backtest",
+    "compare": "eplb.replaying.compare",
     "decide": "eplb.moving.decide",
     "frontier": "eplb.moving.frontier",
     "load_placement": "eplb.formats",
@@ -99,10 +99,10 @@ _MODULE_OF = {
     "migrate": "eplb.moving.migrate",
     "plan": "eplb.planning.plan",
     "rebalance_experts": "eplb.planning.drop_in",
-    "replay": "eplb.replayer",
+    "replay": "eplb.replaying.replay",
     "save_placement": "eplb.formats",
     "save_trace": "eplb.formats",
-    "sweep": "eplb.sweeps",
+    "sweep": "eplb.replaying.sweep",
     "warmup": "eplb.planning.plan",
 }
 

@@ -13,6 +13,7 @@ MOVED = {
     "eplb.forecast": "eplb.planning.forecast",
     "eplb.hardware": "eplb.cost.gpus",
     "eplb.models": "eplb.cost.models",
+    "eplb.policies": "eplb.replaying.policies",
     "eplb.solver.exact": "eplb.planning.exact",
 }
 """New path by old path."""

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from eplb.balance import Interval
 from eplb.checks import printable
-from eplb.comparison import Comparison, Score
-from eplb.sweeps import SweepRow
+from eplb.replaying.compare import Comparison, Score
+from eplb.replaying.sweep import SweepRow
 
 __all__ = ["print_comparison", "print_sweep"]
 

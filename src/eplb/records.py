@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eplb.comparison import Comparison
 from eplb.errors import FormatError
 from eplb.files import write_text
 from eplb.loads import LoadTrace
-from eplb.sweeps import SweepRow
+from eplb.replaying.compare import Comparison
+from eplb.replaying.sweep import SweepRow
 
 __all__ = ["check_ending", "check_writable", "write_comparison", "write_sweep"]
 

@@ -40,7 +40,7 @@ from eplb.formats import load_trace
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide
 from eplb.records import check_writable
-from eplb.replayer import HISTORY
+from eplb.replaying.replay import HISTORY
 
 __all__ = ["decide_on"]
 

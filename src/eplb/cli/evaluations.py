@@ -13,8 +13,8 @@ from eplb.balance import Interval
 from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads
-from eplb.evaluation import Evaluation, Standing, evaluate_placement
 from eplb.formats import load_placement, load_trace
+from eplb.replaying.evaluate import Evaluation, Standing, evaluate_placement
 
 __all__ = ["evaluate"]
 

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from eplb import synthetic
-from eplb.backtesting import Backtest, backtest
 from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
@@ -37,7 +36,6 @@ from eplb.cli.running import (
 )
 from eplb.cli.terminal import print_summary
 from eplb.cluster import Cluster
-from eplb.comparison import compare
 from eplb.comparison_text import print_comparison
 from eplb.errors import OptionError
 from eplb.formats import load_trace
@@ -54,6 +52,8 @@ from eplb.planning.forecast import FORECASTS, Scenarios, named_forecast
 from eplb.planning.plan import Effort, Plan, plan
 from eplb.planning.summary import Summary, summarize
 from eplb.records import check_writable
+from eplb.replaying.backtest import Backtest, backtest
+from eplb.replaying.compare import compare
 
 __all__ = ["demo", "plan_file"]
 

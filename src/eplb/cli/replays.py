@@ -25,14 +25,14 @@ from eplb.cli.services import (
     rates_of,
     service_of,
 )
-from eplb.comparison import compare
 from eplb.comparison_text import print_comparison, print_sweep
 from eplb.errors import EplbError
 from eplb.formats import load_trace
-from eplb.policies import POLICIES, named_policies
 from eplb.records import check_ending, write_comparison, write_sweep
-from eplb.replayer import HISTORY
-from eplb.sweeps import SweepRow, sweep_rows
+from eplb.replaying.compare import compare
+from eplb.replaying.policies import POLICIES, named_policies
+from eplb.replaying.replay import HISTORY
+from eplb.replaying.sweep import SweepRow, sweep_rows
 
 __all__ = ["compare_policies", "sweep_policies"]
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from eplb.engines.settings import Settings, unknown_variables
-from eplb.peers import said
+from eplb.errors import in_one_line
 
 __all__ = ["failure", "once", "switched_on"]
 
@@ -22,7 +22,7 @@ def once(logger: logging.Logger, key: str, message: str) -> None:
 
 def failure(logger: logging.Logger, error: Exception, instead: str) -> None:
     """Warn, once for each kind of error, of what went wrong and of what is done instead."""
-    once(logger, f"{type(error).__name__} {instead}", f"{said(error)}; {instead}")
+    once(logger, f"{type(error).__name__} {instead}", f"{in_one_line(error)}; {instead}")
     logger.debug("eplb: where that came from", exc_info=error)
 
 

@@ -8,9 +8,6 @@ most of the layers that gain most. A wave of k experts at once is k matchings.
 Two limits go beyond that, and may cost waves: uplinks and buffers.
 """
 
-from importlib import import_module
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -205,8 +202,9 @@ class Links:
 
 def heaviest_matching(weight: _I64) -> tuple[_I64, _I64]:
     """Rows and columns of the heaviest matching; 0 is no edge."""
-    optimize: Any = import_module("scipy.optimize")
-    rows, columns = optimize.linear_sum_assignment(weight, maximize=True)
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(weight, maximize=True)
     there = weight[rows, columns] > 0
     return rows[there], columns[there]
 

@@ -13,7 +13,7 @@ from eplb.cluster import Cluster
 from eplb.moving.frontier import frontier
 from eplb.placement import Placement
 from eplb.planning.forecast import Forecast, Recent
-from eplb.replayer import HISTORY
+from eplb.replaying.replay import HISTORY
 from eplb.report.figures import Missing, Moved, Moves, Slots, Spare, Windows
 from eplb.report.sample import Asked, evenly
 

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.backtesting import backtest
 from eplb.cluster import Cluster
-from eplb.comparison import compare
 from eplb.cost import Assumptions
 from eplb.cost.gpus import find_gpu
 from eplb.cost.models import Model
@@ -17,7 +15,9 @@ from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.forecast import Forecast, Recent, named_forecast
 from eplb.planning.plan import check_shape, plan
-from eplb.policies import Policy, named_policy, warm_up
+from eplb.replaying.backtest import backtest
+from eplb.replaying.compare import compare
+from eplb.replaying.policies import Policy, named_policy, warm_up
 from eplb.report.commands import MERGED, compare_command, moves_command, plan_command
 from eplb.report.curves import measure_moves, measure_spare, measure_windows
 from eplb.report.figures import Choice, Figures, Setting

@@ -4,11 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.balance import ratio_interval, ratios
-from eplb.comparison import Comparison, score
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.forecast import Recent
-from eplb.policies import named_policy
+from eplb.replaying.compare import Comparison, score
+from eplb.replaying.policies import named_policy
 from eplb.report.figures import Heat, Hot, Standing, Who
 from eplb.report.sample import Asked, evenly
 

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.balance import ratios
-from eplb.comparison import Comparison
 from eplb.cost import Assumptions
 from eplb.cost.gpus import Gpu
 from eplb.cost.models import Model
@@ -15,6 +14,7 @@ from eplb.moving.decide import decide
 from eplb.moving.service import Service
 from eplb.placement import Placement
 from eplb.planning.forecast import Forecast
+from eplb.replaying.compare import Comparison
 from eplb.report.figures import Missing, Moment, Through
 from eplb.report.sample import SEEN, Asked
 

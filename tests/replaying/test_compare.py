@@ -13,9 +13,9 @@ import pytest
 
 import eplb
 from eplb import Cluster, ClusterError, LoadTrace, PolicyError
-from eplb.comparison import score
-from eplb.policies import POLICIES
-from eplb.sweeps import sweep_rows
+from eplb.replaying.compare import score
+from eplb.replaying.policies import POLICIES
+from eplb.replaying.sweep import sweep_rows
 
 CLUSTER = Cluster(num_gpus=4, slots_per_gpu=3)
 LOADS = np.random.default_rng(0).lognormal(size=(1, 2, 8)) * np.random.default_rng(1).lognormal(
@@ -189,7 +189,7 @@ def dask() -> Iterator[Any]:
 def test_sweep_on_a_dask_cluster(expected: list[dict[str, Any]], dask: Any) -> None:
     with joblib.parallel_config(backend="dask", scatter=[TRACE]):
         assert swept() == expected
-    ran = dask.run(lambda: "eplb.sweeps" in __import__("sys").modules)
+    ran = dask.run(lambda: "eplb.replaying.sweep" in __import__("sys").modules)
     assert any(ran.values()), "a worker did the work"
 
 

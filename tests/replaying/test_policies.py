@@ -8,9 +8,9 @@ from recorded import GPT_OSS, load_windows
 
 import eplb
 from eplb import Cluster, LoadTrace, OptionError, Placement, Service
-from eplb.comparison import Comparison
 from eplb.planning.forecast import Recent
-from eplb.policies import POLICIES
+from eplb.replaying.compare import Comparison
+from eplb.replaying.policies import POLICIES
 
 CLUSTER = Cluster(4, 2, 5)
 RNG = np.random.default_rng(0)

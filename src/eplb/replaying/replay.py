@@ -13,13 +13,12 @@ from eplb.balance import ratios
 from eplb.checks import printable, whole_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
-from eplb.errors import EplbError, LoadsError, PolicyError
+from eplb.errors import EplbError, LoadsError, PolicyError, in_one_line
 from eplb.loads import LoadTrace
 from eplb.moving.service import Service
-from eplb.peers import phy2log_of, said
 from eplb.placement import Placement
 from eplb.planning.plan import Plan, check_shape
-from eplb.policies import Policy, named_policy, warm_up
+from eplb.replaying.policies import Policy, named_policy, phy2log_of, warm_up
 
 __all__ = ["HISTORY", "Replay", "Step", "check_replay", "replay", "replay_of", "replay_steps"]
 
@@ -253,7 +252,9 @@ def _ask(
     except EplbError:
         raise
     except (Exception, SystemExit) as error:
-        raise PolicyError(f"the policy fails before window {window}: {said(error)}") from error
+        raise PolicyError(
+            f"the policy fails before window {window}: {in_one_line(error)}"
+        ) from error
 
 
 def _placement_of(answer: Any, current: Placement, window: int) -> Placement:

@@ -14,8 +14,8 @@ from recorded import GPT_OSS, load_windows
 
 import eplb
 from eplb import Cluster, ClusterError, LoadsError, LoadTrace, Placement, PolicyError
-from eplb.policies import POLICIES, named_policies
-from eplb.replayer import replay_steps
+from eplb.replaying.policies import POLICIES, named_policies
+from eplb.replaying.replay import replay_steps
 
 CLUSTER = Cluster(num_gpus=4, slots_per_gpu=3)
 
@@ -209,7 +209,7 @@ def test_a_policy_cannot_end_the_process() -> None:
 
 def test_kernels_are_ready_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     ready: list[Any] = []
-    monkeypatch.setattr("eplb.replayer.warm_up", ready.append)
+    monkeypatch.setattr("eplb.replaying.replay.warm_up", ready.append)
     asked: list[int] = []
 
     def policy(*_: Any, **__: Any) -> None:

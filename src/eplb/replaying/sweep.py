@@ -19,13 +19,12 @@ from typing import Any
 
 from eplb.checks import whole_number
 from eplb.cluster import Cluster
-from eplb.comparison import Score, score
 from eplb.cost.models import expert_bytes_of
-from eplb.errors import EplbError, MissingExtraError, PolicyError
+from eplb.errors import EplbError, MissingExtraError, PolicyError, in_one_line
 from eplb.loads import LoadTrace
-from eplb.peers import said
-from eplb.policies import Policy, list_of, named_policies, named_policy
-from eplb.replayer import HISTORY, Replay, check_replay, replay_of, replay_steps
+from eplb.replaying.compare import Score, score
+from eplb.replaying.policies import Policy, list_of, named_policies, named_policy
+from eplb.replaying.replay import HISTORY, Replay, check_replay, replay_of, replay_steps
 
 __all__ = ["SweepRow", "sweep", "sweep_rows"]
 
@@ -224,7 +223,7 @@ def _replay(
         except EplbError as error:
             # A policy's own kind of error might not be known where it goes.
             known = type(error).__module__ == EplbError.__module__
-            return error if known else PolicyError(said(error))
+            return error if known else PolicyError(in_one_line(error))
 
 
 @contextlib.contextmanager

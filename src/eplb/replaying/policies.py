@@ -5,22 +5,25 @@ windows known so far, the last one last, `current` the Placement that runs now. 
 one, as a Placement, a Plan or phy2log [L, P]; or None, to keep the current one.
 """
 
+import contextlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
-from eplb.errors import PolicyError
+from eplb.errors import PolicyError, in_one_line
+from eplb.loads import is_tensor
 from eplb.moving.decide import decide
 from eplb.moving.service import DEFAULT_SERVICE, Service
-from eplb.peers import load_peer, phy2log_of
 from eplb.placement import Placement
 from eplb.planning.forecast import FORECASTS, Forecast, Recent
 from eplb.planning.plan import Effort, plan
@@ -30,10 +33,14 @@ __all__ = [
     "Deciding",
     "Forecasted",
     "Moving",
+    "Peer",
     "Policy",
     "list_of",
+    "load_peer",
+    "load_peers",
     "named_policies",
     "named_policy",
+    "phy2log_of",
     "policy_from",
     "told",
     "warm_up",
@@ -338,3 +345,106 @@ def named_policy(name: str | os.PathLike[str], threads: int | None = None) -> Po
     """One of `named_policies`."""
     (policy,) = named_policies([name], threads).values()
     return policy
+
+
+_DROP_IN = ("rebalance_experts",)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another planner.
+
+    Attributes:
+        name: the name of its file.
+        kind: what its function is called.
+        function: as DeepSeek's `rebalance_experts(weight, num_replicas, num_groups, num_nodes,
+            num_gpus)`, torch tensors in and out, of which only phy2log need be returned; or as its
+            kind says.
+    """
+
+    name: str
+    kind: str
+    function: Callable[..., Any]
+
+
+def load_peers(paths: Sequence[Path]) -> list[Peer]:
+    """Load each file's `rebalance_experts`; files of one name are numbered.
+
+    Raises:
+        PolicyError: a file that is not there, that raises when it is imported, or that has no such
+            function.
+    """
+    peers: list[Peer] = []
+    for path in paths:
+        # What a peer prints must not mix with what this prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            peer = load_peer(path)
+        name, number = peer.name, 2
+        while any(other.name == name for other in peers):
+            name, number = f"{peer.name} {number}", number + 1
+        peers.append(Peer(name, peer.kind, peer.function))
+    return peers
+
+
+def load_peer(path: Path, kinds: Sequence[str] = _DROP_IN) -> Peer:
+    """Load a Python file and take the first function of `kinds` that it has.
+
+    Raises:
+        PolicyError: as for `load_peers`.
+    """
+    module = _import(path)
+    for kind in kinds:
+        function = getattr(module, kind, None)
+        if callable(function):
+            return Peer(path.stem, kind, function)
+    raise PolicyError(f"{path}: it has no function {' or '.join(kinds)}")
+
+
+def _import(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise PolicyError(f"{path}: there is no such file")
+    name = f"_peer_{path.resolve()}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PolicyError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # it may import files that lie beside it, as a script does
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise PolicyError(f"{path}: importing it raises {in_one_line(error)}") from None
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+    return module
+
+
+def phy2log_of(result: Any, num_layers: int, num_slots: int) -> NDArray[np.int64]:
+    """[L, P] of what a planner returned: phy2log, or a sequence that begins with it.
+
+    Raises:
+        PolicyError: something else.
+    """
+    if isinstance(result, tuple | list) and len(result) > 0 and _depth(result[0]) == 2:
+        result = result[0]
+    if is_tensor(result):
+        result = result.detach()
+    try:
+        array = np.asarray(result.cpu() if is_tensor(result) else result)
+    except Exception as error:
+        raise PolicyError(f"phy2log is no array: {in_one_line(error)}") from None
+    if array.shape != (num_layers, num_slots) or array.dtype.kind not in "ui":
+        raise PolicyError(
+            f"phy2log has shape {array.shape} and type {array.dtype}: "
+            f"whole numbers of shape {(num_layers, num_slots)} were asked for"
+        )
+    return array.astype(np.int64)
+
+
+def _depth(value: Any) -> int:
+    """Axes of an array, a tensor or nested lists."""
+    if isinstance(value, tuple | list):
+        return 1 + (_depth(value[0]) if len(value) > 0 else 0)
+    return getattr(value, "ndim", 0)

@@ -14,8 +14,8 @@ from eplb.cost.models import expert_bytes_of
 from eplb.errors import EplbError, OptionError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.moving.service import Service, check_seconds
-from eplb.policies import Policy, named_policies, told
-from eplb.replayer import HISTORY, Replay, Step, replay_of, replay_steps
+from eplb.replaying.policies import Policy, named_policies, told
+from eplb.replaying.replay import HISTORY, Replay, Step, replay_of, replay_steps
 
 __all__ = ["Comparison", "Score", "compare", "score"]
 

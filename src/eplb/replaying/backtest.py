@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from eplb.cluster import Cluster
-from eplb.comparison import Comparison, compare, score
 from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
 from eplb.planning.forecast import FORECASTS, Forecast, named_forecast
 from eplb.planning.plan import Effort
-from eplb.policies import Forecasted
-from eplb.replayer import HISTORY
+from eplb.replaying.compare import Comparison, compare, score
+from eplb.replaying.policies import Forecasted
+from eplb.replaying.replay import HISTORY
 
 __all__ = ["Backtest", "backtest"]
 
