@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.engines.say import failure, once
+from eplb.engines.log import failure, once
 
 __all__ = ["Recorder"]
 

@@ -18,6 +18,7 @@ from eplb.moving.transfers import Change
 __all__ = ["Links", "fewest_waves", "heaviest_matching", "matching_within", "waves_of"]
 
 _I64 = NDArray[np.int64]
+_B = NDArray[np.bool_]
 
 
 def fewest_waves(change: Change, source: _I64, limits: Limits) -> int:
@@ -145,10 +146,6 @@ def _wave(
         if not len(left):
             break
     return chosen
-
-
-_I64 = NDArray[np.int64]
-_B = NDArray[np.bool_]
 
 
 class Links:

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from eplb import Cluster, Placement, plan
-from eplb.engines.current import running_placement
-from eplb.engines.history import Call, History
-from eplb.engines.planning import next_placement
+from eplb.engines.live import Call, History, next_placement, running_placement
 from eplb.engines.settings import Settings, is_on, settings_from, unknown_variables
 from eplb.errors import EplbError, OptionError, PlacementError
 
