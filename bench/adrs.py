@@ -27,7 +27,7 @@ from rich.table import Table
 from tables import console_for_tables
 
 import eplb
-from eplb.errors import in_one_line
+from eplb.checks import in_one_line
 from eplb.replaying.policies import load_peers
 from eplb.synthetic import trace as synthetic_trace
 

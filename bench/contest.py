@@ -11,7 +11,7 @@ from report import CellReport, Growth, Row
 from score import Score, least_node_load, score
 
 import eplb
-from eplb.errors import in_one_line
+from eplb.checks import in_one_line
 from eplb.replaying.policies import Peer, phy2log_of
 
 __all__ = ["compare", "grow"]

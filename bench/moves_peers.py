@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import eplb
 from eplb import Placement
-from eplb.errors import in_one_line
+from eplb.checks import in_one_line
 from eplb.replaying.policies import load_peer, phy2log_of
 from eplb.solver.greedy import greedy
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eplb.errors import in_one_line
+from eplb.checks import in_one_line
 
 __all__ = ["Load", "Runner", "race"]
 

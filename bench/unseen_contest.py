@@ -17,7 +17,7 @@ from unseen_cells import Cell, Loads
 
 import eplb
 from eplb import Cluster
-from eplb.errors import in_one_line
+from eplb.checks import in_one_line
 from eplb.planning.plan import Effort
 from eplb.replaying.policies import Peer, load_peer, phy2log_of
 

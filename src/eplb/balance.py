@@ -29,6 +29,7 @@ __all__ = [
     "difference_interval",
     "ratio_interval",
     "ratios",
+    "with_interval",
 ]
 
 Average = Literal["mean", "pooled"]
@@ -159,3 +160,11 @@ def _between(values: NDArray[np.float64], middle: float, num_steps: int, every: 
     wider = np.interp(1.0 / freedom, [1.0 / key for key in reversed(_T)], [*reversed(_T.values())])
     wider /= _T[1e9]
     return Interval(middle + float(low * wider), middle + float(high * wider))
+
+
+def with_interval(value: float, interval: Interval | None, form: str = ".4f") -> str:
+    """A figure in words with half its interval, where it has one: "0.9310 ±0.0012"."""
+    text = format(value, form)
+    if interval is not None:
+        text += f" ±{(interval.high - interval.low) / 2.0:.4f}"
+    return text

@@ -20,6 +20,7 @@ __all__ = [
     "check_threads",
     "check_whole",
     "find_named",
+    "in_one_line",
     "printable",
     "whole_number",
 ]
@@ -126,3 +127,8 @@ def check_threads(threads: int | None) -> int:
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
     return whole_number(threads, "threads")
+
+
+def in_one_line(error: BaseException) -> str:
+    """The kind and the message of any error, in one line, for a message of the project's own."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")

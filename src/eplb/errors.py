@@ -23,7 +23,6 @@ __all__ = [
     "PlacementError",
     "PolicyError",
     "UnsolvedError",
-    "in_one_line",
 ]
 
 
@@ -69,8 +68,3 @@ class MissingExtraError(EplbError, ImportError):
     def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str, str]]:
         """Errors travel between processes by their arguments, not by their message."""
         return type(self), self._arguments
-
-
-def in_one_line(error: BaseException) -> str:
-    """The kind and the message of any error, in one line, for a message of the project's own."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run, run_process
 from report_traces import CLUSTER, HOSTILE, hostile_trace, small_trace
-from test_cli import run
 
 import eplb
 
@@ -47,7 +47,7 @@ def test_text_is_printed_and_writes_nothing(
     trace_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = run("report", trace_file, *ON, "--text", COLUMNS="60", PYTHONIOENCODING="ascii")
+    done = run_process("report", trace_file, *ON, "--text", COLUMNS="60", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
     assert "up to" in done.stdout

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 from report_traces import CLUSTER, small_trace
-from test_cli import run
 
 import eplb
 from eplb.cost import estimate

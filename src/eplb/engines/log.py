@@ -4,8 +4,8 @@ import logging
 import os
 from collections.abc import Sequence
 
+from eplb.checks import in_one_line
 from eplb.engines.settings import Settings, unknown_variables
-from eplb.errors import in_one_line
 
 __all__ = ["failure", "once", "switched_on"]
 

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import in_one_line
 from eplb.cluster import Cluster
-from eplb.errors import PolicyError, in_one_line
+from eplb.errors import PolicyError
 from eplb.loads import is_tensor
 from eplb.moving.decide import decide
 from eplb.moving.service import DEFAULT_SERVICE, Service

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.balance import ratios
-from eplb.checks import printable, whole_number
+from eplb.checks import in_one_line, printable, whole_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
-from eplb.errors import EplbError, LoadsError, PolicyError, in_one_line
+from eplb.errors import EplbError, LoadsError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.moving.service import Service
 from eplb.placement import Placement

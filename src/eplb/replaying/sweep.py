@@ -17,10 +17,10 @@ from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eplb.checks import whole_number
+from eplb.checks import in_one_line, whole_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
-from eplb.errors import EplbError, MissingExtraError, PolicyError, in_one_line
+from eplb.errors import EplbError, MissingExtraError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.replaying.compare import Score, score
 from eplb.replaying.policies import Policy, list_of, named_policies, named_policy

@@ -7,45 +7,46 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads, TraceFile
-from eplb.cli.running import (
+from eplb.cli.options import (
+    AsJson,
+    Between,
     Current,
     CurrentGpus,
+    ExpertBytes,
+    ExpertShare,
+    FirstLayer,
+    GpuName,
+    Groups,
     MaxMoves,
+    Merge,
+    ModelName,
     SomeGpus,
     SomeNodes,
     SomeSlots,
+    Stall,
+    Threads,
+    TraceFile,
+    Within,
     budget_of,
     load_current,
     moe_slots,
-)
-from eplb.cli.services import (
-    Between,
-    ExpertBytes,
-    ExpertShare,
-    GpuName,
-    ModelName,
-    Stall,
-    Within,
     rates_of,
     service_of,
 )
+from eplb.cli.records import check_writable
+from eplb.cli.terminal import print_decision, say
 from eplb.errors import OptionError
 from eplb.formats import load_trace
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide
-from eplb.records import check_writable
 from eplb.replaying.replay import HISTORY
 
-__all__ = ["decide_on"]
+__all__ = ["command"]
 
 
-def decide_on(
+def command(
     trace: TraceFile,
     current: Current,
     seconds: Annotated[float, typer.Option(help="Time until the next decision.")],
@@ -115,14 +116,13 @@ def decide_on(
         service_figures = {"service": asdict(service), "seconds": seconds, "margin": margin}
         print(json.dumps({**_to_json(found), **service_figures, "output": written}))  # noqa: T201
     else:
-        _print(Console(), f"{trace}, {current} running", found)
+        print_decision(Console(), f"{trace}, {current} running", found)
     if goes is not None and found.placement is not None:
         save_placement(
             found.placement, goes, to="sglang", dense=loads.dense, first_layer=first_layer
         )
         if not as_json:
-            line = f"Placement written to {printable(goes)} for sglang."
-            Console().print(line, highlight=False, markup=False)
+            say(f"Placement written to {goes} for sglang.")
 
 
 def _to_json(found: Decision) -> dict[str, Any]:
@@ -130,36 +130,3 @@ def _to_json(found: Decision) -> dict[str, Any]:
     interval = found.gain_interval
     figures["gain_interval"] = None if interval is None else asdict(interval)
     return {**figures, "layers": list(found.layers)}
-
-
-def _print(console: Console, title: str, found: Decision) -> None:
-    console.print(Text(printable(title), style="bold"))
-    console.print()
-    console.print(Text(f"{found.action.capitalize()}: {found.reason}."))
-    console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    waiting = found.action == "wait"
-    table.add_column("weighed" if waiting else "to do")
-    table.add_column("", justify="right")
-    for row in _rows(found):
-        table.add_row(*row)
-    console.print(table)
-
-
-def _rows(found: Decision) -> list[tuple[str, str]]:
-    rows = [
-        ("experts to move", f"{found.moves:,}"),
-        ("bytes", f"{found.total_bytes / 1e9:,.3g} GB"),
-        ("time of the transfers", f"{found.moving_seconds:.3g} s"),
-    ]
-    if found.layers:
-        rows.insert(0, ("layers", f"{len(found.layers)}"))
-    if found.tried or found.gain:
-        gain = f"{found.gain:.2%}"
-        if found.gain_interval is not None:
-            low, high = found.gain_interval.low, found.gain_interval.high
-            gain += f" ({low:.2%} to {high:.2%})"
-        seen = "windows not planned for" if found.tried else "the windows planned for"
-        rows.append((f"fall of the peaks on {seen}", gain))
-        rows.append(("time gained until the next decision", f"{found.gained_seconds:.3g} s"))
-    return [*rows, ("time lost by moving", f"{found.lost_seconds:.3g} s")]

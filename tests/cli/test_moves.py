@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import run
+from command_line import run
 
 import eplb
 from eplb import Cluster, LoadTrace, Placement, Service
@@ -131,7 +131,7 @@ def test_the_curve_is_drawn(call: Call, name: str, head: bytes) -> None:
 def test_matplotlib_is_asked_for_before_the_work() -> None:
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from eplb.frontier_plot import check_plot_path\ncheck_plot_path('f.svg')"
+        "from eplb.cli.plot import check_plot_path\ncheck_plot_path('f.svg')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "drawing a frontier needs matplotlib: pip install 'eplb[plot]'" in done.stderr

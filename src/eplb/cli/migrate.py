@@ -8,25 +8,22 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson
-from eplb.cli.services import Between, ExpertBytes, GpuName, ModelName, Within, rates_of
+from eplb.cli.options import AsJson, Between, ExpertBytes, GpuName, ModelName, Within, rates_of
+from eplb.cli.records import check_writable
+from eplb.cli.terminal import print_migration, say
 from eplb.errors import FormatError
 from eplb.files import write_text
 from eplb.formats import load_placement, load_trace
 from eplb.moving.migrate import Migration, migrate
-from eplb.records import check_writable
 
-__all__ = ["migrate_files"]
+__all__ = ["command"]
 
 _ENDING = ".json"
 
 
-def migrate_files(
+def command(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="The placement that runs.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The one to reach.")],
     gpus: Annotated[
@@ -125,12 +122,11 @@ def migrate_files(
         written = None if output is None else str(output)
         print(json.dumps({**figures, "output": written}))  # noqa: T201
     else:
-        _print(Console(), f"{old} to {new}", found)
+        print_migration(Console(), f"{old} to {new}", found)
     if output is not None:
         write_text(output, json.dumps({**figures, **_rows_of(found)}) + "\n")
         if not as_json:
-            line = f"The transfers are in {printable(output)}."
-            Console().print(line, highlight=False, markup=False)
+            say(f"The transfers are in {output}.")
 
 
 def _figures(found: Migration) -> dict[str, Any]:
@@ -157,32 +153,3 @@ def _objects(columns: object, names: tuple[str, ...]) -> list[dict[str, int]]:
     values: list[NDArray[np.int64]] = [getattr(columns, name) for name in names]
     rows = zip(*(value.tolist() for value in values), strict=True)
     return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-def _print(console: Console, title: str, found: Migration) -> None:
-    console.print(Text(printable(title), style="bold"))
-    if not found.num_transfers and not found.copies.wave.size:
-        console.print(Text("Nothing moves: every GPU has what it is to have."))
-        return
-    console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    share = found.num_between_nodes
-    table.add_row("experts to send", f"{found.num_transfers:,}")
-    table.add_row("between nodes", f"{share:,}")
-    if found.total_bytes is not None and found.bytes_between_nodes is not None:
-        table.add_row("bytes", f"{found.total_bytes / 1e9:,.3f} GB")
-        table.add_row("bytes between nodes", f"{found.bytes_between_nodes / 1e9:,.3f} GB")
-    table.add_row("waves", f"{found.num_waves:,}")
-    table.add_row("no fewer than", f"{found.fewest_waves:,}")
-    table.add_row("buffers that a GPU needs", f"{found.spare_slots.max()}")
-    table.add_row("copies inside GPUs", f"{found.copies.wave.size:,}")
-    if found.seconds is not None:
-        table.add_row("time that the bandwidths imply", f"{found.seconds:.3g} s")
-    console.print(table)
-    if found.seconds is None:
-        console.print()
-        console.print(
-            Text("With --model and --gpu, or bytes and bandwidths, it says how long that takes.")
-        )

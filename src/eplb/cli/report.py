@@ -21,6 +21,7 @@ from eplb.cli.options import (
     TraceFile,
     cluster_of,
 )
+from eplb.cli.records import check_writable
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import MODELS
@@ -29,15 +30,14 @@ from eplb.files import write_text
 from eplb.formats import load_placement, load_trace
 from eplb.moving.service import check_seconds
 from eplb.placement import Placement
-from eplb.records import check_writable
 from eplb.report import STEPS, Figures, measure, print_report, render_page
 
-__all__ = ["report"]
+__all__ = ["command"]
 
 _PAGE = Path("report.html")
 
 
-def report(
+def command(
     trace: TraceFile,
     gpus: Gpus,
     slots: Slots = None,

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run
 from numpy.typing import NDArray
-from test_cli import run
 
 import eplb
 from eplb.balance import ratio_interval

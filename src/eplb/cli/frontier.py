@@ -7,36 +7,36 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from eplb.checks import printable
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads, TraceFile
-from eplb.cli.running import (
+from eplb.cli.options import (
+    AsJson,
     Current,
     CurrentGpus,
+    FirstLayer,
+    Groups,
+    Merge,
     SomeGpus,
     SomeNodes,
     SomeSlots,
+    Threads,
+    TraceFile,
     load_current,
     moe_slots,
 )
+from eplb.cli.plot import check_plot_path, plot_frontier
+from eplb.cli.records import check_writable
+from eplb.cli.terminal import print_frontier, say
 from eplb.errors import LoadsError
 from eplb.formats import load_trace
-from eplb.frontier_plot import check_plot_path, finding, plot_frontier
-from eplb.loads import LoadTrace
 from eplb.moving.frontier import Frontier, frontier
 from eplb.planning.forecast import Recent, Scenarios
 from eplb.planning.plan import Effort
-from eplb.records import check_writable
 
-__all__ = ["draw_frontier"]
-
-_BAR = 30
+__all__ = ["command"]
 
 
-def draw_frontier(
+def command(
     trace: TraceFile,
     current: Current,
     gpus: SomeGpus = None,
@@ -90,12 +90,11 @@ def draw_frontier(
     if as_json:
         print(json.dumps(_to_json(found, num_slots, plot)))  # noqa: T201
     else:
-        _print(Console(), f"{trace}, from {current}", loads, found, num_slots)
+        print_frontier(Console(), f"{trace}, from {current}", loads, found, num_slots)
     if plot is not None:
         plot_frontier(plot, found, num_slots)
         if not as_json:
-            line = f"The curve is drawn in {printable(plot)}."
-            Console().print(line, highlight=False, markup=False)
+            say(f"The curve is drawn in {plot}.")
 
 
 def _to_json(found: Frontier, num_slots: int, plot: Path | None) -> dict[str, Any]:
@@ -108,34 +107,3 @@ def _to_json(found: Frontier, num_slots: int, plot: Path | None) -> dict[str, An
         ],
         "plot": None if plot is None else str(plot),
     }
-
-
-def _print(console: Console, title: str, loads: LoadTrace, found: Frontier, num_slots: int) -> None:
-    cluster = found.placements[0].cluster
-    console.print(Text(printable(title), style="bold"))
-    nodes = f" on {cluster.num_nodes} nodes" if cluster.num_nodes > 1 else ""
-    layers = int((~loads.dense).sum())
-    console.print(
-        Text(
-            f"{layers} MoE layers of {loads.num_experts} experts in {cluster.num_slots} slots on "
-            f"{cluster.num_gpus} GPUs{nodes}; moves: experts that GPUs must receive"
-        )
-    )
-    console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("moves", "of slots", "balancedness", "of the gain"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
-    first, last = found.balancedness[0], found.balancedness[-1]
-    for moves, balancedness in zip(found.moves.tolist(), found.balancedness.tolist(), strict=True):
-        gain = (balancedness - first) / (last - first) if last > first else 1.0
-        table.add_row(
-            f"{moves:,}",
-            f"{moves / num_slots:.2%}",
-            f"{balancedness:.4f}",
-            f"{gain:.0%}",
-            "█" * round(_BAR * max(0.0, gain)),
-        )
-    console.print(table)
-    console.print()
-    console.print(Text(f"{finding(found, num_slots)}."))

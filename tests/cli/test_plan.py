@@ -11,24 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run
 
 import eplb
 from eplb.synthetic import deepseek_v3
 
 pytestmark = pytest.mark.jit
-
-
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the `eplb` command of this environment."""
-    command = [sys.executable, "-m", "eplb.cli", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "100", **environment},
-    )
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import run
+from command_line import run
 
 import eplb
 from eplb import synthetic
