@@ -257,7 +257,7 @@ def test_long_csv_that_is_no_trace(tmp_path: Path, rows: str, message: str) -> N
         ("{}", "its note is not of eplb"),
         ('{"eplb": 2}', "is of version 2, known is 1"),
         ('{"eplb": 1, "top_k": "8"}', "top_k is '8', expected a number"),
-        ('{"eplb": 1, "top_k": 9}', "top_k is 9: a token goes to 1 to 1 experts"),
+        ('{"eplb": 1, "top_k": 9}', "top_k is 9: give 1 to 1"),
         ('{"eplb": 1, "model": 8}', "model is no name, but int"),
         ('{"eplb": 1, "names": "a"}', "names are no list of names"),
         ('{"eplb": 1, "names": ["a", "b"]}', "2 names for 1 windows"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eplb import load_trace
-from eplb.engines import recording, say
+from eplb.engines import log, recording
 from eplb.engines.recording import Recorder
 
 LOGGER = logging.getLogger("engine")
@@ -17,7 +17,7 @@ LOGGER = logging.getLogger("engine")
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(say, "_told", set())
+    monkeypatch.setattr(log, "_told", set())
 
 
 def windows(number: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

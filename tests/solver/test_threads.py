@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eplb import ClusterError
-from eplb.checks import check_threads
+from eplb.checks import number_of_threads
 from eplb.solver.threads import run_chunks
 
 
@@ -99,17 +99,17 @@ def test_calls_inside_work_do_not_wait_for_each_other() -> None:
 
 @pytest.mark.parametrize("threads", [1, 7])
 def test_numbers_of_threads_are_taken(threads: int) -> None:
-    assert check_threads(threads) == threads
+    assert number_of_threads(threads) == threads
 
 
 def test_one_thread_a_processor_unless_told() -> None:
-    assert check_threads(None) >= 1
+    assert number_of_threads(None) >= 1
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
 def test_numbers_of_threads_that_cannot_be(threads: Any) -> None:
     with pytest.raises(ClusterError, match=f"^threads is {threads!r}: give"):
-        check_threads(threads)
+        number_of_threads(threads)
 
 
 LIMITED = """
