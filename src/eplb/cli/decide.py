@@ -35,8 +35,8 @@ from eplb.cli.options import (
     rates_of,
     service_of,
 )
-from eplb.cli.records import check_writable
 from eplb.cli.terminal import print_decision, say
+from eplb.files import check_writable
 from eplb.formats import load_trace
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide

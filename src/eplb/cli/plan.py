@@ -28,9 +28,9 @@ from eplb.cli.options import (
     moe_slots,
     target_of,
 )
-from eplb.cli.records import check_writable
 from eplb.cli.terminal import print_summary, say
 from eplb.cluster import Cluster
+from eplb.files import check_writable
 from eplb.formats import load_trace
 from eplb.formats.placements import (
     ENGINES,

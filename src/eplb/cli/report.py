@@ -21,12 +21,11 @@ from eplb.cli.options import (
     TraceFile,
     cluster_of,
 )
-from eplb.cli.records import check_writable
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import MODELS
 from eplb.errors import MissingExtraError
-from eplb.files import write_text
+from eplb.files import check_writable, write_text
 from eplb.formats import load_placement, load_trace
 from eplb.placement import Placement
 from eplb.report import STEPS, Figures, measure, print_report, render_page
