@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eplb import ClusterError
+from eplb import OptionError
 from eplb.checks import number_of_threads
 from eplb.solver.threads import run_chunks
 
@@ -108,14 +108,15 @@ def test_one_thread_a_processor_unless_told() -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
 def test_numbers_of_threads_that_cannot_be(threads: Any) -> None:
-    with pytest.raises(ClusterError, match=f"^threads is {threads!r}: give"):
+    with pytest.raises(OptionError, match=f"^threads is {threads!r}: give"):
         number_of_threads(threads)
 
 
 LIMITED = """
 import os, resource
 import numpy as np
-from eplb import Cluster, plan, threads as pools
+from eplb import Cluster, plan
+from eplb.solver import threads as pools
 
 rng = np.random.default_rng(0)
 cluster, loads = Cluster(64, 1, 5), rng.lognormal(0.0, 1.5, (46, 256))

@@ -40,6 +40,7 @@ from eplb.planning.backtest import BEST, Expected, expected_of
 from eplb.planning.forecast import FORECASTS, Scenarios, named_forecast
 from eplb.planning.plan import Effort, Plan, plan
 from eplb.planning.summary import Summary, summarize
+from eplb.replaying.policies import POLICIES, warm_up
 
 __all__ = ["command", "print_json", "timed_plan"]
 
@@ -171,25 +172,24 @@ def timed_plan(
     said: str | None = None,
     moves: RunningPlacement | None = None,
 ) -> tuple[Plan, Summary]:
-    """Plan twice: the first time tells what a new process waits, the second what planning takes."""
+    """Plan, and say what that gains and how long it took, once kernels are there."""
     console = Console(stderr=True)
-    seconds = []
     with (
         quitting_on_interrupt(console),
         console.status("planning; kernels are compiled once on a machine"),
     ):
-        for _ in range(2):
-            begin = time.perf_counter()
-            made = plan(
-                expected.loads,
-                cluster,
-                num_groups=groups,
-                weights=expected.weights,
-                current=None if moves is None else moves.placement,
-                max_moves=None if moves is None else moves.most,
-                move_cost=None if moves is None else moves.cost,
-                effort=effort,
-                threads=threads,
-            )
-            seconds.append(time.perf_counter() - begin)
-    return made, summarize(expected.loads, made, groups, seconds[1], seconds[0], said)
+        warm_up(POLICIES["eplb" if moves is None else "moving"])
+        begin = time.perf_counter()
+        made = plan(
+            expected.loads,
+            cluster,
+            num_groups=groups,
+            weights=expected.weights,
+            current=None if moves is None else moves.placement,
+            max_moves=None if moves is None else moves.most,
+            move_cost=None if moves is None else moves.cost,
+            effort=effort,
+            threads=threads,
+        )
+        seconds = time.perf_counter() - begin
+    return made, summarize(expected.loads, made, groups, seconds, said)
