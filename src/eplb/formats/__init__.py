@@ -4,12 +4,11 @@ import os
 from pathlib import Path
 
 from eplb.errors import FormatError
-from eplb.formats.arrays import write_npz
-from eplb.formats.csv_file import write_csv
 from eplb.formats.folder import read_file, read_folder
-from eplb.formats.parquet_file import write_parquet
+from eplb.formats.loads.arrays import write_npz
+from eplb.formats.loads.tables import write_csv, write_parquet
 from eplb.formats.placements import load_placement, save_placement
-from eplb.formats.source import naming
+from eplb.formats.safe import naming
 from eplb.trace import LoadTrace
 
 __all__ = ["load_placement", "load_trace", "save_placement", "save_trace"]

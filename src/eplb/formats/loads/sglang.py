@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import FormatError
-from eplb.formats.source import check_size
-from eplb.formats.torch_file import load_pt, tensor_array
+from eplb.formats.safe import check_size, load_pt, tensor_array
 from eplb.trace import LoadTrace
 
 __all__ = ["Passes", "dump_time", "joined", "read_pt"]

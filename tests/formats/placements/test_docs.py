@@ -8,7 +8,7 @@ from typing import get_args
 import eplb
 from eplb.formats.placements import Engine
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "placements.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "placements.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
