@@ -29,8 +29,8 @@ _LONGEST_LINE = 4 << 20
 
 _NOTE = b"eplb"
 
-_CHUNK = 8 << 20
-"""Bytes of loads that are converted at once from and to Parquet."""
+_GROUP = 32 << 20
+"""Least bytes of loads that are written to Parquet at once, as one group of rows."""
 
 _INDEX = {"index", "layer", "layer_id", "__index_level_0__"}
 """Names of columns that number the rows of a plain table, as data frames are written."""
@@ -241,7 +241,7 @@ def write_parquet(trace: LoadTrace, path: Path) -> None:
     note = about_text(trace, names=names != list(trace.names))
     schema = pa.schema(columns, metadata={_NOTE: note.encode()})
     # Each group of rows is described in the footer, column by column: there are to be few.
-    size = max(4 * _CHUNK, trace.loads.nbytes // 32) // trace.loads[0].nbytes or 1
+    size = max(_GROUP, trace.loads.nbytes // 32) // trace.loads[0].nbytes or 1
     options = {"compression": "zstd", "use_dictionary": ["window"], "write_statistics": False}
     with replacing(path) as file, pq.ParquetWriter(file, schema, **options) as writer:
         for start in range(0, trace.num_windows, size):
