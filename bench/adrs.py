@@ -27,7 +27,8 @@ from rich.table import Table
 from tables import console_for_tables
 
 import eplb
-from eplb.peers import load_peers, said
+from eplb.checks import in_one_line
+from eplb.replaying.policies import load_peers
 from eplb.synthetic import trace as synthetic_trace
 
 NUM_REPLICAS, NUM_GROUPS, NUM_NODES, NUM_GPUS = 288, 8, 4, 32
@@ -101,7 +102,7 @@ def evaluate(who: str, planner: Planner, windows: list[torch.Tensor]) -> Result:
                 gpu, expert = scores(log2phy, logcnt, following)
                 rows.append((gpu, expert, planned - begin, time.perf_counter() - begin))
     except (Exception, SystemExit) as error:
-        return Result(who, failed=said(error))
+        return Result(who, failed=in_one_line(error))
     gpu, expert, algorithm, scored = map(statistics.fmean, zip(*rows, strict=True))
     return Result(who, gpu, expert, algorithm * 1e3, scored * 1e3)
 

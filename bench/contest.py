@@ -11,7 +11,8 @@ from report import CellReport, Growth, Row
 from score import Score, least_node_load, score
 
 import eplb
-from eplb.peers import Peer, phy2log_of, said
+from eplb.checks import in_one_line
+from eplb.replaying.policies import Peer, phy2log_of
 
 __all__ = ["compare", "grow"]
 
@@ -115,7 +116,7 @@ def _score(cell: Cell, runner: Runner) -> Score | None:
         if plan is not None and not np.allclose(plan.peak, scored.peak, rtol=_ROUNDING, atol=0.0):
             raise ValueError("the plan's peak is not that of its placement")
     except Exception as error:
-        runner.failed = said(error)
+        runner.failed = in_one_line(error)
         return None
     return scored
 

@@ -17,9 +17,9 @@ from tables import console_for_tables
 
 from eplb.cluster import Cluster
 from eplb.cost import estimate
-from eplb.cost_roofline import DEFAULTS, Assumptions, LayerTime, layer_time
-from eplb.hardware import GPUS, Gpu
-from eplb.models import MODELS, Model
+from eplb.cost.gpus import GPUS, Gpu
+from eplb.cost.models import MODELS, Model
+from eplb.cost.roofline import DEFAULTS, Assumptions, LayerTime, layer_time
 from eplb.placement import Placement
 
 __all__ = ["FAR", "Published", "Service", "beyond", "published", "services"]

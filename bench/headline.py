@@ -20,7 +20,7 @@ from unseen_contest import Row as UnseenRow
 
 import eplb
 from eplb.files import write_text
-from eplb.peers import Peer, load_peers
+from eplb.replaying.policies import Peer, load_peers
 
 __all__ = ["unseen_table"]
 

@@ -26,8 +26,8 @@ from tables import show_bars
 
 import eplb
 from eplb import Cluster, Placement, synthetic
-from eplb.migration import Migration, migrate
-from eplb.models import EXPERT_BYTES
+from eplb.cost.models import EXPERT_BYTES
+from eplb.moving.migrate import Migration, migrate
 
 _CLUSTER = Cluster(num_gpus=32, num_nodes=4, slots_per_gpu=9)
 _FROM, _TO = "prefill_in512", ("prefill_in2048", "decode_in500out1500")

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 import eplb
 from eplb import Placement
-from eplb.peers import load_peer, phy2log_of, said
+from eplb.checks import in_one_line
+from eplb.replaying.policies import load_peer, phy2log_of
 from eplb.solver.greedy import greedy
 
 __all__ = ["Point", "Replanner", "best_within", "built_in", "load_replanner", "point_of"]
@@ -88,7 +89,7 @@ def _of_wheel(path: Path) -> Replanner:
                 for name in _FILES:
                     (package / name).write_bytes(wheel.read(_OF_VLLM + name))
         except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise eplb.PolicyError(f"{path}: no wheel of vLLM: {said(error)}") from None
+            raise eplb.PolicyError(f"{path}: no wheel of vLLM: {in_one_line(error)}") from None
         file = Path(folder) / "vllm.py"
         file.write_text(_PEER)
         return Replanner(path.stem.split("-cp", 1)[0], load_replanner(file).call)
@@ -116,7 +117,7 @@ def point_of(who: Replanner, loads: Loads, current: Placement) -> Point:
         phy2log = who.call(loads, current)
         made = Placement(phy2log, current.num_experts, current.cluster)
     except Exception as error:
-        return Point(who.name, failed=said(error))
+        return Point(who.name, failed=in_one_line(error))
     return Point(who.name, made.moves_from(current), made.balancedness(loads))
 
 

@@ -22,8 +22,8 @@ from startup import measure
 from tables import show_bars, show_report
 
 import eplb
-from eplb.peers import Peer, load_peers
-from eplb.threads import check_threads
+from eplb.checks import check_threads
+from eplb.replaying.policies import Peer, load_peers
 
 _LARGE = "58x1024:4096/1024"
 

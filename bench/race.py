@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eplb.peers import said
+from eplb.checks import in_one_line
 
 __all__ = ["Load", "Runner", "race"]
 
@@ -61,7 +61,7 @@ class Runner:
             with contextlib.redirect_stdout(sys.stderr):
                 result = self.call(*arguments)
         except (Exception, SystemExit) as error:
-            self.failed = said(error)
+            self.failed = in_one_line(error)
         return time.perf_counter() - begin, result
 
 

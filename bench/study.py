@@ -22,8 +22,8 @@ from study_tables import tables
 
 import eplb
 from eplb import Cluster
-from eplb.confidence import difference_interval
-from eplb.forecast import Clusters, Forecast, Mean, Recent, Scenarios
+from eplb.balance import difference_interval
+from eplb.planning.forecast import Clusters, Forecast, Mean, Recent, Scenarios
 
 __all__ = ["FIGURES", "main", "merged"]
 

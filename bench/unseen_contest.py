@@ -17,8 +17,9 @@ from unseen_cells import Cell, Loads
 
 import eplb
 from eplb import Cluster
-from eplb.peers import Peer, load_peer, phy2log_of, said
-from eplb.planner import Effort
+from eplb.checks import in_one_line
+from eplb.planning.plan import Effort
+from eplb.replaying.policies import Peer, load_peer, phy2log_of
 
 __all__ = [
     "DEFAULT", "THOROUGH", "Contender", "Row", "load_all", "measure", "of_ours", "of_peer",
@@ -185,7 +186,7 @@ def _row(cell: Cell, lane: list[Runner]) -> Row:
             duplicates += scores[0].duplicates
             ratios += [each.mean[each.peak > 0.0] / each.peak[each.peak > 0.0] for each in scores]
     except ValueError as error:
-        return row(said(error))
+        return row(in_one_line(error))
     seconds = [second for runner in lane for second in runner.seconds]
     return row(
         balancedness=float(np.concatenate(ratios).mean()),

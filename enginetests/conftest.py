@@ -16,7 +16,11 @@ if not _ENGINES.is_dir():
     raise pytest.UsageError(f"{_ENGINES} is not there: make test-engines fetches it")
 
 # Last, so that what the environment has itself is not replaced.
-sys.path += [str(_TESTS), *(str(_ENGINES / name) for name in ("site", "vllm", "sglang"))]
+sys.path += [
+    str(Path(__file__).parent),
+    str(_TESTS),
+    *(str(_ENGINES / name) for name in ("site", "vllm", "sglang")),
+]
 
 
 @pytest.fixture(scope="session")

@@ -174,7 +174,7 @@ def test_where_it_fails_the_engine_answers(
     hooked: None, locate: Locate, traces: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     loads = steps(traces)
-    with patch("eplb.engines.planning.plan", side_effect=MemoryError("none left")):
+    with patch("eplb.engines.live.plan", side_effect=MemoryError("none left")):
         ours = locate(ExpertLocationMetadata.init_by_eplb, loads)
     with patch.object(
         eplb_algorithms, "rebalance_experts", eplb_algorithms.rebalance_experts.__wrapped__

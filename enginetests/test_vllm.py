@@ -179,7 +179,7 @@ def test_where_it_fails_the_engine_answers(
     policy: Any, loads: torch.Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     arguments = (loads[0], SLOTS, 8, 4, RANKS, start(58))
-    with patch("eplb.engines.planning.plan", side_effect=MemoryError("all is used")):
+    with patch("eplb.engines.live.plan", side_effect=MemoryError("all is used")):
         ours = [policy.rebalance_experts(*arguments) for _ in range(3)]
     theirs = DefaultEplbPolicy.rebalance_experts(*arguments)
     assert all(torch.equal(each, theirs) for each in ours)

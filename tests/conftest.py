@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from numba import config
 from recorded import SHARED
-
-COMPILED = not config.DISABLE_JIT  # type: ignore[attr-defined]
-"""Whether kernels are compiled: without, an example takes hundreds of times longer."""
+from strategies import COMPILED
 
 settings.register_profile(
     "eplb",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recorded import DEEPSEEK_V3, load_recorded
 
 from eplb import Cluster, plan
-from eplb.planner import Effort
+from eplb.planning.plan import Effort
 
 __all__ = ["fingerprint"]
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DEEPSEEK_V3", "GPT_OSS", "QWEN3", "SHARED", "load_recorded", "load_windows"]
+__all__ = ["DEEPSEEK_V3", "GPT_OSS", "QWEN3", "ROOT", "SHARED", "load_recorded", "load_windows"]
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
 DEEPSEEK_V3 = (
     "decode_in500out1500",

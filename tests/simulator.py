@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb import Placement
-from eplb.migration import Migration
+from eplb.moving.migrate import Migration
 
 __all__ = ["PIECES", "carry_out", "check_limits", "held_at_every_instant"]
 

@@ -5,11 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
+from numba import config
 from numpy.typing import NDArray
 
 from eplb import Cluster
 
-__all__ = ["Cell", "cells", "grouped_cells", "layer_loads", "loads"]
+__all__ = ["COMPILED", "Cell", "cells", "grouped_cells", "layer_loads", "loads"]
+
+COMPILED = not config.DISABLE_JIT  # type: ignore[attr-defined]
+"""Whether kernels are compiled: without, an example takes hundreds of times longer."""
 
 _TIED = st.integers(0, 4).map(float)
 _TOKENS = st.integers(0, 100_000).map(float)

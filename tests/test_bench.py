@@ -8,18 +8,15 @@ from typing import Any
 
 import naive
 import numpy as np
+import planner
 import pytest
 from numpy.typing import NDArray
+from recorded import ROOT
 
 import eplb
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-
-import planner
-
 pytestmark = pytest.mark.jit
 
-ROOT = Path(__file__).resolve().parents[1]
 FLAT, GROUPED = "3x8:16/4", "2x8:16/4:4/2"
 
 # Prints, writes into its argument, and returns phy2log alone.

@@ -1,12 +1,6 @@
 """How bench/engines.py judges what it measured."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-
 from engines import Row, judge
 
 OURS = Row("noise", "vLLM", "eplb", 0.97, 0.01, 5.0)

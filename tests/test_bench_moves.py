@@ -1,21 +1,17 @@
 """The benchmark of moves: its bars, peers of each kind, wrong arguments."""
 
 import json
-import sys
 import zipfile
 from pathlib import Path
 
+import moves_peers
 import numpy as np
 import pytest
-from test_bench_replay import BENCH, run
+from test_bench_replay import run
 
 import eplb
 from eplb import Cluster, Placement
 from eplb.synthetic import deepseek_v3
-
-sys.path.insert(0, str(BENCH))
-
-import moves_peers
 
 pytestmark = pytest.mark.jit
 

@@ -2,21 +2,17 @@
 
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import naive
-import numpy as np
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-
 import bars
 import cells
 import contest
+import naive
+import numpy as np
+import pytest
 import race
 import report
 import score

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recorded import ROOT
 
 import eplb
 from eplb import Cluster, Placement
-from eplb.scores import balancedness
+from eplb.balance import balancedness
 from eplb.synthetic import deepseek_v3
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
-sys.path.insert(0, str(BENCH))
+BENCH = ROOT / "bench"
 
 import adrs  # noqa: E402
 

@@ -8,17 +8,14 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-
-import eplb
-from eplb import Cluster, LoadTrace
-from eplb.forecast import Mean, Recent
-from eplb.policies import Forecasted
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-
 import study
 import study_loads
 import study_plots
+
+import eplb
+from eplb import Cluster, LoadTrace
+from eplb.planning.forecast import Mean, Recent
+from eplb.replaying.policies import Forecasted
 
 pytest.importorskip("matplotlib", reason="figures are drawn by matplotlib, which dev installs")
 pytestmark = pytest.mark.jit

@@ -6,21 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import headline
 import naive
 import numpy as np
 import pytest
+import unseen
+import unseen_cells
+import unseen_contest
 from numpy.typing import NDArray
 
 import eplb
 from eplb import Cluster
 from eplb.solver.greedy import greedy
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-
-import headline
-import unseen
-import unseen_cells
-import unseen_contest
 
 pytestmark = pytest.mark.jit
 

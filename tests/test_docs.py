@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import yaml
 from pages import alike, read, run_python, steps_of
+from recorded import ROOT
 
 import eplb
 from eplb import synthetic
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 

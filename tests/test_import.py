@@ -93,15 +93,15 @@ def test_star_import() -> None:
     code = (
         "from eplb import *; print(plan.__module__, rebalance_experts.__name__, Cluster(1, 1, 1))"
     )
-    assert in_a_fresh_process(code).startswith("eplb.planner rebalance_experts Cluster(")
+    assert in_a_fresh_process(code).startswith("eplb.planning.plan rebalance_experts Cluster(")
 
 
 @pytest.mark.parametrize(
     "before",
     [
         "",
-        "import eplb.planner",
-        "import eplb.drop_in, eplb.placement",
+        "import eplb.planning.plan",
+        "import eplb.planning.drop_in, eplb.placement",
         "import eplb.solver.improve",
     ],
 )

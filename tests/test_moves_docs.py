@@ -1,15 +1,15 @@
 """What docs/moves.md and docs/migrate.md say is so. Their commands run in test_docs.py."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import ROOT
 from simulator import held_at_every_instant
 
 import eplb
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 pytestmark = pytest.mark.jit
 

@@ -5,12 +5,11 @@ Its commands run in test_docs.py.
 
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

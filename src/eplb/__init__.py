@@ -6,13 +6,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from eplb import _moved
+
 if TYPE_CHECKING:
-    from eplb import cost, forecast, synthetic
-    from eplb.backtesting import backtest
+    from eplb import cost, synthetic
     from eplb.cluster import Cluster
-    from eplb.comparison import compare
-    from eplb.decision import Decision, decide
-    from eplb.drop_in import rebalance_experts
     from eplb.errors import (
         ClusterError,
         EplbError,
@@ -25,14 +23,21 @@ if TYPE_CHECKING:
         UnsolvedError,
     )
     from eplb.formats import load_placement, load_trace, save_placement, save_trace
-    from eplb.frontiers import Frontier, frontier
-    from eplb.migration import Migration, migrate
+    from eplb.loads import LoadTrace
+    from eplb.moving.decide import Decision, decide
+    from eplb.moving.frontier import Frontier, frontier
+    from eplb.moving.migrate import Migration, migrate
+    from eplb.moving.service import Service
     from eplb.placement import Placement
-    from eplb.planner import Plan, plan, warmup
-    from eplb.replayer import Replay, replay
-    from eplb.service import Service
-    from eplb.sweeps import sweep
-    from eplb.trace import LoadTrace
+    from eplb.planning import forecast
+    from eplb.planning.drop_in import rebalance_experts
+    from eplb.planning.plan import Plan, plan, warmup
+    from eplb.replaying.backtest import backtest
+    from eplb.replaying.compare import compare
+    from eplb.replaying.replay import Replay, replay
+    from eplb.replaying.sweep import sweep
+
+_moved.install()
 
 __version__ = "0.1.0"
 
@@ -77,36 +82,43 @@ __all__ = [
 
 _MODULE_OF = {
     "Cluster": "eplb.cluster",
-    "Decision": "eplb.decision",
-    "Frontier": "eplb.frontiers",
-    "LoadTrace": "eplb.trace",
-    "Migration": "eplb.migration",
+    "Decision": "eplb.moving.decide",
+    "Frontier": "eplb.moving.frontier",
+    "LoadTrace": "eplb.loads",
+    "Migration": "eplb.moving.migrate",
     "Placement": "eplb.placement",
-    "Plan": "eplb.planner",
-    "Replay": "eplb.replayer",
-    "Service": "eplb.service",
-    "backtest": "eplb.backtesting",
-    "compare": "eplb.comparison",
-    "decide": "eplb.decision",
-    "frontier": "eplb.frontiers",
+    "Plan": "eplb.planning.plan",
+    "Replay": "eplb.replaying.replay",
+    "Service": "eplb.moving.service",
+    "backtest": "eplb.replaying.backtest",
+    "compare": "eplb.replaying.compare",
+    "decide": "eplb.moving.decide",
+    "frontier": "eplb.moving.frontier",
     "load_placement": "eplb.formats",
     "load_trace": "eplb.formats",
-    "migrate": "eplb.migration",
-    "plan": "eplb.planner",
-    "rebalance_experts": "eplb.drop_in",
-    "replay": "eplb.replayer",
+    "migrate": "eplb.moving.migrate",
+    "plan": "eplb.planning.plan",
+    "rebalance_experts": "eplb.planning.drop_in",
+    "replay": "eplb.replaying.replay",
     "save_placement": "eplb.formats",
     "save_trace": "eplb.formats",
-    "sweep": "eplb.sweeps",
-    "warmup": "eplb.planner",
+    "sweep": "eplb.replaying.sweep",
+    "warmup": "eplb.planning.plan",
+}
+
+
+_PACKAGE_OF = {
+    "cost": "eplb.cost",
+    "forecast": "eplb.planning.forecast",
+    "synthetic": "eplb.synthetic",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'eplb' has no attribute {name!r}")
-    if name in {"cost", "forecast", "synthetic"}:
-        return import_module(f"eplb.{name}")
+    if name in _PACKAGE_OF:
+        return import_module(_PACKAGE_OF[name])
     value: object = getattr(import_module(_MODULE_OF.get(name, "eplb.errors")), name)
     globals()[name] = value
     return value

@@ -1,11 +1,11 @@
 """The cluster that a plan is made for: GPUs on nodes, each with the same number of slots."""
 
-import operator
 from dataclasses import dataclass, fields
 
+from eplb.checks import whole_number
 from eplb.errors import ClusterError
 
-__all__ = ["Cluster", "check_shape", "nearest_multiples", "whole_number"]
+__all__ = ["Cluster", "check_shape", "nearest_multiples"]
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,6 @@ def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
             f"{' or '.join(map(str, sorted(nearest)))} groups would"
         )
     return cluster.num_nodes if num_groups % cluster.num_nodes == 0 else 1
-
-
-def whole_number(value: object, name: str) -> int:
-    """A whole number of 1 or more, of any type that has them.
-
-    Raises:
-        ClusterError: what is none; the message calls it by `name`.
-    """
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # that is the question
-    except TypeError:
-        raise ClusterError(f"{name} is {value!r}: give a whole number") from None
-    if number < 1:
-        raise ClusterError(f"{name} is {number}: give 1 or more")
-    return number
 
 
 def nearest_multiples(value: int, divisor: int) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eplb.balance import Average, balancedness
 from eplb.cluster import Cluster
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import as_array, check_values, is_tensor
-from eplb.scores import Average, balancedness
 
 __all__ = ["Placement"]
 

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from report_traces import CLUSTER, HOSTILE, hostile_trace, small_trace
 
 import eplb
-from eplb.text import printable
+from eplb.checks import printable
 
 WIDTHS = (1440, 390)
 SCHEMES = ("light", "dark")

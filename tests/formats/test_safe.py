@@ -19,7 +19,7 @@ from eplb import FormatError, MissingExtraError
 from eplb.formats import load_trace, safe, save_trace
 from eplb.formats.loads import json as loads_json
 from eplb.formats.loads import tables
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 
 def growth(read: Callable[[], object]) -> int:

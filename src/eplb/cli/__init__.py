@@ -16,9 +16,9 @@ def _run() -> int | str | None:
     """Run the command that was given; its exit code."""
     # What is imported takes a moment, in which Ctrl-C would be a traceback.
     before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from eplb.checks import printable
     from eplb.cli.commands import app
     from eplb.errors import EplbError
-    from eplb.text import printable
 
     signal.signal(signal.SIGINT, before)
     try:

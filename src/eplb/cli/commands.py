@@ -5,7 +5,20 @@ from typing import Annotated
 import typer
 
 from eplb import __version__
-from eplb.cli import decisions, evaluations, migrations, moves, plans, replays, reports, traces
+from eplb.cli import (
+    compare,
+    convert,
+    decide,
+    demo,
+    evaluate,
+    frontier,
+    inspect,
+    migrate,
+    plan,
+    report,
+    sweep,
+    synthesize,
+)
 
 __all__ = ["app"]
 
@@ -17,18 +30,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("plan")(plans.plan_file)
-app.command("evaluate")(evaluations.evaluate)
-app.command("frontier")(moves.draw_frontier)
-app.command("decide")(decisions.decide_on)
-app.command("migrate")(migrations.migrate_files)
-app.command("report")(reports.report)
-app.command("compare")(replays.compare_policies)
-app.command("sweep")(replays.sweep_policies)
-app.command("inspect")(traces.inspect)
-app.command("convert")(traces.convert)
-app.command("synthesize")(traces.synthesize)
-app.command("demo")(plans.demo)
+for _name, _module in (
+    ("plan", plan),
+    ("evaluate", evaluate),
+    ("frontier", frontier),
+    ("decide", decide),
+    ("migrate", migrate),
+    ("report", report),
+    ("compare", compare),
+    ("sweep", sweep),
+    ("inspect", inspect),
+    ("convert", convert),
+    ("synthesize", synthesize),
+    ("demo", demo),
+):
+    app.command(_name)(_module.command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.engines.say import failure, once
+from eplb.engines.log import failure, once
 
 __all__ = ["Recorder"]
 
@@ -86,7 +86,7 @@ class Recorder:
 
     def _write_one(self, loads: NDArray[np.float64], path: Path, when: float) -> None:
         from eplb.formats import save_trace
-        from eplb.trace import LoadTrace
+        from eplb.loads import LoadTrace
 
         path.parent.mkdir(parents=True, exist_ok=True)
         # Room first: where the disk is full of these files, it is room for the next one.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from eplb.errors import OptionError
-from eplb.planner import Effort
+from eplb.planning.plan import Effort
 
 __all__ = ["VARIABLES", "Settings", "is_on", "settings_from", "unknown_variables"]
 

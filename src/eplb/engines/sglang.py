@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.engines.say import failure, once, switched_on
+from eplb.engines.log import failure, once, switched_on
 from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.errors import PolicyError
 
@@ -106,7 +106,7 @@ def _answer(
     import torch
 
     from eplb.cluster import Cluster
-    from eplb.engines.planning import next_placement
+    from eplb.engines.live import next_placement
     from eplb.placement import Placement
 
     windows = _windows(tokens_per_expert, settings.windows)

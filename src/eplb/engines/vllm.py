@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.engines.history import Call, History
-from eplb.engines.say import failure, switched_on
+from eplb.engines.live import Call, History
+from eplb.engines.log import failure, switched_on
 from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.errors import PolicyError
 
@@ -129,8 +129,7 @@ def _answer(
     import torch
 
     from eplb.cluster import Cluster
-    from eplb.engines.current import running_placement
-    from eplb.engines.planning import next_placement
+    from eplb.engines.live import next_placement, running_placement
     from eplb.loads import check_loads
 
     running = None if old is None else old.detach().to("cpu", torch.int64).numpy()
@@ -162,7 +161,7 @@ def _answer(
 @cache
 def _warm_up() -> None:
     """Compile the planner, once, while the engine starts and waits for nothing else."""
-    from eplb.planner import warmup
+    from eplb.planning.plan import warmup
 
     warmup()
 

@@ -13,7 +13,7 @@ from eplb.formats.loads.arrays import write_npz
 from eplb.formats.loads.tables import write_csv, write_parquet
 from eplb.formats.placements import load_placement, save_placement
 from eplb.formats.safe import naming
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["load_placement", "load_trace", "save_placement", "save_trace"]
 

@@ -14,7 +14,7 @@ from eplb.formats.loads.sglang import Passes, dump_time, joined, read_pt
 from eplb.formats.loads.tables import read_csv, read_parquet
 from eplb.formats.loads.tensorrt_llm import is_statistics, read_statistics
 from eplb.formats.safe import LARGEST, check_regular, frozen, naming
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["read_file", "read_folder"]
 

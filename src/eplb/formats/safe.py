@@ -24,6 +24,7 @@ __all__ = [
     "LARGEST",
     "check_regular",
     "check_size",
+    "floats",
     "frozen",
     "load_pt",
     "naming",
@@ -113,6 +114,15 @@ def frozen(values: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     return array
 
 
+def floats(array: NDArray[Any]) -> NDArray[np.float64]:
+    """Numbers as a read-only array of float64."""
+    # Of odd bits of a NaN, numpy would warn; that it is none of a load, LoadTrace says.
+    with np.errstate(invalid="ignore"):
+        values = np.array(array, np.float64, order="C")
+    values.flags.writeable = False
+    return values
+
+
 def read_text(path: Path) -> bytes:
     """The bytes of a text file.
 
@@ -184,9 +194,7 @@ def _real_numbers(path: Path, array: NDArray[Any], what: str) -> NDArray[np.floa
     if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
         raise FormatError(f"{path}: {what} holds {str(array.dtype)[:40]}, expected real numbers")
     check_size(path, what, array.size)
-    values = np.array(array, np.float64, order="C")
-    values.flags.writeable = False
-    return values
+    return floats(array)
 
 
 def load_pt(path: Path) -> Any:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.balance import ratios
 from eplb.cluster import Cluster
-from eplb.forecast import Forecast, Recent
-from eplb.frontiers import frontier
+from eplb.moving.frontier import frontier
 from eplb.placement import Placement
-from eplb.replayer import HISTORY
+from eplb.planning.forecast import Forecast, Recent
+from eplb.replaying.replay import HISTORY
 from eplb.report.figures import Missing, Moved, Moves, Slots, Spare, Windows
 from eplb.report.sample import Asked, evenly
-from eplb.scores import ratios
 
 __all__ = ["KNEE", "measure_moves", "measure_spare", "measure_windows"]
 

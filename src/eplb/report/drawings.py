@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eplb.report import spoken
 from eplb.report.figures import Figures, Missing
-from eplb.report.words import NAMES
+from eplb.report.words import NAMES, counted, percent
 
 __all__ = ["DRAWINGS", "Drawing"]
 
@@ -264,15 +263,115 @@ def _whole_numbers(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
+def _balance_in_words(figures: Figures) -> str:
+    """Balancedness of each way to place experts."""
+    parts = [
+        f"{NAMES[each.who]} {value:.4f}"
+        for each in figures.standings
+        if (value := each.seen if each.unseen is None else each.unseen) is not None
+    ]
+    kind = "seen" if figures.plan.unseen is None else "unseen"
+    return f"Dots of balancedness on {kind} loads: {'; '.join(parts)}."
+
+
+def _heat_in_words(figures: Figures) -> str:
+    """Loads of GPUs by layer."""
+    found = figures.heat
+    before, after = (max(map(max, rows)) for rows in (found.before, found.after))
+    return (
+        f"Two heat maps of {counted(len(found.layers), 'layer')} by "
+        f"{figures.setting.num_gpus} GPUs. Now the highest load is {before:.2f} times the mean, "
+        f"with a plan {after:.2f} times."
+    )
+
+
+def _hot_in_words(figures: Figures) -> str:
+    """Shares of the hottest experts."""
+    shares = [sum(each.shares) for each in figures.hot]
+    number = len(figures.hot[0].experts)
+    return (
+        f"Bars, one for each layer: the {number} hottest experts have {percent(min(shares), 1)} to "
+        f"{percent(max(shares), 1)} of the load."
+    )
+
+
+def _time_in_words(figures: Figures) -> str | None:
+    """Estimated time by layer."""
+    found = figures.estimated
+    if isinstance(found, Missing):
+        return None
+    return (
+        f"Two lines of estimated microseconds by layer: now {min(found.before_us):.0f} to "
+        f"{max(found.before_us):.0f}, with a plan {min(found.after_us):.0f} to "
+        f"{max(found.after_us):.0f}; {found.even_us:.0f} with even loads."
+    )
+
+
+def _spare_in_words(figures: Figures) -> str:
+    """Balancedness by spare slots."""
+    points = figures.spare.points
+    first, last = points[0], points[-1]
+    return (
+        f"Lines of balancedness by spare slots on each GPU, from {first.spare} to {last.spare}: "
+        f"seen {first.seen:.4f} to {last.seen:.4f}"
+        + (
+            "."
+            if first.unseen is None or last.unseen is None
+            else f", unseen {first.unseen:.4f} to {last.unseen:.4f}."
+        )
+    )
+
+
+def _windows_in_words(figures: Figures) -> str | None:
+    """Balancedness by windows planned for."""
+    found = figures.windows
+    if isinstance(found, Missing):
+        return None
+    parts = [f"{number}: {value:.4f}" for number, value in found.points]
+    return f"A line of balancedness by windows planned for: {', '.join(parts)}."
+
+
+def _moves_in_words(figures: Figures) -> str | None:
+    """Balancedness by moves."""
+    found = figures.moves
+    if isinstance(found, Missing):
+        return None
+    first, last = found.points[0], found.points[-1]
+    return (
+        f"Lines of balancedness by moves: seen {first.seen:.4f} at {first.moves:,} moves to "
+        f"{last.seen:.4f} at {last.moves:,}."
+    )
+
+
+def _through_in_words(figures: Figures) -> str | None:
+    """Balancedness by window."""
+    found = figures.through
+    if isinstance(found, Missing):
+        return None
+    return (
+        f"Lines of balancedness by window. In the later half: now {found.now_mean:.4f}, planned "
+        f"once {found.kept_mean:.4f}, re-planned {found.replanned_mean:.4f}."
+    )
+
+
+def _drift_in_words(figures: Figures) -> str | None:
+    """How alike windows are."""
+    found = figures.through
+    if isinstance(found, Missing) or not found.drift:
+        return None
+    parts = [f"{lag}: {value:.2f}" for lag, value in found.drift]
+    return f"A line of the correlation of experts' shares by windows apart: {', '.join(parts)}."
+
+
 DRAWINGS: dict[str, Drawing] = {
-    "balance": Drawing(_balance, spoken.balance),
-    "heat": Drawing(_heat, spoken.heat),
-    "hot": Drawing(_hot, spoken.hot),
-    "time": Drawing(_time, spoken.time),
-    "spare": Drawing(_spare, spoken.spare),
-    "windows": Drawing(_windows, spoken.windows),
-    "moves": Drawing(_moves, spoken.moves),
-    "through": Drawing(_through, spoken.through),
-    "drift": Drawing(_drift, spoken.drift),
+    "balance": Drawing(_balance, _balance_in_words),
+    "heat": Drawing(_heat, _heat_in_words),
+    "hot": Drawing(_hot, _hot_in_words),
+    "time": Drawing(_time, _time_in_words),
+    "spare": Drawing(_spare, _spare_in_words),
+    "windows": Drawing(_windows, _windows_in_words),
+    "moves": Drawing(_moves, _moves_in_words),
+    "through": Drawing(_through, _through_in_words),
+    "drift": Drawing(_drift, _drift_in_words),
 }
 """Charts by the section that each belongs to."""

@@ -7,7 +7,7 @@ same input gives the same report.
 from dataclasses import dataclass
 from typing import Literal
 
-from eplb.confidence import Interval
+from eplb.balance import Interval
 
 __all__ = [
     "Choice",

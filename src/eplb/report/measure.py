@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.backtesting import backtest
 from eplb.cluster import Cluster
-from eplb.comparison import compare
 from eplb.cost import Assumptions
+from eplb.cost.gpus import find_gpu
+from eplb.cost.models import Model
 from eplb.errors import LoadsError, PlacementError
-from eplb.forecast import Forecast, Recent, named_forecast
-from eplb.hardware import find_gpu
-from eplb.models import Model
+from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.planner import check_shape, plan
-from eplb.policies import Policy, named_policy, warm_up
+from eplb.planning.forecast import Forecast, Recent, named_forecast
+from eplb.planning.plan import check_shape, plan
+from eplb.replaying.backtest import backtest
+from eplb.replaying.compare import compare
+from eplb.replaying.policies import Policy, named_policy, warm_up
 from eplb.report.commands import MERGED, compare_command, moves_command, plan_command
 from eplb.report.curves import measure_moves, measure_spare, measure_windows
 from eplb.report.figures import Choice, Figures, Setting
@@ -24,7 +25,6 @@ from eplb.report.sample import Asked
 from eplb.report.standings import heat_of, hottest, standings_of, why_unsure
 from eplb.report.through import measure_through
 from eplb.report.timing import estimate_times, known_model
-from eplb.trace import LoadTrace
 
 __all__ = ["STEPS", "measure"]
 
@@ -91,7 +91,7 @@ def measure(
         num_groups: groups that the model routes by.
         model: whose figures times are estimated by, by its name or as figures; None for the
             trace's own. Where its name is not known, the report says what is missing.
-        gpu: that it is served on, by a name in `eplb.hardware.GPUS`.
+        gpu: that it is served on, by a name in `eplb.cost.GPUS`.
         tokens_per_gpu: tokens that each GPU brings into a step.
         window_seconds: time that a window stands for; by default as the trace says.
         assumptions: of the estimates.

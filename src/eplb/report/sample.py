@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
+from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.planner import plan
-from eplb.trace import LoadTrace
+from eplb.planning.plan import plan
 
 __all__ = ["SEEN", "Asked", "evenly"]
 

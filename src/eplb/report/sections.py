@@ -1,8 +1,8 @@
 """The sections of a report, one function each: heading, finding, notes and tables."""
 
+from eplb.checks import printable
 from eplb.report.figures import Figures, Missing, Moment, Through
 from eplb.report.words import NAMES, Section, Table, counted, percent, rows_of, score
-from eplb.text import printable
 
 __all__ = ["balance", "drift", "estimated", "heat", "hot", "moves", "spare", "through", "windows"]
 

@@ -3,15 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.comparison import Comparison, score
-from eplb.confidence import ratio_interval
-from eplb.forecast import Recent
+from eplb.balance import ratio_interval, ratios
+from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.policies import named_policy
+from eplb.planning.forecast import Recent
+from eplb.replaying.compare import Comparison, score
+from eplb.replaying.policies import named_policy
 from eplb.report.figures import Heat, Hot, Standing, Who
 from eplb.report.sample import Asked, evenly
-from eplb.scores import ratios
-from eplb.trace import LoadTrace
 
 __all__ = ["heat_of", "hottest", "standings_of", "why_unsure"]
 

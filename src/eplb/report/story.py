@@ -5,10 +5,10 @@ Titles state what was found, with its figures. Everything here is plain text.
 
 from dataclasses import dataclass
 
+from eplb.checks import printable
 from eplb.report import sections
 from eplb.report.figures import Figures, Missing, Standing
 from eplb.report.words import Section, counted, percent, printable_lines
-from eplb.text import printable
 
 __all__ = ["Story", "tell"]
 

@@ -5,18 +5,18 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.comparison import Comparison
+from eplb.balance import ratios
 from eplb.cost import Assumptions
-from eplb.decision import decide
-from eplb.forecast import Forecast
-from eplb.hardware import Gpu
-from eplb.models import Model
+from eplb.cost.gpus import Gpu
+from eplb.cost.models import Model
+from eplb.describe import drift
+from eplb.moving.decide import decide
+from eplb.moving.service import Service
 from eplb.placement import Placement
+from eplb.planning.forecast import Forecast
+from eplb.replaying.compare import Comparison
 from eplb.report.figures import Missing, Moment, Through
 from eplb.report.sample import SEEN, Asked
-from eplb.scores import ratios
-from eplb.service import Service
-from eplb.skew import drift
 
 __all__ = ["FEWEST", "measure_through"]
 

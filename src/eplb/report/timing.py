@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import printable
 from eplb.cost import Assumptions, Estimate, estimate
+from eplb.cost.gpus import Gpu
+from eplb.cost.models import MODELS, Model, find_model
 from eplb.errors import OptionError
-from eplb.hardware import Gpu
-from eplb.models import MODELS, Model, find_model
+from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.report.figures import Estimated, Missing
 from eplb.report.sample import Asked, evenly
-from eplb.text import printable
-from eplb.trace import LoadTrace
 
 __all__ = ["estimate_times", "known_model"]
 

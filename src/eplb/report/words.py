@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eplb.confidence import Interval
+from eplb.balance import Interval, with_interval
+from eplb.checks import printable
 from eplb.report.figures import Who
-from eplb.text import printable
 
 __all__ = [
     "NAMES",
@@ -73,12 +73,7 @@ def percent(share: float, decimals: int = 0) -> str:
 
 def score(value: float | None, interval: Interval | None = None, form: str = ".4f") -> str:
     """A figure with half its interval."""
-    if value is None:
-        return "-"
-    text = format(value, form)
-    if interval is not None:
-        text += f" ±{(interval.high - interval.low) / 2.0:.4f}"
-    return text
+    return "-" if value is None else with_interval(value, interval, form)
 
 
 def counted(number: int, what: str) -> str:

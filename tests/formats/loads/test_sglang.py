@@ -212,6 +212,15 @@ def test_tensor_of_vllm_ascend(tmp_path: Path, torch: Any) -> None:
     assert load_trace(tmp_path / "a.pt") == trace_of([LOADS, 0 * LOADS])
 
 
+def test_numbers_that_are_none(tmp_path: Path, torch: Any) -> None:
+    """Of every NaN the message is the same: numpy would warn of some."""
+    for bits in (0x7FC00000, 0x7F800001):
+        values = torch.tensor([[1, bits]], dtype=torch.int32).view(torch.float32)
+        torch.save(values, tmp_path / "a.pt")
+        with pytest.raises(FormatError, match=r"loads\[0, 0, 1\] is nan"):
+            load_trace(tmp_path / "a.pt")
+
+
 def test_per_token_dump_of_many_tokens(tmp_path: Path, torch: Any) -> None:
     """A list of more bytes than the directory of an archive may have."""
     ids = list(range(1 << 20, (1 << 20) + 60_000))

@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 from typing import get_args
 
+from recorded import ROOT
+
 import eplb
 from eplb.formats.placements import Engine
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "placements.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "placements.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:

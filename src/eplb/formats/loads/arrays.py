@@ -13,7 +13,7 @@ from eplb.errors import FormatError
 from eplb.files import replacing
 from eplb.formats import safe
 from eplb.formats.loads.note import about_text, trace_about
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["read_npy", "read_npz", "write_npz"]
 

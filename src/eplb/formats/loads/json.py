@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from eplb.errors import FormatError
 from eplb.formats.safe import LARGEST, frozen, reason, unique_keys
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["read_json"]
 

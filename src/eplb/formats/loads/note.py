@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import FormatError
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["about_text", "plain_names", "trace_about"]
 

@@ -20,7 +20,7 @@ from eplb.errors import FormatError, MissingExtraError
 from eplb.files import replacing
 from eplb.formats.loads.note import about_text, plain_names, trace_about
 from eplb.formats.safe import LARGEST, check_size, frozen, reading, reason
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["read_csv", "read_parquet", "write_csv", "write_parquet"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import FormatError, MissingExtraError
 from eplb.formats.safe import check_regular, check_size, naming, read_json_text, read_text, reading
-from eplb.trace import LoadTrace
+from eplb.loads import LoadTrace
 
 __all__ = ["is_statistics", "read_statistics"]
 

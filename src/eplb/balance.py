@@ -1,0 +1,170 @@
+"""How evenly GPUs are loaded: the field's measures, from the loads of GPUs or of slots.
+
+Balancedness is the mean over the maximum; 1 is perfect. Over layers and windows it is either the
+mean of their ratios, or pooled: the sum of the means over the sum of the maxima, in which a layer
+counts by how long it takes. vLLM logs the pooled one, and the research benchmark has it twice: over
+GPUs, and over single physical experts. SGLang logs the mean, with dense layers counted as perfect;
+here, layers and windows with no load are left out.
+
+An average over windows that follow each other has a confidence interval. Windows near each other
+are alike, so they are not drawn as if they were independent; blocks of neighbours are (circular
+block bootstrap, Politis and Romano, 1992). Few blocks vary less than they should: Student's t makes
+up for that.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import OptionError
+
+__all__ = [
+    "Average",
+    "Interval",
+    "balancedness",
+    "block_length",
+    "difference_interval",
+    "ratio_interval",
+    "ratios",
+    "with_interval",
+]
+
+Average = Literal["mean", "pooled"]
+
+
+def ratios(load: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over max along the last axis: [..., G] loads to [...] ratios, NaN where no GPU has any.
+
+    The mean of loads that are all alike may be a rounding above them, so ratios end at 1.
+    """
+    peak = load.max(axis=-1)
+    ratio: NDArray[np.float64] = np.full(peak.shape, np.nan)
+    np.divide(load.mean(axis=-1), peak, out=ratio, where=peak > 0.0)
+    np.minimum(ratio, 1.0, out=ratio)
+    return ratio
+
+
+def balancedness(load: NDArray[np.float64], average: Average = "mean") -> float:
+    """Balancedness of loads [..., G] of GPUs, or [..., P] of slots, over all that is before.
+
+    Where nothing has any load, nothing waits, and this is 1.
+
+    Raises:
+        OptionError: an average that is none of "mean" and "pooled".
+    """
+    if average not in get_args(Average):
+        raise OptionError(f"average is {average!r}: give 'mean' or 'pooled'")
+    peak = load.max(axis=-1)
+    if not peak.any():
+        return 1.0
+    if average == "pooled":
+        return min(float(load.mean(axis=-1).sum() / peak.sum()), 1.0)
+    return float(np.nanmean(ratios(load)))
+
+
+_LEVEL = 0.95
+_DRAWS = 2000
+_FEWEST, _FEWEST_BLOCKS = 16, 4
+"""Windows, and blocks of them, below which nothing can be said."""
+_T = {3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 8: 2.306, 12: 2.179, 24: 2.064, 60: 2.0, 1e9: 1.96}
+"""Student's t at 97.5 % by degrees of freedom; between these it is nearly a line in 1 / them."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Between `low` and `high` with 95 % confidence."""
+
+    low: float
+    high: float
+
+
+def block_length(num_steps: int, every: int = 1) -> int:
+    """Windows in a block: as many as loads and a plan remember.
+
+    That is 1.5 times the square root of their number, and at least those from one plan to the next,
+    which one placement serves.
+    """
+    return max(1, every, round(1.5 * math.sqrt(num_steps)))
+
+
+def ratio_interval(
+    top: NDArray[np.float64], bottom: NDArray[np.float64], every: int = 1
+) -> Interval | None:
+    """Interval of sum(top) / sum(bottom) over windows.
+
+    Args:
+        top: [S] numerators, one a window.
+        bottom: [S] denominators; windows of 0 add nothing.
+        every: windows that one placement served.
+
+    Returns:
+        The interval, or None of fewer than 16 windows or 4 blocks, or where every denominator is 0.
+        The draws are the same for every call of the same length, so that intervals can be
+        reproduced.
+    """
+    ratios = _drawn_ratios(top, bottom, every)
+    if ratios is None:
+        return None
+    return _between(ratios, float(top.sum() / bottom.sum()), top.size, every)
+
+
+def difference_interval(
+    top: NDArray[np.float64],
+    bottom: NDArray[np.float64],
+    other_top: NDArray[np.float64],
+    other_bottom: NDArray[np.float64],
+    every: int = 1,
+) -> Interval | None:
+    """Interval of the difference of two such ratios on the same windows: first less other.
+
+    Windows are drawn together, so what makes a window hard for both does not blur the difference.
+    """
+    ratios = _drawn_ratios(top, bottom, every)
+    others = _drawn_ratios(other_top, other_bottom, every)
+    if ratios is None or others is None:
+        return None
+    middle = float(top.sum() / bottom.sum() - other_top.sum() / other_bottom.sum())
+    return _between(ratios - others, middle, top.size, every)
+
+
+def _drawn_ratios(
+    top: NDArray[np.float64], bottom: NDArray[np.float64], every: int
+) -> NDArray[np.float64] | None:
+    num_steps = top.size
+    length = block_length(num_steps, every)
+    if num_steps < max(_FEWEST, _FEWEST_BLOCKS * length) or not bottom.any():
+        return None
+    starts = np.random.default_rng(0).integers(num_steps, size=(_DRAWS, -(-num_steps // length)))
+    tops = _block_sums(top, length)[starts].sum(axis=1)
+    bottoms = _block_sums(bottom, length)[starts].sum(axis=1)
+    drawn = bottoms > 0.0
+    ratios: NDArray[np.float64] = tops[drawn] / bottoms[drawn]
+    return ratios
+
+
+def _block_sums(values: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+    """[S] sums of the blocks that begin at each window, the end going on at the beginning."""
+    around = np.concatenate([values, values[: length - 1]])
+    sums: NDArray[np.float64] = np.convolve(around, np.ones(length), mode="valid")
+    return sums
+
+
+def _between(values: NDArray[np.float64], middle: float, num_steps: int, every: int) -> Interval:
+    """The interval of draws around the figure itself, widened for how few blocks there are."""
+    tail = (1.0 - _LEVEL) / 2.0
+    low, high = np.quantile(values, [tail, 1.0 - tail]) - middle
+    freedom = num_steps / block_length(num_steps, every) - 1.0
+    wider = np.interp(1.0 / freedom, [1.0 / key for key in reversed(_T)], [*reversed(_T.values())])
+    wider /= _T[1e9]
+    return Interval(middle + float(low * wider), middle + float(high * wider))
+
+
+def with_interval(value: float, interval: Interval | None, form: str = ".4f") -> str:
+    """A figure in words with half its interval, where it has one: "0.9310 ±0.0012"."""
+    text = format(value, form)
+    if interval is not None:
+        text += f" ±{(interval.high - interval.low) / 2.0:.4f}"
+    return text

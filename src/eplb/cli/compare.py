@@ -1,0 +1,129 @@
+"""`eplb compare`: policies on a trace, each scored on what it has not seen."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_interrupt
+from eplb.cli.options import (
+    DEFAULT_POLICIES,
+    AsJson,
+    Between,
+    ExpertShare,
+    First,
+    GpuName,
+    Gpus,
+    Groups,
+    History,
+    Merge,
+    ModelName,
+    Nodes,
+    PlainExpertBytes,
+    Policies,
+    Record,
+    Slots,
+    Stall,
+    TraceFile,
+    Within,
+    cluster_of,
+    rates_of,
+    service_of,
+)
+from eplb.cli.records import check_ending, write_comparison
+from eplb.cli.terminal import print_comparison, printing_to_stderr, progress_bar, say
+from eplb.errors import EplbError
+from eplb.formats import load_trace
+from eplb.replaying.compare import compare
+from eplb.replaying.policies import named_policies
+from eplb.replaying.replay import HISTORY
+
+__all__ = ["command"]
+
+
+def command(
+    trace: TraceFile,
+    gpus: Gpus,
+    policy: Policies = None,
+    nodes: Nodes = 1,
+    slots: Slots = None,
+    groups: Groups = 1,
+    every: Annotated[int, typer.Option(help="Windows from one plan to the next.")] = 1,
+    history: History = HISTORY,
+    first: First = 1,
+    merge: Merge = 1,
+    expert_bytes: PlainExpertBytes = None,
+    window_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Time that a window stands for: with this or any of the options below, the net "
+            "benefit is told. [default: what the loads say]",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelName = None,
+    gpu: GpuName = None,
+    bandwidth_within: Within = None,
+    bandwidth_between: Between = None,
+    stall: Stall = None,
+    expert_share: ExpertShare = None,
+    output: Record = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay policies on a trace, side by side: each window is scored before a plan has seen it.
+
+    Ctrl-C stops, and prints and writes what was done so far; so does a policy that fails.
+    """
+    if output is not None:
+        check_ending(output, trace)
+    console = Console(stderr=True)
+    with quitting_on_interrupt(console), printing_to_stderr():
+        policies = named_policies(policy or DEFAULT_POLICIES)
+        loads = load_trace(trace).merged(merge)
+    cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+    service = None
+    more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)
+    if any(value is not None for value in more):
+        rates = rates_of(
+            cluster, model, gpu, expert_bytes, bandwidth_within, bandwidth_between, loads.model
+        )
+        service = service_of(cluster, rates, stall, expert_share)
+    failures: list[EplbError] = []
+    with (
+        printing_to_stderr(),
+        stopping_on_interrupt(console) as stopped,
+        progress_bar(console, "replaying") as advance,
+    ):
+
+        def after_window(done: int, wanted: int) -> bool:
+            advance(done, wanted)
+            return not stopped()
+
+        comparison = compare(
+            loads,
+            cluster,
+            policies,
+            num_groups=groups,
+            every=every,
+            history=history,
+            first=first,
+            expert_bytes=expert_bytes,
+            service=service,
+            window_seconds=window_seconds,
+            progress=after_window,
+            failed=failures.append,
+        )
+    # Printed before it is written, for a disk may be full.
+    if as_json:
+        print(json.dumps(comparison.to_json()))  # noqa: T201
+    else:
+        print_comparison(Console(), str(trace), comparison)
+    if output is not None:
+        write_comparison(output, comparison, loads)
+        if not as_json:
+            say(f"The figures are in {output}.")
+    if failures:
+        raise failures[0]
+    if comparison.windows < comparison.wanted:
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,16 @@
+"""`eplb convert`: a trace in another form."""
+
+from eplb.cli.options import Merge, TraceFile, TraceTarget
+from eplb.cli.records import check_writable
+from eplb.cli.terminal import say
+from eplb.formats import load_trace, save_trace
+
+__all__ = ["command"]
+
+
+def command(trace: TraceFile, target: TraceTarget, merge: Merge = 1) -> None:
+    """Write loads in another form, chosen by the ending."""
+    check_writable(target, trace)
+    loads = load_trace(trace).merged(merge)
+    save_trace(loads, target)
+    say(f"{loads!r} written to {target}.")

@@ -1,0 +1,132 @@
+"""`eplb decide`: whether to move now, which layers, or to wait."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from eplb.cli.interrupts import quitting_on_interrupt
+from eplb.cli.options import (
+    AsJson,
+    Between,
+    Current,
+    CurrentGpus,
+    ExpertBytes,
+    ExpertShare,
+    FirstLayer,
+    GpuName,
+    Groups,
+    MaxMoves,
+    Merge,
+    ModelName,
+    SomeGpus,
+    SomeNodes,
+    SomeSlots,
+    Stall,
+    Threads,
+    TraceFile,
+    Within,
+    budget_of,
+    load_current,
+    moe_slots,
+    rates_of,
+    service_of,
+)
+from eplb.cli.records import check_writable
+from eplb.cli.terminal import print_decision, say
+from eplb.errors import OptionError
+from eplb.formats import load_trace
+from eplb.formats.placements import check_placement_path, save_placement
+from eplb.moving.decide import MARGIN, Decision, decide
+from eplb.replaying.replay import HISTORY
+
+__all__ = ["command"]
+
+
+def command(
+    trace: TraceFile,
+    current: Current,
+    seconds: Annotated[float, typer.Option(help="Time until the next decision.")],
+    gpus: SomeGpus = None,
+    nodes: SomeNodes = None,
+    slots: SomeSlots = None,
+    groups: Groups = 1,
+    model: ModelName = None,
+    gpu: GpuName = None,
+    expert_bytes: ExpertBytes = None,
+    bandwidth_within: Within = None,
+    bandwidth_between: Between = None,
+    stall: Stall = None,
+    expert_share: ExpertShare = None,
+    margin: Annotated[
+        float, typer.Option(help="How many times its cost a gain is to be.")
+    ] = MARGIN,
+    max_moves: MaxMoves = None,
+    history: Annotated[int, typer.Option(help="Most windows, the last ones.")] = HISTORY,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the placement to go to here, as SGLang loads it (JSON)."
+        ),
+    ] = None,
+    current_gpus: CurrentGpus = None,
+    first_layer: FirstLayer = 0,
+    merge: Merge = 1,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move, move some layers, or wait: what a plan is expected to gain, and what moving costs.
+
+    Whatever is decided, the exit status is 0. When waiting, no file is written.
+    """
+    if output is not None:
+        check_placement_path(output, "sglang")
+        check_writable(output, trace)
+    if history < 1:
+        raise OptionError(f"--history is {history}: give 1 or more")
+    loads = load_trace(trace).merged(merge)
+    running, cluster = load_current(current, loads, gpus, nodes, slots, current_gpus, first_layer)
+    rates = rates_of(
+        cluster, model, gpu, expert_bytes, bandwidth_within, bandwidth_between, loads.model
+    )
+    service = service_of(cluster, rates, stall, expert_share)
+    budget = budget_of(max_moves, moe_slots(loads, cluster))
+    console = Console(stderr=True)
+    with (
+        quitting_on_interrupt(console),
+        console.status("planning; kernels are compiled once on a machine"),
+    ):
+        found = decide(
+            loads.loads[-history:],
+            cluster,
+            running,
+            service,
+            seconds,
+            num_groups=groups,
+            max_moves=budget,
+            margin=margin,
+            threads=threads,
+        )
+    goes = output if found.placement is not None else None
+    if as_json:
+        written = None if goes is None else str(goes)
+        service_figures = {"service": asdict(service), "seconds": seconds, "margin": margin}
+        print(json.dumps({**_to_json(found), **service_figures, "output": written}))  # noqa: T201
+    else:
+        print_decision(Console(), f"{trace}, {current} running", found)
+    if goes is not None and found.placement is not None:
+        save_placement(
+            found.placement, goes, to="sglang", dense=loads.dense, first_layer=first_layer
+        )
+        if not as_json:
+            say(f"Placement written to {goes} for sglang.")
+
+
+def _to_json(found: Decision) -> dict[str, Any]:
+    figures = {name: value for name, value in vars(found).items() if name != "plan"}
+    interval = found.gain_interval
+    figures["gain_interval"] = None if interval is None else asdict(interval)
+    return {**figures, "layers": list(found.layers)}

@@ -1,0 +1,71 @@
+"""`eplb evaluate`: how good the placement is that runs now, and what a plan would gain."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from eplb.cli.interrupts import quitting_on_interrupt
+from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads
+from eplb.cli.terminal import print_evaluation
+from eplb.formats import load_placement, load_trace
+from eplb.replaying.evaluate import evaluate_placement
+
+__all__ = ["command"]
+
+
+def command(
+    placement: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PLACEMENT",
+            help="What runs: a placement for SGLang, vLLM, TensorRT-LLM or vllm-ascend, arrays as "
+            "DeepSeek's EPLB returns, or a dump of SGLang's recorder (per_pass, per_token).",
+        ),
+    ],
+    trace: Annotated[
+        Path,
+        typer.Argument(metavar="LOADS", help="Loads to score it on, as the other commands take."),
+    ],
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs (EP ranks) that it is for. [default: what the file says, if it does]",
+            show_default=False,
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            help="Nodes that they stand on. [default: what the file says, or 1]",
+            show_default=False,
+        ),
+    ] = None,
+    groups: Groups = 1,
+    first_layer: FirstLayer = 0,
+    merge: Merge = 1,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the placement that runs now, and say what a plan for the same slots would gain."""
+    loads = load_trace(trace).merged(merge)
+    running = load_placement(
+        placement,
+        gpus,
+        nodes,
+        num_experts=loads.num_experts,
+        dense=loads.dense,
+        first_layer=first_layer,
+    )
+    console = Console(stderr=True)
+    with (
+        quitting_on_interrupt(console),
+        console.status("planning; kernels are compiled once on a machine"),
+    ):
+        found = evaluate_placement(running, loads, num_groups=groups, threads=threads)
+    if as_json:
+        print(json.dumps(found.to_json()))  # noqa: T201
+    else:
+        print_evaluation(Console(), f"{placement} on {trace}", found)

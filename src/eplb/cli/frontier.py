@@ -1,0 +1,109 @@
+"""`eplb frontier`: what so many moves would give, from the placement that runs."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from eplb.cli.interrupts import quitting_on_interrupt
+from eplb.cli.options import (
+    AsJson,
+    Current,
+    CurrentGpus,
+    FirstLayer,
+    Groups,
+    Merge,
+    SomeGpus,
+    SomeNodes,
+    SomeSlots,
+    Threads,
+    TraceFile,
+    load_current,
+    moe_slots,
+)
+from eplb.cli.plot import check_plot_path, plot_frontier
+from eplb.cli.records import check_writable
+from eplb.cli.terminal import print_frontier, say
+from eplb.errors import LoadsError
+from eplb.formats import load_trace
+from eplb.moving.frontier import Frontier, frontier
+from eplb.planning.forecast import Recent, Scenarios
+from eplb.planning.plan import Effort
+
+__all__ = ["command"]
+
+
+def command(
+    trace: TraceFile,
+    current: Current,
+    gpus: SomeGpus = None,
+    nodes: SomeNodes = None,
+    slots: SomeSlots = None,
+    groups: Groups = 1,
+    points: Annotated[int, typer.Option(help="Most points; they are closer at few moves.")] = 20,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the curve here, as .svg or .png (needs matplotlib).")
+    ] = None,
+    effort: Annotated[
+        Effort, typer.Option(help="How much work the plan made afresh may be.")
+    ] = "default",
+    current_gpus: CurrentGpus = None,
+    first_layer: FirstLayer = 0,
+    merge: Merge = 1,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Balancedness against moves, from the placement that runs to a plan made afresh.
+
+    Of several windows the last 32 are planned for, each a scenario.
+    """
+    if plot is not None:
+        check_plot_path(plot)
+        check_writable(plot, trace)
+    loads = load_trace(trace).merged(merge)
+    running, cluster = load_current(current, loads, gpus, nodes, slots, current_gpus, first_layer)
+    num_slots = moe_slots(loads, cluster)
+    if not num_slots:
+        raise LoadsError(f"{trace}: no layer has any load: there is nothing to balance")
+    expected = Recent()(loads.loads)
+    if loads.num_windows == 1:
+        expected = Scenarios(loads.loads, np.ones(1))
+    console = Console(stderr=True)
+    with (
+        quitting_on_interrupt(console),
+        console.status("planning; kernels are compiled once on a machine"),
+    ):
+        found = frontier(
+            expected.loads,
+            cluster,
+            running,
+            num_groups=groups,
+            weights=expected.weights,
+            points=points,
+            effort=effort,
+            threads=threads,
+        )
+    # Printed before it is drawn, for a disk may be full.
+    if as_json:
+        print(json.dumps(_to_json(found, num_slots, plot)))  # noqa: T201
+    else:
+        print_frontier(Console(), f"{trace}, from {current}", loads, found, num_slots)
+    if plot is not None:
+        plot_frontier(plot, found, num_slots)
+        if not as_json:
+            say(f"The curve is drawn in {plot}.")
+
+
+def _to_json(found: Frontier, num_slots: int, plot: Path | None) -> dict[str, Any]:
+    columns = (found.moves, found.moves / num_slots, found.balancedness, found.peak)
+    return {
+        "slots_of_layers_with_load": num_slots,
+        "points": [
+            dict(zip(("moves", "moved", "balancedness", "peak"), row, strict=True))
+            for row in zip(*(column.tolist() for column in columns), strict=True)
+        ],
+        "plot": None if plot is None else str(plot),
+    }

@@ -1,0 +1,21 @@
+"""`eplb inspect`: what a trace holds."""
+
+import json
+
+from rich.console import Console
+
+from eplb.cli.options import AsJson, Merge, TraceFile
+from eplb.cli.terminal import print_inspection
+from eplb.describe import inspect_trace
+from eplb.formats import load_trace
+
+__all__ = ["command"]
+
+
+def command(trace: TraceFile, merge: Merge = 1, as_json: AsJson = False) -> None:
+    """Say what a file of loads holds: its shape, how uneven the loads are, how they drift."""
+    found = inspect_trace(load_trace(trace).merged(merge))
+    if as_json:
+        print(json.dumps(found.to_json()))  # noqa: T201
+    else:
+        print_inspection(Console(), str(trace), found)

@@ -1,0 +1,155 @@
+"""`eplb migrate`: from one placement to another, in waves."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from eplb.cli.interrupts import quitting_on_interrupt
+from eplb.cli.options import AsJson, Between, ExpertBytes, GpuName, ModelName, Within, rates_of
+from eplb.cli.records import check_writable
+from eplb.cli.terminal import print_migration, say
+from eplb.errors import FormatError
+from eplb.files import write_text
+from eplb.formats import load_placement, load_trace
+from eplb.moving.migrate import Migration, migrate
+
+__all__ = ["command"]
+
+_ENDING = ".json"
+
+
+def command(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="The placement that runs.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The one to reach.")],
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs that OLD is for, and NEW. [default: what the files say]", show_default=False
+        ),
+    ] = None,
+    new_gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs that NEW is for. [default: what the file says, or --gpus]",
+            show_default=False,
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            help="Nodes that GPUs stand on. [default: what the files say, or 1]", show_default=False
+        ),
+    ] = None,
+    new_nodes: Annotated[
+        int | None,
+        typer.Option(help="Nodes of NEW. [default: as --nodes]", show_default=False),
+    ] = None,
+    experts_at_once: Annotated[
+        int, typer.Option(help="Most experts that a GPU sends, and that it receives, in a wave.")
+    ] = 1,
+    uplink_share: Annotated[
+        int | None,
+        typer.Option(help="Most experts that leave a node, and that enter it, in a wave."),
+    ] = None,
+    spare_slots: Annotated[
+        int | None, typer.Option(help="Buffers of one expert's weights that a GPU has.")
+    ] = None,
+    loads: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TRACE", help="Loads: layers go first that gain most for each expert."
+        ),
+    ] = None,
+    model: ModelName = None,
+    gpu: GpuName = None,
+    expert_bytes: ExpertBytes = None,
+    bandwidth_within: Within = None,
+    bandwidth_between: Between = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write every transfer and copy here, as .json."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """From one placement to another in waves: transfers, bytes and time; every expert stays served.
+
+    Both files must have the same layers.
+    """
+    if output is not None:
+        if output.suffix.lower() != _ENDING:
+            raise FormatError(f"{output}: transfers end with {_ENDING}")
+        for path in (old, new, loads):
+            check_writable(output, path)
+    trace = None if loads is None else load_trace(loads)
+    dense = None if trace is None else trace.dense
+    before = load_placement(old, gpus, nodes, dense=dense)
+    after = load_placement(
+        new,
+        gpus if new_gpus is None else new_gpus,
+        nodes if new_nodes is None else new_nodes,
+        num_experts=before.num_experts,
+        dense=dense,
+    )
+    rates = rates_of(
+        after.cluster,
+        model,
+        gpu,
+        expert_bytes,
+        bandwidth_within,
+        bandwidth_between,
+        None if trace is None else trace.model,
+    )
+    console = Console(stderr=True)
+    with quitting_on_interrupt(console), console.status("ordering transfers"):
+        found = migrate(
+            before,
+            after,
+            experts_at_once=experts_at_once,
+            uplink_share=uplink_share,
+            spare_slots=spare_slots,
+            loads=None if trace is None else trace.loads,
+            bytes_per_expert=rates.expert_bytes,
+            bandwidth_within=rates.within,
+            bandwidth_between=rates.between,
+        )
+    figures = _figures(found)
+    if as_json:
+        written = None if output is None else str(output)
+        print(json.dumps({**figures, "output": written}))  # noqa: T201
+    else:
+        print_migration(Console(), f"{old} to {new}", found)
+    if output is not None:
+        write_text(output, json.dumps({**figures, **_rows_of(found)}) + "\n")
+        if not as_json:
+            say(f"The transfers are in {output}.")
+
+
+def _figures(found: Migration) -> dict[str, Any]:
+    return {
+        "num_transfers": found.num_transfers,
+        "num_between_nodes": found.num_between_nodes,
+        "num_waves": found.num_waves,
+        "fewest_waves": found.fewest_waves,
+        "spare_slots": found.spare_slots.tolist(),
+        "total_bytes": found.total_bytes,
+        "bytes_between_nodes": found.bytes_between_nodes,
+        "seconds": found.seconds,
+    }
+
+
+def _rows_of(found: Migration) -> dict[str, Any]:
+    """Transfers in the order of waves, and copies inside GPUs in the order in which they go."""
+    names = ("wave", "layer", "expert", "source", "source_slot", "target", "buffer", "slot")
+    copied = ("wave", "layer", "gpu", "expert", "origin", "slot")
+    return {"transfers": _objects(found, names), "copies": _objects(found.copies, copied)}
+
+
+def _objects(columns: object, names: tuple[str, ...]) -> list[dict[str, int]]:
+    values: list[NDArray[np.int64]] = [getattr(columns, name) for name in names]
+    rows = zip(*(value.tolist() for value in values), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]

@@ -1,0 +1,228 @@
+"""`eplb plan`: a placement for loads, and what it gains."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from eplb.checks import printable
+from eplb.cli.interrupts import quitting_on_interrupt
+from eplb.cli.options import (
+    AsJson,
+    CurrentGpus,
+    FirstLayer,
+    Gpus,
+    Groups,
+    MaxMoves,
+    Nodes,
+    RunningPlacement,
+    Slots,
+    Threads,
+    TraceFile,
+    budget_of,
+    check_moves_options,
+    cluster_of,
+    load_current,
+    moe_slots,
+    target_of,
+)
+from eplb.cli.records import check_writable
+from eplb.cli.terminal import print_summary, say
+from eplb.cluster import Cluster
+from eplb.formats import load_trace
+from eplb.formats.placements import (
+    ENGINES,
+)
+from eplb.loads import LoadTrace
+from eplb.planning.forecast import FORECASTS, Scenarios, named_forecast
+from eplb.planning.plan import Effort, Plan, plan
+from eplb.planning.summary import Summary, summarize
+from eplb.replaying.backtest import Backtest, backtest
+
+__all__ = ["command", "print_json", "timed_plan"]
+
+_BEST = "best"
+_TRIALS = 16
+"""Plans that each forecast may make while it is tried, about."""
+
+
+def command(
+    trace: TraceFile,
+    gpus: Gpus,
+    nodes: Nodes = 1,
+    slots: Slots = None,
+    groups: Groups = 1,
+    forecast: Annotated[
+        str,
+        typer.Option(
+            help=f"What to plan for, of several windows: {_BEST} of those that are tried, "
+            f"or {', '.join(FORECASTS)}."
+        ),
+    ] = _BEST,
+    effort: Annotated[
+        Effort, typer.Option(help="How much work a plan may be, in fixed amounts.")
+    ] = "default",
+    current: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLACEMENT",
+            help="The placement that runs, in a file as `eplb evaluate` reads: move from there, "
+            "and only what gains; --slots are as many on each GPU as now. [default: plan afresh]",
+            show_default=False,
+        ),
+    ] = None,
+    max_moves: MaxMoves = None,
+    move_cost: Annotated[
+        float | None,
+        typer.Option(
+            help="What the busiest GPU of a layer is to lose at least for each move, in the unit "
+            "of the loads. [default: 0.05 % of a GPU's load, or 0 with --max-moves]",
+            show_default=False,
+        ),
+    ] = None,
+    current_gpus: CurrentGpus = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the placement here, in the form of --to."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Whose form to write it in: {', '.join(ENGINES)}. [default: {ENGINES[0]}]",
+            show_default=False,
+        ),
+    ] = None,
+    first_layer: FirstLayer = 0,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plan a placement for the loads in a file or folder, and write it for an engine.
+
+    Of several windows, the forecasts of `eplb.forecast` are tried on them first, each scored by
+    what came next, and the best one says what to plan for.
+    """
+    target = target_of(output, to, first_layer)
+    if output is not None:
+        check_writable(output, trace)
+    check_moves_options(current, max_moves, move_cost, current_gpus)
+    if forecast != _BEST:
+        named_forecast(forecast)
+    loads = load_trace(trace)
+    moves: RunningPlacement | None = None
+    if current is None:
+        cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+    else:
+        running, cluster = load_current(
+            current, loads, gpus, nodes, slots, current_gpus, first_layer
+        )
+        num_slots = moe_slots(loads, cluster)
+        moves = RunningPlacement(
+            current, running, num_slots, budget_of(max_moves, num_slots), move_cost
+        )
+    expected, said, tried = _expected(loads, cluster, groups, forecast, effort, threads)
+    made, summary = timed_plan(expected, cluster, groups, effort, threads, said, moves)
+    if target is not None:
+        target.write(made, loads)
+    if as_json:
+        print_json(
+            summary,
+            output,
+            **({} if moves is None else moves.to_json(made, expected)),
+            to=None if target is None else target.engine,
+            backtest=None if tried is None else tried.to_json(),
+        )
+        return
+    print_summary(Console(), printable(trace), summary)
+    if moves is not None:
+        say(moves.said(made, expected))
+    if target is not None:
+        target.say(loads)
+
+
+def _expected(
+    trace: LoadTrace,
+    cluster: Cluster,
+    groups: int,
+    forecast: str,
+    effort: Effort,
+    threads: int | None,
+) -> tuple[Scenarios, str | None, Backtest | None]:
+    """What to plan for, in windows and in words, and how that was found."""
+    if trace.num_windows == 1:
+        return Scenarios(trace.loads, np.ones(1)), None, None
+    if forecast != _BEST:
+        expected = named_forecast(forecast)(trace.loads)
+        return (
+            expected,
+            f"Planned for: {forecast}, {_count(expected)} of {len(trace)} windows",
+            None,
+        )
+    console = Console(stderr=True)
+    with (
+        quitting_on_interrupt(console),
+        console.status("trying forecasts; kernels are compiled once on a machine"),
+    ):
+        tried = backtest(
+            trace,
+            cluster,
+            num_groups=groups,
+            every=max(1, trace.num_windows // _TRIALS),
+            effort=effort,
+            threads=threads,
+        )
+    expected = named_forecast(tried.best)(trace.loads)
+    scores = {score.policy: score.balancedness for score in tried.comparison.scores}
+    said = (
+        f"Planned for: {tried.best}, {_count(expected)} of {len(trace)} windows. On windows not "
+        f"seen before it gave {scores[tried.best]:.4f} ({tried.comparison.windows} served, "
+        f"{len(scores)} forecasts tried; the mean of windows gave {scores['mean']:.4f})"
+    )
+    return expected, said, tried
+
+
+def _count(expected: Scenarios) -> str:
+    number = len(expected.loads)
+    return "1 scenario" if number == 1 else f"{number} scenarios"
+
+
+def print_json(summary: Summary, output: Path | None, **more: object) -> None:
+    """Print a plan's figures, and others beside them, as one JSON object."""
+    written = None if output is None else str(output)
+    print(json.dumps({**summary.to_json(), "output": written, **more}))  # noqa: T201
+
+
+def timed_plan(
+    expected: Scenarios,
+    cluster: Cluster,
+    groups: int,
+    effort: Effort,
+    threads: int | None,
+    said: str | None = None,
+    moves: RunningPlacement | None = None,
+) -> tuple[Plan, Summary]:
+    """Plan twice: the first time tells what a new process waits, the second what planning takes."""
+    console = Console(stderr=True)
+    seconds = []
+    with (
+        quitting_on_interrupt(console),
+        console.status("planning; kernels are compiled once on a machine"),
+    ):
+        for _ in range(2):
+            begin = time.perf_counter()
+            made = plan(
+                expected.loads,
+                cluster,
+                num_groups=groups,
+                weights=expected.weights,
+                current=None if moves is None else moves.placement,
+                max_moves=None if moves is None else moves.most,
+                move_cost=None if moves is None else moves.cost,
+                effort=effort,
+                threads=threads,
+            )
+            seconds.append(time.perf_counter() - begin)
+    return made, summarize(expected.loads, made, groups, seconds[1], seconds[0], said)

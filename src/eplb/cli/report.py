@@ -1,0 +1,185 @@
+"""`eplb report`: one page, or the same in text, that says what to do about imbalance."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from eplb.checks import printable
+from eplb.cli.interrupts import quitting_on_interrupt
+from eplb.cli.options import (
+    FirstLayer,
+    Gpus,
+    Groups,
+    Merge,
+    Nodes,
+    Slots,
+    Threads,
+    TraceFile,
+    cluster_of,
+)
+from eplb.cli.records import check_writable
+from eplb.cluster import Cluster
+from eplb.cost.gpus import GPUS, find_gpu
+from eplb.cost.models import MODELS
+from eplb.errors import MissingExtraError
+from eplb.files import write_text
+from eplb.formats import load_placement, load_trace
+from eplb.moving.service import check_seconds
+from eplb.placement import Placement
+from eplb.report import STEPS, Figures, measure, print_report, render_page
+
+__all__ = ["command"]
+
+_PAGE = Path("report.html")
+
+
+def command(
+    trace: TraceFile,
+    gpus: Gpus,
+    slots: Slots = None,
+    nodes: Nodes = 1,
+    groups: Groups = 1,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Whose figures time is estimated by: {', '.join(MODELS)}. [default: what the "
+            "trace says]",
+            show_default=False,
+        ),
+    ] = None,
+    gpu: Annotated[
+        str, typer.Option(help=f"What it is served on, for estimates: {', '.join(GPUS)}.")
+    ] = "H100",
+    tokens_per_gpu: Annotated[
+        float, typer.Option(help="Tokens that each GPU brings into a step, for estimates.")
+    ] = 128.0,
+    current: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLACEMENT",
+            help="What runs, as `eplb evaluate` reads it. [default: the layout that engines start "
+            "with]",
+            show_default=False,
+        ),
+    ] = None,
+    window_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Time that a window stands for. [default: what the trace says]",
+            show_default=False,
+        ),
+    ] = None,
+    first_layer: FirstLayer = 0,
+    merge: Merge = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help=f"Write the page here. [default: {_PAGE}, but with --text nowhere]",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Print the report for a terminal.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Say what imbalance costs, what balancing gives back, whether it lasts, and what to run."""
+    target = _PAGE if output is None and not text else output
+    if target is not None:
+        check_writable(target, trace)
+        _check_installed()
+    if window_seconds is not None:
+        check_seconds(window_seconds, "--window-seconds")
+    find_gpu(gpu)
+    console = Console(stderr=True)
+    with quitting_on_interrupt(console), _Steps(console) as steps:
+        steps("reading", 0, 1)
+        loads = load_trace(trace).merged(merge)
+        running = None
+        if current is not None:
+            running = load_placement(
+                current,
+                gpus,
+                nodes,
+                num_experts=loads.num_experts,
+                dense=loads.dense,
+                first_layer=first_layer,
+            )
+        found = measure(
+            loads,
+            _cluster(loads.num_experts, gpus, nodes, slots, running),
+            name=str(trace),
+            current=running,
+            current_name=None if current is None else str(current),
+            num_groups=groups,
+            model=model,
+            gpu=gpu,
+            tokens_per_gpu=tokens_per_gpu,
+            window_seconds=window_seconds,
+            merged=merge,
+            first_layer=first_layer,
+            threads=threads,
+            progress=steps,
+        )
+        steps("drawing", 0, 1)
+        page = None if target is None else render_page(found)
+    _put(target, page, found, text)
+
+
+def _put(target: Path | None, page: str | None, found: Figures, text: bool) -> None:
+    console = Console()
+    # Printed before it is written, for a disk may be full.
+    if text:
+        print_report(console, found)
+    if target is not None and page is not None:
+        write_text(target, page)
+        line = f"The report is in {printable(target)}."
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _cluster(
+    num_experts: int, gpus: int, nodes: int, slots: int | None, running: Placement | None
+) -> Cluster:
+    """The cluster asked for; without a number of slots the one that runs."""
+    if slots is None and running is not None:
+        return running.cluster
+    return cluster_of(num_experts, gpus, nodes, slots)
+
+
+def _check_installed() -> None:
+    """Tell before the work begins that the page could not be made.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+    """
+    for package in ("jinja2", "matplotlib"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "report", "a report's page")
+
+
+class _Steps:
+    """A bar for each step of a report on a terminal, nothing elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("reading", total=None)
+        self._step = "reading"
+
+    def __enter__(self) -> "_Steps":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, what: str, done: int, wanted: int) -> None:
+        if what != self._step:
+            self._step = what
+            number = f" ({STEPS.index(what) + 1} of {len(STEPS)})" if what in STEPS else ""
+            self._progress.reset(self._task, description=what + number)
+        # A step that does not say how far it is runs to and fro.
+        self._progress.update(self._task, completed=done, total=None if done == 0 else wanted)

@@ -1,0 +1,121 @@
+"""`eplb sweep`: policies, cluster sizes, spare slots and cadences, each with each."""
+
+import contextlib
+import itertools
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_interrupt
+from eplb.cli.options import (
+    DEFAULT_POLICIES,
+    AsJson,
+    First,
+    Groups,
+    History,
+    Merge,
+    Nodes,
+    PlainExpertBytes,
+    Policies,
+    SweepRecord,
+    TraceFile,
+    cluster_of,
+)
+from eplb.cli.records import check_ending, write_sweep
+from eplb.cli.terminal import print_sweep, printing_to_stderr, progress_bar, say
+from eplb.errors import EplbError
+from eplb.formats import load_trace
+from eplb.replaying.replay import HISTORY
+from eplb.replaying.sweep import SweepRow, sweep_rows
+
+__all__ = ["command"]
+
+
+def command(
+    trace: TraceFile,
+    gpus: Annotated[list[int], typer.Option(help="GPUs that share the experts; again for more.")],
+    policy: Policies = None,
+    spare: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Slots on each GPU beyond those that the experts fill; again for more. "
+            "[default: 1]",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Windows from one plan to the next; again for more. [default: 1]",
+            show_default=False,
+        ),
+    ] = None,
+    nodes: Nodes = 1,
+    groups: Groups = 1,
+    history: History = HISTORY,
+    first: First = 1,
+    merge: Merge = 1,
+    expert_bytes: PlainExpertBytes = None,
+    jobs: Annotated[int, typer.Option(help="Replays at a time, -1 for one a core.")] = -1,
+    output: SweepRecord = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay policies x cluster sizes x spare slots x cadences, over all cores.
+
+    Ctrl-C stops, and prints and writes what was done so far; so does a policy that fails.
+    """
+    if output is not None:
+        check_ending(output, trace)
+    policies = policy or DEFAULT_POLICIES
+    console = Console(stderr=True)
+    with quitting_on_interrupt(console):
+        loads = load_trace(trace).merged(merge)
+    clusters = [
+        cluster_of(loads.num_experts, size, nodes, None, spare=more)
+        for size, more in itertools.product(gpus, spare or [1])
+    ]
+    cadences = every or [1]
+    wanted = len(clusters) * len(cadences) * len(policies)
+    rows: list[SweepRow] = []
+    failure: EplbError | None = None
+    with (
+        printing_to_stderr(),
+        stopping_on_interrupt(console) as stopped,
+        progress_bar(console, "sweeping") as advance,
+    ):
+        found = sweep_rows(
+            loads,
+            clusters,
+            policies,
+            every=cadences,
+            num_groups=groups,
+            history=history,
+            first=first,
+            expert_bytes=expert_bytes,
+            jobs=jobs,
+        )
+        with contextlib.closing(found):
+            try:
+                for row in found:
+                    rows.append(row)
+                    advance(len(rows), wanted)
+                    if stopped():
+                        break
+            except EplbError as error:
+                if not rows:
+                    raise
+                failure = error
+    if as_json:
+        print(json.dumps([row.to_json() for row in rows]))  # noqa: T201
+    else:
+        print_sweep(Console(), str(trace), rows, wanted)
+    if output is not None and rows:
+        write_sweep(output, rows)
+        if not as_json:
+            say(f"The figures are in {output}.")
+    if failure is not None:
+        raise failure
+    if len(rows) < wanted:
+        raise typer.Exit(INTERRUPTED)

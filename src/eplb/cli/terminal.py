@@ -1,0 +1,479 @@
+"""What commands print in a terminal: every table, and the sentences around it."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from eplb.balance import with_interval
+from eplb.checks import printable
+from eplb.cli.plot import finding
+from eplb.describe import Inspection
+from eplb.loads import LoadTrace
+from eplb.moving.decide import Decision
+from eplb.moving.frontier import Frontier
+from eplb.moving.migrate import Migration
+from eplb.planning.summary import Summary
+from eplb.replaying.compare import Comparison, Score
+from eplb.replaying.evaluate import Evaluation, Standing
+from eplb.replaying.sweep import SweepRow
+
+__all__ = [
+    "print_comparison",
+    "print_decision",
+    "print_evaluation",
+    "print_frontier",
+    "print_inspection",
+    "print_migration",
+    "print_summary",
+    "print_sweep",
+    "printing_to_stderr",
+    "progress_bar",
+    "ranges",
+    "say",
+]
+
+_BAR = 30
+"""Characters of the longest bar."""
+
+_COSTS = ("moved", "bytes", "plan")
+
+_STANDINGS = {"this": "this placement", "from this": "a plan from it", "afresh": "a plan afresh"}
+
+
+def say(line: str) -> None:
+    """Print a sentence, as it is."""
+    Console().print(printable(line), highlight=False, markup=False)
+
+
+def printing_to_stderr() -> contextlib.redirect_stdout[TextIO]:
+    """What policies print must not mix with what a command prints."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; it runs to and fro until the first step is
+    done. Gives a function to call with the steps that are done, and the steps that there are.
+    """
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, wanted: progress.update(task, completed=done, total=wanted)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers with runs drawn together: "0-2, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def print_summary(console: Console, title: str, summary: Summary) -> None:
+    """Print a plan's figures for a person."""
+    dense = len(summary.dense_layers)
+    _title(console, title)
+    _line(console, _setting(summary.layers, dense, summary.experts, summary, ", spread evenly"))
+    if summary.planned_for is not None:
+        _line(console, summary.planned_for)
+    if summary.policy == "hierarchical":
+        _line(console, f"{summary.groups} expert groups, each kept on one node")
+    elif summary.groups > 1 and summary.nodes > 1:
+        _line(
+            console,
+            f"{summary.groups} expert groups do not divide over {summary.nodes} nodes: "
+            "experts go anywhere",
+        )
+    if dense == summary.layers:
+        _line(console, "No layer has any load: every expert is spread evenly.")
+    else:
+        console.print()
+        console.print(_summary_table(summary))
+        console.print()
+        _line(
+            console,
+            f"The busiest GPU of a layer has {summary.busiest_gpu_saves:.0%} less to do. No plan "
+            f"can better this one by more than {summary.gap_mean:.3%} on average, "
+            f"{summary.gap_worst:.3%} in any layer.",
+        )
+    if summary.duplicates:
+        _line(
+            console,
+            f"{summary.duplicates} slots hold an expert a second time on a GPU: "
+            "GPUs have more slots than there are experts.",
+        )
+    _line(
+        console,
+        f"Planned in {_duration(summary.seconds)} "
+        f"({_duration(summary.first_seconds)} the first time, which compiles or loads kernels).",
+    )
+
+
+def print_inspection(console: Console, title: str, found: Inspection) -> None:
+    """Print the figures of a trace for a person."""
+    _title(console, title)
+    windows = "1 window" if found.windows == 1 else f"{found.windows:,} windows"
+    names = printable(found.first_window)
+    if found.windows > 1:
+        names += f" to {printable(found.last_window)}"
+    if found.seconds is not None:
+        names += f", {found.seconds:,.1f} seconds"
+    _line(console, f"{windows} ({names})")
+    layers = f"{found.layers - len(found.dense_layers)} MoE layers of {found.experts} experts"
+    if found.dense_layers:
+        layers += f", and {len(found.dense_layers)} with no load ({ranges(found.dense_layers)})"
+    _line(console, layers)
+    known = [f"model {printable(found.model)}"] if found.model else []
+    if found.top_k is not None:
+        known.append(f"top {found.top_k}")
+    if known:
+        _line(console, ", ".join(known))
+    if found.hottest is None:
+        _line(console, "No layer has any load.")
+        return
+    console.print()
+    console.print(_skew_table(found))
+    if found.drift:
+        console.print()
+        console.print(_drift_table(found))
+
+
+def print_comparison(console: Console, title: str, comparison: Comparison) -> None:
+    """Print what each policy gave."""
+    first = printable(comparison.scores[0].policy)
+    cadence = "every window" if comparison.every == 1 else f"every {comparison.every} windows"
+    shown = "the window" if comparison.history == 1 else f"up to {comparison.history} windows"
+    _title(console, title)
+    _line(
+        console,
+        f"{_setting(comparison.layers, comparison.dense_layers, comparison.experts, comparison)}; "
+        f"{comparison.windows:,} windows served, a plan before {cadence} from {shown} before it",
+    )
+    console.print()
+    net = any(score.net is not None for score in comparison.scores)
+    headings = ("balancedness", "pooled", "worst window", f"over {first}", *_COSTS, *["net"] * net)
+    table = _table("policy", *headings, gap=_gap(console))
+    for number, score in enumerate(comparison.scores):
+        table.add_row(
+            printable(score.policy),
+            with_interval(score.balancedness, score.balancedness_interval),
+            f"{score.pooled:.4f}",
+            f"{score.worst_window:.4f}",
+            with_interval(score.gain, score.gain_interval, "+.4f") if number else "",
+            *_costs(score),
+            *[f"{score.net:+.2%}" if number and score.net is not None else ""] * net,
+        )
+    console.print(table)
+    _print_what_is_sure(console, comparison.scores)
+    if net:
+        _line(
+            console,
+            f"Net: share of the service's time that is saved against {first}, the time lost by "
+            "moving included.",
+        )
+    if comparison.windows < comparison.wanted:
+        console.print()
+        _title(console, f"Stopped after {comparison.windows:,} of {comparison.wanted:,} windows.")
+
+
+def print_sweep(console: Console, title: str, rows: Sequence[SweepRow], wanted: int) -> None:
+    """Print a line for each replay of a sweep."""
+    _title(console, title)
+    console.print()
+    table = _table("GPUs", "slots", "spare", "every", gap=_gap(console))
+    table.add_column("policy")
+    for heading in ("balancedness", "worst window", *_COSTS):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            *map(str, (row.gpus, row.slots, row.spare, row.every)),
+            printable(row.score.policy),
+            with_interval(row.score.balancedness, row.score.balancedness_interval),
+            f"{row.score.worst_window:.4f}",
+            *_costs(row.score),
+        )
+    console.print(table)
+    _print_what_is_sure(console, [row.score for row in rows])
+    if len(rows) < wanted:
+        console.print()
+        _title(console, f"Stopped after {len(rows)} of {wanted} replays.")
+
+
+def print_evaluation(console: Console, title: str, found: Evaluation) -> None:
+    """Print how good the placement is that runs, and what plans would gain."""
+    windows = "1 window" if found.windows == 1 else f"{found.windows:,} windows"
+    dense = len(found.dense_layers)
+    _title(console, title)
+    _line(console, f"{_setting(found.layers, dense, found.experts, found)}; {windows}")
+    console.print()
+    if dense == found.layers:
+        _line(console, "No layer has any load: there is nothing to balance.")
+        return
+    table = _table("", "balancedness", "pooled", "worst window", "duplicates", "moves", gap=2)
+    for standing in found.standings:
+        this = standing.placement == "this"
+        table.add_row(
+            _STANDINGS.get(standing.placement, standing.placement),
+            with_interval(standing.balancedness, standing.interval),
+            with_interval(standing.pooled, standing.pooled_interval),
+            f"{standing.worst_window:.4f}",
+            str(standing.duplicates),
+            "" if this else f"{standing.moves:,} ({standing.moved:.1%})",
+            style="bold" if this else None,
+        )
+    console.print(table)
+    console.print()
+    table = _table("its worst layers", "this", "from it", "afresh", "contiguous", gap=2)
+    for figures in found.worst_layers:
+        values = (figures.this, figures.from_this, figures.afresh, figures.contiguous)
+        table.add_row(f"layer {figures.layer}", *(f"{value:.4f}" for value in values), style="dim")
+    console.print(table)
+    console.print()
+    for line in _of_evaluation(found):
+        _line(console, line)
+
+
+def print_frontier(
+    console: Console, title: str, loads: LoadTrace, found: Frontier, num_slots: int
+) -> None:
+    """Print balancedness against moves, as shares of so many slots of layers with load."""
+    cluster = found.placements[0].cluster
+    _title(console, title)
+    nodes = f" on {cluster.num_nodes} nodes" if cluster.num_nodes > 1 else ""
+    _line(
+        console,
+        f"{int((~loads.dense).sum())} MoE layers of {loads.num_experts} experts in "
+        f"{cluster.num_slots} slots on {cluster.num_gpus} GPUs{nodes}; moves: experts that GPUs "
+        "must receive",
+    )
+    console.print()
+    table = _table(None, "moves", "of slots", "balancedness", "of the gain")
+    table.add_column("")
+    first, last = found.balancedness[0], found.balancedness[-1]
+    for moves, balancedness in zip(found.moves.tolist(), found.balancedness.tolist(), strict=True):
+        gain = (balancedness - first) / (last - first) if last > first else 1.0
+        table.add_row(
+            f"{moves:,}",
+            f"{moves / num_slots:.2%}",
+            f"{balancedness:.4f}",
+            f"{gain:.0%}",
+            "█" * round(_BAR * max(0.0, gain)),
+        )
+    console.print(table)
+    console.print()
+    _line(console, f"{finding(found, num_slots)}.")
+
+
+def print_decision(console: Console, title: str, found: Decision) -> None:
+    """Print what to do, and what was weighed."""
+    _title(console, title)
+    console.print()
+    _line(console, f"{found.action.capitalize()}: {found.reason}.")
+    console.print()
+    table = _table("weighed" if found.action == "wait" else "to do", "")
+    if found.layers:
+        table.add_row("layers", f"{len(found.layers)}")
+    table.add_row("experts to move", f"{found.moves:,}")
+    table.add_row("bytes", f"{found.total_bytes / 1e9:,.3g} GB")
+    table.add_row("time of the transfers", f"{found.moving_seconds:.3g} s")
+    if found.tried or found.gain:
+        gain = f"{found.gain:.2%}"
+        if found.gain_interval is not None:
+            low, high = found.gain_interval.low, found.gain_interval.high
+            gain += f" ({low:.2%} to {high:.2%})"
+        seen = "windows not planned for" if found.tried else "the windows planned for"
+        table.add_row(f"fall of the peaks on {seen}", gain)
+        table.add_row("time gained until the next decision", f"{found.gained_seconds:.3g} s")
+    table.add_row("time lost by moving", f"{found.lost_seconds:.3g} s")
+    console.print(table)
+
+
+def print_migration(console: Console, title: str, found: Migration) -> None:
+    """Print how many transfers, waves and bytes a migration takes."""
+    _title(console, title)
+    if not found.num_transfers and not found.copies.wave.size:
+        _line(console, "Nothing moves: every GPU has what it is to have.")
+        return
+    console.print()
+    table = _table("", "")
+    table.show_header = False
+    table.add_row("experts to send", f"{found.num_transfers:,}")
+    table.add_row("between nodes", f"{found.num_between_nodes:,}")
+    if found.total_bytes is not None and found.bytes_between_nodes is not None:
+        table.add_row("bytes", f"{found.total_bytes / 1e9:,.3f} GB")
+        table.add_row("bytes between nodes", f"{found.bytes_between_nodes / 1e9:,.3f} GB")
+    table.add_row("waves", f"{found.num_waves:,}")
+    table.add_row("no fewer than", f"{found.fewest_waves:,}")
+    table.add_row("buffers that a GPU needs", f"{found.spare_slots.max()}")
+    table.add_row("copies inside GPUs", f"{found.copies.wave.size:,}")
+    if found.seconds is not None:
+        table.add_row("time that the bandwidths imply", f"{found.seconds:.3g} s")
+    console.print(table)
+    if found.seconds is None:
+        console.print()
+        _line(
+            console, "With --model and --gpu, or bytes and bandwidths, it says how long that takes."
+        )
+
+
+def _title(console: Console, text: str) -> None:
+    console.print(Text(printable(text), style="bold"))
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(Text(text))
+
+
+def _table(first: str | None, *others: str, gap: int = 3) -> Table:
+    """A table whose first column stands left, unless there is none, and the others right."""
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    if first is not None:
+        table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _gap(console: Console) -> int:
+    """Between the columns of wide tables."""
+    return 3 if console.width > 100 else 1
+
+
+def _setting(
+    num_layers: int,
+    num_dense: int,
+    num_experts: int,
+    cluster: Summary | Comparison | Evaluation,
+    of_dense: str = "",
+) -> str:
+    """Layers, experts and the cluster in a phrase."""
+    layers = f"{num_layers - num_dense} MoE layers"
+    if num_dense:
+        layers += f" (and {num_dense} with no load{of_dense})"
+    nodes = f" on {cluster.nodes} nodes" if cluster.nodes > 1 else ""
+    return (
+        f"{layers} of {num_experts} experts in {cluster.slots} slots on {cluster.gpus} GPUs{nodes}"
+    )
+
+
+def _summary_table(summary: Summary) -> Table:
+    table = _table("balancedness (mean / max GPU load)", "contiguous")
+    table.add_column("plan", justify="right", style="bold")
+    table.add_column("proven gap", justify="right")
+    table.add_row(
+        f"mean of {summary.layers - len(summary.dense_layers)} layers",
+        f"{summary.contiguous:.4f}",
+        f"{summary.plan:.4f}",
+        f"{summary.gap_mean:.3%}",
+    )
+    for layer in summary.worst_layers:
+        table.add_row(
+            f"layer {layer.layer}",
+            f"{layer.contiguous:.4f}",
+            f"{layer.plan:.4f}",
+            f"{layer.gap:.3%}",
+            style="dim",
+        )
+    return table
+
+
+def _skew_table(found: Inspection) -> Table:
+    table = _table("over layers and windows", "mean", "least", "most")
+    for name, values, form in (
+        ("load of a layer in a window", found.load_per_layer, "{:,.0f}"),
+        ("hottest expert / mean expert", found.hottest, "{:.2f}"),
+        ("part of the load on the hottest fifth", found.top_fifth, "{:.1%}"),
+        ("spread of experts' shares (sd of their log)", found.spread, "{:.2f}"),
+        ("experts below 1 % of the mean", found.idle, "{:.4g}"),
+    ):
+        if values is not None:
+            cells = (form.format(value) for value in (values.mean, values.least, values.most))
+            table.add_row(name, *cells)
+    return table
+
+
+def _drift_table(found: Inspection) -> Table:
+    table = _table("windows apart", "correlation of shares", "sd of their log ratio")
+    for row in found.drift:
+        table.add_row(f"{row.lag:,}", _figure(row.correlation), _figure(row.spread))
+    last = found.first_last
+    if last is not None and last.lag != found.drift[-1].lag:
+        table.add_row(
+            f"{last.lag:,} (first and last)", _figure(last.correlation), _figure(last.spread)
+        )
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _print_what_is_sure(console: Console, scores: Sequence[Score]) -> None:
+    if any(score.balancedness_interval is not None for score in scores):
+        console.print()
+        _line(
+            console,
+            "± is half a 95 % confidence interval. Moved: slots that GPUs receive at a plan.",
+        )
+
+
+def _costs(score: Score) -> tuple[str, str, str]:
+    """What plans moved, in slots and bytes, and how long they took."""
+    moved = "-" if score.moved is None else f"{score.moved:.1%}"
+    size = "-" if score.bytes_per_plan is None else _bytes(score.bytes_per_plan)
+    return moved, size, _duration(score.plan_ms / 1e3)
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000.0:
+            return f"{number:.3g} {unit}"
+        number /= 1000.0
+    return f"{number:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1.0 else f"{seconds:.1f} s"
+
+
+def _of_evaluation(found: Evaluation) -> list[str]:
+    """Sentences below the tables of an evaluation."""
+    lines = []
+    if found.hottest is not None:
+        hot = found.hottest
+        lines.append(
+            f"GPU {hot.gpu} has the most load, {hot.load:.3f} times that of a GPU on average; it "
+            f"is the busiest in {hot.busiest:.0%} of layers."
+        )
+    if found.unseen is None:
+        lines.append(
+            "Plans were made from the one window that they are scored on: on others they gain less."
+        )
+    else:
+        unseen = found.unseen
+        gain = with_interval(unseen.gain, unseen.gain_interval, "+.4f")
+        last = "window" if unseen.windows == 1 else f"{unseen.windows:,} windows"
+        before = "window" if unseen.seen == 1 else f"{unseen.seen:,} windows"
+        lines.append(
+            f"On the last {last}, a plan from it for the {before} "
+            f"before gives {unseen.plan:.4f}, and this placement {unseen.this:.4f} ({gain})."
+        )
+    lines.append("Moves: experts that GPUs would receive to get there from this placement.")
+    if found.standings[0].duplicates:
+        lines.append(_duplicates(found.standings[0]))
+    if any(standing.interval is not None for standing in found.standings):
+        lines.append("± is half a 95 % confidence interval.")
+    return lines
+
+
+def _duplicates(this: Standing) -> str:
+    slots = "1 slot holds" if this.duplicates == 1 else f"{this.duplicates:,} slots hold"
+    return f"{slots} an expert that another slot of the GPU holds too: memory that gains nothing."

@@ -1,0 +1,218 @@
+"""GPUs by name: how fast they compute, read their memory and reach each other.
+
+Rates are dense peaks as vendors state them, in operations and bytes a second; what of them a
+program reaches is an assumption (`eplb.cost.Assumptions`). Bandwidths between GPUs are of one
+direction; data sheets add both. For another GPU or network, `dataclasses.replace` a preset or make
+a `Gpu`.
+"""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from eplb.checks import check_number, find_named
+from eplb.cost.models import NumberFormat
+from eplb.errors import OptionError
+
+__all__ = ["GPUS", "Gpu", "find_gpu"]
+
+_T, _G = 1e12, 1e9
+
+_STANDS_IN: dict[str, tuple[NumberFormat, ...]] = {
+    "fp4": ("fp4", "fp8", "int8", "bf16"),
+    "fp8": ("fp8", "int8", "bf16"),
+    "int8": ("int8", "fp8", "bf16"),
+    "bf16": ("bf16",),
+}
+"""What a GPU computes in where it lacks a format: one as wide, or the next wider."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, as one rank of expert parallelism, and its way to the others.
+
+    Attributes:
+        name: of the GPU.
+        memory_bandwidth: bytes a second from its own memory.
+        link_bandwidth: bytes a second to GPUs of its node, one direction.
+        network_bandwidth: bytes a second to other nodes, one direction.
+        bf16: dense peak in operations a second, a multiplication and an addition being two.
+        fp8: the same; None where it has no such units, as for the others.
+        int8: the same.
+        fp4: the same.
+        sources: where the figures are from, each by name and address.
+
+    Raises:
+        OptionError: a rate that is not above 0.
+    """
+
+    name: str
+    memory_bandwidth: float
+    link_bandwidth: float
+    network_bandwidth: float
+    bf16: float
+    fp8: float | None = None
+    int8: float | None = None
+    fp4: float | None = None
+    sources: tuple[str, ...] = ("given",)
+
+    def __post_init__(self) -> None:
+        for name in ("memory_bandwidth", "link_bandwidth", "network_bandwidth"):
+            check_number(getattr(self, name), name, "bytes a second")
+        for name in get_args(NumberFormat):
+            if name == "bf16" or getattr(self, name) is not None:
+                check_number(getattr(self, name), name, "operations a second")
+
+    def rate(self, number_format: NumberFormat) -> tuple[float, NumberFormat]:
+        """Dense peak for a number format, and the format computed in: another where it lacks it.
+
+        Raises:
+            OptionError: a format that there is not.
+        """
+        if number_format not in _STANDS_IN:
+            formats = ", ".join(_STANDS_IN)
+            raise OptionError(f"number_format is {number_format!r}: give one of {formats}")
+        has = [name for name in _STANDS_IN[number_format] if getattr(self, name) is not None]
+        rate: float = getattr(self, has[0])
+        return rate, has[0]
+
+
+_H100 = (
+    "bf16, fp8, int8, memory, links (900 GB/s both ways): NVIDIA H100 Tensor Core GPU data sheet, "
+    "SXM, rates there are with sparsity, twice these: https://www.nvidia.com/en-us/data-center/h100/"
+)
+_CX7 = (
+    "network: one ConnectX-7 of 400 Gb/s a GPU, as in DGX H100, H200 and B200: "
+    "https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html"
+)
+_ASCEND = (
+    "all: device profiles of Huawei's simulator msmodeling, tensor_cast/device.py: "
+    "https://gitcode.com/Ascend/msmodeling"
+)
+
+GPUS: dict[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu(
+            "H100",
+            3.35 * _T,
+            450 * _G,
+            50 * _G,
+            bf16=989 * _T,
+            fp8=1979 * _T,
+            int8=1979 * _T,
+            sources=(_H100, _CX7),
+        ),
+        Gpu(
+            "H200",
+            4.8 * _T,
+            450 * _G,
+            50 * _G,
+            bf16=989 * _T,
+            fp8=1979 * _T,
+            int8=1979 * _T,
+            sources=(
+                "bf16, fp8, int8, memory, links (900 GB/s both ways): NVIDIA H200 Tensor Core "
+                "GPU data sheet, SXM, rates there are with sparsity, twice these: "
+                "https://www.nvidia.com/en-us/data-center/h200/",
+                _CX7,
+            ),
+        ),
+        # An H100 with fewer links: the machine of DeepSeek's published times.
+        Gpu(
+            "H800",
+            3.35 * _T,
+            200 * _G,
+            50 * _G,
+            bf16=989 * _T,
+            fp8=1979 * _T,
+            int8=1979 * _T,
+            sources=(
+                "links and network: DeepSeek, Insights into DeepSeek-V3, section 4.3: "
+                "https://arxiv.org/abs/2505.09343",
+                f"the rest as H100: {_H100}",
+            ),
+        ),
+        Gpu(
+            "B200",
+            8.0 * _T,
+            900 * _G,
+            50 * _G,
+            bf16=2250 * _T,
+            fp8=4500 * _T,
+            int8=4500 * _T,
+            fp4=9000 * _T,
+            sources=(
+                "bf16, fp8, int8, fp4, memory, links (1.8 TB/s both ways): NVIDIA HGX "
+                "specifications, HGX B200, an eighth of the board's dense rates: "
+                "https://www.nvidia.com/en-us/data-center/hgx/",
+                _CX7,
+            ),
+        ),
+        Gpu(
+            "MI300X",
+            5.3 * _T,
+            448 * _G,
+            50 * _G,
+            bf16=1307.4 * _T,
+            fp8=2614.9 * _T,
+            int8=2614.9 * _T,
+            sources=(
+                "bf16, fp8, int8, memory, links (7 of 128 GB/s both ways): AMD Instinct "
+                "MI300X data sheet: https://www.amd.com/content/dam/amd/en/documents/"
+                "instinct-tech-docs/data-sheets/amd-instinct-mi300x-data-sheet.pdf",
+                "network: one adapter of 400 Gb/s a GPU, assumed: servers differ",
+            ),
+        ),
+        Gpu(
+            "Ascend 910B",
+            1.6 * _T,
+            196 * _G,
+            25 * _G,
+            bf16=353.9 * _T,
+            int8=752 * _T,
+            sources=(_ASCEND, "profile ATLAS_800_A2_376T_64G; others of this name are slower"),
+        ),
+        # Engines see each of its two dies as a device.
+        Gpu(
+            "Ascend 910C die",
+            1.6 * _T,
+            196 * _G,
+            196 * _G,
+            bf16=353.9 * _T,
+            int8=752 * _T,
+            sources=(
+                _ASCEND,
+                "profile ATLAS_800_A3_752T_128G_DIE, one of two dies; nodes of a "
+                "CloudMatrix 384 are joined by the same bus: "
+                "https://arxiv.org/abs/2506.12708",
+            ),
+        ),
+    )
+}
+"""GPUs by name."""
+
+_ALSO = {
+    "H100 SXM": "H100",
+    "H200 SXM": "H200",
+    "HGX B200": "B200",
+    "Ascend 910B2": "Ascend 910B",
+    "Ascend 910C": "Ascend 910C die",
+    "910B": "Ascend 910B",
+    "910C": "Ascend 910C die",
+}
+
+
+def find_gpu(name: str) -> Gpu:
+    """The figures of a GPU by its name; case, spaces and the vendor do not matter.
+
+    Raises:
+        OptionError: a name that is not known; the message has the nearest and all of them.
+    """
+    return find_named(
+        name,
+        GPUS,
+        "GPU",
+        "an eplb.cost.Gpu with its memory_bandwidth, link_bandwidth, network_bandwidth "
+        "and bf16, and fp8, int8 and fp4 where it has them",
+        _ALSO,
+    )

@@ -1,0 +1,201 @@
+"""Models by name: the shape of their expert layers, and what their experts weigh.
+
+Figures are those of each model's `config.json`. For another model, or one served in another number
+format, `dataclasses.replace` a preset or make a `Model`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from eplb.checks import check_number, check_whole, find_named, whole_number
+from eplb.errors import ClusterError, OptionError
+
+__all__ = ["EXPERT_BYTES", "MODELS", "Model", "NumberFormat", "expert_bytes_of", "find_model"]
+
+_MOST_BYTES = 2**50
+
+NumberFormat = Literal["bf16", "fp8", "int8", "fp4"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A mixture-of-experts model as it is served. An expert is three matrices: gate, up and down.
+
+    Attributes:
+        name: of the model.
+        num_layers: layers, dense ones too.
+        num_moe_layers: layers with experts.
+        num_experts: E, experts of a layer that tokens are routed to; shared ones are no part.
+        top_k: experts that a token is routed to in a layer.
+        hidden_size: numbers of a token between layers.
+        expert_size: width of an expert (`moe_intermediate_size`).
+        bytes_per_weight: of an expert's weights, with their scales.
+        number_format: that its products are computed in.
+        dispatch_bytes: of one number of a token on its way to an expert, with its scale.
+        combine_bytes: of one on its way back.
+        source: where the figures are from.
+
+    Raises:
+        OptionError: a figure that no model has.
+    """
+
+    name: str
+    num_layers: int
+    num_moe_layers: int
+    num_experts: int
+    top_k: int
+    hidden_size: int
+    expert_size: int
+    bytes_per_weight: float
+    number_format: NumberFormat = "bf16"
+    dispatch_bytes: float = 2.0
+    combine_bytes: float = 2.0
+    source: str = "given"
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_moe_layers", "num_experts", "top_k", "hidden_size"):
+            check_whole(getattr(self, name), name)
+        check_whole(self.expert_size, "expert_size")
+        for name in ("bytes_per_weight", "dispatch_bytes", "combine_bytes"):
+            check_number(getattr(self, name), name, "bytes")
+        if self.num_moe_layers > self.num_layers:
+            raise OptionError(
+                f"num_moe_layers is {self.num_moe_layers}: the model has {self.num_layers} layers"
+            )
+        if self.top_k > self.num_experts:
+            raise OptionError(f"top_k is {self.top_k}: a layer has {self.num_experts} experts")
+        if self.number_format not in get_args(NumberFormat):
+            formats = ", ".join(get_args(NumberFormat))
+            raise OptionError(f"number_format is {self.number_format!r}: give one of {formats}")
+
+    @property
+    def expert_weights(self) -> int:
+        """Weights of one expert of one layer."""
+        return 3 * self.hidden_size * self.expert_size
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert of one layer."""
+        return round(self.expert_weights * self.bytes_per_weight)
+
+
+_FP8 = 1 + 4 / 128
+"""Bytes of a number in FP8 with one FP32 scale for each 128, as DeepEP sends them."""
+_MXFP4 = 17 / 32
+"""Bytes of a weight in MXFP4: 4 bits, and one scale of 8 bits for each 32."""
+
+
+def _card(name: str) -> str:
+    return f"https://huggingface.co/{name}/blob/main/config.json"
+
+
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        Model(
+            "DeepSeek-V3",
+            num_layers=61,
+            num_moe_layers=58,
+            num_experts=256,
+            top_k=8,
+            hidden_size=7168,
+            expert_size=2048,
+            bytes_per_weight=1.0,
+            number_format="fp8",
+            dispatch_bytes=_FP8,
+            source=_card("deepseek-ai/DeepSeek-V3"),
+        ),
+        Model(
+            "DeepSeek-R1",
+            num_layers=61,
+            num_moe_layers=58,
+            num_experts=256,
+            top_k=8,
+            hidden_size=7168,
+            expert_size=2048,
+            bytes_per_weight=1.0,
+            number_format="fp8",
+            dispatch_bytes=_FP8,
+            source=_card("deepseek-ai/DeepSeek-R1"),
+        ),
+        Model(
+            "Kimi-K2",
+            num_layers=61,
+            num_moe_layers=60,
+            num_experts=384,
+            top_k=8,
+            hidden_size=7168,
+            expert_size=2048,
+            bytes_per_weight=1.0,
+            number_format="fp8",
+            dispatch_bytes=_FP8,
+            source=_card("moonshotai/Kimi-K2-Instruct"),
+        ),
+        Model(
+            "Qwen3-235B-A22B",
+            num_layers=94,
+            num_moe_layers=94,
+            num_experts=128,
+            top_k=8,
+            hidden_size=4096,
+            expert_size=1536,
+            bytes_per_weight=2.0,
+            source=_card("Qwen/Qwen3-235B-A22B"),
+        ),
+        Model(
+            "gpt-oss-120b",
+            num_layers=36,
+            num_moe_layers=36,
+            num_experts=128,
+            top_k=4,
+            hidden_size=2880,
+            expert_size=2880,
+            bytes_per_weight=_MXFP4,
+            source=_card("openai/gpt-oss-120b"),
+        ),
+        Model(
+            "gpt-oss-20b",
+            num_layers=24,
+            num_moe_layers=24,
+            num_experts=32,
+            top_k=4,
+            hidden_size=2880,
+            expert_size=2880,
+            bytes_per_weight=_MXFP4,
+            source=_card("openai/gpt-oss-20b"),
+        ),
+    )
+}
+"""Models in the number format that their weights are published in: FP8 for DeepSeek and Kimi (the
+scales of 128 x 128 weights are left out: 1 / 4096), BF16 for Qwen3, MXFP4 for gpt-oss, which is
+computed in BF16."""
+
+EXPERT_BYTES: dict[str, int] = {name: model.expert_bytes for name, model in MODELS.items()}
+"""Bytes of one expert of one layer of each model."""
+
+
+def find_model(name: str) -> Model:
+    """The figures of a model by its name; case, dashes and who publishes it do not matter.
+
+    Raises:
+        OptionError: a name that is not known; the message has the nearest and all of them.
+    """
+    instead = (
+        "an eplb.cost.Model with num_layers, num_moe_layers, num_experts, top_k, hidden_size, "
+        "expert_size and bytes_per_weight"
+    )
+    return find_named(name, MODELS, "model", instead, {"Kimi-K2-Instruct": "Kimi-K2"})
+
+
+def expert_bytes_of(model: str | None, said: int | None = None) -> int | None:
+    """Bytes of an expert's weights in one layer: those said, or the model's; None where unknown.
+
+    Raises:
+        ClusterError: no whole number from 1 to 2**50.
+    """
+    if said is None:
+        return EXPERT_BYTES.get(model or "")
+    size = whole_number(said, "expert_bytes")
+    if size > _MOST_BYTES:
+        raise ClusterError(f"expert_bytes is {size}: give {_MOST_BYTES} or less")
+    return size

@@ -1,0 +1,155 @@
+"""From what an engine shows to the next placement: what both plug-ins share.
+
+Every rank of vLLM plans for itself and nothing is sent between them, so what a rank remembers must
+follow from calls that every rank has seen. Ranks that join later have seen fewer; when they join,
+the number of ranks or slots changes, or slots are empty, and then every rank forgets everything.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.cluster import Cluster
+from eplb.engines.settings import Settings
+from eplb.errors import PlacementError
+from eplb.placement import Placement
+from eplb.planning.plan import plan
+
+__all__ = ["Call", "History", "next_placement", "running_placement"]
+
+_PRICE = 5e-4
+"""What a move has to take off the peak of its layer, as a share of the mean GPU load: the planner's
+own price of a move, which it leaves out where there is a budget."""
+
+
+def next_placement(
+    windows: NDArray[np.float64],
+    cluster: Cluster,
+    num_groups: int,
+    current: Placement | None,
+    settings: Settings,
+) -> NDArray[np.int64]:
+    """The experts to run next, [L, P].
+
+    A window counts by its tokens, up to the mean of the windows: what was seen in an idle hour is
+    mostly chance. An expert that stays on its GPU stays in its slot. The budget of moves is not
+    kept where engines start, from a layout that knows no loads, nor where ranks come or go.
+
+    Args:
+        windows: [T, L, E] loads, each with a load in some layer.
+        cluster: the ranks and their slots.
+        num_groups: groups that the model routes by.
+        current: what runs now, None where that is not known.
+        settings: how much may move, how much work the plan may be, and on how many threads.
+
+    Raises:
+        EplbError: what cannot be planned.
+    """
+    num_layers = windows.shape[1]
+    total = windows.sum(axis=(1, 2))
+    moving: dict[str, Any] = {}
+    if current is not None and not _is_start(current):
+        moving["current"] = current
+        if current.cluster.num_slots == cluster.num_slots:
+            loaded = int(windows.any(axis=2).sum()) * cluster.num_gpus
+            moving["max_moves"] = settings.budget(num_layers, cluster.num_slots)
+            moving["move_cost"] = _PRICE * float(total.sum()) / max(loaded, 1)
+    made = plan(
+        windows,
+        cluster,
+        num_groups=num_groups,
+        weights=np.minimum(total, total.mean()),
+        effort=settings.effort,
+        threads=settings.threads,
+        **moving,
+    )
+    phy2log: NDArray[np.int64] = made.placement.phy2log.copy()
+    if current is not None and not moving:
+        idle = ~windows.any(axis=(0, 2))
+        phy2log[idle] = current.phy2log[idle]
+    return phy2log
+
+
+def _is_start(current: Placement) -> bool:
+    """Whether a placement is the layout that engines start with."""
+    row = np.arange(current.cluster.num_slots) % current.num_experts
+    return bool((current.phy2log == row).all())
+
+
+def running_placement(
+    old: NDArray[np.int64], num_experts: int, slots_per_gpu: int
+) -> Placement | None:
+    """The placement to start from; None where slots are empty that no rank to come explains.
+
+    Args:
+        old: [L, P'] expert in each slot now. Where ranks come, theirs are the last and hold -1;
+            where ranks go, there are more slots than will be filled.
+        num_experts: E.
+        slots_per_gpu: slots of a rank.
+
+    Raises:
+        PlacementError: experts that the model does not have, or ranks with other slots.
+    """
+    if old.ndim != 2 or old.shape[1] % slots_per_gpu:
+        raise PlacementError(
+            f"the engine's placement has shape {old.shape}: "
+            f"its slots do not divide over ranks of {slots_per_gpu}"
+        )
+    held = np.flatnonzero((old >= 0).any(axis=0))
+    num_gpus = int(held[-1]) // slots_per_gpu + 1 if held.size else 0
+    running = old[:, : num_gpus * slots_per_gpu]
+    if num_gpus == 0 or (running < 0).any():
+        return None
+    return Placement(running, num_experts, Cluster(num_gpus, 1, slots_per_gpu))
+
+
+@dataclass(frozen=True)
+class Call:
+    """What stays the same from call to call while the ranks do.
+
+    Attributes:
+        num_slots: P, slots of a layer to fill.
+        num_groups: groups that the model routes by.
+        num_nodes: nodes.
+        num_gpus: G, ranks.
+    """
+
+    num_slots: int
+    num_groups: int
+    num_nodes: int
+    num_gpus: int
+
+
+class History:
+    """The last windows of each model that an engine runs, as [L, E] loads.
+
+    Models are told apart by L and E: an engine that drafts with a second model shows both in turn.
+
+    Args:
+        most: windows to keep of a model.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._call: Call | None = None
+        self._windows: dict[tuple[int, ...], deque[NDArray[np.float64]]] = {}
+
+    def see(self, call: Call, *, scaling: bool) -> None:
+        """Forget everything where the ranks are not those of the call before.
+
+        Args:
+            call: what this call is for.
+            scaling: whether slots are empty now, or are to be left: ranks come or go.
+        """
+        if scaling or call != self._call:
+            self._windows.clear()
+        self._call = call
+
+    def add(self, loads: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Add a window [L, E]; return those of this model, [T, L, E], this one last."""
+        windows = self._windows.setdefault(loads.shape, deque(maxlen=self._most))
+        windows.append(loads)
+        return np.stack(windows)

@@ -1,0 +1,50 @@
+"""What a plug-in says in an engine's log: each thing once, in one line."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from eplb.checks import in_one_line
+from eplb.engines.settings import Settings, unknown_variables
+
+__all__ = ["failure", "once", "switched_on"]
+
+_told: set[tuple[str, str]] = set()
+
+
+def once(logger: logging.Logger, key: str, message: str) -> None:
+    """Warn of something, unless this process has warned of it before."""
+    if (logger.name, key) in _told:
+        return
+    _told.add((logger.name, key))
+    logger.warning("eplb: %s", message)
+
+
+def failure(logger: logging.Logger, error: Exception, instead: str) -> None:
+    """Warn, once for each kind of error, of what went wrong and of what is done instead."""
+    once(logger, f"{type(error).__name__} {instead}", f"{in_one_line(error)}; {instead}")
+    logger.debug("eplb: where that came from", exc_info=error)
+
+
+def switched_on(
+    logger: logging.Logger,
+    instead_of: str,
+    settings: Settings,
+    engine: str,
+    checked: Sequence[str],
+) -> None:
+    """Say that the plug-in is on, in an engine of a version, and what a user may not expect.
+
+    Args:
+        logger: the engine's.
+        instead_of: what the planner stands in place of.
+        settings: what it goes by.
+        engine: the engine's name and version, as "vLLM 0.33.0".
+        checked: versions that the plug-in was checked with.
+    """
+    logger.warning("eplb: plans expert placement in place of %s: %s", instead_of, settings)
+    if engine.rsplit(" ", 1)[-1] not in checked:
+        known = " and ".join(checked)
+        logger.warning("eplb: %s is called like %s, which this was checked with", engine, known)
+    if unknown := unknown_variables(os.environ):
+        logger.warning("eplb: nothing reads %s", ", ".join(unknown))

@@ -1,0 +1,112 @@
+"""Balancedness against moves: every point from the placement that runs to a plan made afresh."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.checks import whole_number
+from eplb.cluster import Cluster
+from eplb.errors import OptionError
+from eplb.placement import Placement
+from eplb.planning.passes import Effort, Solution, check_effort
+from eplb.planning.relocate import check_current
+
+__all__ = ["Frontier", "frontier"]
+
+_NEAR = 1e-4
+"""Peak over bound, less 1, at which a layer's curve ends: further than plans go, as a curve shows
+all that moves can buy."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Frontier:
+    """K placements, each the best found for its moves, from none (or the least that the cluster
+    needs) to as many as a plan made afresh is worth.
+
+    Attributes:
+        moves: [K] experts that GPUs must receive, rising.
+        balancedness: [K] mean GPU load / max GPU load, mean over windows and layers; of the loads
+            that it was planned for.
+        peak: [K] sum over layers of the expected load of the busiest GPU, which falls.
+        placements: [K] the placements.
+    """
+
+    moves: NDArray[np.int64]
+    balancedness: NDArray[np.float64]
+    peak: NDArray[np.float64]
+    placements: tuple[Placement, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Frontier({len(self.placements)} points, balancedness {self.balancedness[0]:.4f} at "
+            f"{self.moves[0]} moves to {self.balancedness[-1]:.4f} at {self.moves[-1]})"
+        )
+
+    def reach(self, balancedness: float) -> int | None:
+        """The first point that is at least so balanced; None where none is."""
+        found = np.flatnonzero(self.balancedness >= balancedness)
+        return int(found[0]) if found.size else None
+
+
+def frontier(
+    loads: Any,
+    cluster: Cluster,
+    current: Placement,
+    *,
+    num_groups: int = 1,
+    weights: Any = None,
+    points: int = 20,
+    effort: Effort = "default",
+    threads: int | None = None,
+) -> Frontier:
+    """What so many moves would give, for all numbers of moves in one go.
+
+    Args:
+        loads: [L, E] or [T, L, E], as for `eplb.plan`; so are weights, effort and threads.
+        cluster: the GPUs and their slots.
+        current: the placement that runs.
+        num_groups: groups that the model routes by.
+        weights: [T] what windows count.
+        points: most points, 2 or more; they stand closer where moves are few.
+        effort: work of the plan made afresh.
+        threads: most threads to use.
+
+    Raises:
+        EplbError: as for `eplb.plan`.
+        OptionError: fewer than 2 points.
+    """
+    points = whole_number(points, "points")
+    if points < 2:
+        raise OptionError(f"points is {points}: give 2 or more")
+    solution = Solution.of(loads, cluster, num_groups, weights, threads)
+    num_layers, num_experts = solution.loads.shape
+    current = check_current(current, num_layers, num_experts)
+    solution.make(check_effort(effort), anew=True)
+    relocation = solution.relocate(current, anew=True, near=_NEAR)
+    free = np.zeros(num_layers)
+    least = int(relocation.pieces.base_moves.sum())
+    most = least + int(relocation.pieces.moves.sum())
+    # Second copies on a GPU, which the curve begins without, may run now.
+    start = np.zeros(num_layers, np.int64)
+    rest = points - (relocation.moves(start) < least)
+    shares = np.linspace(1.0, 0.0, rest)[::-1] ** 2
+    budgets = least + np.round((most - least) * shares).astype(np.int64)
+    choices = [start, *(relocation.choose(int(budget), free) for budget in np.unique(budgets))]
+    windows = solution.windows[solution.windows.any(axis=(1, 2)) & (solution.weight > 0.0)]
+    windows = windows if windows.size else solution.windows
+    found: dict[int, tuple[float, float, Placement]] = {}
+    for chosen in choices:
+        phy2log, peaks = relocation.settle(chosen)
+        placement = Placement._trusted(phy2log, num_experts, cluster)
+        moves = relocation.moves(chosen)
+        peak = float(peaks.sum())
+        if not found or peak < min(each[1] for each in found.values()):
+            found[moves] = placement.balancedness(windows), peak, placement
+    moves_of = sorted(found)
+    balancedness, peak_of, placements = zip(*(found[moves] for moves in moves_of), strict=True)
+    arrays = np.array(moves_of), np.array(balancedness), np.array(peak_of)
+    for array in arrays:
+        array.flags.writeable = False
+    return Frontier(*arrays, placements)

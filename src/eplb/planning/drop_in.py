@@ -1,0 +1,47 @@
+"""The drop-in for DeepSeek's `eplb.rebalance_experts`: its signature and its meaning."""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from eplb.cluster import Cluster
+from eplb.loads import check_loads, is_tensor
+from eplb.planning.plan import plan
+
+__all__ = ["rebalance_experts"]
+
+
+def rebalance_experts(
+    weight: Any, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int
+) -> tuple[Any, Any, Any]:
+    """Entry point of DeepSeek's EPLB (github.com/deepseek-ai/EPLB), answered by `eplb.plan`.
+
+    Args:
+        weight: [L, E] load of each logical expert.
+        num_replicas: P, slots of a layer, a multiple of `num_gpus`.
+        num_groups: groups that the model routes by.
+        num_nodes: nodes; where they divide the groups, each group stays on one node.
+        num_gpus: G, a multiple of `num_nodes`.
+
+    Returns:
+        phy2log [L, P], the expert in each slot; log2phy [L, E, P - E + 1], the slots of each
+        expert, padded with -1; logcnt [L, E], its replicas. int64 tensors on the CPU where `weight`
+        is a torch tensor, int64 arrays otherwise.
+
+    Raises:
+        LoadsError: a weight that is not [L, E], or holds values that are not finite or below 0.
+        ClusterError: counts that do not divide, or fewer replicas than experts.
+    """
+    from eplb.solver.maps import fill_log2phy
+
+    cluster = Cluster.with_slots(num_replicas, num_gpus, num_nodes)
+    placement = plan(check_loads(weight), cluster, num_groups=num_groups).placement
+    shape = (placement.num_layers, placement.num_experts)
+    log2phy = np.empty((*shape, cluster.num_slots - placement.num_experts + 1), np.int64)
+    fill_log2phy(placement.phy2log, log2phy)
+    # The caller owns what it gets, as it does with DeepSeek's.
+    maps = (placement.phy2log.copy(), log2phy, placement.logcnt.copy())
+    if is_tensor(weight):
+        return tuple(map(sys.modules["torch"].from_numpy, maps))
+    return maps

@@ -1,0 +1,156 @@
+"""The planner: loads and a cluster in, a placement with its peak and proven bound out."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.cluster import Cluster, check_shape
+from eplb.errors import OptionError
+from eplb.placement import Placement
+from eplb.planning.passes import Effort, Solution, check_effort
+from eplb.planning.relocate import check_current, check_moves
+
+__all__ = ["DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "warmup"]
+
+DEFAULT_MOVE_COST = 5e-4
+"""What a move is to gain where nothing else is said, as a share of the mean GPU load."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the planner decided, and how far from proven best it is.
+
+    Attributes:
+        placement: the experts of every slot.
+        peak: [L] load of the busiest GPU, in the unit of the loads; of several windows the expected
+            one, each window scaled to their mean total.
+        bound: [L] proven: no plan for this cluster, with the groups on nodes, has a lower peak.
+        moves: experts that GPUs must receive, from the placement that was current; 0 without one.
+        notes: what a user should know of the loads: windows that count for nothing.
+    """
+
+    placement: Placement
+    peak: NDArray[np.float64]
+    bound: NDArray[np.float64]
+    moves: int = 0
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def gap(self) -> NDArray[np.float64]:
+        """[L] peak / bound - 1: what is left to gain at most; 0 for layers with no load."""
+        safe = np.where(self.bound > 0.0, self.bound, 1.0)
+        gap: NDArray[np.float64] = np.where(self.bound > 0.0, self.peak / safe - 1.0, 0.0)
+        gap.flags.writeable = False
+        return gap
+
+
+def plan(
+    loads: Any,
+    cluster: Cluster,
+    *,
+    num_groups: int = 1,
+    weights: Any = None,
+    current: Placement | None = None,
+    max_moves: int | None = None,
+    move_cost: float | None = None,
+    effort: Effort = "default",
+    threads: int | None = None,
+) -> Plan:
+    """Decide how many replicas each expert gets and on which GPU each sits.
+
+    Layers are planned on their own. For one window: replicas by Adams' apportionment, packed by the
+    balanced largest differencing method, then improved by swaps until the busiest GPU is within
+    0.04 % of a proven lower bound; where swaps end further than 0.1 % from it, by a search over
+    replica counts and hand-overs of slots, until a fixed amount of work is spent. For several
+    windows the expected peak is lowered: each is scaled to the same total, replicas go by the mean
+    load and its standard deviation, are spread so that loads of a GPU add up evenly in every
+    window, and swapped under norms of rising power. No GPU gets two replicas of an expert unless it
+    has more slots than there are experts. The same input gives the same plan on every host and with
+    any number of threads.
+
+    With a current placement each layer is walked from there towards balance, and goes as far as a
+    budget of moves, shared by all layers, or the price of a move allows, never further than to the
+    peak of a plan made afresh. Experts that stay on a GPU keep their slot. A layer with no load
+    stays as it is.
+
+    Args:
+        loads: tokens routed to each logical expert, of one window [L, E] or several [T, L, E]: a
+            torch tensor of any type and device, a numpy array or nested lists. A layer with no load
+            is spread evenly; a window in which a layer has none counts for nothing there.
+        cluster: the GPUs and their slots; at least E slots.
+        num_groups: groups that the model routes by. Where the nodes divide them, each group stays
+            on one node, equally many on each, so that the busiest node is as light as it can be;
+            otherwise experts go anywhere.
+        weights: [T] what windows count, None for all alike.
+        current: the placement that runs, of this cluster or of one with other GPUs or slots: GPUs
+            keep their numbers, those added hold nothing, those taken away are the last. None to
+            plan afresh.
+        max_moves: most moves from `current` in all layers together, None for any number.
+        move_cost: what the peak of a layer is to fall by at least for each move, in the unit of the
+            loads. None for 0.05 % of the mean GPU load, or for nothing where `max_moves` is given.
+        effort: "fast", "default" or "thorough": fixed amounts of work, each several times the one
+            before. "fast" with a current placement and several windows plans nothing afresh.
+        threads: most threads to use, None for one a processor.
+
+    Raises:
+        LoadsError: loads that are not [L, E] or [T, L, E], or hold values that are not finite or
+            below 0; several windows of which none has any load; weights of another number, or
+            below 0.
+        ClusterError: fewer slots than experts, or groups that do not divide the experts.
+        PlacementError: a current placement of other layers or experts.
+        OptionError: another effort; a negative number of moves or cost, or one of the two without
+            a current placement; a budget with which not every expert would have a slot.
+    """
+    check_effort(effort)
+    solution = Solution.of(loads, cluster, num_groups, weights, threads)
+    if current is None:
+        if max_moves is not None or move_cost is not None:
+            raise OptionError("max_moves and move_cost need a current placement to move from")
+        solution.make(effort, anew=True)
+        return _plan_of(solution, solution.phy2log, solution.peaks)
+    num_layers, num_experts = solution.loads.shape
+    current = check_current(current, num_layers, num_experts)
+    max_moves, move_cost = check_moves(max_moves, move_cost)
+    anew = solution.make(effort, anew=False)
+    price = np.full(num_layers, move_cost or 0.0)
+    if move_cost is None and max_moves is None:
+        price = DEFAULT_MOVE_COST * solution.loads.sum(axis=1) / cluster.num_gpus
+    relocation = solution.relocate(current, max_moves, price, anew=anew)
+    chosen = relocation.choose(max_moves, price)
+    return _plan_of(solution, *relocation.settle(chosen), relocation.moves(chosen))
+
+
+def _plan_of(
+    solution: Solution,
+    phy2log: NDArray[np.int64],
+    peaks: NDArray[np.float64],
+    moves: int = 0,
+) -> Plan:
+    # Rounding may leave a proven bound above the peak that attains it.
+    bounds = np.minimum(solution.bounds, peaks)
+    for array in (peaks, bounds):
+        array.flags.writeable = False
+    placement = Placement._trusted(phy2log, solution.loads.shape[1], solution.cluster)
+    return Plan(placement, peaks, bounds, moves, solution.notes)
+
+
+def warmup() -> None:
+    """Compile every kernel, or load it from disk, so that no later plan waits for that.
+
+    Servers call this when they start. What is compiled is kept beside the package, or in the
+    user's cache where that cannot be written, so only the first process on a machine compiles.
+    """
+    # Two slots on a GPU and loads this uneven need every pass.
+    loads = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
+    for num_groups in (1, 4):
+        cluster = Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2)
+        made = plan(loads, cluster, num_groups=num_groups)
+        made.placement.log2phy  # noqa: B018  # has a kernel of its own
+        both = np.stack([loads, loads[:, ::-1]])
+        plan(both, cluster, num_groups=num_groups)
+        plan(both, cluster, num_groups=num_groups, current=made.placement)
+        smaller = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=4)
+        plan(loads, smaller, num_groups=num_groups, current=made.placement)

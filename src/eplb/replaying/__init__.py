@@ -1,0 +1,1 @@
+"""Policies on recorded loads: replayed, compared, swept and evaluated, by one score."""

@@ -1,0 +1,299 @@
+"""Policies side by side on one trace: what each would have given, and how sure that is."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.balance import Interval, difference_interval, ratio_interval
+from eplb.cluster import Cluster
+from eplb.cost.models import expert_bytes_of
+from eplb.errors import EplbError, OptionError, PolicyError
+from eplb.loads import LoadTrace
+from eplb.moving.service import Service, check_seconds
+from eplb.replaying.policies import Policy, named_policies, told
+from eplb.replaying.replay import HISTORY, Replay, Step, replay_of, replay_steps
+
+__all__ = ["Comparison", "Score", "compare", "score"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one policy gave.
+
+    Attributes:
+        policy: its name.
+        balancedness: mean GPU load / max GPU load, mean over windows and layers.
+        balancedness_interval: where that is with 95 % confidence; None of fewer than 16 windows
+            or 4 blocks of them.
+        pooled: the same as sum of means / sum of maxima.
+        pooled_interval: of that.
+        worst_window: balancedness of the least balanced window.
+        gain: balancedness above that of the first policy compared.
+        gain_interval: of that; both policies' windows are drawn together.
+        plans: times that the policy was asked.
+        moved: share of the slots of layers with any load that GPUs had to receive at a plan, the
+            first left out, on average; None where there was no other.
+        bytes_per_plan: the same in bytes, None where an expert's bytes are unknown.
+        plan_ms: median time of a plan in milliseconds, without the first where there are more;
+            first_plan_ms: of the first, for which a file's kernels may be loaded or compiled;
+            longest_plan_ms: the longest of all.
+        net: share of the service's time that is saved against the first policy compared, the time
+            of transfers included, but for the first plan's; None where no service is known.
+    """
+
+    policy: str
+    balancedness: float
+    balancedness_interval: Interval | None
+    pooled: float
+    pooled_interval: Interval | None
+    worst_window: float
+    gain: float
+    gain_interval: Interval | None
+    plans: int
+    moved: float | None
+    bytes_per_plan: float | None
+    plan_ms: float
+    first_plan_ms: float
+    longest_plan_ms: float
+    net: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several policies on the same windows.
+
+    Attributes:
+        windows: windows served by every policy; wanted: those that were to be.
+        layers: L; dense_layers: those with no load in any window; experts: E.
+        scores: one a policy, in the order asked for.
+        replays: the records that the scores come from.
+    """
+
+    windows: int
+    wanted: int
+    layers: int
+    dense_layers: int
+    experts: int
+    gpus: int
+    nodes: int
+    slots: int
+    groups: int
+    every: int
+    history: int
+    first: int
+    scores: list[Score]
+    replays: list[Replay]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values; of the records those of whole windows."""
+        fields = {name: value for name, value in vars(self).items() if name != "replays"}
+        return {
+            **fields,
+            "scores": [asdict(score) for score in self.scores],
+            "by_window": [_by_window(replay) for replay in self.replays],
+        }
+
+
+def compare(
+    trace: LoadTrace,
+    cluster: Cluster,
+    policies: (
+        str
+        | os.PathLike[str]
+        | Sequence[str | os.PathLike[str]]
+        | Mapping[str, Policy | str | os.PathLike[str]]
+    ),
+    *,
+    num_groups: int = 1,
+    every: int = 1,
+    history: int = HISTORY,
+    first: int = 1,
+    expert_bytes: int | None = None,
+    service: Service | None = None,
+    window_seconds: float | None = None,
+    progress: Callable[[int, int], bool | None] | None = None,
+    failed: Callable[[EplbError], object] | None = None,
+) -> Comparison:
+    """Replay policies in step, each window by all of them before the next.
+
+    Args:
+        trace: the windows, in the order in which they happened.
+        cluster: the GPUs and their slots.
+        policies: names in `eplb.policies.POLICIES` and paths of Python files, or callables by name;
+            a lone one need not be in a list.
+        num_groups: as in `eplb.replay`; so are every, history, first and expert_bytes.
+        every: windows from one plan to the next.
+        history: most windows that a policy is shown.
+        first: the first window served.
+        expert_bytes: bytes of an expert's weights in one layer.
+        service: what moves cost and lighter GPUs give, for the policy "deciding" and the net
+            benefit of each.
+        window_seconds: time that a window stands for, with a service; by default as the trace says.
+        progress: called after each window with how many are done, and how many there are; where it
+            returns False the replays end, and what was done counts.
+        failed: called with the error where a policy fails after the first window, in place of
+            raising it; the windows that all policies have served count.
+
+    Raises:
+        EplbError: as for `eplb.replay`.
+    """
+    if not isinstance(policies, Mapping):
+        policies = dict[str, Any](named_policies(policies))
+    elif not policies:
+        raise PolicyError("no policy is given")
+    size = expert_bytes_of(trace.model, expert_bytes)
+    length = None
+    if service is not None:
+        size = service.expert_bytes
+        length = _window_seconds(trace, window_seconds)
+        policies = {
+            name: told(policy, service, length * every) for name, policy in policies.items()
+        }
+    walks = [
+        replay_steps(
+            trace,
+            cluster,
+            policy,
+            num_groups=num_groups,
+            every=every,
+            history=history,
+            first=first,
+            service=service,
+        )
+        for policy in policies.values()
+    ]
+    wanted = trace.num_windows - first
+    rounds: list[tuple[Step, ...]] = []
+    try:
+        for steps in zip(*walks, strict=True):
+            rounds.append(steps)
+            if progress is not None and progress(len(rounds), wanted) is False:
+                break
+    except EplbError as error:
+        if failed is None or not rounds:
+            raise
+        failed(error)
+    replays = [
+        replay_of(steps, name, cluster, size, service)
+        for name, steps in zip(policies, zip(*rounds, strict=True), strict=True)
+    ]
+    return Comparison(
+        windows=len(rounds),
+        wanted=wanted,
+        layers=trace.num_layers,
+        dense_layers=int(trace.dense.sum()),
+        experts=trace.num_experts,
+        gpus=cluster.num_gpus,
+        nodes=cluster.num_nodes,
+        slots=cluster.num_slots,
+        groups=num_groups,
+        every=every,
+        history=history,
+        first=first,
+        scores=[
+            replace(
+                score(replay, replays[0]),
+                net=None if service is None else _net(replay, replays[0], service, length or 0.0),
+            )
+            for replay in replays
+        ],
+        replays=replays,
+    )
+
+
+def _window_seconds(trace: LoadTrace, said: float | None) -> float:
+    """The time that a window stands for.
+
+    Raises:
+        OptionError: neither the user nor the trace says.
+    """
+    if said is not None:
+        return check_seconds(said, "window_seconds")
+    if trace.times is not None and trace.times.size > 1:
+        between = float(np.median(np.diff(trace.times)))
+        if between > 0.0:
+            return between
+    raise OptionError("the trace does not say how long a window is: give window_seconds")
+
+
+def _net(replay: Replay, reference: Replay, service: Service, seconds: float) -> float:
+    """Share of the time that is saved against a reference, the first plans' transfers left out."""
+    peaks, other = replay.peak.sum(axis=1), reference.peak.sum(axis=1)
+    fall = np.divide(other - peaks, other, out=np.zeros(peaks.size), where=other > 0.0)
+    whole = saved = 0.0
+    for one, sign in ((reference, 1.0), (replay, -1.0)):
+        first = int(np.flatnonzero(one.planned)[0])
+        moving = 0.0 if one.moving_seconds is None else float(one.moving_seconds[first + 1 :].sum())
+        saved += sign * service.lost_seconds(moving)
+        whole += service.lost_seconds(moving) if sign > 0.0 else 0.0
+    whole += seconds * peaks.size
+    saved += service.gained_seconds(float(fall.sum()), seconds)
+    return float(saved / whole)
+
+
+def score(replay: Replay, reference: Replay | None = None) -> Score:
+    """The figures of one replay, and its gain over another of the same windows."""
+    reference = reference or replay
+    sums, known = _of_windows(replay)
+    other_sums, _known = _of_windows(reference)
+    means, peaks = replay.mean.sum(axis=1), replay.peak.sum(axis=1)
+    loaded = known > 0.0
+    worst = (sums[loaded] / known[loaded]).min() if loaded.any() else 1.0
+    asked = np.flatnonzero(replay.planned)
+    later = asked[1:]
+    every = int(np.diff(asked).max()) if later.size else replay.num_steps
+    moe = replay.peak.any(axis=0)  # a dense layer has nothing to move
+    received = replay.moves[np.ix_(later, moe)].sum(axis=1)
+    slots = max(1, int(moe.sum())) * replay.cluster.num_slots
+    seconds = replay.seconds[replay.planned]
+    return Score(
+        policy=replay.name,
+        balancedness=replay.average(),
+        balancedness_interval=ratio_interval(sums, known, every),
+        pooled=replay.pooled(),
+        pooled_interval=ratio_interval(means, peaks, every),
+        worst_window=float(worst),
+        gain=replay.average() - reference.average(),
+        gain_interval=difference_interval(sums, known, other_sums, known, every),
+        plans=int(replay.planned.sum()),
+        moved=float(received.mean()) / slots if later.size else None,
+        bytes_per_plan=_times(float(received.mean()) if later.size else None, replay.expert_bytes),
+        plan_ms=float(np.median(seconds[1:] if later.size else seconds)) * 1e3,
+        first_plan_ms=float(seconds[0]) * 1e3,
+        longest_plan_ms=float(seconds.max()) * 1e3,
+    )
+
+
+def _by_window(replay: Replay) -> dict[str, Any]:
+    """Of each window the balancedness (None without load), the moves, and the time of a plan."""
+    sums, known = _of_windows(replay)
+    return {
+        "policy": replay.name,
+        "window": replay.windows.tolist(),
+        "balancedness": [
+            top / number if number else None
+            for top, number in zip(sums.tolist(), known.tolist(), strict=True)
+        ],
+        "moves": replay.moves.sum(axis=1).tolist(),
+        "plan_ms": [
+            seconds * 1e3 if planned else None
+            for seconds, planned in zip(
+                replay.seconds.tolist(), replay.planned.tolist(), strict=True
+            )
+        ],
+    }
+
+
+def _of_windows(replay: Replay) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[S] sums of the balancedness of layers that have load, and how many have."""
+    known = ~np.isnan(replay.balancedness)
+    sums: NDArray[np.float64] = np.where(known, replay.balancedness, 0.0).sum(axis=1)
+    return sums, known.sum(axis=1).astype(np.float64)
+
+
+def _times(moves: float | None, expert_bytes: int | None) -> float | None:
+    return None if moves is None or expert_bytes is None else moves * expert_bytes

@@ -1,0 +1,307 @@
+"""How a placement does on loads, beside plans made now and the layout that engines start with."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.balance import Interval, difference_interval, ratio_interval, ratios
+from eplb.errors import LoadsError
+from eplb.loads import LoadTrace
+from eplb.placement import Placement
+from eplb.planning.forecast import Recent, Scenarios
+from eplb.planning.plan import plan
+
+__all__ = ["Evaluation", "HotGpu", "LayerFigures", "Standing", "Unseen", "evaluate_placement"]
+
+_WORST = 5
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One placement on the windows.
+
+    Attributes:
+        placement: "this"; "from this", a plan that starts from it and moves what is worth a move;
+            "afresh", a plan that heeds no moves; "contiguous", the layout that engines start with.
+        balancedness: mean GPU load / max GPU load, mean over windows and layers; interval: where
+            that is with 95 % confidence, None of few windows.
+        pooled: the same as sum of means / sum of maxima; pooled_interval: of that.
+        worst_window: balancedness of the least balanced window.
+        gain: balancedness above that of the placement evaluated; gain_interval: of that.
+        duplicates: slots of MoE layers that hold an expert a second time on a GPU.
+        moves: experts of MoE layers that GPUs would receive to get there from the placement
+            evaluated; moved: the same as a share of slots.
+    """
+
+    placement: str
+    balancedness: float
+    interval: Interval | None
+    pooled: float
+    pooled_interval: Interval | None
+    worst_window: float
+    gain: float
+    gain_interval: Interval | None
+    duplicates: int
+    moves: int
+    moved: float
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """Balancedness of one layer, mean over windows, by placement."""
+
+    layer: int
+    this: float
+    from_this: float
+    afresh: float
+    contiguous: float
+
+
+@dataclass(frozen=True)
+class HotGpu:
+    """The GPU with the most load under the placement evaluated.
+
+    Attributes:
+        gpu: its number.
+        load: its load over that of a GPU on average, all windows and layers added up.
+        busiest: share of the layers of windows in which no GPU has more load.
+    """
+
+    gpu: int
+    load: float
+    busiest: float
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """The later half of the windows, with a plan from this placement for the earlier half.
+
+    Attributes:
+        seen: windows that the plan was made from; windows: those after them, that are scored.
+        this, plan: balancedness of both; gain: of the plan above the placement evaluated.
+    """
+
+    seen: int
+    windows: int
+    this: float
+    plan: float
+    gain: float
+    gain_interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A placement on a trace.
+
+    Attributes:
+        layers: L; dense_layers: those with no load in any window.
+        standings: of the placement, of two plans for the same slots made from these windows, and
+            of the contiguous layout.
+        unseen: what a plan gains on windows that it was not made from; None of one window.
+        worst_layers: the least balanced, the worst first.
+        hottest: the GPU with the most load, None without load.
+    """
+
+    layers: int
+    dense_layers: list[int]
+    experts: int
+    gpus: int
+    nodes: int
+    slots: int
+    groups: int
+    windows: int
+    standings: list[Standing]
+    unseen: Unseen | None
+    worst_layers: list[LayerFigures]
+    hottest: HotGpu | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """One placement, window by window.
+
+    Attributes:
+        ratio: [T, L] balancedness, NaN without load.
+        peak, mean: [T, L] load of the busiest GPU, and of a GPU on average.
+        load: [G] load of each GPU, all windows and layers added up.
+        busiest: [G] layers of windows in which it is the first of those with the most load.
+    """
+
+    placement: Placement
+    ratio: NDArray[np.float64]
+    peak: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    load: NDArray[np.float64]
+    busiest: NDArray[np.int64]
+
+    def part(self, first: int) -> "_Walk":
+        """The same from window `first` on; what all windows add up to stays."""
+        return _Walk(
+            self.placement,
+            self.ratio[first:],
+            self.peak[first:],
+            self.mean[first:],
+            self.load,
+            self.busiest,
+        )
+
+    def sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """[T] balancedness of loaded layers added up, and how many there are."""
+        known = ~np.isnan(self.ratio)
+        added: NDArray[np.float64] = np.where(known, self.ratio, 0.0).sum(axis=1)
+        return added, known.sum(axis=1).astype(np.float64)
+
+
+def evaluate_placement(
+    placement: Placement, trace: LoadTrace, *, num_groups: int = 1, threads: int | None = None
+) -> Evaluation:
+    """Score a placement on every window, beside plans made now and the contiguous layout.
+
+    Plans are made from the last 32 windows and scored on all: what they gain on windows that they
+    have seen is the most that there is. What re-planning would have gained is told by `unseen`.
+
+    Args:
+        placement: L layers of E experts.
+        trace: windows [T, L, E].
+        num_groups: groups that the model routes by, for the plans.
+        threads: most threads to plan with, None for one a processor.
+
+    Raises:
+        LoadsError: a trace of other layers or experts.
+        ClusterError: groups that do not divide the experts.
+    """
+    if (placement.num_layers, placement.num_experts) != (trace.num_layers, trace.num_experts):
+        raise LoadsError(
+            f"{trace!r} is of another model than {placement!r}: they need as many layers "
+            "and experts"
+        )
+    cluster = placement.cluster
+    moe = np.logical_not(trace.dense)
+    begin = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
+    placements = {
+        "this": placement,
+        "from this": _planned(trace.loads, placement, num_groups, threads),
+        "afresh": _planned(trace.loads, placement, num_groups, threads, afresh=True),
+        "contiguous": begin,
+    }
+    walks = {name: _walk(each, trace) for name, each in placements.items()}
+    this = walks["this"]
+    return Evaluation(
+        layers=trace.num_layers,
+        dense_layers=np.flatnonzero(trace.dense).tolist(),
+        experts=trace.num_experts,
+        gpus=cluster.num_gpus,
+        nodes=cluster.num_nodes,
+        slots=cluster.num_slots,
+        groups=num_groups,
+        windows=trace.num_windows,
+        standings=[_standing(name, walk, this, moe) for name, walk in walks.items()],
+        unseen=_unseen(this, trace, num_groups, threads),
+        worst_layers=_worst_layers(np.flatnonzero(moe), *walks.values()),
+        hottest=_hottest(this),
+    )
+
+
+def _planned(
+    loads: NDArray[np.float64],
+    current: Placement,
+    num_groups: int,
+    threads: int | None,
+    *,
+    afresh: bool = False,
+) -> Placement:
+    """A plan for the same slots, from the placement that runs or afresh."""
+    expected = Scenarios(loads, np.ones(1)) if len(loads) == 1 else Recent()(loads)
+    return plan(
+        expected.loads,
+        current.cluster,
+        num_groups=num_groups,
+        weights=expected.weights,
+        current=None if afresh else current,
+        threads=threads,
+    ).placement
+
+
+def _walk(placement: Placement, trace: LoadTrace, first: int = 0) -> _Walk:
+    num_gpus = placement.cluster.num_gpus
+    total = np.zeros(num_gpus)
+    busiest = np.zeros(num_gpus, np.int64)
+    ratio, peak, mean = [], [], []
+    for window in trace.loads[first:]:
+        load = placement.gpu_load(window)
+        ratio.append(ratios(load))
+        peak.append(load.max(axis=1))
+        mean.append(load.mean(axis=1))
+        total += load.sum(axis=0)
+        busiest += np.bincount(load.argmax(axis=1)[peak[-1] > 0.0], minlength=num_gpus)
+    return _Walk(placement, np.stack(ratio), np.stack(peak), np.stack(mean), total, busiest)
+
+
+def _average(walk: _Walk) -> float:
+    """Balancedness; 1 where nothing has any load."""
+    known = ~np.isnan(walk.ratio)
+    return float(walk.ratio[known].mean()) if known.any() else 1.0
+
+
+def _standing(name: str, walk: _Walk, this: _Walk, moe: NDArray[np.bool_]) -> Standing:
+    sums, known = walk.sums()
+    loaded = known > 0.0
+    means, peaks = walk.mean.sum(axis=1), walk.peak.sum(axis=1)
+    held = walk.placement.phy2log[moe].reshape(-1, walk.placement.cluster.slots_per_gpu)
+    held = np.sort(held, axis=1)
+    moves = int(walk.placement.moves_by_layer(this.placement)[moe].sum())
+    return Standing(
+        placement=name,
+        balancedness=_average(walk),
+        interval=ratio_interval(sums, known),
+        pooled=min(float(means.sum() / peaks.sum()), 1.0) if peaks.any() else 1.0,
+        pooled_interval=ratio_interval(means, peaks),
+        worst_window=float((sums[loaded] / known[loaded]).min()) if loaded.any() else 1.0,
+        gain=_average(walk) - _average(this),
+        gain_interval=difference_interval(sums, known, *this.sums()),
+        duplicates=int((held[:, 1:] == held[:, :-1]).sum()),
+        moves=moves,
+        moved=moves / max(1, held.size),
+    )
+
+
+def _unseen(this: _Walk, trace: LoadTrace, num_groups: int, threads: int | None) -> Unseen | None:
+    """The later half of the windows, with a plan that was made before them."""
+    seen = trace.num_windows // 2
+    if not seen:
+        return None
+    made = _planned(trace.loads[:seen], this.placement, num_groups, threads)
+    later, planned = this.part(seen), _walk(made, trace, seen)
+    return Unseen(
+        seen=seen,
+        windows=trace.num_windows - seen,
+        this=_average(later),
+        plan=_average(planned),
+        gain=_average(planned) - _average(later),
+        gain_interval=difference_interval(*planned.sums(), *later.sums()),
+    )
+
+
+def _worst_layers(layers: NDArray[np.intp], *walks: _Walk) -> list[LayerFigures]:
+    """The layers that are least balanced under the first of the placements."""
+    by_layer = [np.nanmean(walk.ratio[:, layers], axis=0) for walk in walks]
+    worst = np.argsort(by_layer[0], kind="stable")[:_WORST]
+    return [
+        LayerFigures(int(layers[number]), *(float(each[number]) for each in by_layer))
+        for number in worst
+    ]
+
+
+def _hottest(walk: _Walk) -> HotGpu | None:
+    """The GPU with the most load, None where none has any."""
+    mean = float(walk.load.mean())
+    if mean <= 0.0:
+        return None
+    gpu = int(walk.load.argmax())
+    return HotGpu(gpu, float(walk.load[gpu] / mean), float(walk.busiest[gpu] / walk.busiest.sum()))

@@ -1,0 +1,451 @@
+"""What decides a placement in a replay: one call, and a dict of those that have a name.
+
+A policy is any callable `(loads, cluster, *, current, num_groups)`: `loads` [T, L, E] are the
+windows known so far, the last one last, `current` the Placement that runs now. It returns the next
+one, as a Placement, a Plan or phy2log [L, P]; or None, to keep the current one.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.checks import in_one_line
+from eplb.cluster import Cluster
+from eplb.errors import PolicyError
+from eplb.loads import is_tensor
+from eplb.moving.decide import decide
+from eplb.moving.service import DEFAULT_SERVICE, Service
+from eplb.placement import Placement
+from eplb.planning.forecast import FORECASTS, Forecast, Recent
+from eplb.planning.plan import Effort, plan
+
+__all__ = [
+    "POLICIES",
+    "Deciding",
+    "Forecasted",
+    "Moving",
+    "Peer",
+    "Policy",
+    "list_of",
+    "load_peer",
+    "load_peers",
+    "named_policies",
+    "named_policy",
+    "phy2log_of",
+    "policy_from",
+    "told",
+    "warm_up",
+]
+
+
+class Policy(Protocol):
+    """Decides which placement to run next."""
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        /,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> Any:
+        """The next Placement, Plan or phy2log [L, P], or None to keep `current`."""
+
+
+def _contiguous(
+    _loads: NDArray[np.float64], _cluster: Cluster, *, current: Placement, num_groups: int
+) -> None:
+    """The layout that engines start with, kept for ever."""
+    del current, num_groups
+
+
+@dataclass(frozen=True)
+class _Greedy:
+    """DeepSeek's algorithm on the sum of the windows, afresh each time."""
+
+    swaps: bool
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> NDArray[np.int64]:
+        from eplb.solver.greedy import greedy
+
+        del current
+        return greedy(loads.sum(axis=0), cluster, num_groups, swaps=self.swaps)
+
+
+@dataclass(frozen=True)
+class Forecasted:
+    """This planner, on the windows that a forecast says to plan for, afresh each time."""
+
+    forecast: Forecast
+    effort: Effort = "default"
+    threads: int | None = None
+    sees_next: bool = False
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> Placement:
+        """Plan for what the forecast makes of the windows [T, L, E] so far."""
+        del current
+        expected = self.forecast(loads)
+        return plan(
+            expected.loads,
+            cluster,
+            num_groups=num_groups,
+            weights=expected.weights,
+            effort=self.effort,
+            threads=self.threads,
+        ).placement
+
+
+@dataclass(frozen=True)
+class Moving:
+    """This planner from the placement that runs, moving what gains by its default price; afresh
+    from the layout that engines start with.
+    """
+
+    forecast: Forecast
+    effort: Effort = "default"
+    threads: int | None = None
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> Placement:
+        """Move what gains by what the forecast makes of the windows [T, L, E] so far."""
+        expected = self.forecast(loads)
+        return plan(
+            expected.loads,
+            cluster,
+            num_groups=num_groups,
+            weights=expected.weights,
+            current=None if _is_first(current) else current,
+            effort=self.effort,
+            threads=self.threads,
+        ).placement
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """`eplb.decide` on the windows shown: move what pays, or wait; at first as `Moving`.
+
+    `seconds` is the time from one decision to the next.
+    """
+
+    service: Service = DEFAULT_SERVICE
+    seconds: float = 60.0
+    threads: int | None = None
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> Placement | None:
+        """Decide by the windows [T, L, E] so far."""
+        if not loads.any():
+            return None
+        if _is_first(current):
+            return plan(loads, cluster, num_groups=num_groups, threads=self.threads).placement
+        return decide(
+            loads,
+            cluster,
+            current,
+            self.service,
+            self.seconds,
+            num_groups=num_groups,
+            threads=self.threads,
+        ).placement
+
+
+def _is_first(current: Placement) -> bool:
+    """Whether it is the layout that engines start with."""
+    return current == Placement.contiguous(current.num_layers, current.num_experts, current.cluster)
+
+
+POLICIES: dict[str, Policy] = {
+    "contiguous": _contiguous,
+    "deepseek": _Greedy(swaps=False),
+    "seed": _Greedy(swaps=True),
+    "eplb": Forecasted(Recent()),
+    "moving": Moving(Recent()),
+    "deciding": Deciding(),
+    **{name: Forecasted(forecast) for name, forecast in FORECASTS.items()},
+    "oracle": Forecasted(Recent(), sees_next=True),
+}
+"""Policies by name.
+
+contiguous: the layout that engines start with. deepseek: DeepSeek's EPLB, as engines run it.
+seed: the evolved version of it that this project started from. eplb: this planner on the last
+windows, each a scenario. moving: the same from the placement that runs, as far as moves gain.
+deciding: `eplb.decide`, which waits where moving does not pay. oracle: eplb, shown the windows that
+come next: what knowing the future would give. The others are this planner with the forecasts of
+`eplb.forecast`.
+"""
+
+
+_BUILT_IN = (_Greedy, Forecasted, Moving, Deciding)
+
+
+def warm_up(policy: Policy) -> None:
+    """Compile the kernels of a policy of `POLICIES`, or load them, so that no plan waits for it."""
+    if isinstance(policy, _BUILT_IN):
+        _tiny_plan(policy)
+
+
+@cache
+def _tiny_plan(policy: Policy) -> None:
+    hot = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
+    loads = np.stack([hot, hot[:, ::-1]])
+    cluster = Cluster(num_gpus=8, slots_per_gpu=2)
+    answer = policy(loads, cluster, current=Placement.contiguous(1, 8, cluster), num_groups=1)
+    if isinstance(policy, Moving | Deciding):
+        policy(loads[::-1], cluster, current=answer, num_groups=1)
+
+
+@dataclass(frozen=True)
+class _Peer:
+    """A file's `rebalance_experts`, called as DeepSeek's with the sum of the windows."""
+
+    rebalance_experts: Callable[..., Any]
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> NDArray[np.int64]:
+        del current
+        total: Any = loads.sum(axis=0)
+        num_layers = total.shape[0]
+        if importlib.util.find_spec("torch") is not None:
+            import torch
+
+            total = torch.from_numpy(total)
+        answer = self.rebalance_experts(
+            total, cluster.num_slots, num_groups, cluster.num_nodes, cluster.num_gpus
+        )
+        return phy2log_of(answer, num_layers, cluster.num_slots)
+
+
+def policy_from(path: str | os.PathLike[str]) -> Policy:
+    """The policy in a Python file, which is run: its `policy`, or its `rebalance_experts`.
+
+    `policy` is called as any policy is, `rebalance_experts` as DeepSeek's EPLB with the sum of the
+    windows (a torch tensor where torch is installed).
+
+    Raises:
+        PolicyError: a file that is not there, that fails, or that has neither.
+    """
+    file = Path(path)
+    found = load_peer(file, ("policy", "rebalance_experts"))
+    return found.function if found.kind == "policy" else _Peer(found.function)
+
+
+def named_policies(
+    names: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], threads: int | None = None
+) -> dict[str, Policy]:
+    """The policies of names in `POLICIES`, or in the Python files of those paths, by their names.
+
+    Args:
+        names: of one or more; files are called as they are without their folder, and numbered where
+            two are called alike, or one as a policy of `POLICIES` that is given too.
+        threads: most threads of this planner, None for one a processor.
+
+    Raises:
+        PolicyError: none of the two.
+    """
+    given = [_name(name) for name in list_of(names, str | os.PathLike, "policies")]
+    if not given:
+        raise PolicyError("no policy is given")
+    built_in = {name for name in given if name in POLICIES}
+    policies: dict[str, Policy] = {}
+    for name in given:
+        if name in POLICIES:
+            policy = POLICIES[name]
+            called = name
+            if isinstance(policy, Forecasted | Moving | Deciding):
+                policy = replace(policy, threads=threads)
+        elif name.endswith(".py"):
+            policy = policy_from(name)
+            called = Path(name).stem
+        else:
+            known = ", ".join(POLICIES)
+            raise PolicyError(f"no policy is called {name!r}: give {known} or a .py file")
+        if name in POLICIES and name in policies:
+            raise PolicyError(f"policy {name} is given twice")
+        number = 1
+        while name not in POLICIES and (called in policies or called in built_in):
+            number += 1
+            called = f"{Path(name).stem} {number}"
+        policies[called] = policy
+    return policies
+
+
+def told(
+    policy: Policy | str | os.PathLike[str], service: Service, seconds: float
+) -> Policy | str | os.PathLike[str]:
+    """A policy that knows the service and the time between decisions, where it takes them."""
+    if policy == "deciding":
+        policy = POLICIES["deciding"]
+    if isinstance(policy, Deciding):
+        return replace(policy, service=service, seconds=seconds)
+    return policy
+
+
+def list_of(values: Any, one: Any, name: str) -> list[Any]:
+    """Values as a list; a lone one, of a type of `one`, is a list of itself.
+
+    Raises:
+        PolicyError: neither.
+    """
+    if isinstance(values, one):
+        return [values]
+    if not np.iterable(values):
+        raise PolicyError(f"{name} are {values!r}: give a list")
+    return list(values)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise PolicyError(f"{value!r} is no name of a policy and no path: give callables by name")
+    return os.fsdecode(value)
+
+
+def named_policy(name: str | os.PathLike[str], threads: int | None = None) -> Policy:
+    """One of `named_policies`."""
+    (policy,) = named_policies([name], threads).values()
+    return policy
+
+
+_DROP_IN = ("rebalance_experts",)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another planner.
+
+    Attributes:
+        name: the name of its file.
+        kind: what its function is called.
+        function: as DeepSeek's `rebalance_experts(weight, num_replicas, num_groups, num_nodes,
+            num_gpus)`, torch tensors in and out, of which only phy2log need be returned; or as its
+            kind says.
+    """
+
+    name: str
+    kind: str
+    function: Callable[..., Any]
+
+
+def load_peers(paths: Sequence[Path]) -> list[Peer]:
+    """Load each file's `rebalance_experts`; files of one name are numbered.
+
+    Raises:
+        PolicyError: a file that is not there, that raises when it is imported, or that has no such
+            function.
+    """
+    peers: list[Peer] = []
+    for path in paths:
+        # What a peer prints must not mix with what this prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            peer = load_peer(path)
+        name, number = peer.name, 2
+        while any(other.name == name for other in peers):
+            name, number = f"{peer.name} {number}", number + 1
+        peers.append(Peer(name, peer.kind, peer.function))
+    return peers
+
+
+def load_peer(path: Path, kinds: Sequence[str] = _DROP_IN) -> Peer:
+    """Load a Python file and take the first function of `kinds` that it has.
+
+    Raises:
+        PolicyError: as for `load_peers`.
+    """
+    module = _import(path)
+    for kind in kinds:
+        function = getattr(module, kind, None)
+        if callable(function):
+            return Peer(path.stem, kind, function)
+    raise PolicyError(f"{path}: it has no function {' or '.join(kinds)}")
+
+
+def _import(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise PolicyError(f"{path}: there is no such file")
+    name = f"_peer_{path.resolve()}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PolicyError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # it may import files that lie beside it, as a script does
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise PolicyError(f"{path}: importing it raises {in_one_line(error)}") from None
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+    return module
+
+
+def phy2log_of(result: Any, num_layers: int, num_slots: int) -> NDArray[np.int64]:
+    """[L, P] of what a planner returned: phy2log, or a sequence that begins with it.
+
+    Raises:
+        PolicyError: something else.
+    """
+    if isinstance(result, tuple | list) and len(result) > 0 and _depth(result[0]) == 2:
+        result = result[0]
+    if is_tensor(result):
+        result = result.detach()
+    try:
+        array = np.asarray(result.cpu() if is_tensor(result) else result)
+    except Exception as error:
+        raise PolicyError(f"phy2log is no array: {in_one_line(error)}") from None
+    if array.shape != (num_layers, num_slots) or array.dtype.kind not in "ui":
+        raise PolicyError(
+            f"phy2log has shape {array.shape} and type {array.dtype}: "
+            f"whole numbers of shape {(num_layers, num_slots)} were asked for"
+        )
+    return array.astype(np.int64)
+
+
+def _depth(value: Any) -> int:
+    """Axes of an array, a tensor or nested lists."""
+    if isinstance(value, tuple | list):
+        return 1 + (_depth(value[0]) if len(value) > 0 else 0)
+    return getattr(value, "ndim", 0)

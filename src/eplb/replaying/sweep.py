@@ -1,0 +1,258 @@
+"""Many replays at once: policies x clusters x cadences, over cores or over a user's own cluster.
+
+The work goes through joblib, so whatever backend is active does it: this machine's cores by
+default, a Dask or Ray cluster inside `joblib.parallel_config`.
+"""
+
+import contextlib
+import itertools
+import operator
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eplb.checks import in_one_line, whole_number
+from eplb.cluster import Cluster
+from eplb.cost.models import expert_bytes_of
+from eplb.errors import EplbError, MissingExtraError, PolicyError
+from eplb.loads import LoadTrace
+from eplb.replaying.compare import Score, score
+from eplb.replaying.policies import Policy, list_of, named_policies, named_policy
+from eplb.replaying.replay import HISTORY, Replay, check_replay, replay_of, replay_steps
+
+__all__ = ["SweepRow", "sweep", "sweep_rows"]
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One replay of a sweep: what it was, and what it gave.
+
+    Attributes:
+        gpus: G; nodes: N; slots: P, of which `spare` are more than there are experts.
+        every: windows from one plan to the next.
+        score: the figures; the gain is over the sweep's first policy on the same cluster at the
+            same cadence.
+    """
+
+    gpus: int
+    nodes: int
+    slots: int
+    spare: int
+    every: int
+    score: Score
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values, in one level."""
+        own = {name: value for name, value in vars(self).items() if name != "score"}
+        return {**own, **asdict(self.score)}
+
+
+_Policies = (
+    str
+    | os.PathLike[str]
+    | Sequence[str | os.PathLike[str]]
+    | Mapping[str, Policy | str | os.PathLike[str]]
+)
+
+
+def sweep(
+    trace: LoadTrace,
+    clusters: Cluster | Sequence[Cluster],
+    policies: _Policies,
+    *,
+    every: int | Sequence[int] = (1,),
+    num_groups: int = 1,
+    history: int = HISTORY,
+    first: int = 1,
+    expert_bytes: int | None = None,
+    jobs: int | None = None,
+) -> list[SweepRow]:
+    """Replay a trace with every policy on every cluster at every cadence.
+
+    Args:
+        trace: the windows, in the order in which they happened.
+        clusters: the clusters to try.
+        policies: names in `eplb.policies.POLICIES` and paths of Python files, or callables by name,
+            which are pickled where the work goes to other processes.
+        every: windows from one plan to the next, for each cadence to try.
+        num_groups: as in `eplb.replay`; so are history, first and expert_bytes.
+        history: most windows that a policy is shown.
+        first: the first window served.
+        expert_bytes: bytes of an expert's weights in one layer.
+        jobs: replays at a time, -1 for one a core; None for what `joblib.parallel_config` says, or
+            one at a time where nothing is said.
+
+    Returns:
+        A row for each replay: by cluster, then cadence, then policy, as given. A lone cluster,
+        policy or cadence need not be in a list.
+
+    Raises:
+        EplbError: as for `eplb.replay`.
+        MissingExtraError: without joblib.
+    """
+    rows = sweep_rows(
+        trace,
+        clusters,
+        policies,
+        every=every,
+        num_groups=num_groups,
+        history=history,
+        first=first,
+        expert_bytes=expert_bytes,
+        jobs=jobs,
+    )
+    return list(rows)
+
+
+def sweep_rows(
+    trace: LoadTrace,
+    clusters: Cluster | Sequence[Cluster],
+    policies: _Policies,
+    *,
+    every: int | Sequence[int] = (1,),
+    num_groups: int = 1,
+    history: int = HISTORY,
+    first: int = 1,
+    expert_bytes: int | None = None,
+    jobs: int | None = None,
+) -> Generator[SweepRow, None, None]:
+    """The rows of a sweep one by one, as they are done, so that a user may stop after any.
+
+    Arguments and errors are those of `sweep`. Rows that come before one whose policy fails are
+    given before its error is raised.
+    """
+    try:
+        import joblib
+    except ImportError:
+        raise MissingExtraError("joblib", "sweep", "a sweep") from None
+    if jobs not in (None, -1):
+        whole_number(jobs, "jobs")
+    # What is wrong with any replay is told before the first runs.
+    called = _called(policies)
+    size = expert_bytes_of(trace.model, expert_bytes)
+    places = list(itertools.product(list_of(clusters, Cluster, "clusters"), _cadences(every)))
+    fixed = {"num_groups": num_groups, "history": history, "first": first}
+    for cluster, cadence in places:
+        check_replay(trace, cluster, every=cadence, **fixed)
+    cells = [(*place, name) for place in places for name in called]
+    # Not every backend gives results as they come: those of processes that are forked do not.
+    backend, _ = joblib.parallel.get_active_backend()
+    as_done = bool(getattr(backend, "supports_return_generator", False))
+    work = joblib.Parallel(n_jobs=jobs, return_as="generator" if as_done else "list")
+    tasks = (
+        joblib.delayed(_replay)(
+            os.getpid(), trace, cluster, name, called[name], size, every=cadence, **fixed
+        )
+        for cluster, cadence, name in cells
+    )
+    with _workers_without_interrupts() if as_done and jobs != 1 else contextlib.nullcontext():
+        replays = iter(work(tasks))
+    reference: Replay | None = None
+    with _ending_quietly(replays):
+        for number, (cluster, cadence, name) in enumerate(cells):
+            try:
+                replayed = next(replays)
+            except BrokenExecutor:
+                raise PolicyError(
+                    f"the process that replayed policy {name}, or one beside it, ended: "
+                    "a policy that ends its process, or too little memory"
+                ) from None
+            if isinstance(replayed, EplbError):
+                raise replayed
+            if number % len(called) == 0:
+                reference = replayed
+            yield SweepRow(
+                gpus=cluster.num_gpus,
+                nodes=cluster.num_nodes,
+                slots=cluster.num_slots,
+                spare=cluster.num_slots - trace.num_experts,
+                every=cadence,
+                score=score(replayed, reference),
+            )
+
+
+def _called(policies: _Policies) -> dict[str, Policy | str | os.PathLike[str]]:
+    """Policies by their names; files by their paths, for they are loaded where the work is done."""
+    if isinstance(policies, Mapping):
+        if not policies:
+            raise PolicyError("no policy is given")
+        for policy in policies.values():
+            if not callable(policy):
+                named_policy(policy)
+        return dict(policies)
+    paths = list_of(policies, str | os.PathLike, "policies")
+    return dict(zip(named_policies(paths), paths, strict=True))
+
+
+def _cadences(every: Any) -> list[int]:
+    try:
+        return [operator.index(every)]
+    except TypeError:
+        return list_of(every, int, "cadences")
+
+
+def _replay(
+    asked_from: int,
+    trace: LoadTrace,
+    cluster: Cluster,
+    name: str,
+    policy: Policy | str | os.PathLike[str],
+    expert_bytes: int | None,
+    **options: Any,
+) -> Replay | EplbError:
+    """One replay, or why there is none, in whatever process joblib runs it."""
+    quiet: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if os.getpid() != asked_from and threading.current_thread() is threading.main_thread():
+        # A process of one task at a time. Ctrl-C reaches it too, and is the asker's to answer; what
+        # a policy prints must not mix with what the asker does.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        quiet = contextlib.redirect_stdout(sys.stderr)
+    with quiet:
+        try:
+            if not callable(policy):
+                policy = named_policy(policy, threads=1)
+            return replay_of(
+                list(replay_steps(trace, cluster, policy, **options)), name, cluster, expert_bytes
+            )
+        except EplbError as error:
+            # A policy's own kind of error might not be known where it goes.
+            known = type(error).__module__ == EplbError.__module__
+            return error if known else PolicyError(in_one_line(error))
+
+
+@contextlib.contextmanager
+def _ending_quietly(replays: Iterator[Any]) -> Iterator[None]:
+    """Call off what is not done when the rows end early, which joblib would warn of."""
+    try:
+        yield
+    finally:
+        if isinstance(replays, Generator):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                replays.close()
+
+
+@contextlib.contextmanager
+def _workers_without_interrupts() -> Iterator[None]:
+    """Processes started within never get Ctrl-C, not even while they start; this one does after."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Starting these would let signals through again.
+    from multiprocessing import resource_tracker
+
+    from joblib.externals.loky.backend import resource_tracker as loky_tracker
+
+    for tracker in (resource_tracker, loky_tracker):
+        tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,169 @@
+"""The command line as a user meets it: real processes, real files, wrong arguments."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import run
+
+import eplb
+from eplb.synthetic import deepseek_v3
+
+pytestmark = pytest.mark.jit
+
+
+@pytest.fixture
+def loads_file(tmp_path: Path) -> Path:
+    """SGLang's JSON: two dense layers, then MoE layers."""
+    loads = np.vstack([np.zeros((2, 256)), deepseek_v3()[:6]])
+    path = tmp_path / "loads.json"
+    path.write_text(json.dumps({"logical_count": loads.tolist()}))
+    return path
+
+
+def test_plan_prints_a_summary(loads_file: Path) -> None:
+    done = run("plan", loads_file, "--gpus", 32, "--slots", 288)
+    assert done.returncode == 0, done.stderr
+    assert "6 MoE layers (and 2 with no load, spread evenly) of 256 experts" in done.stdout
+    assert "288 slots on 32 GPUs" in done.stdout
+    assert "proven gap" in done.stdout
+    assert "Planned in" in done.stdout
+    assert done.stderr == ""
+
+
+def test_json_is_one_object_and_nothing_else(loads_file: Path) -> None:
+    done = run("plan", loads_file, "--gpus", 32, "--slots", 288, "--json")
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    loads = np.array(json.loads(loads_file.read_text())["logical_count"])
+    cluster = eplb.Cluster(num_gpus=32, slots_per_gpu=9)
+    made = eplb.plan(loads, cluster)
+    assert figures["plan"] == made.placement.balancedness(loads)
+    contiguous = eplb.Placement.contiguous(8, 256, cluster)
+    assert figures["contiguous"] == contiguous.balancedness(loads)
+    assert figures["gap_worst"] == made.gap.max()
+    assert figures["dense_layers"] == [0, 1]
+    assert figures["policy"] == "global"
+    assert figures["duplicates"] == 0
+    assert figures["output"] is None
+    assert figures["worst_layers"][0]["layer"] >= 2
+
+
+def test_groups_on_nodes(loads_file: Path) -> None:
+    done = run("plan", loads_file, "--gpus", 32, "--nodes", 4, "--groups", 8, "--json")
+    figures = json.loads(done.stdout)
+    assert (figures["policy"], figures["slots"]) == ("hierarchical", 288)
+    done = run("plan", loads_file, "--gpus", 32, "--nodes", 4, "--groups", 2)
+    assert "2 expert groups do not divide over 4 nodes: experts go anywhere" in done.stdout
+
+
+def test_output_is_what_sglang_loads(loads_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "placement.json"
+    done = run("plan", loads_file, "--gpus", 32, "-o", output)
+    assert done.returncode == 0, done.stderr
+    assert f"Placement written to {output}" in done.stdout.replace("\n", "")
+    written = json.loads(output.read_text())
+    assert list(written) == ["physical_to_logical_map"]
+    loads = np.array(json.loads(loads_file.read_text())["logical_count"])
+    made = eplb.plan(loads, eplb.Cluster(num_gpus=32, slots_per_gpu=9))
+    assert written["physical_to_logical_map"] == made.placement.phy2log.tolist()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loads.json", "placement.json"]
+
+
+def test_demo_needs_no_file() -> None:
+    done = run("demo")
+    assert done.returncode == 0, done.stderr
+    assert "in 288 slots on 32 GPUs on 4 nodes" in done.stdout
+    assert "less to do" in done.stdout
+    assert "each scored before any plan has seen it" in done.stdout
+    figures = json.loads(run("demo", "--json").stdout)
+    policies = {row["policy"]: row["balancedness"] for row in figures["comparison"]["scores"]}
+    assert policies["contiguous"] < 0.7 < policies["eplb"] <= figures["plan"]
+
+
+def test_narrow_terminal_without_colour(loads_file: Path) -> None:
+    done = run("plan", loads_file, "--gpus", 32, COLUMNS="60", NO_COLOR="1", TERM="dumb")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 60
+
+
+def test_no_load_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "zero.npy"
+    np.save(path, np.zeros((2, 8)))
+    done = run("plan", path, "--gpus", 4)
+    assert done.returncode == 0, done.stderr
+    assert "No layer has any load" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpus", "32", "--slots", "290"], "290 slots do not divide over 32 GPUs: 288 or 320"),
+        (["--gpus", "32", "--slots", "224"], "224 slots do not hold 256 experts: give each"),
+        (["--gpus", "32", "--nodes", "5"], "32 GPUs do not divide over 5 nodes: 30 or 35 GPUs"),
+        (["--gpus", "32", "--groups", "7"], "256 experts do not divide into 7 groups: 4 or 8"),
+        (["--gpus", "0"], "num_gpus is 0: give 1 or more"),
+        (["--gpus", "32", "--threads", "0"], "threads is 0: give 1 or more"),
+        (["--gpus", "32", "-o", "/nowhere/at/all.json"], "/nowhere/at/all.json cannot be written"),
+    ],
+)
+def test_wrong_arguments_are_one_line(loads_file: Path, arguments: list[str], message: str) -> None:
+    done = run("plan", loads_file, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"eplb: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_broken_files_are_one_line(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.json"
+    cut.write_text('{"logical_count": [[1, 2], [3')
+    for path, named in (
+        (cut, cut),
+        (tmp_path / "missing.json", tmp_path / "missing.json"),
+        (tmp_path, cut),
+    ):
+        for command in (["plan", path, "--gpus", 2], ["inspect", path], ["convert", path, "a.csv"]):
+            done = run(*command)
+            assert done.returncode == 2
+            assert done.stderr.startswith(f"eplb: {named}: ")
+            assert done.stderr.count("\n") == 1
+
+
+def test_missing_option_is_a_usage_error(loads_file: Path) -> None:
+    done = run("plan", loads_file)
+    assert done.returncode == 2
+    assert "--gpus" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+def test_interrupt_while_compiling(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eplb.cli", "demo", "-o", str(tmp_path / "placement.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+    )
+    cache = tmp_path / "cache"
+    while process.poll() is None and not cache.exists():
+        time.sleep(0.01)  # numba makes its folder just before it compiles
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (out, err) == ("", "")
+    assert not (tmp_path / "placement.json").exists()
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"eplb {eplb.__version__}\n"

@@ -1,0 +1,46 @@
+"""The `eplb` command for tests: in this process, where kernels are compiled already, or in one of
+its own.
+"""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from unittest import mock
+
+from eplb import cli
+
+__all__ = ["run", "run_process"]
+
+_WIDTH = {"COLUMNS": "100"}
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What the command does with these arguments, all but starting a process."""
+    command = ["eplb", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", command),
+        mock.patch.dict(os.environ, {**_WIDTH, **environment}),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as done:
+            code = 0 if done.code is None else int(done.code)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def run_process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command of this environment, as a shell would run it."""
+    command = [sys.executable, "-m", "eplb.cli", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, **_WIDTH, **environment},
+    )

@@ -1,0 +1,161 @@
+"""Forecasts against plain formulas, and the backtest that chooses one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from recorded import GPT_OSS, load_windows
+
+import eplb
+from eplb import Cluster, LoadsError, LoadTrace, OptionError
+from eplb.planning.forecast import (
+    FORECASTS,
+    Clusters,
+    Decay,
+    Deviation,
+    Extended,
+    Last,
+    Mean,
+    Recent,
+    Scenarios,
+    named_forecast,
+)
+
+Loads = NDArray[np.float64]
+
+
+def made(num_windows: int, seed: int = 0) -> Loads:
+    """Windows of different totals; a dense layer, and one with no load now and then."""
+    random = np.random.default_rng(seed)
+    loads = random.lognormal(size=(num_windows, 4, 6)) * random.lognormal(size=(num_windows, 1, 1))
+    loads[:, 0] = 0.0
+    loads[1::3, 2] = 0.0
+    return loads
+
+
+def shares(loads: Loads) -> Loads:
+    total = loads.sum(axis=-1, keepdims=True)
+    share: Loads = np.divide(loads, total, out=np.zeros_like(loads), where=total > 0.0)
+    return share
+
+
+@given(st.sampled_from(sorted(FORECASTS)), st.integers(1, 40), st.integers(0, 5))
+def test_scenarios_are_windows_of_one_total(name: str, num_windows: int, seed: int) -> None:
+    loads = made(num_windows, seed)
+    before = loads.copy()
+    expected = FORECASTS[name](loads)
+    assert np.array_equal(loads, before)
+    assert expected.loads.shape[1:] == loads.shape[1:]
+    assert expected.weights.shape == expected.loads.shape[:1]
+    assert expected.weights.sum() == pytest.approx(1.0)
+    assert (expected.loads >= 0.0).all()
+    assert not expected.loads[:, 0].any()
+    total = expected.loads.sum(axis=2)
+    for layer in (1, 3):
+        assert total[:, layer] == pytest.approx(np.full(len(total), total[0, layer]))
+    eplb.plan(expected.loads, Cluster(3, 1, 3), weights=expected.weights, effort="fast")
+
+
+def test_of_one_window_all_are_that_window() -> None:
+    loads = made(1)
+    for name, forecast in FORECASTS.items():
+        expected = forecast(loads)
+        assert len(expected.loads) == 1, name
+        np.testing.assert_allclose(expected.loads, loads, rtol=1e-12)
+
+
+def test_one_scenario_rules_are_their_formulas() -> None:
+    loads = made(20)
+    of_windows = shares(loads)[-5:, 3]
+    for forecast, expected in (
+        (Last(), of_windows[-1]),
+        (Mean(5), of_windows.mean(axis=0)),
+        (Deviation(2.0, 5), of_windows.mean(axis=0) + 2.0 * of_windows.std(axis=0)),
+    ):
+        found = forecast(loads).loads
+        assert found.shape == (1, 4, 6)
+        np.testing.assert_allclose(shares(found)[0, 3], shares(expected), rtol=1e-9)
+    age = np.arange(20)[::-1]
+    weighted = (shares(loads)[:, 3] * 0.5 ** (age / 3.0)[:, None]).sum(axis=0)
+    np.testing.assert_allclose(shares(Decay(3.0)(loads).loads)[0, 3], shares(weighted), rtol=1e-9)
+
+
+def test_windows_as_scenarios() -> None:
+    loads = made(20)
+    recent = Recent(5)(loads)
+    np.testing.assert_allclose(shares(recent.loads), shares(loads[-5:]), rtol=1e-9)
+    assert recent.weights.tolist() == [0.2] * 5
+    extended = shares(Extended(5)(loads).loads)[:, 3]
+    mean = shares(loads)[-5:, 3].mean(axis=0)
+    further = np.maximum(mean + np.sqrt(6 / 4) * (shares(loads)[-5:, 3] - mean), 0.0)
+    np.testing.assert_allclose(extended, shares(further), rtol=1e-9)
+
+
+def test_kinds_of_windows_are_found_and_old_ones_kept() -> None:
+    random = np.random.default_rng(3)
+    kinds = random.lognormal(size=(3, 1, 2, 16))
+    which = np.array([0] * 10 + [1] * 4 + [2] * 6)
+    loads = np.concatenate([kinds[kind] for kind in which])
+    loads = loads * random.lognormal(0.0, 0.02, size=loads.shape)
+    expected = Clusters(3)(loads)
+    assert sorted(expected.weights) == pytest.approx([0.2, 0.3, 0.5])
+    for kind in range(3):
+        away = np.abs(shares(expected.loads) - shares(kinds[kind])).max(axis=(1, 2))
+        assert away.min() < 0.01
+        assert expected.weights[away.argmin()] == pytest.approx((which == kind).mean())
+    assert len(Clusters(8)(np.repeat(loads[:1], 12, axis=0)).loads) == 1
+
+
+def test_names() -> None:
+    assert named_forecast("recent") is FORECASTS["recent"]
+    with pytest.raises(OptionError, match="no forecast is called 'luck': give last, mean, decay"):
+        named_forecast("luck")
+
+
+@pytest.mark.jit
+def test_on_recorded_windows_scenarios_win(traces: Path) -> None:
+    trace = LoadTrace(load_windows(traces, GPT_OSS)).pick(range(70))
+    cluster = Cluster(num_gpus=8, slots_per_gpu=5)
+    tried = eplb.backtest(trace, cluster, every=2, first=30)
+    scores = {score.policy: score.balancedness for score in tried.comparison.scores}
+    assert list(scores) == list(FORECASTS)
+    assert tried.top == max(scores, key=lambda name: scores[name])
+    assert scores[tried.best] > max(scores[name] for name in ("last", "mean", "decay")) + 0.03
+    alone = eplb.replay(trace, cluster, "recent", every=2, first=30)
+    assert scores["recent"] == alone.average()
+
+
+def test_a_simple_rule_that_ties_is_chosen() -> None:
+    random = np.random.default_rng(0)
+    share = random.lognormal(size=(1, 2, 8))
+    still = LoadTrace(random.poisson(10_000 * np.repeat(share, 40, axis=0)).astype(np.float64))
+    cluster = Cluster(num_gpus=4, slots_per_gpu=3)
+    tried = eplb.backtest(still, cluster, {"first": Mean(), "second": Mean()}, effort="fast")
+    assert (tried.best, tried.top) == ("first", "first")
+    assert tried.comparison.first == 20
+    few = eplb.backtest(still.pick(range(4)), cluster, ["last", "recent"], effort="fast")
+    assert few.best == "last"  # nothing can be said of so few, and they are alike
+
+
+def test_a_rule_that_is_worse_is_not_chosen() -> None:
+    random = np.random.default_rng(0)
+    share = random.lognormal(0.0, 1.0, size=(1, 2, 8))
+    still = LoadTrace(random.poisson(10_000 * np.repeat(share, 120, axis=0)).astype(np.float64))
+
+    def wrong(loads: Loads) -> Scenarios:
+        return Scenarios(loads[-1:, :, ::-1].copy(), np.ones(1))
+
+    cluster = Cluster(num_gpus=4, slots_per_gpu=3)
+    tried = eplb.backtest(still, cluster, {"wrong": wrong, "mean": Mean()}, effort="fast")
+    assert (tried.best, tried.top) == ("mean", "mean")
+
+
+def test_what_is_wrong_is_told() -> None:
+    cluster = Cluster(num_gpus=4, slots_per_gpu=3)
+    with pytest.raises(LoadsError, match="the trace has 1 window: to try a forecast takes 2"):
+        eplb.backtest(LoadTrace(np.ones((1, 2, 8))), cluster)
+    with pytest.raises(OptionError, match="no forecast is called 'luck'"):
+        eplb.backtest(LoadTrace(np.ones((3, 2, 8))), cluster, ["luck"])

@@ -1,0 +1,265 @@
+"""Comparisons and sweeps: the same figures as single replays, wherever the work is done."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+
+import eplb
+from eplb import Cluster, ClusterError, LoadTrace, PolicyError
+from eplb.replaying.compare import score
+from eplb.replaying.policies import POLICIES
+from eplb.replaying.sweep import sweep_rows
+
+CLUSTER = Cluster(num_gpus=4, slots_per_gpu=3)
+LOADS = np.random.default_rng(0).lognormal(size=(1, 2, 8)) * np.random.default_rng(1).lognormal(
+    0.0, 0.3, size=(41, 2, 8)
+)
+TRACE = LoadTrace(LOADS, model="gpt-oss-20b")
+
+
+def timeless(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what differs from run to run."""
+    return {name: value for name, value in row.items() if not name.endswith("_ms")}
+
+
+def test_each_policy_as_alone() -> None:
+    found = eplb.compare(TRACE, CLUSTER, ["contiguous", "deepseek", "eplb"], every=2, history=3)
+    assert (found.windows, found.wanted) == (40, 40)
+    for row in found.scores:
+        alone = eplb.replay(TRACE, CLUSTER, row.policy, every=2, history=3)
+        assert row.balancedness == alone.average()
+        assert row.pooled == alone.pooled()
+        assert row.worst_window == pytest.approx(np.nanmean(alone.balancedness, axis=1).min())
+        assert row.plans == 20
+        assert row.moved == pytest.approx(alone.moves[2::2].sum() / 19 / (2 * 12))
+        assert row.bytes_per_plan is not None
+        assert alone.bytes_moved is not None
+        assert row.bytes_per_plan == pytest.approx(alone.bytes_moved[2::2].sum() / 19)
+        assert row.balancedness_interval is not None
+        interval = row.balancedness_interval
+        assert interval.low <= row.balancedness <= interval.high
+        gain = row.balancedness - found.scores[0].balancedness
+        assert row.gain == pytest.approx(gain)
+        assert row.gain_interval is not None
+        assert row.gain_interval.low <= gain <= row.gain_interval.high
+
+
+def test_stopped_after_any_window_all_have_the_same_windows() -> None:
+    found = eplb.compare(
+        TRACE, CLUSTER, ["contiguous", "eplb"], progress=lambda done, wanted: done < min(3, wanted)
+    )
+    assert (found.windows, found.wanted) == (3, 40)
+    assert [replay.windows.tolist() for replay in found.replays] == [[1, 2, 3]] * 2
+    first = eplb.compare(TRACE.pick(range(4)), CLUSTER, ["contiguous", "eplb"])
+    for part, whole in zip(found.scores, first.scores, strict=True):
+        assert part.balancedness == whole.balancedness
+        assert part.balancedness_interval is None  # three windows are too few
+
+
+def test_only_false_stops() -> None:
+    told: list[int] = []
+    found = eplb.compare(
+        TRACE, CLUSTER, "contiguous", progress=lambda done, _wanted: told.append(done)
+    )
+    assert found.windows == len(told) == 40
+
+
+def failing_at(window: int) -> Any:
+    asked: list[int] = []
+
+    def policy(*_: Any, **__: Any) -> None:
+        asked.append(1)
+        if len(asked) == window:
+            raise ValueError("late")
+
+    return policy
+
+
+def test_a_late_failure_keeps_what_was_done() -> None:
+    failures: list[eplb.EplbError] = []
+    policies = {"contiguous": POLICIES["contiguous"], "late": failing_at(5)}
+    found = eplb.compare(TRACE, CLUSTER, policies, failed=failures.append)
+    assert [replay.windows.tolist() for replay in found.replays] == [[1, 2, 3, 4]] * 2
+    assert [str(error) for error in failures] == [
+        "the policy fails before window 5: ValueError: late"
+    ]
+    with pytest.raises(PolicyError, match="before window 5"):
+        eplb.compare(TRACE, CLUSTER, {"late": failing_at(5)})
+    with pytest.raises(PolicyError, match="before window 1"):
+        eplb.compare(TRACE, CLUSTER, {"late": failing_at(1)}, failed=failures.append)
+
+
+def test_one_cadence_is_one_block() -> None:
+    for every, known in ((10, True), (11, False)):
+        (row,) = eplb.compare(TRACE, CLUSTER, ["deepseek"], every=every).scores
+        assert (row.balancedness_interval is not None) == known
+
+
+def test_the_first_plan_is_timed_apart() -> None:
+    def policy(loads: Any, *_: Any, **__: Any) -> None:
+        time.sleep(0.05 if len(loads) == 1 else 0.0)
+
+    row = score(eplb.replay(TRACE.pick(range(4)), CLUSTER, policy))
+    assert row.first_plan_ms == row.longest_plan_ms >= 50.0
+    assert row.plan_ms < 25.0
+
+
+def test_json_has_the_figures_and_no_records() -> None:
+    found = eplb.compare(TRACE, CLUSTER, {"mine": lambda *_, **__: None}, num_groups=2)
+    told = json.loads(json.dumps(found.to_json()))
+    assert "replays" not in told
+    (windows,) = told["by_window"]
+    assert windows["window"] == list(range(1, 41))
+    assert np.mean(windows["balancedness"]) == pytest.approx(found.scores[0].balancedness)
+    assert windows["moves"] == [0] * 40
+    assert len(windows["plan_ms"]) == 40
+    assert told["scores"][0]["policy"] == "mine"
+    assert told["scores"][0]["balancedness"] == found.scores[0].balancedness
+    assert (told["gpus"], told["slots"], told["groups"], told["experts"]) == (4, 12, 2, 8)
+
+
+def test_of_one_plan_nothing_can_be_said_of_moves() -> None:
+    assert score(eplb.replay(TRACE, CLUSTER, "deepseek", every=40)).moved is None
+
+
+CLUSTERS = [Cluster(gpus, 1, 8 // gpus + more) for gpus in (2, 4) for more in (1, 2)]
+NAMES = ["deepseek", "eplb"]
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[dict[str, Any]]:
+    rows = []
+    for cluster in CLUSTERS:
+        for every in (1, 4):
+            found = eplb.compare(TRACE, cluster, NAMES, every=every)
+            for row in found.scores:
+                place = {
+                    "gpus": cluster.num_gpus,
+                    "nodes": 1,
+                    "slots": cluster.num_slots,
+                    "spare": cluster.num_slots - 8,
+                    "every": every,
+                }
+                rows.append({**place, **timeless(json.loads(json.dumps(vars(row), default=vars)))})
+    return rows
+
+
+def swept(**options: Any) -> list[dict[str, Any]]:
+    rows = eplb.sweep(TRACE, CLUSTERS, NAMES, every=(1, 4), **options)
+    return [timeless(row.to_json()) for row in rows]
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("jobs", [None, 1, 2])
+def test_sweep_is_the_comparisons(expected: list[dict[str, Any]], jobs: int | None) -> None:
+    assert swept(jobs=jobs) == expected
+
+
+@pytest.mark.jit
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("backend", ["multiprocessing", "threading"])
+def test_sweep_on_backends_of_other_kinds(expected: list[dict[str, Any]], backend: str) -> None:
+    with joblib.parallel_config(backend=backend, n_jobs=2):
+        assert swept() == expected
+
+
+@pytest.fixture(scope="module")
+def dask() -> Iterator[Any]:
+    """A real Dask cluster of two processes on this machine."""
+    distributed = pytest.importorskip("distributed", reason="Dask runs the sweep")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.mark.jit
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_sweep_on_a_dask_cluster(expected: list[dict[str, Any]], dask: Any) -> None:
+    with joblib.parallel_config(backend="dask", scatter=[TRACE]):
+        assert swept() == expected
+    ran = dask.run(lambda: "eplb.replaying.sweep" in __import__("sys").modules)
+    assert any(ran.values()), "a worker did the work"
+
+
+PEER = """
+import os
+def rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_gpus):
+    with open(os.environ["EPLB_TEST_LOG"], "a") as log:
+        log.write(f"{os.getpid()}\\n")
+    return (weight.new_zeros(weight.shape[0], num_replicas).long()
+            + (weight.new_ones(num_replicas).cumsum(0).long() - 1) % weight.shape[1])
+"""
+
+
+@pytest.mark.jit
+def test_files_are_loaded_where_the_work_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EPLB_TEST_LOG", str(tmp_path / "log"))
+    (tmp_path / "peer.py").write_text(PEER)
+    joblib.externals.loky.get_reusable_executor().shutdown()  # workers keep their environment
+    rows = eplb.sweep(TRACE, CLUSTERS[:2], [str(tmp_path / "peer.py"), "contiguous"], jobs=2)
+    assert [row.score.policy for row in rows] == ["peer", "contiguous"] * 2
+    assert rows[0].score.balancedness == rows[1].score.balancedness
+    assert str(__import__("os").getpid()) not in (tmp_path / "log").read_text().split()
+
+
+def test_what_is_wrong_is_told_before_the_work() -> None:
+    with pytest.raises(PolicyError, match="no policy is called 'best'"):
+        swept_one(["eplb", "best"])
+    with pytest.raises(ClusterError, match="jobs is 0: give 1 or more"):
+        swept_one(["eplb"], jobs=0)
+
+
+def test_what_is_wrong_with_the_last_replay_is_told_before_the_first() -> None:
+    asked: list[int] = []
+    policies = {"mine": lambda *_, **__: asked.append(1)}
+    for wrong in (
+        {"clusters": [CLUSTER, Cluster(4, 1, 1)]},
+        {"every": (1, 0)},
+        {"num_groups": 3},
+        {"first": 41},
+        {"expert_bytes": 0},
+        {"clusters": 4},
+    ):
+        options: Any = {"clusters": [CLUSTER], "policies": policies, **wrong}
+        with pytest.raises(eplb.EplbError):
+            eplb.sweep(TRACE, **options)
+    assert asked == []
+
+
+def test_rows_before_a_failure_are_given() -> None:
+    policies = {"contiguous": POLICIES["contiguous"], "late": failing_at(5)}
+    rows = sweep_rows(TRACE, [CLUSTER], policies)
+    assert next(rows).score.policy == "contiguous"
+    with pytest.raises(PolicyError, match="before window 5"):
+        next(rows)
+
+
+def test_lone_values_and_callables() -> None:
+    (one,) = eplb.sweep(TRACE, CLUSTER, "deepseek", every=4, expert_bytes=1000)
+    (own,) = eplb.sweep(TRACE, CLUSTER, {"own": POLICIES["deepseek"]}, every=[4], expert_bytes=1000)
+    assert own.score.bytes_per_plan == one.score.bytes_per_plan
+    (score_,) = eplb.compare(TRACE, CLUSTER, "deepseek", every=4, expert_bytes=1000).scores
+    assert one.score.bytes_per_plan == score_.bytes_per_plan
+    assert one.score.moved is not None
+    assert one.score.bytes_per_plan == pytest.approx(1000 * 24 * one.score.moved)
+    callables: Any = [len]
+    with pytest.raises(PolicyError, match="give callables by name"):
+        eplb.compare(TRACE, CLUSTER, callables)
+
+
+def swept_one(policies: list[str], **options: Any) -> None:
+    eplb.sweep(TRACE, [CLUSTER], policies, **options)

@@ -1,0 +1,145 @@
+"""`eplb report` as a user meets it: real processes, real files, wrong arguments."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import run, run_process
+from report_traces import CLUSTER, HOSTILE, hostile_trace, small_trace
+
+import eplb
+
+pytestmark = pytest.mark.jit
+
+ON = ("--gpus", 8, "--nodes", 2, "--slots", 40)
+
+
+@pytest.fixture(scope="module")
+def trace_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traces") / "trace.npz"
+    eplb.save_trace(small_trace(), path)
+    return path
+
+
+def test_report_writes_one_page(trace_file: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = run("report", trace_file, *ON, "-o", page)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "The report is in" in done.stdout
+    assert list(tmp_path.iterdir()) == [page]
+    text = page.read_text("utf-8")
+    assert text.startswith("<!doctype html>")
+    assert str(trace_file) in text
+    again = run(
+        "report", trace_file, *ON, "--text", "-o", page, PYTHONHASHSEED="7", NUMBA_NUM_THREADS="1"
+    )
+    assert again.returncode == 0, again.stderr
+    assert page.read_text("utf-8") == text
+
+
+def test_text_is_printed_and_writes_nothing(
+    trace_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_process("report", trace_file, *ON, "--text", COLUMNS="60", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert "up to" in done.stdout
+    assert f"eplb plan {trace_file} --gpus 8 --slots 40 --nodes 2" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_runs_is_read_from_its_file(trace_file: Path, tmp_path: Path) -> None:
+    running = eplb.plan(small_trace().loads[0], CLUSTER).placement
+    current = tmp_path / "current.json"
+    eplb.save_placement(running, current, to="sglang", dense=small_trace().dense)
+    words = ("--gpus", 8, "--nodes", 2, "--current", current)
+    done = run("report", trace_file, *words, "--text", "--model", "gpt-oss-20b", "--gpu", "MI300X")
+    assert done.returncode == 0, done.stderr
+    assert "With the placement that runs" in done.stdout
+    assert "moves (" in done.stdout
+    assert "MI300X" in done.stdout
+    assert f"--current {current} --max-moves" in done.stdout
+
+
+def test_names_from_files_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.npz"
+    eplb.save_trace(hostile_trace(2), path)
+    done = run("report", path, *ON, "--text", "--model", HOSTILE)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "no figures of the model <script>" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((*ON, "-o", "no/such/folder/page.html"), "page.html cannot be written"),
+        ((*ON, "-o", "."), "cannot be written: it is a folder"),
+        ((*ON, "-o", "TRACE"), "it is what is read"),
+        (("--gpus", 8, "--slots", 42), "42 slots do not divide over 8 GPUs"),
+        (("--gpus", 8, "--slots", 24), "24 slots do not hold 32 experts"),
+        ((*ON, "--gpu", "H1000"), "no figures of the GPU 'H1000'"),
+        ((*ON, "--tokens-per-gpu", 0), "tokens_per_gpu is 0"),
+        ((*ON, "--window-seconds", -1), "--window-seconds is -1"),
+        ((*ON, "--merge", 13), "13 windows cannot be added up"),
+        ((*ON, "--current", "absent.json"), "absent.json"),
+        (("--gpus", 8, "--groups", 5), "32 experts do not divide into 5 groups"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    trace_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[object, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [trace_file if word == "TRACE" else word for word in words]
+    before = trace_file.read_bytes()
+    done = run("report", trace_file, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    assert trace_file.read_bytes() == before
+
+
+def test_a_placement_for_another_shape_is_refused(trace_file: Path, tmp_path: Path) -> None:
+    rows = np.resize(np.arange(32), (6, 48))
+    wide = eplb.Placement(rows, 32, eplb.Cluster(8, 2, 6))
+    path = tmp_path / "wide.json"
+    eplb.save_placement(wide, path, to="sglang")
+    done = run("report", trace_file, *ON, "--current", path)
+    assert done.returncode == 2
+    assert "48 slots on 8 GPUs, 40 on 8 were asked for" in done.stderr
+    other = eplb.Placement.contiguous(6, 64, eplb.Cluster(8, 2, 10))
+    eplb.save_placement(other, path, to="sglang")
+    done = run("report", trace_file, "--gpus", 8, "--current", path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "long.npz"
+    eplb.save_trace(small_trace(400), path)
+    command = [sys.executable, "-m", "eplb.cli", "report", path, *map(str, ON)]
+    process = subprocess.Popen(
+        [*map(str, command), "-o", str(tmp_path / "page.html")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in out + error
+    assert [each.name for each in tmp_path.iterdir()] == ["long.npz"]
