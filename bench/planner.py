@@ -22,7 +22,7 @@ from startup import measure
 from tables import show_bars, show_report
 
 import eplb
-from eplb.checks import check_threads
+from eplb.checks import number_of_threads
 from eplb.replaying.policies import Peer, load_peers
 
 _LARGE = "58x1024:4096/1024"
@@ -124,7 +124,7 @@ def _run(peers: list[Peer], cells: list[Cell], options: argparse.Namespace) -> R
         reports.append(compare(cell, peers, threads, options.repeats))
     growth = grow(GRID[0], _LARGE, threads, options.repeats) if options.growth else []
     machine = Machine(
-        processors=check_threads(None),
+        processors=number_of_threads(None),
         versions={
             "Python": platform.python_version(),
             **{name: version(name) for name in ("numba", "numpy", "torch")},

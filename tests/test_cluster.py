@@ -41,9 +41,9 @@ def test_any_kind_of_whole_number_becomes_an_int() -> None:
         ((4, 0, 2), "num_nodes is 0: give 1 or more"),
         ((4, 1, 0), "slots_per_gpu is 0: give 1 or more"),
         ((4, 1), "slots_per_gpu is 0: give 1 or more"),
-        ((4.0, 1, 2), "num_gpus is 4.0: give a whole number"),
-        (("4", 1, 2), "num_gpus is '4': give a whole number"),
-        ((4, None, 2), "num_nodes is None: give a whole number"),
+        ((4.0, 1, 2), "num_gpus is 4.0: give a whole number, 1 or more"),
+        (("4", 1, 2), "num_gpus is '4': give a whole number, 1 or more"),
+        ((4, None, 2), "num_nodes is None: give a whole number, 1 or more"),
         ((6, 4, 2), "6 GPUs do not divide over 4 nodes: 4 or 8 GPUs would"),
         ((2, 4, 2), "2 GPUs do not divide over 4 nodes: 4 GPUs would"),
     ],
@@ -64,8 +64,8 @@ def test_numbers_that_no_cluster_has(fields: tuple[Any, ...], message: str) -> N
         ((64, 0), "num_gpus is 0: give 1 or more"),
         ((64, 32, 5), "32 GPUs do not divide over 5 nodes: 30 or 35 GPUs would"),
         ((64, 32, 0), "num_nodes is 0: give 1 or more"),
-        ((64.0, 32), "the number of slots is 64.0: give a whole number"),
-        ((64, "32"), "num_gpus is '32': give a whole number"),
+        ((64.0, 32), "the number of slots is 64.0: give a whole number, 1 or more"),
+        ((64, "32"), "num_gpus is '32': give a whole number, 1 or more"),
     ],
 )
 def test_slots_that_do_not_divide(numbers: tuple[Any, ...], message: str) -> None:

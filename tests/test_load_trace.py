@@ -96,7 +96,7 @@ def test_equal_traces_are_equal() -> None:
         ({"loads": LOADS, "names": ["a"]}, "1 names for 4 windows: give one for each"),
         ({"loads": LOADS, "times": [1.0]}, r"times have shape \(1,\): give seconds"),
         ({"loads": LOADS, "times": [1.0, 2.0, 3.0, np.nan]}, "give seconds"),
-        ({"loads": LOADS, "top_k": 4}, "top_k is 4: a token goes to 1 to 3 experts"),
+        ({"loads": LOADS, "top_k": 4}, "top_k is 4: give 1 to 3"),
         ({"loads": LOADS, "top_k": "2"}, "top_k is '2': give a whole number"),
         ({"loads": LOADS, "top_k": 2.5}, "top_k is 2.5: give a whole number"),
         ({"loads": LOADS, "times": list("abcd")}, "times are no numbers: give seconds"),
@@ -110,12 +110,12 @@ def test_wrong_traces(arguments: dict[str, object], message: str) -> None:
 
 def test_windows_that_are_not_there() -> None:
     trace = LoadTrace(LOADS)
-    with pytest.raises(LoadsError, match="window 4 was asked for: there are 0 to 3"):
+    with pytest.raises(LoadsError, match="a window's number is 4: give 0 to 3"):
         trace.pick([0, 4])
     with pytest.raises(LoadsError, match="no window was asked for"):
         trace.pick([])
     for size in (0, 5):
-        with pytest.raises(LoadsError, match=f"{size} windows cannot be added up to one"):
+        with pytest.raises(LoadsError, match=f"windows to add up is {size}: give 1 to "):
             trace.merged(size)
     wrong: Any = [0.0]
     with pytest.raises(LoadsError, match=r"a window's number is 0\.0: give a whole number"):

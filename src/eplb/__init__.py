@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from eplb.moving.service import Service
     from eplb.placement import Placement
     from eplb.planning import forecast
+    from eplb.planning.backtest import backtest
     from eplb.planning.drop_in import rebalance_experts
     from eplb.planning.plan import Plan, plan, warmup
-    from eplb.replaying.backtest import backtest
     from eplb.replaying.compare import compare
     from eplb.replaying.replay import Replay, replay
     from eplb.replaying.sweep import sweep
@@ -90,7 +90,7 @@ _MODULE_OF = {
     "Plan": "eplb.planning.plan",
     "Replay": "eplb.replaying.replay",
     "Service": "eplb.moving.service",
-    "backtest": "eplb.replaying.backtest",
+    "backtest": "eplb.planning.backtest",
     "compare": "eplb.replaying.compare",
     "decide": "eplb.moving.decide",
     "frontier": "eplb.moving.frontier",

@@ -13,6 +13,7 @@ up for that.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,6 +25,7 @@ from eplb.errors import OptionError
 __all__ = [
     "Average",
     "Interval",
+    "Served",
     "balancedness",
     "block_length",
     "difference_interval",
@@ -33,6 +35,21 @@ __all__ = [
 ]
 
 Average = Literal["mean", "pooled"]
+
+_LEVEL = 0.95
+_DRAWS = 2000
+_FEWEST, _FEWEST_BLOCKS = 16, 4
+"""Windows, and blocks of them, below which nothing can be said."""
+_T = {3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 8: 2.306, 12: 2.179, 24: 2.064, 60: 2.0, 1e9: 1.96}
+"""Student's t at 97.5 % by degrees of freedom; between these it is nearly a line in 1 / them."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Between `low` and `high` with 95 % confidence."""
+
+    low: float
+    high: float
 
 
 def ratios(load: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -65,20 +82,76 @@ def balancedness(load: NDArray[np.float64], average: Average = "mean") -> float:
     return float(np.nanmean(ratios(load)))
 
 
-_LEVEL = 0.95
-_DRAWS = 2000
-_FEWEST, _FEWEST_BLOCKS = 16, 4
-"""Windows, and blocks of them, below which nothing can be said."""
-_T = {3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 8: 2.306, 12: 2.179, 24: 2.064, 60: 2.0, 1e9: 1.96}
-"""Student's t at 97.5 % by degrees of freedom; between these it is nearly a line in 1 / them."""
+@dataclass(frozen=True, eq=False)
+class Served:
+    """How evenly GPUs were loaded in S windows that were served, layer by layer.
 
+    Attributes:
+        balancedness: [S, L] mean / max GPU load, NaN where a layer has no load.
+        peak: [S, L] max GPU load, in the unit of the loads.
+        mean: [S, L] mean GPU load.
+    """
 
-@dataclass(frozen=True)
-class Interval:
-    """Between `low` and `high` with 95 % confidence."""
+    balancedness: NDArray[np.float64]
+    peak: NDArray[np.float64]
+    mean: NDArray[np.float64]
 
-    low: float
-    high: float
+    @classmethod
+    def of(cls, loads: Iterable[NDArray[np.float64]]) -> "Served":
+        """From the loads of GPUs [L, G] in each window, one after the other."""
+        rows = [(ratios(load), load.max(axis=-1), load.mean(axis=-1)) for load in loads]
+        return Served(*map(np.stack, zip(*rows, strict=True)))
+
+    @classmethod
+    def joined(cls, parts: Iterable["Served"]) -> "Served":
+        """Windows of several in a row."""
+        rows = [(part.balancedness, part.peak, part.mean) for part in parts]
+        return Served(*map(np.concatenate, zip(*rows, strict=True)))
+
+    def part(self, windows: slice) -> "Served":
+        """Some of the windows."""
+        return Served(self.balancedness[windows], self.peak[windows], self.mean[windows])
+
+    def average(self) -> float:
+        """Balancedness, the mean over windows and layers that have load; 1 where none has."""
+        known = ~np.isnan(self.balancedness)
+        return float(self.balancedness[known].mean()) if known.any() else 1.0
+
+    def pooled(self) -> float:
+        """Balancedness, the sum of mean GPU loads / the sum of max GPU loads."""
+        peak = self.peak.sum()
+        return min(float(self.mean.sum() / peak), 1.0) if peak > 0.0 else 1.0
+
+    def by_window(self) -> NDArray[np.float64]:
+        """[S] balancedness of each window, NaN where no layer has load."""
+        sums, known = self._sums()
+        by_window: NDArray[np.float64] = np.full(sums.size, np.nan)
+        np.divide(sums, known, out=by_window, where=known > 0.0)
+        return by_window
+
+    def worst_window(self) -> float:
+        """Balancedness of the least balanced window."""
+        by_window = self.by_window()
+        return float(np.nanmin(by_window)) if not np.isnan(by_window).all() else 1.0
+
+    def interval(self, every: int = 1) -> Interval | None:
+        """Where `average` is; `every` windows were served by one placement."""
+        return ratio_interval(*self._sums(), every)
+
+    def pooled_interval(self, every: int = 1) -> Interval | None:
+        """Where `pooled` is."""
+        return ratio_interval(self.mean.sum(axis=1), self.peak.sum(axis=1), every)
+
+    def gain_over(self, other: "Served", every: int = 1) -> tuple[float, Interval | None]:
+        """Average above another one's on the same windows, and where that is."""
+        gain = self.average() - other.average()
+        return gain, difference_interval(*self._sums(), *other._sums(), every)
+
+    def _sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """[S] sums of the balancedness of layers that have load, and how many have."""
+        known = ~np.isnan(self.balancedness)
+        sums: NDArray[np.float64] = np.where(known, self.balancedness, 0.0).sum(axis=1)
+        return sums, known.sum(axis=1).astype(np.float64)
 
 
 def block_length(num_steps: int, every: int = 1) -> int:

@@ -9,23 +9,146 @@ import operator
 import os
 import re
 from collections.abc import Mapping
-from numbers import Integral, Real
+from dataclasses import dataclass
+from numbers import Real
 from typing import TypeVar
 
-from eplb.errors import ClusterError, OptionError
+from eplb.errors import EplbError, OptionError
 
 __all__ = [
-    "check_number",
-    "check_share",
-    "check_threads",
-    "check_whole",
+    "Budget",
+    "budget_from",
     "find_named",
     "in_one_line",
+    "number_of_threads",
     "printable",
+    "real_number",
+    "share_of_one",
     "whole_number",
 ]
 
 _Figures = TypeVar("_Figures")
+
+
+def whole_number(
+    value: object,
+    name: str,
+    *,
+    least: int = 1,
+    most: int | None = None,
+    error: type[EplbError] = OptionError,
+) -> int:
+    """A whole number of any type that has them, from `least` to `most`.
+
+    Raises:
+        OptionError: what is none, or an error of the kind given; the message calls it by `name`.
+    """
+    allowed = f"{least} or more" if most is None else f"{least} to {most}"
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise error(f"{name} is {value!r}: give a whole number, {allowed}")
+    if number < least or (most is not None and number > most):
+        raise error(f"{name} is {number}: give {allowed}")
+    return number
+
+
+def real_number(
+    value: object,
+    name: str,
+    unit: str = "",
+    *,
+    least: float = 0.0,
+    above: bool = True,
+    infinite: bool = False,
+    error: type[EplbError] = OptionError,
+) -> float:
+    """A number above `least`, or from it on, finite unless infinity is allowed too.
+
+    Raises:
+        OptionError: what is none, or an error of the kind given; the message calls it by `name`,
+            and says in which `unit` it is.
+    """
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+    too_low = number <= least if above else number < least
+    if math.isnan(number) or too_low or (math.isinf(number) and not infinite):
+        what = f"a number of {unit}, " if unit else ""
+        allowed = f"above {least:g}" if above else f"{least:g} or more"
+        raise error(f"{name} is {value!r}: give {what}{allowed}{' or infinity' * infinite}")
+    return number
+
+
+def share_of_one(value: object, name: str) -> float:
+    """A share above 0 and at most 1.
+
+    Raises:
+        OptionError: what is none.
+    """
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+    if not 0.0 < number <= 1.0:
+        raise OptionError(f"{name} is {value!r}: give a share, above 0 and at most 1")
+    return number
+
+
+def number_of_threads(threads: int | None) -> int:
+    """The number of threads to use: what was asked for, or the processors that may be used.
+
+    Raises:
+        OptionError: what is no whole number of 1 or more.
+    """
+    if threads is None:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    return whole_number(threads, "threads")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Most moves at a plan: a number, a share of the slots, or any number where both are None."""
+
+    moves: int | None = None
+    share: float | None = None
+
+    def of(self, num_slots: int) -> int | None:
+        """The number of moves where there are so many slots in all layers; None for any number."""
+        if self.share is None:
+            return self.moves
+        # 12.5 % of 16 slots are 2, whatever the rounding of 0.125.
+        return int(self.share * num_slots + 1e-9)
+
+    def __str__(self) -> str:
+        if self.share is not None:
+            return f"{100.0 * self.share:g}%"
+        return "none" if self.moves is None else str(self.moves)
+
+
+def budget_from(text: str, name: str) -> Budget:
+    """A budget as a user writes it: "800", "5%" of the slots, or "none".
+
+    Raises:
+        OptionError: what is none of them.
+    """
+    given = text.strip().lower()
+    if given == "none":
+        return Budget()
+    if given.isascii() and given.isdecimal():
+        return Budget(moves=int(given))
+    try:
+        share = float(given.removesuffix("%")) / 100.0
+    except ValueError:
+        share = math.nan
+    if not given.endswith("%") or not 0.0 <= share <= 1.0:
+        raise OptionError(
+            f'{name} is {text!r}: give a number, 0 or more, a share of the slots as "5%", or none'
+        )
+    return Budget(share=share)
 
 
 def find_named(
@@ -68,65 +191,12 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name)
 
 
-def check_whole(value: object, name: str) -> None:
-    """Raise an OptionError unless a value is a whole number of 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise OptionError(f"{name} is {value!r}: give a whole number, 1 or more")
-
-
-def check_number(value: object, name: str, unit: str, *, zero: bool = False) -> None:
-    """Raise an OptionError unless a value is finite and above 0, or 0 where that is allowed."""
-    number = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
-        number = float(value)
-    if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not zero):
-        least = "0 or more" if zero else "above 0"
-        raise OptionError(f"{name} is {value!r}: give a number of {unit}, {least}")
-
-
-def check_share(value: object, name: str) -> None:
-    """Raise an OptionError unless a value is above 0 and at most 1."""
-    number = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
-        number = float(value)
-    if not 0.0 < number <= 1.0:
-        raise OptionError(f"{name} is {value!r}: give a share, above 0 and at most 1")
-
-
 def printable(text: object) -> str:
     """Text with whatever a terminal would act on written as an escape: names come from files."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in str(text)
     )
-
-
-def whole_number(value: object, name: str) -> int:
-    """A whole number of 1 or more, of any type that has them.
-
-    Raises:
-        ClusterError: what is none; the message calls it by `name`.
-    """
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # that is the question
-    except TypeError:
-        raise ClusterError(f"{name} is {value!r}: give a whole number") from None
-    if number < 1:
-        raise ClusterError(f"{name} is {number}: give 1 or more")
-    return number
-
-
-def check_threads(threads: int | None) -> int:
-    """The number of threads to use: what was asked for, or the processors that may be used.
-
-    Raises:
-        ClusterError: what is no whole number of 1 or more.
-    """
-    if threads is None:
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    return whole_number(threads, "threads")
 
 
 def in_one_line(error: BaseException) -> str:

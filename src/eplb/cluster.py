@@ -27,7 +27,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = whole_number(getattr(self, field.name), field.name)
+            value = whole_number(getattr(self, field.name), field.name, error=ClusterError)
             object.__setattr__(self, field.name, value)
         if self.num_gpus % self.num_nodes:
             raise ClusterError(
@@ -48,7 +48,7 @@ class Cluster:
             ClusterError: as for `Cluster`, or slots that the GPUs do not divide.
         """
         bare = cls(num_gpus, num_nodes, 1)
-        slots = whole_number(num_slots, "the number of slots")
+        slots = whole_number(num_slots, "the number of slots", error=ClusterError)
         if slots % bare.num_gpus:
             raise ClusterError(
                 f"{slots} slots do not divide over {bare.num_gpus} GPUs: "

@@ -2,7 +2,6 @@
 the loads of one model over time.
 """
 
-import operator
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import printable
+from eplb.checks import printable, whole_number
 from eplb.errors import LoadsError
 
 __all__ = [
@@ -170,9 +169,7 @@ class LoadTrace:
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "times", _times(self.times, num_windows))
         if self.top_k is not None:
-            top_k = _whole(self.top_k, "top_k")
-            if not 1 <= top_k <= loads.shape[2]:
-                raise LoadsError(f"top_k is {top_k}: a token goes to 1 to {loads.shape[2]} experts")
+            top_k = whole_number(self.top_k, "top_k", most=loads.shape[2], error=LoadsError)
             object.__setattr__(self, "top_k", top_k)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -241,7 +238,16 @@ class LoadTrace:
         if isinstance(windows, slice):
             chosen = list(numbers[windows])
         elif np.iterable(windows):
-            chosen = [_whole(number, "a window's number") for number in windows]
+            chosen = [
+                whole_number(
+                    number,
+                    "a window's number",
+                    least=0,
+                    most=self.num_windows - 1,
+                    error=LoadsError,
+                )
+                for number in windows
+            ]
         else:
             raise LoadsError(f"windows are {windows!r}: give a slice or their numbers")
         wrong = [number for number in chosen if number not in numbers]
@@ -265,11 +271,9 @@ class LoadTrace:
         Raises:
             LoadsError: a size below 1, or more than there are windows.
         """
-        size = _whole(size, "the number of windows to add up")
-        if not 1 <= size <= self.num_windows:
-            raise LoadsError(
-                f"{size} windows cannot be added up to one: there are {self.num_windows}"
-            )
+        size = whole_number(
+            size, "the number of windows to add up", most=self.num_windows, error=LoadsError
+        )
         if size == 1:
             return self
         loads = np.empty((self.num_windows // size, *self.loads.shape[1:]))
@@ -314,13 +318,6 @@ def _read_only(array: NDArray[Any]) -> bool:
         return memoryview(owner).readonly
     except TypeError:
         return False
-
-
-def _whole(value: object, name: str) -> int:
-    try:
-        return operator.index(value)  # type: ignore[arg-type]  # that is the question
-    except TypeError:
-        raise LoadsError(f"{name} is {value!r}: give a whole number") from None
 
 
 def _times(values: Any, num_windows: int) -> NDArray[np.float64] | None:

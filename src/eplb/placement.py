@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.balance import Average, balancedness
+from eplb.balance import Average, Served, balancedness
 from eplb.cluster import Cluster
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import as_array, check_values, is_tensor
@@ -186,6 +186,10 @@ class Placement:
             LoadsError: loads of another shape, or another average.
         """
         return balancedness(self.gpu_load(loads), average)
+
+    def serve(self, loads: NDArray[np.float64]) -> Served:
+        """How evenly GPUs are loaded in each of the windows [T, L, E], one after the other."""
+        return Served.of(self.gpu_load(window) for window in loads)
 
     def moves_from(self, other: "Placement") -> int:
         """Moves from another placement to this: (layer, GPU, expert) held here and not there.

@@ -354,7 +354,10 @@ def test_synthesized(tmp_path: Path) -> None:
         (["convert", "TRACE", "TRACE"], "TRACE: it is what is read, and would be lost"),
         (["compare", "TRACE", "--gpus", 8, "--expert-bytes", 10**19], "expert_bytes is 1000000"),
         (["compare", "TRACE", "--gpus", 8, "--merge", 12], "the trace has 1 windows: to serve"),
-        (["compare", "TRACE", "--gpus", 8, "--merge", 0], "0 windows cannot be added up"),
+        (
+            ["compare", "TRACE", "--gpus", 8, "--merge", 0],
+            "the number of windows to add up is 0: give 1",
+        ),
         (["compare", "TRACE", "--gpus", 8, "--slots", 24], "24 slots do not hold 32 experts"),
         (["compare", "TRACE", "--gpus", 0], "num_gpus is 0: give 1 or more"),
         (["sweep", "TRACE", "--gpus", 0], "num_gpus is 0: give 1 or more"),

@@ -245,10 +245,22 @@ RATES = (*CURRENT, *SERVICE)
     ("arguments", "message"),
     [
         (("plan", "one.npz", "--gpus", 8, "--max-moves", 3), "--max-moves needs a placement to"),
-        (("plan", "one.npz", "--gpus", 8, *CURRENT, "--max-moves", -1), "--max-moves is -1: give"),
-        (("plan", "one.npz", "--gpus", 8, *CURRENT, "--max-moves", "5.5"), "--max-moves is 5.5:"),
-        (("plan", "one.npz", "--gpus", 8, *CURRENT, "--max-moves", "101%"), "--max-moves is 101%"),
-        (("plan", "one.npz", "--gpus", 8, *CURRENT, "--max-moves", "nan%"), "--max-moves is nan%"),
+        (
+            ("plan", "one.npz", "--gpus", 8, *CURRENT, "--max-moves", -1),
+            "--max-moves is '-1': give",
+        ),
+        (
+            ("plan", "one.npz", "--gpus", 8, *CURRENT, "--max-moves", "5.5"),
+            "--max-moves is '5.5': give",
+        ),
+        (
+            ("plan", "one.npz", "--gpus", 8, *CURRENT, "--max-moves", "101%"),
+            "--max-moves is '101%': give",
+        ),
+        (
+            ("plan", "one.npz", "--gpus", 8, *CURRENT, "--max-moves", "nan%"),
+            "--max-moves is 'nan%': give",
+        ),
         (("plan", "one.npz", "--gpus", 8, *CURRENT, "--move-cost", -1), "move_cost is -1.0: give"),
         (
             ("plan", "one.npz", "--gpus", 5, "--slots", 35, *CURRENT, "--max-moves", 0),
@@ -267,7 +279,10 @@ RATES = (*CURRENT, *SERVICE)
             "how fast experts are received is not known: give --gpu or --bandwidth-within",
         ),
         (("decide", "one.npz", *RATES, "--seconds", 0), "seconds is 0.0: give a number of"),
-        (("decide", "one.npz", *RATES, "--seconds", 1, "--margin", 0.5), "margin is 0.5: give 1"),
+        (
+            ("decide", "one.npz", *RATES, "--seconds", 1, "--margin", 0.5),
+            "margin is 0.5: give a number",
+        ),
         (("decide", "one.npz", *RATES, "--seconds", 1, "--stall", 2), "stall is 2.0: give a"),
         (("decide", "one.npz", *RATES, "--seconds", 1, "--history", 0), "--history is 0: give 1"),
         (("decide", "one.npz", *RATES, "--seconds", 1, "--gpu", "H101"), "no figures of the GPU"),

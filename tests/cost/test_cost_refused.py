@@ -60,7 +60,7 @@ def test_estimates_refuse(changes: dict[str, Any], message: str) -> None:
         (lambda: H200.rate("fp64"), "number_format is 'fp64': give one of fp4, fp8, int8, bf16"),
         (lambda: with_(TINY, top_k=9), "top_k is 9: a layer has 8 experts"),
         (lambda: with_(TINY, num_moe_layers=4), "num_moe_layers is 4: the model has 3 layers"),
-        (lambda: with_(TINY, hidden_size=0), "hidden_size is 0: give a whole number, 1 or more"),
+        (lambda: with_(TINY, hidden_size=0), "hidden_size is 0: give 1 or more"),
         (lambda: with_(TINY, expert_size=True), "expert_size is True: give a whole number"),
         (
             lambda: with_(TINY, bytes_per_weight=0),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eplb import load_trace
-from eplb.engines import recording, say
+from eplb.engines import log, recording
 from eplb.engines.recording import Recorder
 
 LOGGER = logging.getLogger("engine")
@@ -17,7 +17,7 @@ LOGGER = logging.getLogger("engine")
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(say, "_told", set())
+    monkeypatch.setattr(log, "_told", set())
 
 
 def windows(number: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -52,6 +52,24 @@ def test_the_oldest_are_removed_and_nothing_else(tmp_path: Path) -> None:
     kept.unlink()
     assert np.array_equal(load_trace(folder).loads, windows(9)[3::-1])
     assert len(list(folder.iterdir())) == 4
+
+
+def test_what_a_killed_engine_left_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "3x8"
+    folder.mkdir()
+    (folder / ".eplb-0123456789abcdef.part").write_bytes(b"half")
+    recorded(tmp_path, windows(5), 3)
+    assert np.array_equal(load_trace(folder).loads, windows(5)[2:])
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_home_is_where_a_shell_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    recorded(Path("~/loads"), windows(2), 4)
+    assert len(load_trace(tmp_path / "home" / "loads" / "3x8")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_models_and_stages_do_not_mix(tmp_path: Path) -> None:

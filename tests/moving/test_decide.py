@@ -284,7 +284,11 @@ def test_a_changed_cluster_moves_at_once() -> None:
         ({"seconds": 0.0}, eplb.OptionError, "seconds is 0.0: give a number of seconds, above 0"),
         ({"seconds": float("nan")}, eplb.OptionError, "seconds is nan"),
         ({"seconds": "60"}, eplb.OptionError, "seconds is '60'"),
-        ({"margin": 0.9}, eplb.OptionError, "margin is 0.9: give 1 or more"),
+        (
+            {"margin": 0.9},
+            eplb.OptionError,
+            "margin is 0.9: give a number of times the cost, 1 or more",
+        ),
         ({"margin": float("inf")}, eplb.OptionError, "margin is inf"),
         ({"max_moves": -1}, eplb.OptionError, "max_moves is -1: give 0 or more"),
         ({"current": None}, eplb.PlacementError, "current is NoneType: give a Placement"),

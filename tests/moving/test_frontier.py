@@ -144,8 +144,8 @@ def test_windows_without_load_and_weights() -> None:
     ("change", "error", "message"),
     [
         ({"points": 1}, eplb.OptionError, "points is 1: give 2 or more"),
-        ({"points": 0}, eplb.ClusterError, "points is 0: give 1 or more"),
-        ({"points": 2.5}, eplb.ClusterError, "points is 2.5: give a whole number"),
+        ({"points": 0}, eplb.OptionError, "points is 0: give 1 or more"),
+        ({"points": 2.5}, eplb.OptionError, "points is 2.5: give a whole number"),
         ({"effort": "hard"}, eplb.OptionError, "effort is 'hard'"),
         ({"current": None}, eplb.PlacementError, "current is NoneType: give a Placement"),
         (

@@ -114,8 +114,8 @@ def test_more_slots_on_a_gpu_than_experts() -> None:
         ((0, 4, 2, 8), "the number of slots is 0: give 1 or more"),
         ((16, 4, 2, 0), "num_gpus is 0: give 1 or more"),
         ((16, 4, 0, 8), "num_nodes is 0: give 1 or more"),
-        ((16.0, 4, 2, 8), "the number of slots is 16.0: give a whole number"),
-        ((16, 4, 2, "8"), "num_gpus is '8': give a whole number"),
+        ((16.0, 4, 2, 8), "the number of slots is 16.0: give a whole number, 1 or more"),
+        ((16, 4, 2, "8"), "num_gpus is '8': give a whole number, 1 or more"),
     ],
 )
 def test_counts_that_do_not_fit(arguments: tuple[Any, Any, Any, Any], message: str) -> None:

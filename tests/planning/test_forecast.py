@@ -120,7 +120,7 @@ def test_on_recorded_windows_scenarios_win(traces: Path) -> None:
     trace = LoadTrace(load_windows(traces, GPT_OSS)).pick(range(70))
     cluster = Cluster(num_gpus=8, slots_per_gpu=5)
     tried = eplb.backtest(trace, cluster, every=2, first=30)
-    scores = {score.policy: score.balancedness for score in tried.comparison.scores}
+    scores = tried.scores
     assert list(scores) == list(FORECASTS)
     assert tried.top == max(scores, key=lambda name: scores[name])
     assert scores[tried.best] > max(scores[name] for name in ("last", "mean", "decay")) + 0.03
@@ -135,7 +135,7 @@ def test_a_simple_rule_that_ties_is_chosen() -> None:
     cluster = Cluster(num_gpus=4, slots_per_gpu=3)
     tried = eplb.backtest(still, cluster, {"first": Mean(), "second": Mean()}, effort="fast")
     assert (tried.best, tried.top) == ("first", "first")
-    assert tried.comparison.first == 20
+    assert tried.schedule.first == 20
     few = eplb.backtest(still.pick(range(4)), cluster, ["last", "recent"], effort="fast")
     assert few.best == "last"  # nothing can be said of so few, and they are alike
 

@@ -145,8 +145,8 @@ def test_tensors_that_cannot_be_planned(make: Callable[[Any], Any], message: str
         (7, 5, "7 experts do not divide into 5 groups: 1 or 7 groups would"),
         (8, 0, "num_groups is 0: give 1 or more"),
         (8, -2, "num_groups is -2: give 1 or more"),
-        (8, 2.0, "num_groups is 2.0: give a whole number"),
-        (8, "2", "num_groups is '2': give a whole number"),
+        (8, 2.0, "num_groups is 2.0: give a whole number, 1 or more"),
+        (8, "2", "num_groups is '2': give a whole number, 1 or more"),
     ],
 )
 def test_experts_that_do_not_fit(num_experts: int, num_groups: Any, message: str) -> None:
@@ -160,11 +160,11 @@ def test_experts_that_do_not_fit(num_experts: int, num_groups: Any, message: str
     [
         (0, "threads is 0: give 1 or more"),
         (-3, "threads is -3: give 1 or more"),
-        (1.5, "threads is 1.5: give a whole number"),
+        (1.5, "threads is 1.5: give a whole number, 1 or more"),
     ],
 )
 def test_threads_that_cannot_be(threads: Any, message: str) -> None:
-    with pytest.raises(ClusterError) as raised:
+    with pytest.raises(OptionError) as raised:
         plan(np.ones((2, 4)), CLUSTER, threads=threads)
     assert str(raised.value) == message
 

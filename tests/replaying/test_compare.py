@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import eplb
-from eplb import Cluster, ClusterError, LoadTrace, PolicyError
+from eplb import Cluster, LoadTrace, PolicyError
+from eplb.errors import OptionError
 from eplb.replaying.compare import score
 from eplb.replaying.policies import POLICIES
 from eplb.replaying.sweep import sweep_rows
@@ -219,7 +220,7 @@ def test_files_are_loaded_where_the_work_is_done(
 def test_what_is_wrong_is_told_before_the_work() -> None:
     with pytest.raises(PolicyError, match="no policy is called 'best'"):
         swept_one(["eplb", "best"])
-    with pytest.raises(ClusterError, match="jobs is 0: give 1 or more"):
+    with pytest.raises(OptionError, match="jobs is 0: give 1 or more"):
         swept_one(["eplb"], jobs=0)
 
 

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from recorded import GPT_OSS, load_windows
 
 import eplb
-from eplb import Cluster, ClusterError, LoadsError, LoadTrace, Placement, PolicyError
+from eplb import Cluster, ClusterError, LoadsError, LoadTrace, OptionError, Placement, PolicyError
 from eplb.replaying.policies import POLICIES, named_policies
-from eplb.replaying.replay import replay_steps
 
 CLUSTER = Cluster(num_gpus=4, slots_per_gpu=3)
 
@@ -126,7 +125,7 @@ def test_bytes_are_those_of_the_model_or_as_said() -> None:
         (10**19, "give 1125899906842624 or less"),
     ):
         number: Any = wrong
-        with pytest.raises(ClusterError, match=f"expert_bytes .*{message}"):
+        with pytest.raises(OptionError, match=f"expert_bytes .*{message}"):
             eplb.replay(trace, CLUSTER, "deepseek", expert_bytes=number)
     known = LoadTrace(trace.loads, model="DeepSeek-V3")
     # Three matrices of 7168 x 2048 bytes.
@@ -221,19 +220,18 @@ def test_kernels_are_ready_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch
 
 
 def test_wrong_numbers_are_told_before_anything_runs() -> None:
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"every": 0}, "every is 0: give 1 or more"),
-        ({"history": 0}, "history is 0: give 1 or more"),
-        ({"first": 0}, "first is 0: give 1 or more"),
-        ({"num_groups": 3}, "8 experts do not divide into 3 groups: 2 or 4 groups would"),
-    ]
-    for wrong, message in cases:
-        with pytest.raises(ClusterError, match=message):
-            replay_steps(made(4), CLUSTER, "eplb", **wrong)
+    def asked(*_: Any, **__: Any) -> None:
+        pytest.fail("the policy is asked")
+
+    for name in ("every", "history", "first"):
+        with pytest.raises(OptionError, match=f"{name} is 0: give 1 or more"):
+            eplb.replay(made(4), CLUSTER, asked, **{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(ClusterError, match="8 experts do not divide into 3 groups: 2 or 4 groups"):
+        eplb.replay(made(4), CLUSTER, asked, num_groups=3)
     with pytest.raises(LoadsError, match="has 4 windows: to serve window 4 after the ones before"):
-        replay_steps(made(4), CLUSTER, "eplb", first=4)
+        eplb.replay(made(4), CLUSTER, asked, first=4)
     with pytest.raises(ClusterError, match="4 slots do not hold 8 experts"):
-        replay_steps(made(4), Cluster(4, 1, 1), "eplb")
+        eplb.replay(made(4), Cluster(4, 1, 1), asked)
 
 
 PEER = """

@@ -88,7 +88,7 @@ def test_names_from_files_do_nothing_to_a_terminal(tmp_path: Path) -> None:
         ((*ON, "--gpu", "H1000"), "no figures of the GPU 'H1000'"),
         ((*ON, "--tokens-per-gpu", 0), "tokens_per_gpu is 0"),
         ((*ON, "--window-seconds", -1), "--window-seconds is -1"),
-        ((*ON, "--merge", 13), "13 windows cannot be added up"),
+        ((*ON, "--merge", 13), "windows to add up is 13: give 1 to 12"),
         ((*ON, "--current", "absent.json"), "absent.json"),
         (("--gpus", 8, "--groups", 5), "32 experts do not divide into 5 groups"),
     ],

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eplb import ClusterError
-from eplb.checks import check_threads
+from eplb import OptionError
+from eplb.checks import number_of_threads
 from eplb.solver.threads import run_chunks
 
 
@@ -99,23 +99,24 @@ def test_calls_inside_work_do_not_wait_for_each_other() -> None:
 
 @pytest.mark.parametrize("threads", [1, 7])
 def test_numbers_of_threads_are_taken(threads: int) -> None:
-    assert check_threads(threads) == threads
+    assert number_of_threads(threads) == threads
 
 
 def test_one_thread_a_processor_unless_told() -> None:
-    assert check_threads(None) >= 1
+    assert number_of_threads(None) >= 1
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
 def test_numbers_of_threads_that_cannot_be(threads: Any) -> None:
-    with pytest.raises(ClusterError, match=f"^threads is {threads!r}: give"):
-        check_threads(threads)
+    with pytest.raises(OptionError, match=f"^threads is {threads!r}: give"):
+        number_of_threads(threads)
 
 
 LIMITED = """
 import os, resource
 import numpy as np
-from eplb import Cluster, plan, threads as pools
+from eplb import Cluster, plan
+from eplb.solver import threads as pools
 
 rng = np.random.default_rng(0)
 cluster, loads = Cluster(64, 1, 5), rng.lognormal(0.0, 1.5, (46, 256))

@@ -35,9 +35,9 @@ from eplb.cli.records import check_ending, write_comparison
 from eplb.cli.terminal import print_comparison, printing_to_stderr, progress_bar, say
 from eplb.errors import EplbError
 from eplb.formats import load_trace
+from eplb.planning.forecast import HISTORY
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import named_policies
-from eplb.replaying.replay import HISTORY
 
 __all__ = ["command"]
 

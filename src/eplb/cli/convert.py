@@ -1,8 +1,8 @@
 """`eplb convert`: a trace in another form."""
 
 from eplb.cli.options import Merge, TraceFile, TraceTarget
-from eplb.cli.records import check_writable
 from eplb.cli.terminal import say
+from eplb.files import check_writable
 from eplb.formats import load_trace, save_trace
 
 __all__ = ["command"]

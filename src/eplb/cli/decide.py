@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from eplb.checks import budget_from, whole_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
@@ -29,19 +30,17 @@ from eplb.cli.options import (
     Threads,
     TraceFile,
     Within,
-    budget_of,
     load_current,
     moe_slots,
     rates_of,
     service_of,
 )
-from eplb.cli.records import check_writable
 from eplb.cli.terminal import print_decision, say
-from eplb.errors import OptionError
+from eplb.files import check_writable
 from eplb.formats import load_trace
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide
-from eplb.replaying.replay import HISTORY
+from eplb.planning.forecast import HISTORY
 
 __all__ = ["command"]
 
@@ -85,15 +84,16 @@ def command(
     if output is not None:
         check_placement_path(output, "sglang")
         check_writable(output, trace)
-    if history < 1:
-        raise OptionError(f"--history is {history}: give 1 or more")
+    whole_number(history, "--history")
     loads = load_trace(trace).merged(merge)
     running, cluster = load_current(current, loads, gpus, nodes, slots, current_gpus, first_layer)
     rates = rates_of(
         cluster, model, gpu, expert_bytes, bandwidth_within, bandwidth_between, loads.model
     )
     service = service_of(cluster, rates, stall, expert_share)
-    budget = budget_of(max_moves, moe_slots(loads, cluster))
+    budget = None
+    if max_moves is not None:
+        budget = budget_from(max_moves, "--max-moves").of(moe_slots(loads, cluster))
     console = Console(stderr=True)
     with (
         quitting_on_interrupt(console),

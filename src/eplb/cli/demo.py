@@ -20,8 +20,8 @@ from eplb.cli.options import (
     target_of,
 )
 from eplb.cli.plan import print_json, timed_plan
-from eplb.cli.records import check_writable
 from eplb.cli.terminal import print_comparison, print_summary
+from eplb.files import check_writable
 from eplb.planning.forecast import Scenarios
 from eplb.replaying.compare import compare
 

@@ -25,9 +25,9 @@ from eplb.cli.options import (
     moe_slots,
 )
 from eplb.cli.plot import check_plot_path, plot_frontier
-from eplb.cli.records import check_writable
 from eplb.cli.terminal import print_frontier, say
 from eplb.errors import LoadsError
+from eplb.files import check_writable
 from eplb.formats import load_trace
 from eplb.moving.frontier import Frontier, frontier
 from eplb.planning.forecast import Recent, Scenarios

@@ -11,10 +11,9 @@ from rich.console import Console
 
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import AsJson, Between, ExpertBytes, GpuName, ModelName, Within, rates_of
-from eplb.cli.records import check_writable
 from eplb.cli.terminal import print_migration, say
 from eplb.errors import FormatError
-from eplb.files import write_text
+from eplb.files import check_writable, write_text
 from eplb.formats import load_placement, load_trace
 from eplb.moving.migrate import Migration, migrate
 

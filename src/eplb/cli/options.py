@@ -64,7 +64,6 @@ __all__ = [
     "TraceFile",
     "TraceTarget",
     "Within",
-    "budget_of",
     "check_moves_options",
     "cluster_of",
     "load_current",
@@ -254,27 +253,6 @@ def load_current(
 def moe_slots(trace: LoadTrace, cluster: Cluster) -> int:
     """Slots of all layers that have load."""
     return int((~trace.dense).sum()) * cluster.num_slots
-
-
-def budget_of(text: str | None, num_slots: int) -> int | None:
-    """A number of moves, or a share of so many slots, rounded down.
-
-    Raises:
-        OptionError: neither.
-    """
-    if text is None:
-        return None
-    share = text.strip().endswith("%")
-    try:
-        value = float(text.strip().removesuffix("%")) if share else int(text)
-    except ValueError:
-        value = -1
-    if share and 0.0 <= value <= 100.0:
-        # 12.5 % of 16 slots are 2, whatever the rounding of 0.125.
-        return int(value * num_slots / 100.0 + 1e-9)
-    if share or value < 0:
-        raise OptionError(f"--max-moves is {text}: give a number, 0 or more, or a share as 5%")
-    return int(value)
 
 
 def check_moves_options(

@@ -5,11 +5,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
-from eplb.checks import printable
+from eplb.checks import budget_from, printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
@@ -23,31 +22,27 @@ from eplb.cli.options import (
     Slots,
     Threads,
     TraceFile,
-    budget_of,
     check_moves_options,
     cluster_of,
     load_current,
     moe_slots,
     target_of,
 )
-from eplb.cli.records import check_writable
 from eplb.cli.terminal import print_summary, say
 from eplb.cluster import Cluster
+from eplb.files import check_writable
 from eplb.formats import load_trace
 from eplb.formats.placements import (
     ENGINES,
 )
 from eplb.loads import LoadTrace
+from eplb.planning.backtest import BEST, Expected, expected_of
 from eplb.planning.forecast import FORECASTS, Scenarios, named_forecast
 from eplb.planning.plan import Effort, Plan, plan
 from eplb.planning.summary import Summary, summarize
-from eplb.replaying.backtest import Backtest, backtest
+from eplb.replaying.policies import POLICIES, warm_up
 
 __all__ = ["command", "print_json", "timed_plan"]
-
-_BEST = "best"
-_TRIALS = 16
-"""Plans that each forecast may make while it is tried, about."""
 
 
 def command(
@@ -59,10 +54,10 @@ def command(
     forecast: Annotated[
         str,
         typer.Option(
-            help=f"What to plan for, of several windows: {_BEST} of those that are tried, "
+            help=f"What to plan for, of several windows: {BEST} of those that are tried, "
             f"or {', '.join(FORECASTS)}."
         ),
-    ] = _BEST,
+    ] = BEST,
     effort: Annotated[
         Effort, typer.Option(help="How much work a plan may be, in fixed amounts.")
     ] = "default",
@@ -109,7 +104,7 @@ def command(
     if output is not None:
         check_writable(output, trace)
     check_moves_options(current, max_moves, move_cost, current_gpus)
-    if forecast != _BEST:
+    if forecast != BEST:
         named_forecast(forecast)
     loads = load_trace(trace)
     moves: RunningPlacement | None = None
@@ -120,11 +115,11 @@ def command(
             current, loads, gpus, nodes, slots, current_gpus, first_layer
         )
         num_slots = moe_slots(loads, cluster)
-        moves = RunningPlacement(
-            current, running, num_slots, budget_of(max_moves, num_slots), move_cost
-        )
-    expected, said, tried = _expected(loads, cluster, groups, forecast, effort, threads)
-    made, summary = timed_plan(expected, cluster, groups, effort, threads, said, moves)
+        budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
+        moves = RunningPlacement(current, running, num_slots, budget, move_cost)
+    what = _expected(loads, cluster, groups, forecast, effort, threads)
+    expected, tried = what.scenarios, what.tried
+    made, summary = timed_plan(expected, cluster, groups, effort, threads, what.words, moves)
     if target is not None:
         target.write(made, loads)
     if as_json:
@@ -150,43 +145,16 @@ def _expected(
     forecast: str,
     effort: Effort,
     threads: int | None,
-) -> tuple[Scenarios, str | None, Backtest | None]:
-    """What to plan for, in windows and in words, and how that was found."""
-    if trace.num_windows == 1:
-        return Scenarios(trace.loads, np.ones(1)), None, None
-    if forecast != _BEST:
-        expected = named_forecast(forecast)(trace.loads)
-        return (
-            expected,
-            f"Planned for: {forecast}, {_count(expected)} of {len(trace)} windows",
-            None,
-        )
+) -> Expected:
+    """What to plan for; finding that out takes as long as some dozens of plans."""
     console = Console(stderr=True)
     with (
         quitting_on_interrupt(console),
         console.status("trying forecasts; kernels are compiled once on a machine"),
     ):
-        tried = backtest(
-            trace,
-            cluster,
-            num_groups=groups,
-            every=max(1, trace.num_windows // _TRIALS),
-            effort=effort,
-            threads=threads,
+        return expected_of(
+            trace, cluster, forecast, num_groups=groups, effort=effort, threads=threads
         )
-    expected = named_forecast(tried.best)(trace.loads)
-    scores = {score.policy: score.balancedness for score in tried.comparison.scores}
-    said = (
-        f"Planned for: {tried.best}, {_count(expected)} of {len(trace)} windows. On windows not "
-        f"seen before it gave {scores[tried.best]:.4f} ({tried.comparison.windows} served, "
-        f"{len(scores)} forecasts tried; the mean of windows gave {scores['mean']:.4f})"
-    )
-    return expected, said, tried
-
-
-def _count(expected: Scenarios) -> str:
-    number = len(expected.loads)
-    return "1 scenario" if number == 1 else f"{number} scenarios"
 
 
 def print_json(summary: Summary, output: Path | None, **more: object) -> None:
@@ -204,25 +172,24 @@ def timed_plan(
     said: str | None = None,
     moves: RunningPlacement | None = None,
 ) -> tuple[Plan, Summary]:
-    """Plan twice: the first time tells what a new process waits, the second what planning takes."""
+    """Plan, and say what that gains and how long it took, once kernels are there."""
     console = Console(stderr=True)
-    seconds = []
     with (
         quitting_on_interrupt(console),
         console.status("planning; kernels are compiled once on a machine"),
     ):
-        for _ in range(2):
-            begin = time.perf_counter()
-            made = plan(
-                expected.loads,
-                cluster,
-                num_groups=groups,
-                weights=expected.weights,
-                current=None if moves is None else moves.placement,
-                max_moves=None if moves is None else moves.most,
-                move_cost=None if moves is None else moves.cost,
-                effort=effort,
-                threads=threads,
-            )
-            seconds.append(time.perf_counter() - begin)
-    return made, summarize(expected.loads, made, groups, seconds[1], seconds[0], said)
+        warm_up(POLICIES["eplb" if moves is None else "moving"])
+        begin = time.perf_counter()
+        made = plan(
+            expected.loads,
+            cluster,
+            num_groups=groups,
+            weights=expected.weights,
+            current=None if moves is None else moves.placement,
+            max_moves=None if moves is None else moves.most,
+            move_cost=None if moves is None else moves.cost,
+            effort=effort,
+            threads=threads,
+        )
+        seconds = time.perf_counter() - begin
+    return made, summarize(expected.loads, made, groups, seconds, said)

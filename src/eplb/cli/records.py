@@ -3,19 +3,18 @@
 import csv
 import io
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from eplb.errors import FormatError
-from eplb.files import write_text
+from eplb.files import check_writable, write_text
 from eplb.loads import LoadTrace
 from eplb.replaying.compare import Comparison
 from eplb.replaying.sweep import SweepRow
 
-__all__ = ["check_ending", "check_writable", "write_comparison", "write_sweep"]
+__all__ = ["check_ending", "write_comparison", "write_sweep"]
 
 _ENDINGS = (".csv", ".json")
 _COLUMNS = (
@@ -36,24 +35,6 @@ def check_ending(path: Path, trace: Path | None = None) -> None:
     if not path.absolute().parent.is_dir():
         raise FormatError(f"{path}: there is no folder {path.parent}")
     check_writable(path, trace)
-
-
-def check_writable(path: Path, trace: Path | None = None) -> None:
-    """Tell before the work begins that a file could not be written; nothing is left behind.
-
-    Raises:
-        FormatError: a folder, the trace itself, or a place where no file can be made.
-    """
-    try:
-        if path.is_dir():
-            raise FormatError(f"{path} cannot be written: it is a folder")
-        if trace is not None and path.exists() and trace.exists() and path.samefile(trace):
-            raise FormatError(f"{path}: it is what is read, and would be lost")
-        # As files are written: to the side first.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:100]}."):
-            pass
-    except OSError as error:
-        raise FormatError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def write_comparison(path: Path, comparison: Comparison, trace: LoadTrace) -> None:

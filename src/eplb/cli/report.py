@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from eplb.checks import printable
+from eplb.checks import printable, real_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     FirstLayer,
@@ -21,14 +21,12 @@ from eplb.cli.options import (
     TraceFile,
     cluster_of,
 )
-from eplb.cli.records import check_writable
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import MODELS
 from eplb.errors import MissingExtraError
-from eplb.files import write_text
+from eplb.files import check_writable, write_text
 from eplb.formats import load_placement, load_trace
-from eplb.moving.service import check_seconds
 from eplb.placement import Placement
 from eplb.report import STEPS, Figures, measure, print_report, render_page
 
@@ -93,7 +91,7 @@ def command(
         check_writable(target, trace)
         _check_installed()
     if window_seconds is not None:
-        check_seconds(window_seconds, "--window-seconds")
+        real_number(window_seconds, "--window-seconds", "seconds")
     find_gpu(gpu)
     console = Console(stderr=True)
     with quitting_on_interrupt(console), _Steps(console) as steps:

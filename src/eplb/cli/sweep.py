@@ -27,7 +27,7 @@ from eplb.cli.records import check_ending, write_sweep
 from eplb.cli.terminal import print_sweep, printing_to_stderr, progress_bar, say
 from eplb.errors import EplbError
 from eplb.formats import load_trace
-from eplb.replaying.replay import HISTORY
+from eplb.planning.forecast import HISTORY
 from eplb.replaying.sweep import SweepRow, sweep_rows
 
 __all__ = ["command"]

@@ -6,8 +6,8 @@ import typer
 
 from eplb import synthetic
 from eplb.cli.options import TraceTarget
-from eplb.cli.records import check_writable
 from eplb.cli.terminal import say
+from eplb.files import check_writable
 from eplb.formats import save_trace
 from eplb.synthetic import PRESETS
 

@@ -110,11 +110,7 @@ def print_summary(console: Console, title: str, summary: Summary) -> None:
             f"{summary.duplicates} slots hold an expert a second time on a GPU: "
             "GPUs have more slots than there are experts.",
         )
-    _line(
-        console,
-        f"Planned in {_duration(summary.seconds)} "
-        f"({_duration(summary.first_seconds)} the first time, which compiles or loads kernels).",
-    )
+    _line(console, f"Planned in {_duration(summary.seconds)}.")
 
 
 def print_inspection(console: Console, title: str, found: Inspection) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.checks import check_number
+from eplb.checks import real_number
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, Gpu, find_gpu
 from eplb.cost.models import MODELS, Model, find_model
@@ -158,7 +158,7 @@ def estimate(
     """
     gpu = find_gpu(gpu) if isinstance(gpu, str) else gpu
     model = find_model(model) if isinstance(model, str) else model
-    check_number(tokens_per_gpu, "tokens_per_gpu", "tokens")
+    real_number(tokens_per_gpu, "tokens_per_gpu", "tokens")
     assumptions = assumptions.for_batch(tokens_per_gpu)
     if placement.num_experts != model.num_experts:
         raise OptionError(
@@ -267,7 +267,7 @@ def seconds_saved(
         LoadsError: values that are no numbers of tokens, or a peak above the total.
         OptionError: tokens that are not above 0.
     """
-    check_number(tokens_per_gpu, "tokens_per_gpu", "tokens")
+    real_number(tokens_per_gpu, "tokens_per_gpu", "tokens")
     assumptions = assumptions.for_batch(tokens_per_gpu)
     of_all = as_array(total, "total")
     check_values(np.atleast_1d(of_all))

@@ -9,7 +9,7 @@ a `Gpu`.
 from dataclasses import dataclass
 from typing import get_args
 
-from eplb.checks import check_number, find_named
+from eplb.checks import find_named, real_number
 from eplb.cost.models import NumberFormat
 from eplb.errors import OptionError
 
@@ -57,10 +57,10 @@ class Gpu:
 
     def __post_init__(self) -> None:
         for name in ("memory_bandwidth", "link_bandwidth", "network_bandwidth"):
-            check_number(getattr(self, name), name, "bytes a second")
+            real_number(getattr(self, name), name, "bytes a second")
         for name in get_args(NumberFormat):
             if name == "bf16" or getattr(self, name) is not None:
-                check_number(getattr(self, name), name, "operations a second")
+                real_number(getattr(self, name), name, "operations a second")
 
     def rate(self, number_format: NumberFormat) -> tuple[float, NumberFormat]:
         """Dense peak for a number format, and the format computed in: another where it lacks it.

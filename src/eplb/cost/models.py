@@ -7,8 +7,8 @@ format, `dataclasses.replace` a preset or make a `Model`.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from eplb.checks import check_number, check_whole, find_named, whole_number
-from eplb.errors import ClusterError, OptionError
+from eplb.checks import find_named, real_number, whole_number
+from eplb.errors import OptionError
 
 __all__ = ["EXPERT_BYTES", "MODELS", "Model", "NumberFormat", "expert_bytes_of", "find_model"]
 
@@ -54,10 +54,10 @@ class Model:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_moe_layers", "num_experts", "top_k", "hidden_size"):
-            check_whole(getattr(self, name), name)
-        check_whole(self.expert_size, "expert_size")
+            whole_number(getattr(self, name), name)
+        whole_number(self.expert_size, "expert_size")
         for name in ("bytes_per_weight", "dispatch_bytes", "combine_bytes"):
-            check_number(getattr(self, name), name, "bytes")
+            real_number(getattr(self, name), name, "bytes")
         if self.num_moe_layers > self.num_layers:
             raise OptionError(
                 f"num_moe_layers is {self.num_moe_layers}: the model has {self.num_layers} layers"
@@ -191,11 +191,11 @@ def expert_bytes_of(model: str | None, said: int | None = None) -> int | None:
     """Bytes of an expert's weights in one layer: those said, or the model's; None where unknown.
 
     Raises:
-        ClusterError: no whole number from 1 to 2**50.
+        OptionError: no whole number from 1 to 2**50.
     """
     if said is None:
         return EXPERT_BYTES.get(model or "")
     size = whole_number(said, "expert_bytes")
     if size > _MOST_BYTES:
-        raise ClusterError(f"expert_bytes is {size}: give {_MOST_BYTES} or less")
+        raise OptionError(f"expert_bytes is {size}: give {_MOST_BYTES} or less")
     return size

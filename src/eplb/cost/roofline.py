@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import check_number, check_share
+from eplb.checks import real_number, share_of_one
 from eplb.cluster import Cluster
 from eplb.cost.gpus import Gpu
 from eplb.cost.models import Model
@@ -66,9 +66,9 @@ class Assumptions:
 
     def __post_init__(self) -> None:
         for name in ("compute", "memory", "link", "network"):
-            check_share(getattr(self, f"{name}_efficiency"), f"{name}_efficiency")
-        check_share(self.expert_share, "expert_share")
-        check_number(self.exchange_latency, "exchange_latency", "seconds", zero=True)
+            share_of_one(getattr(self, f"{name}_efficiency"), f"{name}_efficiency")
+        share_of_one(self.expert_share, "expert_share")
+        real_number(self.exchange_latency, "exchange_latency", "seconds", above=False)
 
     def for_batch(self, tokens_per_gpu: float) -> "Assumptions":
         """These with what depends on the batch settled."""

@@ -16,13 +16,9 @@ from eplb.cluster import Cluster
 from eplb.engines.settings import Settings
 from eplb.errors import PlacementError
 from eplb.placement import Placement
-from eplb.planning.plan import plan
+from eplb.planning.plan import DEFAULT_MOVE_COST, plan
 
 __all__ = ["Call", "History", "next_placement", "running_placement"]
-
-_PRICE = 5e-4
-"""What a move has to take off the peak of its layer, as a share of the mean GPU load: the planner's
-own price of a move, which it leaves out where there is a budget."""
 
 
 def next_placement(
@@ -55,8 +51,8 @@ def next_placement(
         moving["current"] = current
         if current.cluster.num_slots == cluster.num_slots:
             loaded = int(windows.any(axis=2).sum()) * cluster.num_gpus
-            moving["max_moves"] = settings.budget(num_layers, cluster.num_slots)
-            moving["move_cost"] = _PRICE * float(total.sum()) / max(loaded, 1)
+            moving["max_moves"] = settings.max_moves.of(num_layers * cluster.num_slots)
+            moving["move_cost"] = DEFAULT_MOVE_COST * float(total.sum()) / max(loaded, 1)
     made = plan(
         windows,
         cluster,

@@ -33,13 +33,15 @@ class Recorder:
     after their layers and experts and the first rank that runs them: `58x256`, `58x256-rank8`.
 
     Args:
-        folder: where to write; it is made.
+        folder: where to write; it is made. `~` is the user's home, as in a shell: who starts an
+            engine may not be one.
         most: windows to keep in each folder, those of earlier runs among them.
         logger: of the engine.
     """
 
     def __init__(self, folder: Path, most: int, logger: logging.Logger) -> None:
-        self._folder = folder
+        # Unlike pathlib's, it leaves `~` as it is where there is no home.
+        self._folder = Path(os.path.expanduser(folder))  # noqa: PTH111
         self._most = most
         self._logger = logger
         self._run = ""

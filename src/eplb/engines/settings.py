@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
+from eplb.checks import Budget, budget_from, whole_number
 from eplb.errors import OptionError
 from eplb.planning.plan import Effort
 
@@ -27,6 +28,7 @@ VARIABLES = {
 
 _MOST_WINDOWS = 64
 _MOST_FILES = 1_000_000
+_FIVE_PERCENT = Budget(share=0.05)
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,7 @@ class Settings:
 
     Attributes:
         windows: most windows to plan for.
-        max_moves: most moves at one plan, None for any number.
-        max_share: the same as a share of all slots of all layers, None for any.
+        max_moves: most moves at one plan; a share is of all slots of all layers.
         effort: of the planner.
         threads: most threads of one process.
         record: folder for recorded loads, None for none.
@@ -44,18 +45,11 @@ class Settings:
     """
 
     windows: int = 16
-    max_moves: int | None = None
-    max_share: float | None = 0.05
+    max_moves: Budget = _FIVE_PERCENT
     effort: Effort = "fast"
     threads: int = 4
     record: Path | None = None
     record_files: int = 1024
-
-    def budget(self, num_layers: int, num_slots: int) -> int | None:
-        """Most moves at one plan of so many layers of so many slots; None for any number."""
-        if self.max_share is not None:
-            return int(self.max_share * num_layers * num_slots)
-        return self.max_moves
 
     def __str__(self) -> str:
         said = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -85,7 +79,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         OptionError: a value that does not do.
     """
     standard = Settings()
-    max_moves, max_share = _moves(environment, standard)
+    moves = environment.get("EPLB_MAX_MOVES")
     effort = environment.get("EPLB_EFFORT", standard.effort)
     for known in get_args(Effort):
         if effort == known:
@@ -95,8 +89,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     record = environment.get("EPLB_RECORD")
     return Settings(
         _number(environment, "EPLB_WINDOWS", standard.windows, _MOST_WINDOWS),
-        max_moves,
-        max_share,
+        standard.max_moves if moves is None else budget_from(moves, "EPLB_MAX_MOVES"),
         known,
         _number(environment, "EPLB_THREADS", standard.threads, _MOST_FILES),
         Path(record) if record else None,
@@ -115,27 +108,6 @@ def _number(environment: Mapping[str, str], name: str, standard: int, most: int)
     text = environment.get(name)
     if text is None:
         return standard
-    if not text.strip().isdecimal() or not 1 <= int(text) <= most:
-        raise OptionError(f"{name} is {text!r}: give a whole number from 1 to {most}")
-    return int(text)
-
-
-def _moves(environment: Mapping[str, str], standard: Settings) -> tuple[int | None, float | None]:
-    text = environment.get("EPLB_MAX_MOVES")
-    if text is None:
-        return standard.max_moves, standard.max_share
-    given = text.strip().lower()
-    if given == "none":
-        return None, None
-    if given.isdecimal():
-        return int(given), None
-    try:
-        share = float(given.removesuffix("%")) / 100.0
-    except ValueError:
-        share = -1.0
-    if not given.endswith("%") or not 0.0 <= share <= 1.0:
-        raise OptionError(
-            f'EPLB_MAX_MOVES is {text!r}: give a share of all slots like "5%", a whole number, '
-            "or none"
-        )
-    return None, share
+    given = text.strip()
+    number = int(given) if given.isascii() and given.isdecimal() else text
+    return whole_number(number, name, most=most)

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.balance import Interval, ratio_interval
+from eplb.checks import real_number
 from eplb.cluster import Cluster
 from eplb.loads import check_windows
-from eplb.moving.service import Service, check_margin, check_seconds
+from eplb.moving.service import Service
 from eplb.placement import Placement
 from eplb.planning.passes import Effort
 from eplb.planning.plan import Plan, plan
@@ -103,7 +104,8 @@ def decide(
         EplbError: as for `eplb.plan`.
         OptionError: a time that is not above 0, or a margin below 1.
     """
-    seconds, margin = check_seconds(seconds, "seconds"), check_margin(margin)
+    seconds = real_number(seconds, "seconds", "seconds")
+    margin = real_number(margin, "margin", "times the cost", least=1.0, above=False)
     windows = check_windows(loads)
     current = check_current(current, *windows.shape[1:])
     forced = cluster != current.cluster

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import real_number, whole_number
 from eplb.cost.models import expert_bytes_of
 from eplb.errors import OptionError
 from eplb.loads import check_windows
@@ -128,13 +129,18 @@ def migrate(
         LoadsError: loads of another shape, or values that are no numbers of tokens.
     """
     limits = Limits(
-        _limit(experts_at_once, "experts_at_once"),
-        None if uplink_share is None else _limit(uplink_share, "uplink_share"),
-        None if spare_slots is None else _limit(spare_slots, "spare_slots", least=0),
+        whole_number(experts_at_once, "experts_at_once"),
+        None if uplink_share is None else whole_number(uplink_share, "uplink_share"),
+        None if spare_slots is None else whole_number(spare_slots, "spare_slots", least=0),
     )
     size = expert_bytes_of(None, bytes_per_expert)
-    within = _bandwidth(bandwidth_within, "bandwidth_within")
-    between = _bandwidth(bandwidth_between, "bandwidth_between")
+    within, between = (
+        None if value is None else real_number(value, name, "GB/s")
+        for name, value in (
+            ("bandwidth_within", bandwidth_within),
+            ("bandwidth_between", bandwidth_between),
+        )
+    )
     change = change_between(old, new)
     crossing = int(np.bincount(change.node).max()) * limits.experts_at_once
     if limits.uplink_share is not None and limits.uplink_share >= crossing:
@@ -185,23 +191,6 @@ def migrate(
         bytes_between_nodes=None if size is None else size * num_far,
         seconds=_seconds(change, source, wave, size, within, between),
     )
-
-
-def _limit(value: object, name: str, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise OptionError(f"{name} is {value!r}: give a whole number of {least} or more")
-    if value < least:
-        raise OptionError(f"{name} is {value}: give {least} or more")
-    return int(value)
-
-
-def _bandwidth(value: object, name: str) -> float | None:
-    if value is None:
-        return None
-    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not real or not 0.0 < float(value) < math.inf:  # type: ignore[arg-type]
-        raise OptionError(f"{name} is {value!r}: give GB/s above 0")
-    return float(value)  # type: ignore[arg-type]
 
 
 def _rank(old: Placement, new: Placement, moves: _I64, loads: Any) -> _I64:

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import check_number, check_share
+from eplb.checks import real_number, share_of_one
 from eplb.cluster import Cluster
 from eplb.cost.gpus import find_gpu
 from eplb.cost.models import expert_bytes_of, find_model
 from eplb.cost.roofline import Assumptions
-from eplb.errors import OptionError
 from eplb.placement import Placement
 
-__all__ = ["DEFAULT_SERVICE", "Service", "check_margin", "check_seconds"]
+__all__ = ["DEFAULT_SERVICE", "Service"]
 
 _GIGA = 1e9
 
@@ -45,10 +44,10 @@ class Service:
     def __post_init__(self) -> None:
         object.__setattr__(self, "expert_bytes", expert_bytes_of(None, self.expert_bytes))
         for name in ("bandwidth_within", "bandwidth_between"):
-            check_number(getattr(self, name), name, "GB/s")
-        check_share(self.expert_share, "expert_share")
+            real_number(getattr(self, name), name, "GB/s")
+        share_of_one(self.expert_share, "expert_share")
         if self.stall:
-            check_share(self.stall, "stall")
+            share_of_one(self.stall, "stall")
 
     @classmethod
     def of(cls, model: str, gpu: str, cluster: Cluster, *, stall: float = 1.0) -> "Service":
@@ -109,25 +108,3 @@ class Service:
 
 DEFAULT_SERVICE = Service(44_040_192, 360.0, 320.0)
 """DeepSeek-V3 on H100s, 8 on a node, that stops for each transfer (`Service.of`)."""
-
-
-def check_seconds(seconds: float, name: str) -> float:
-    """A time above 0.
-
-    Raises:
-        OptionError: none.
-    """
-    check_number(seconds, name, "seconds")
-    return float(seconds)
-
-
-def check_margin(margin: float) -> float:
-    """How many times its cost a gain is to be, 1 or more.
-
-    Raises:
-        OptionError: less, or no number.
-    """
-    check_number(margin, "margin", "times the cost")
-    if margin < 1.0:
-        raise OptionError(f"margin is {margin}: give 1 or more")
-    return float(margin)

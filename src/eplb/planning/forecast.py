@@ -14,6 +14,7 @@ from eplb.errors import OptionError
 
 __all__ = [
     "FORECASTS",
+    "HISTORY",
     "Clusters",
     "Decay",
     "Deviation",
@@ -27,6 +28,10 @@ __all__ = [
 ]
 
 _Loads = NDArray[np.float64]
+
+
+HISTORY = 32
+"""Windows that are planned for, the last ones, unless a user says otherwise (docs/study.md)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +75,7 @@ class Mean:
         windows: how many of them at most.
     """
 
-    windows: int = 32
+    windows: int = HISTORY
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
@@ -106,7 +111,7 @@ class Deviation:
     """
 
     deviations: float = 1.0
-    windows: int = 32
+    windows: int = HISTORY
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
@@ -123,7 +128,7 @@ class Recent:
         windows: how many of them at most.
     """
 
-    windows: int = 32
+    windows: int = HISTORY
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
@@ -141,7 +146,7 @@ class Extended:
         windows: how many of them at most.
     """
 
-    windows: int = 32
+    windows: int = HISTORY
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""

@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import check_threads, whole_number
+from eplb.checks import number_of_threads, whole_number
 from eplb.cluster import Cluster, check_shape
-from eplb.errors import LoadsError, OptionError
+from eplb.errors import ClusterError, LoadsError, OptionError
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
 from eplb.planning.relocate import Relocation, Work, relocate
@@ -59,9 +59,9 @@ class Solution:
         windows = check_windows(loads)
         weight = check_weights(weights, windows.shape[0])
         _, num_layers, num_experts = windows.shape
-        num_groups = whole_number(num_groups, "num_groups")
+        num_groups = whole_number(num_groups, "num_groups", error=ClusterError)
         nodes = check_shape(num_experts, cluster, num_groups)
-        threads = check_threads(threads)
+        threads = number_of_threads(threads)
         if windows.shape[0] > 1 and not windows[weight > 0.0].any():
             raise LoadsError(
                 f"none of {windows.shape[0]} windows has any load: give at least one that has"

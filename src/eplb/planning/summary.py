@@ -39,7 +39,7 @@ class Summary:
         gap_mean, gap_worst: peak / proven bound - 1.
         duplicates: slots that hold an expert a second time on a GPU.
         worst_layers: the least balanced of the plan, the worst first.
-        seconds: time of planning; first_seconds: of the first call, kernels loaded or compiled.
+        seconds: time of planning, kernels loaded before.
     """
 
     layers: int
@@ -60,7 +60,6 @@ class Summary:
     duplicates: int
     worst_layers: list[LayerSummary]
     seconds: float
-    first_seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain values."""
@@ -72,7 +71,6 @@ def summarize(
     plan: Plan,
     num_groups: int,
     seconds: float,
-    first_seconds: float,
     planned_for: str | None = None,
 ) -> Summary:
     """Compare a plan with the contiguous layout on the windows [T, L, E] that it was made for."""
@@ -114,5 +112,4 @@ def summarize(
             for i in worst
         ],
         seconds=seconds,
-        first_seconds=first_seconds,
     )

@@ -6,16 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eplb.balance import Interval, difference_interval, ratio_interval
+from eplb.balance import Interval
+from eplb.checks import real_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
 from eplb.errors import EplbError, OptionError, PolicyError
 from eplb.loads import LoadTrace
-from eplb.moving.service import Service, check_seconds
+from eplb.moving.service import Service
+from eplb.planning.backtest import Schedule
+from eplb.planning.forecast import HISTORY
 from eplb.replaying.policies import Policy, named_policies, told
-from eplb.replaying.replay import HISTORY, Replay, Step, replay_of, replay_steps
+from eplb.replaying.replay import Replay, Step, replay_of, replay_steps
 
 __all__ = ["Comparison", "Score", "compare", "score"]
 
@@ -153,17 +155,9 @@ def compare(
         policies = {
             name: told(policy, service, length * every) for name, policy in policies.items()
         }
+    schedule = Schedule(every, history, first)
     walks = [
-        replay_steps(
-            trace,
-            cluster,
-            policy,
-            num_groups=num_groups,
-            every=every,
-            history=history,
-            first=first,
-            service=service,
-        )
+        replay_steps(trace, cluster, policy, schedule, num_groups=num_groups, service=service)
         for policy in policies.values()
     ]
     wanted = trace.num_windows - first
@@ -212,7 +206,7 @@ def _window_seconds(trace: LoadTrace, said: float | None) -> float:
         OptionError: neither the user nor the trace says.
     """
     if said is not None:
-        return check_seconds(said, "window_seconds")
+        return real_number(said, "window_seconds", "seconds")
     if trace.times is not None and trace.times.size > 1:
         between = float(np.median(np.diff(trace.times)))
         if between > 0.0:
@@ -238,11 +232,6 @@ def _net(replay: Replay, reference: Replay, service: Service, seconds: float) ->
 def score(replay: Replay, reference: Replay | None = None) -> Score:
     """The figures of one replay, and its gain over another of the same windows."""
     reference = reference or replay
-    sums, known = _of_windows(replay)
-    other_sums, _known = _of_windows(reference)
-    means, peaks = replay.mean.sum(axis=1), replay.peak.sum(axis=1)
-    loaded = known > 0.0
-    worst = (sums[loaded] / known[loaded]).min() if loaded.any() else 1.0
     asked = np.flatnonzero(replay.planned)
     later = asked[1:]
     every = int(np.diff(asked).max()) if later.size else replay.num_steps
@@ -250,15 +239,16 @@ def score(replay: Replay, reference: Replay | None = None) -> Score:
     received = replay.moves[np.ix_(later, moe)].sum(axis=1)
     slots = max(1, int(moe.sum())) * replay.cluster.num_slots
     seconds = replay.seconds[replay.planned]
+    gain, gain_interval = replay.gain_over(reference, every)
     return Score(
         policy=replay.name,
         balancedness=replay.average(),
-        balancedness_interval=ratio_interval(sums, known, every),
+        balancedness_interval=replay.interval(every),
         pooled=replay.pooled(),
-        pooled_interval=ratio_interval(means, peaks, every),
-        worst_window=float(worst),
-        gain=replay.average() - reference.average(),
-        gain_interval=difference_interval(sums, known, other_sums, known, every),
+        pooled_interval=replay.pooled_interval(every),
+        worst_window=replay.worst_window(),
+        gain=gain,
+        gain_interval=gain_interval,
         plans=int(replay.planned.sum()),
         moved=float(received.mean()) / slots if later.size else None,
         bytes_per_plan=_times(float(received.mean()) if later.size else None, replay.expert_bytes),
@@ -270,14 +260,10 @@ def score(replay: Replay, reference: Replay | None = None) -> Score:
 
 def _by_window(replay: Replay) -> dict[str, Any]:
     """Of each window the balancedness (None without load), the moves, and the time of a plan."""
-    sums, known = _of_windows(replay)
     return {
         "policy": replay.name,
         "window": replay.windows.tolist(),
-        "balancedness": [
-            top / number if number else None
-            for top, number in zip(sums.tolist(), known.tolist(), strict=True)
-        ],
+        "balancedness": [None if np.isnan(each) else each for each in replay.by_window().tolist()],
         "moves": replay.moves.sum(axis=1).tolist(),
         "plan_ms": [
             seconds * 1e3 if planned else None
@@ -286,13 +272,6 @@ def _by_window(replay: Replay) -> dict[str, Any]:
             )
         ],
     }
-
-
-def _of_windows(replay: Replay) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[S] sums of the balancedness of layers that have load, and how many have."""
-    known = ~np.isnan(replay.balancedness)
-    sums: NDArray[np.float64] = np.where(known, replay.balancedness, 0.0).sum(axis=1)
-    return sums, known.sum(axis=1).astype(np.float64)
 
 
 def _times(moves: float | None, expert_bytes: int | None) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import Interval, difference_interval, ratio_interval, ratios
+from eplb.balance import Interval, Served
 from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
@@ -122,42 +122,6 @@ class Evaluation:
         return asdict(self)
 
 
-@dataclass(frozen=True, eq=False)
-class _Walk:
-    """One placement, window by window.
-
-    Attributes:
-        ratio: [T, L] balancedness, NaN without load.
-        peak, mean: [T, L] load of the busiest GPU, and of a GPU on average.
-        load: [G] load of each GPU, all windows and layers added up.
-        busiest: [G] layers of windows in which it is the first of those with the most load.
-    """
-
-    placement: Placement
-    ratio: NDArray[np.float64]
-    peak: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    load: NDArray[np.float64]
-    busiest: NDArray[np.int64]
-
-    def part(self, first: int) -> "_Walk":
-        """The same from window `first` on; what all windows add up to stays."""
-        return _Walk(
-            self.placement,
-            self.ratio[first:],
-            self.peak[first:],
-            self.mean[first:],
-            self.load,
-            self.busiest,
-        )
-
-    def sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """[T] balancedness of loaded layers added up, and how many there are."""
-        known = ~np.isnan(self.ratio)
-        added: NDArray[np.float64] = np.where(known, self.ratio, 0.0).sum(axis=1)
-        return added, known.sum(axis=1).astype(np.float64)
-
-
 def evaluate_placement(
     placement: Placement, trace: LoadTrace, *, num_groups: int = 1, threads: int | None = None
 ) -> Evaluation:
@@ -190,8 +154,7 @@ def evaluate_placement(
         "afresh": _planned(trace.loads, placement, num_groups, threads, afresh=True),
         "contiguous": begin,
     }
-    walks = {name: _walk(each, trace) for name, each in placements.items()}
-    this = walks["this"]
+    found = {name: each.serve(trace.loads) for name, each in placements.items()}
     return Evaluation(
         layers=trace.num_layers,
         dense_layers=np.flatnonzero(trace.dense).tolist(),
@@ -201,10 +164,13 @@ def evaluate_placement(
         slots=cluster.num_slots,
         groups=num_groups,
         windows=trace.num_windows,
-        standings=[_standing(name, walk, this, moe) for name, walk in walks.items()],
-        unseen=_unseen(this, trace, num_groups, threads),
-        worst_layers=_worst_layers(np.flatnonzero(moe), *walks.values()),
-        hottest=_hottest(this),
+        standings=[
+            _standing(name, each, found[name], placement, found["this"], moe)
+            for name, each in placements.items()
+        ],
+        unseen=_unseen(placement, found["this"], trace, num_groups, threads),
+        worst_layers=_worst_layers(np.flatnonzero(moe), *found.values()),
+        hottest=_hottest(placement, trace),
     )
 
 
@@ -228,69 +194,56 @@ def _planned(
     ).placement
 
 
-def _walk(placement: Placement, trace: LoadTrace, first: int = 0) -> _Walk:
-    num_gpus = placement.cluster.num_gpus
-    total = np.zeros(num_gpus)
-    busiest = np.zeros(num_gpus, np.int64)
-    ratio, peak, mean = [], [], []
-    for window in trace.loads[first:]:
-        load = placement.gpu_load(window)
-        ratio.append(ratios(load))
-        peak.append(load.max(axis=1))
-        mean.append(load.mean(axis=1))
-        total += load.sum(axis=0)
-        busiest += np.bincount(load.argmax(axis=1)[peak[-1] > 0.0], minlength=num_gpus)
-    return _Walk(placement, np.stack(ratio), np.stack(peak), np.stack(mean), total, busiest)
-
-
-def _average(walk: _Walk) -> float:
-    """Balancedness; 1 where nothing has any load."""
-    known = ~np.isnan(walk.ratio)
-    return float(walk.ratio[known].mean()) if known.any() else 1.0
-
-
-def _standing(name: str, walk: _Walk, this: _Walk, moe: NDArray[np.bool_]) -> Standing:
-    sums, known = walk.sums()
-    loaded = known > 0.0
-    means, peaks = walk.mean.sum(axis=1), walk.peak.sum(axis=1)
-    held = walk.placement.phy2log[moe].reshape(-1, walk.placement.cluster.slots_per_gpu)
+def _standing(
+    name: str,
+    placement: Placement,
+    served: Served,
+    this: Placement,
+    served_by_this: Served,
+    moe: NDArray[np.bool_],
+) -> Standing:
+    held = placement.phy2log[moe].reshape(-1, placement.cluster.slots_per_gpu)
     held = np.sort(held, axis=1)
-    moves = int(walk.placement.moves_by_layer(this.placement)[moe].sum())
+    moves = int(placement.moves_by_layer(this)[moe].sum())
+    gain, gain_interval = served.gain_over(served_by_this)
     return Standing(
         placement=name,
-        balancedness=_average(walk),
-        interval=ratio_interval(sums, known),
-        pooled=min(float(means.sum() / peaks.sum()), 1.0) if peaks.any() else 1.0,
-        pooled_interval=ratio_interval(means, peaks),
-        worst_window=float((sums[loaded] / known[loaded]).min()) if loaded.any() else 1.0,
-        gain=_average(walk) - _average(this),
-        gain_interval=difference_interval(sums, known, *this.sums()),
+        balancedness=served.average(),
+        interval=served.interval(),
+        pooled=served.pooled(),
+        pooled_interval=served.pooled_interval(),
+        worst_window=served.worst_window(),
+        gain=gain,
+        gain_interval=gain_interval,
         duplicates=int((held[:, 1:] == held[:, :-1]).sum()),
         moves=moves,
         moved=moves / max(1, held.size),
     )
 
 
-def _unseen(this: _Walk, trace: LoadTrace, num_groups: int, threads: int | None) -> Unseen | None:
+def _unseen(
+    this: Placement, served: Served, trace: LoadTrace, num_groups: int, threads: int | None
+) -> Unseen | None:
     """The later half of the windows, with a plan that was made before them."""
     seen = trace.num_windows // 2
     if not seen:
         return None
-    made = _planned(trace.loads[:seen], this.placement, num_groups, threads)
-    later, planned = this.part(seen), _walk(made, trace, seen)
+    made = _planned(trace.loads[:seen], this, num_groups, threads)
+    later, planned = served.part(slice(seen, None)), made.serve(trace.loads[seen:])
+    gain, interval = planned.gain_over(later)
     return Unseen(
         seen=seen,
         windows=trace.num_windows - seen,
-        this=_average(later),
-        plan=_average(planned),
-        gain=_average(planned) - _average(later),
-        gain_interval=difference_interval(*planned.sums(), *later.sums()),
+        this=later.average(),
+        plan=planned.average(),
+        gain=gain,
+        gain_interval=interval,
     )
 
 
-def _worst_layers(layers: NDArray[np.intp], *walks: _Walk) -> list[LayerFigures]:
+def _worst_layers(layers: NDArray[np.intp], *found: Served) -> list[LayerFigures]:
     """The layers that are least balanced under the first of the placements."""
-    by_layer = [np.nanmean(walk.ratio[:, layers], axis=0) for walk in walks]
+    by_layer = [np.nanmean(each.balancedness[:, layers], axis=0) for each in found]
     worst = np.argsort(by_layer[0], kind="stable")[:_WORST]
     return [
         LayerFigures(int(layers[number]), *(float(each[number]) for each in by_layer))
@@ -298,10 +251,16 @@ def _worst_layers(layers: NDArray[np.intp], *walks: _Walk) -> list[LayerFigures]
     ]
 
 
-def _hottest(walk: _Walk) -> HotGpu | None:
+def _hottest(placement: Placement, trace: LoadTrace) -> HotGpu | None:
     """The GPU with the most load, None where none has any."""
-    mean = float(walk.load.mean())
+    num_gpus = placement.cluster.num_gpus
+    total, busiest = np.zeros(num_gpus), np.zeros(num_gpus, np.int64)
+    for window in trace.loads:
+        load = placement.gpu_load(window)
+        total += load.sum(axis=0)
+        busiest += np.bincount(load.argmax(axis=1)[load.any(axis=1)], minlength=num_gpus)
+    mean = float(total.mean())
     if mean <= 0.0:
         return None
-    gpu = int(walk.load.argmax())
-    return HotGpu(gpu, float(walk.load[gpu] / mean), float(walk.busiest[gpu] / walk.busiest.sum()))
+    gpu = int(total.argmax())
+    return HotGpu(gpu, float(total[gpu] / mean), float(busiest[gpu] / busiest.sum()))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ __all__ = [
     "Moving",
     "Peer",
     "Policy",
+    "Staying",
     "list_of",
     "load_peer",
     "load_peers",
@@ -68,6 +69,25 @@ def _contiguous(
 ) -> None:
     """The layout that engines start with, kept for ever."""
     del current, num_groups
+
+
+@dataclass(frozen=True)
+class Staying:
+    """One placement, kept for ever."""
+
+    placement: Placement
+
+    def __call__(
+        self,
+        loads: NDArray[np.float64],
+        cluster: Cluster,
+        *,
+        current: Placement,
+        num_groups: int,
+    ) -> Placement:
+        """Whatever the loads, the same."""
+        del loads, cluster, current, num_groups
+        return self.placement
 
 
 @dataclass(frozen=True)
@@ -212,23 +232,32 @@ come next: what knowing the future would give. The others are this planner with 
 """
 
 
-_BUILT_IN = (_Greedy, Forecasted, Moving, Deciding)
-
-
 def warm_up(policy: Policy) -> None:
-    """Compile the kernels of a policy of `POLICIES`, or load them, so that no plan waits for it."""
-    if isinstance(policy, _BUILT_IN):
-        _tiny_plan(policy)
+    """Compile the kernels of a policy of `POLICIES`, or load them, so that no plan waits for it.
+
+    A rule of a user's own is not called: it may know its own model only.
+    """
+    if isinstance(policy, _Greedy):
+        _plan_once("greedy")
+    elif isinstance(policy, Forecasted):
+        _plan_once("afresh")
+    elif isinstance(policy, Moving | Deciding):
+        _plan_once("moving")
 
 
 @cache
-def _tiny_plan(policy: Policy) -> None:
+def _plan_once(how: Literal["greedy", "afresh", "moving"]) -> None:
     hot = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
     loads = np.stack([hot, hot[:, ::-1]])
     cluster = Cluster(num_gpus=8, slots_per_gpu=2)
-    answer = policy(loads, cluster, current=Placement.contiguous(1, 8, cluster), num_groups=1)
-    if isinstance(policy, Moving | Deciding):
-        policy(loads[::-1], cluster, current=answer, num_groups=1)
+    start = Placement.contiguous(1, 8, cluster)
+    if how == "greedy":
+        for swaps in (False, True):
+            _Greedy(swaps)(loads, cluster, current=start, num_groups=1)
+        return
+    made = plan(loads, cluster).placement
+    if how == "moving":
+        plan(loads[::-1], cluster, current=made)
 
 
 @dataclass(frozen=True)

@@ -9,61 +9,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import ratios
+from eplb.balance import Served
 from eplb.checks import in_one_line, printable, whole_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
-from eplb.errors import EplbError, LoadsError, PolicyError
+from eplb.errors import ClusterError, EplbError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.moving.service import Service
 from eplb.placement import Placement
+from eplb.planning.backtest import Schedule
+from eplb.planning.forecast import HISTORY
 from eplb.planning.plan import Plan, check_shape
 from eplb.replaying.policies import Policy, named_policy, phy2log_of, warm_up
 
 __all__ = ["HISTORY", "Replay", "Step", "check_replay", "replay", "replay_of", "replay_steps"]
 
-HISTORY = 32
-"""Windows that a policy is shown, unless a user says otherwise."""
-
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One window served, by the placement that ran then.
+    """One window served.
 
     Attributes:
         window: its number in the trace.
+        placement: that served it.
+        served: how evenly GPUs were loaded in it.
         planned: whether the policy was asked before it.
         seconds: time that the policy took.
-        balancedness: [L] mean / max GPU load, NaN where a layer has no load.
-        peak: [L] max GPU load, in the unit of the trace.
-        mean: [L] mean GPU load.
         moves: [L] experts that GPUs had to receive before it; 0 for dense layers, which stay.
         moving_seconds: time of these transfers; 0 where no service is known.
     """
 
     window: int
+    placement: Placement
+    served: Served
     planned: bool
     seconds: float
-    balancedness: NDArray[np.float64]
-    peak: NDArray[np.float64]
-    mean: NDArray[np.float64]
     moves: NDArray[np.int64]
     moving_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Replay:
+class Replay(Served):
     """What would have happened: S windows served in turn, none seen before it was.
 
     Attributes:
         name: of the policy.
         cluster: the GPUs.
         windows: [S] numbers of the windows in the trace.
+        placements: [S] that served them.
         planned: [S] whether the policy was asked before a window.
         seconds: [S] time that it took.
-        balancedness: [S, L] mean / max GPU load, NaN where a layer has no load.
-        peak: [S, L] max GPU load, in the unit of the trace.
-        mean: [S, L] mean GPU load.
         moves: [S, L] experts that GPUs received before a window; the first plan's moves are from
             the layout that engines start with. Dense layers have none.
         expert_bytes: bytes of one expert of one layer, None where nobody said.
@@ -73,11 +68,9 @@ class Replay:
     name: str
     cluster: Cluster
     windows: NDArray[np.int64]
+    placements: tuple[Placement, ...]
     planned: NDArray[np.bool_]
     seconds: NDArray[np.float64]
-    balancedness: NDArray[np.float64]
-    peak: NDArray[np.float64]
-    mean: NDArray[np.float64]
     moves: NDArray[np.int64]
     expert_bytes: int | None = None
     moving_seconds: NDArray[np.float64] | None = None
@@ -97,16 +90,6 @@ class Replay:
     def bytes_moved(self) -> NDArray[np.int64] | None:
         """[S, L] bytes that GPUs received before a window; None where an expert's are unknown."""
         return None if self.expert_bytes is None else self.moves * self.expert_bytes
-
-    def average(self) -> float:
-        """Balancedness, the mean over windows and layers that have load; 1 where none has."""
-        known = ~np.isnan(self.balancedness)
-        return float(self.balancedness[known].mean()) if known.any() else 1.0
-
-    def pooled(self) -> float:
-        """Balancedness, the sum of mean GPU loads / the sum of max GPU loads."""
-        peak = self.peak.sum()
-        return min(float(self.mean.sum() / peak), 1.0) if peak > 0.0 else 1.0
 
 
 def replay(
@@ -147,9 +130,8 @@ def replay(
     """
     size = expert_bytes_of(trace.model, expert_bytes)
     steps = []
-    for step in replay_steps(
-        trace, cluster, policy, num_groups=num_groups, every=every, history=history, first=first
-    ):
+    schedule = Schedule(every, history, first)
+    for step in replay_steps(trace, cluster, policy, schedule, num_groups=num_groups):
         steps.append(step)
         if progress is not None:
             progress(len(steps), trace.num_windows - first)
@@ -165,11 +147,9 @@ def replay_steps(
     trace: LoadTrace,
     cluster: Cluster,
     policy: Policy | str | os.PathLike[str],
+    schedule: Schedule,
     *,
     num_groups: int = 1,
-    every: int = 1,
-    history: int = HISTORY,
-    first: int = 1,
     service: Service | None = None,
 ) -> Iterator[Step]:
     """The steps of a replay one by one, so that a user may stop after any of them.
@@ -180,64 +160,52 @@ def replay_steps(
     called = named_policy(policy) if isinstance(policy, str | os.PathLike) else policy
     if not callable(called):
         raise PolicyError(f"{called!r} is no policy: give a name, a path or a callable")
-    check_replay(trace, cluster, num_groups=num_groups, every=every, history=history, first=first)
-    start = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
-    return _walk(trace, start, called, num_groups, every, history, first, service)
+    check_replay(trace, cluster, schedule, num_groups)
+    return _walk(trace, cluster, called, schedule, num_groups, service)
 
 
-def check_replay(
-    trace: LoadTrace, cluster: Cluster, *, num_groups: int, every: int, history: int, first: int
-) -> None:
+def check_replay(trace: LoadTrace, cluster: Cluster, schedule: Schedule, num_groups: int) -> None:
     """Tell what is wrong with a replay's arguments before any policy is asked.
 
     Raises:
         EplbError: as for `replay`.
     """
-    whole = {"num_groups": num_groups, "every": every, "history": history, "first": first}
-    for name, value in whole.items():
-        whole_number(value, name)
-    if trace.num_windows <= first:
-        raise LoadsError(
-            f"the trace has {trace.num_windows} windows: to serve window {first} after the ones "
-            f"before it takes {first + 1}"
-        )
-    check_shape(trace.num_experts, cluster, num_groups)
+    schedule.check(trace)
+    check_shape(
+        trace.num_experts, cluster, whole_number(num_groups, "num_groups", error=ClusterError)
+    )
 
 
 def _walk(
     trace: LoadTrace,
-    current: Placement,
+    cluster: Cluster,
     policy: Policy,
+    schedule: Schedule,
     num_groups: int,
-    every: int,
-    history: int,
-    first: int,
     service: Service | None,
 ) -> Iterator[Step]:
     sees_next = bool(getattr(policy, "sees_next", False))
     no_moves = np.zeros(trace.num_layers, np.int64)
+    current = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
     warm_up(policy)
-    for window in range(first, trace.num_windows):
-        planned = (window - first) % every == 0
-        seconds, moves, moving_seconds = 0.0, no_moves, 0.0
-        if planned:
-            shown = (
-                slice(window, window + every)
-                if sees_next
-                else slice(max(0, window - history), window)
-            )
-            begin = time.perf_counter()
-            answer = _ask(policy, trace.loads[shown], current, num_groups, window)
-            seconds = time.perf_counter() - begin
-            chosen = _placement_of(answer, current, window)
-            if chosen is not current:
-                moves = np.where(trace.dense, 0, chosen.moves_by_layer(current))
-                if service is not None and moves.any():
-                    moving_seconds = service.moving_seconds(current, chosen, ~trace.dense)
-                current = chosen
-        load = current.gpu_load(trace.loads[window])
-        peak, mean = load.max(axis=-1), load.mean(axis=-1)
-        yield Step(window, planned, seconds, ratios(load), peak, mean, moves, moving_seconds)
+    for before, served in schedule.plans(trace.num_windows):
+        shown = trace.loads[served if sees_next else before]
+        begin = time.perf_counter()
+        answer = _ask(policy, shown, current, num_groups, served.start)
+        seconds = time.perf_counter() - begin
+        chosen = _placement_of(answer, current, served.start)
+        moves, moving_seconds = no_moves, 0.0
+        if chosen is not current:
+            moves = np.where(trace.dense, 0, chosen.moves_by_layer(current))
+            if service is not None and moves.any():
+                moving_seconds = service.moving_seconds(current, chosen, ~trace.dense)
+            current = chosen
+        for window in range(served.start, served.stop):
+            found = current.serve(trace.loads[window : window + 1])
+            if window == served.start:
+                yield Step(window, current, found, True, seconds, moves, moving_seconds)
+            else:
+                yield Step(window, current, found, False, 0.0, no_moves)
 
 
 def _ask(
@@ -289,16 +257,20 @@ def replay_of(
     service: Service | None = None,
 ) -> Replay:
     """The steps of a replay, however many were done, as one record."""
+    served = Served.joined(step.served for step in steps)
     return Replay(
-        name,
-        cluster,
-        np.array([step.window for step in steps]),
-        np.array([step.planned for step in steps]),
-        np.array([step.seconds for step in steps]),
-        np.stack([step.balancedness for step in steps]),
-        np.stack([step.peak for step in steps]),
-        np.stack([step.mean for step in steps]),
-        np.stack([step.moves for step in steps]),
-        expert_bytes,
-        None if service is None else np.array([step.moving_seconds for step in steps]),
+        served.balancedness,
+        served.peak,
+        served.mean,
+        name=name,
+        cluster=cluster,
+        windows=np.array([step.window for step in steps]),
+        placements=tuple(step.placement for step in steps),
+        planned=np.array([step.planned for step in steps]),
+        seconds=np.array([step.seconds for step in steps]),
+        moves=np.stack([step.moves for step in steps]),
+        expert_bytes=expert_bytes,
+        moving_seconds=(
+            None if service is None else np.array([step.moving_seconds for step in steps])
+        ),
     )

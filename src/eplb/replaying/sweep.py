@@ -22,9 +22,11 @@ from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
 from eplb.errors import EplbError, MissingExtraError, PolicyError
 from eplb.loads import LoadTrace
+from eplb.planning.backtest import Schedule
+from eplb.planning.forecast import HISTORY
 from eplb.replaying.compare import Score, score
 from eplb.replaying.policies import Policy, list_of, named_policies, named_policy
-from eplb.replaying.replay import HISTORY, Replay, check_replay, replay_of, replay_steps
+from eplb.replaying.replay import Replay, check_replay, replay_of, replay_steps
 
 __all__ = ["SweepRow", "sweep", "sweep_rows"]
 
@@ -137,9 +139,9 @@ def sweep_rows(
     called = _called(policies)
     size = expert_bytes_of(trace.model, expert_bytes)
     places = list(itertools.product(list_of(clusters, Cluster, "clusters"), _cadences(every)))
-    fixed = {"num_groups": num_groups, "history": history, "first": first}
+    schedules = {cadence: Schedule(cadence, history, first) for _, cadence in places}
     for cluster, cadence in places:
-        check_replay(trace, cluster, every=cadence, **fixed)
+        check_replay(trace, cluster, schedules[cadence], num_groups)
     cells = [(*place, name) for place in places for name in called]
     # Not every backend gives results as they come: those of processes that are forked do not.
     backend, _ = joblib.parallel.get_active_backend()
@@ -147,7 +149,14 @@ def sweep_rows(
     work = joblib.Parallel(n_jobs=jobs, return_as="generator" if as_done else "list")
     tasks = (
         joblib.delayed(_replay)(
-            os.getpid(), trace, cluster, name, called[name], size, every=cadence, **fixed
+            os.getpid(),
+            trace,
+            cluster,
+            name,
+            called[name],
+            schedules[cadence],
+            num_groups,
+            size,
         )
         for cluster, cadence, name in cells
     )
@@ -203,8 +212,9 @@ def _replay(
     cluster: Cluster,
     name: str,
     policy: Policy | str | os.PathLike[str],
+    schedule: Schedule,
+    num_groups: int,
     expert_bytes: int | None,
-    **options: Any,
 ) -> Replay | EplbError:
     """One replay, or why there is none, in whatever process joblib runs it."""
     quiet: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
@@ -217,9 +227,8 @@ def _replay(
         try:
             if not callable(policy):
                 policy = named_policy(policy, threads=1)
-            return replay_of(
-                list(replay_steps(trace, cluster, policy, **options)), name, cluster, expert_bytes
-            )
+            steps = replay_steps(trace, cluster, policy, schedule, num_groups=num_groups)
+            return replay_of(list(steps), name, cluster, expert_bytes)
         except EplbError as error:
             # A policy's own kind of error might not be known where it goes.
             known = type(error).__module__ == EplbError.__module__

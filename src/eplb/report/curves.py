@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import ratios
+from eplb.balance import Served
 from eplb.cluster import Cluster
 from eplb.moving.frontier import frontier
 from eplb.placement import Placement
-from eplb.planning.forecast import Forecast, Recent
-from eplb.replaying.replay import HISTORY
+from eplb.planning.backtest import Schedule
+from eplb.planning.forecast import HISTORY, Forecast, Recent
 from eplb.report.figures import Missing, Moved, Moves, Slots, Spare, Windows
 from eplb.report.sample import Asked, evenly
 
@@ -63,23 +63,20 @@ def measure_spare(
 
 
 def _served(asked: Asked, cluster: Cluster, rule: Forecast) -> tuple[float | None, int, int]:
-    """Balancedness on windows after a few plans, each made from those before it; how many windows
-    and plans. Up to 9 windows that is the replay of `eplb.compare`.
+    """Balancedness on windows after a few plans, each made from those before it and scored on a
+    sample of those that it serves; how many windows and plans.
     """
     loads = asked.trace.loads
     if len(loads) == 1:
         return None, 0, 0
     every = -(-(len(loads) - 1) // _PLANS)
     found = []
-    for window in range(1, len(loads), every):
-        expected = rule(loads[max(0, window - HISTORY) : window])
+    for before, after in Schedule(every).plans(len(loads)):
+        expected = rule(loads[before])
         made = asked.plan(expected.loads, cluster, expected.weights)
-        some = loads[window : window + every]
-        found += [ratios(made.gpu_load(each)) for each in some[evenly(len(some), _PLANS)]]
-    ratio = np.stack(found)
-    known = ~np.isnan(ratio)
-    value = float(ratio[known].mean()) if known.any() else 1.0
-    return value, len(found), -(-(len(loads) - 1) // every)
+        found.append(made.serve(loads[after][evenly(after.stop - after.start, _PLANS)]))
+    served = Served.joined(found)
+    return served.average(), len(served.peak), len(found)
 
 
 def knee_of(numbers: list[int], heights: list[float]) -> int:

@@ -1,7 +1,6 @@
 """From a trace to every figure of its report."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +12,11 @@ from eplb.cost.models import Model
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
+from eplb.planning.backtest import expected_of
 from eplb.planning.forecast import Forecast, Recent, named_forecast
 from eplb.planning.plan import check_shape, plan
-from eplb.replaying.backtest import backtest
 from eplb.replaying.compare import compare
-from eplb.replaying.policies import Policy, named_policy, warm_up
+from eplb.replaying.policies import Policy, Staying, named_policy
 from eplb.report.commands import MERGED, compare_command, moves_command, plan_command
 from eplb.report.curves import measure_moves, measure_spare, measure_windows
 from eplb.report.figures import Choice, Figures, Setting
@@ -30,36 +29,8 @@ __all__ = ["STEPS", "measure"]
 
 _MOST_PLANS, _PLANS = 32, 16
 """Plans of a replay: one a window up to so many; of longer traces fewer, evenly apart."""
-_TRIALS = 16
-"""Plans that each forecast may make while it is tried, about, as `eplb plan` does."""
-
 STEPS = ("trying forecasts", "replaying", "spare slots", "windows", "moves", "time", "estimating")
 """What is done, in order, as `progress` is told."""
-
-
-class _Noted:
-    """A policy whose placements are kept, so that more can be said of them than a score."""
-
-    def __init__(self, policy: Policy, num_experts: int) -> None:
-        self._policy, self._num_experts = policy, num_experts
-        self.sees_next = bool(getattr(policy, "sees_next", False))
-        self.made: list[Placement] = []
-        warm_up(policy)
-
-    def __call__(self, loads: Any, cluster: Cluster, **more: Any) -> Any:
-        answer = self._policy(loads, cluster, **more)
-        self.made.append(answer)
-        return answer
-
-
-class _Keeping:
-    """The placement that runs, kept for ever."""
-
-    def __init__(self, current: Placement) -> None:
-        self._current = current
-
-    def __call__(self, *_: Any, **__: Any) -> Placement:
-        return self._current
 
 
 def measure(
@@ -126,18 +97,18 @@ def measure(
     def replaying(done: int, wanted: int) -> None:
         say(STEPS[1], done, wanted)
 
-    comparison, noted = None, _Noted(named_policy(forecast or "eplb", threads), trace.num_experts)
+    comparison = None
     if trace.num_windows > 1:
         comparison = compare(
             trace,
             cluster,
-            _policies(current, noted, threads),
+            _policies(current, forecast, threads),
             num_groups=num_groups,
             every=every,
             progress=replaying,
         )
-    # The plan that ran in each window served.
-    ran = [noted.made[step // every] for step in range(served)]
+    replays = {} if comparison is None else {each.name: each for each in comparison.replays}
+    ran = replays["plan"].placements if replays else ()
     expert_bytes = known.expert_bytes if isinstance(known, Model) else None
     spare = measure_spare(asked, rule, expert_bytes, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
@@ -209,28 +180,22 @@ def _check(trace: LoadTrace, cluster: Cluster, current: Placement | None, num_gr
 
 
 def _tried(asked: Asked) -> tuple[str | None, tuple[tuple[str, float], ...]]:
-    """The forecast that did best, as `eplb plan` finds it, and how each did."""
-    trace = asked.trace
-    if trace.num_windows == 1:
-        return None, ()
-    found = backtest(
-        trace,
-        asked.cluster,
-        num_groups=asked.num_groups,
-        every=max(1, trace.num_windows // _TRIALS),
-        threads=asked.threads,
-    )
-    scores = tuple((each.policy, each.balancedness) for each in found.comparison.scores)
-    return found.best, scores
+    """The forecast that did best, as `eplb.plan` finds it, and how each did."""
+    found = expected_of(
+        asked.trace, asked.cluster, num_groups=asked.num_groups, threads=asked.threads
+    ).tried
+    return (None, ()) if found is None else (found.best, tuple(found.scores.items()))
 
 
-def _policies(current: Placement | None, noted: _Noted, threads: int | None) -> dict[str, Policy]:
+def _policies(
+    current: Placement | None, forecast: str | None, threads: int | None
+) -> dict[str, Policy]:
     policies: dict[str, Policy] = {"contiguous": named_policy("contiguous")}
     if current is not None:
-        policies["current"] = _Keeping(current)
+        policies["current"] = Staying(current)
     return policies | {
         "seed": named_policy("seed"),
-        "plan": noted,
+        "plan": named_policy(forecast or "eplb", threads),
         "oracle": named_policy("oracle", threads),
     }
 

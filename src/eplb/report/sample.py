@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
+from eplb.planning.forecast import HISTORY
 from eplb.planning.plan import plan
 
-__all__ = ["SEEN", "Asked", "evenly"]
-
-SEEN = 32
-"""Windows that count as those that a plan was made from, the last ones."""
+__all__ = ["Asked", "evenly"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +34,7 @@ class Asked:
     @cached_property
     def seen(self) -> NDArray[np.float64]:
         """[S, L, E] the last windows, that the recommended plan is made from."""
-        loads: NDArray[np.float64] = self.trace.loads[-SEEN:]
+        loads: NDArray[np.float64] = self.trace.loads[-HISTORY:]
         return loads
 
     @cached_property

@@ -1,9 +1,10 @@
 """Ways to place experts side by side, on windows seen and unseen; what is hot, and where."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import ratio_interval, ratios
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.forecast import Recent
@@ -45,11 +46,8 @@ def _standing(
 ) -> Standing:
     seen = interval = None
     if placement is not None:
-        ratio = np.stack([ratios(placement.gpu_load(window)) for window in asked.seen])
-        known = ~np.isnan(ratio)
-        seen = float(ratio[known].mean()) if known.any() else 1.0
-        sums = np.where(known, ratio, 0.0).sum(axis=1)
-        interval = ratio_interval(sums, known.sum(axis=1).astype(np.float64))
+        served = placement.serve(asked.seen)
+        seen, interval = served.average(), served.interval()
     if comparison is None:
         return Standing(who, seen, interval, None, None, None, None, None, None)
     replays = {each.name: each for each in comparison.replays}
@@ -76,7 +74,7 @@ def why_unsure(standings: tuple[Standing, ...], num_windows: int) -> str | None:
     return f"{num_windows} windows are too few for a confidence interval (it takes about 36)"
 
 
-def heat_of(asked: Asked, running: Placement, made: Placement, ran: list[Placement]) -> Heat:
+def heat_of(asked: Asked, running: Placement, made: Placement, ran: Sequence[Placement]) -> Heat:
     """A typical window of those not seen, with the plan that ran then; or the only one."""
     trace = asked.trace
     loaded = [each for each in range(1, trace.num_windows) if trace.loads[each].any()]

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import ratios
 from eplb.cost import Assumptions
 from eplb.cost.gpus import Gpu
 from eplb.cost.models import Model
@@ -13,10 +12,10 @@ from eplb.describe import drift
 from eplb.moving.decide import decide
 from eplb.moving.service import Service
 from eplb.placement import Placement
-from eplb.planning.forecast import Forecast
+from eplb.planning.forecast import HISTORY, Forecast
 from eplb.replaying.compare import Comparison
 from eplb.report.figures import Missing, Moment, Through
-from eplb.report.sample import SEEN, Asked
+from eplb.report.sample import Asked
 
 __all__ = ["FEWEST", "measure_through"]
 
@@ -52,8 +51,8 @@ def measure_through(
     expected = rule(trace.loads[:half])
     kept = np.full(total, np.nan)
     made = asked.plan(expected.loads, asked.cluster, expected.weights)
-    kept[half:] = scored(made, trace.loads[half:])
-    by_name = {each.name: _by_window(each.balancedness) for each in comparison.replays}
+    kept[half:] = made.serve(trace.loads[half:]).by_window()
+    by_name = {each.name: each.by_window() for each in comparison.replays}
     now = np.concatenate([[np.nan], by_name.get("current", by_name["contiguous"])])
     replanned = np.concatenate([[np.nan], by_name["plan"]])
     size = -(-(total - 1) // _POINTS)
@@ -88,15 +87,6 @@ def measure_through(
     )
 
 
-def scored(placement: Placement, loads: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[T] balancedness of each window, NaN without load."""
-    found = np.full(len(loads), np.nan)
-    for number, window in enumerate(loads):
-        if window.any():
-            found[number] = np.nanmean(ratios(placement.gpu_load(window)))
-    return found
-
-
 def _decide(
     asked: Asked,
     running: Placement,
@@ -107,10 +97,10 @@ def _decide(
     """Decide at a few windows, evenly apart; what that gave, and the placement of before."""
     loads = asked.trace.loads
     total = len(loads)
-    begin = min(SEEN, total // 2)
+    begin = min(HISTORY, total // 2)
     every = -(-(total - begin) // _DECISIONS)
     current, moments = running, []
-    served, stayed = np.full(total, np.nan), scored(running, loads[begin:])
+    served, stayed = np.full(total, np.nan), running.serve(loads[begin:]).by_window()
     for number, window in enumerate(range(begin, total, every)):
         shown = loads[max(0, window - _SHOWN) : window]
         if shown.any():
@@ -137,7 +127,8 @@ def _decide(
                     found.reason,
                 )
             )
-        served[window : window + every] = scored(current, loads[window : window + every])
+        some = slice(window, window + every)
+        served[some] = current.serve(loads[some]).by_window()
         progress(number + 1, -(-(total - begin) // every))
     return tuple(moments), (_mean(served[begin:]), _mean(stayed))
 
@@ -164,11 +155,6 @@ def _seconds(asked: Asked, said: float | None) -> float | Missing:
         if between > 0.0:
             return between
     return Missing("the trace does not say how long a window is (--window-seconds)")
-
-
-def _by_window(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[T] means of [T, L] over layers with load, NaN where none has any."""
-    return np.array([_mean(row, np.nan) for row in ratio])
 
 
 def _means(values: NDArray[np.float64], size: int) -> tuple[float | None, ...]:

@@ -1,44 +1,62 @@
 """How kernels are compiled: lazily, kept on disk, without fastmath, with the GIL released.
 
-`kernel` is for what Python calls, `inner` for what only kernels call. Numba keeps a compiled kernel
-until the file it stands in changes, whatever happens to the files that it calls into; so the key of
-each kept kernel also has a digest of every source file of the solver.
+`kernel` is for what Python calls, `inner` for what only kernels call. A kept kernel is used as long
+as what it reaches says the same: its own file, the files of the solver that this one imports from,
+and so on, comments and docstrings left out. So a kernel uses nothing of the package from outside of
+the solver.
+
+What is kept saves time and changes nothing else. Where it cannot be read, or is not what was
+written, the kernel is compiled again and kept again; where that fails, one warning says so.
 """
 
+import ast
+import functools
 import hashlib
+import logging
+import os
+import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 from numba import njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.serialize import dumps
+
+from eplb.files import whole_file
 
 __all__ = ["inner", "is_ready", "kernel"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_SOURCES = hashlib.sha256(
-    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-).hexdigest()
+_PACKAGE = "eplb.solver"
+_SOURCES = {
+    f"{_PACKAGE}.{path.stem}": path.read_bytes()
+    for path in sorted(Path(__file__).parent.glob("*.py"))
+}
+"""Read at once: a process may outlive an upgrade of its files."""
 
+_DIGEST = hashlib.sha256
+_SIZE = _DIGEST().digest_size
 
 # Numba's types, where it has any, do not know all its options.
 _njit: Any = njit
-
-
-class _SolverCache(FunctionCache):
-    """Numba's cache on disk, with the digest of the solver's sources in its keys."""
-
-    def _index_key(self, *args: Any) -> Any:
-        return (*super()._index_key(*args), _SOURCES)  # type: ignore[no-untyped-call]
 
 
 def kernel(function: _Function) -> _Function:
     """Compile a function that Python calls, on its first call, and keep it on disk."""
     compiled = _njit(nogil=True, error_model="numpy")(function)
     if not numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        compiled._cache = _SolverCache(function)  # type: ignore[no-untyped-call]
+        try:
+            compiled._cache = _KernelCache(function)
+        # Python finds no source, or numba no folder.
+        except (OSError, RuntimeError):
+            beside = Path(function.__code__.co_filename).with_name("__pycache__")
+            given = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+            _warn(" or ".join(filter(None, [given, str(beside), "a folder of the user's"])))
     return cast("_Function", compiled)
 
 
@@ -51,3 +69,155 @@ def inner(function: _Function) -> _Function:
 def is_ready(compiled: Callable[..., Any]) -> bool:
     """Whether a kernel has been compiled or loaded in this process, or needs no compiling."""
     return bool(getattr(compiled, "signatures", True))
+
+
+class _KernelNames(CompileResultCacheImpl):
+    """Numba's choice of a folder; names of files without the function's line, which a comment
+    above it moves.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        if not Path(os.path.expanduser("~/")).is_absolute() and not os.getenv("XDG_CACHE_HOME"):  # noqa: PTH111
+            # Where there is no home, numba would make a folder called `~` in the working folder.
+            self._locator_classes = [
+                each for each in self._locator_classes if "UserWide" not in each.__name__
+            ]
+        super().__init__(function)  # type: ignore[no-untyped-call]
+
+    def get_filename_base(self, fullname: str, abiflags: str) -> str:
+        version = f"{sys.version_info.major}{sys.version_info.minor}{abiflags}"
+        return f"{fullname.replace('<', '').replace('>', '')}.py{version}"
+
+
+class _KernelCache(FunctionCache):
+    """Numba's cache on disk, with files of the solver's own, of which no error is worth a plan."""
+
+    _impl_class = _KernelNames
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        source = Path(function.__code__.co_filename).read_bytes()
+        files = _KernelFiles(Path(self.cache_path), self._impl.filename_base, source)
+        self._cache_file = cast("Any", files)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        except Exception:
+            return None  # whatever stands there: it is compiled, and replaced
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            _warn(f"{self.cache_path} ({getattr(error, 'strerror', None) or error})")
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[str, str]:
+        """What a file is called after, and what it must be for besides."""
+        sig, processor, code = super()._index_key(sig, codegen)  # type: ignore[no-untyped-call]
+        return repr((sig, processor)), repr(code)
+
+
+class _KernelFiles:
+    """A file for each signature and processor, in place of numba's pair of index and data.
+
+    It is a digest of all that follows and of what the kernel is; a digest of the solver; one of
+    what the kernel reaches; and the kernel. Where the whole solver is the same, nobody has to find
+    out what is reached.
+    """
+
+    def __init__(self, folder: Path, name: str, source: bytes) -> None:
+        self._folder = folder
+        self._name = name
+        self._source = source
+        self._solver = _DIGEST(b"\0".join([*_SOURCES.values(), source])).digest()
+
+    def load(self, key: tuple[str, str]) -> Any:
+        """A kernel as numba packs it, None where there is none that is whole and fresh."""
+        path = self._path(key)
+        if not path.is_file():  # a FIFO would be waited for
+            return None
+        content = path.read_bytes()
+        digest, stamps, data = content[:_SIZE], content[_SIZE : 3 * _SIZE], content[3 * _SIZE :]
+        if digest != self._digest(key, stamps, data):
+            return None
+        if stamps[:_SIZE] != self._solver and stamps[_SIZE:] != _reached(self._source):
+            return None
+        return pickle.loads(data)
+
+    def save(self, key: tuple[str, str], kernel: Any) -> None:
+        """Keep a kernel; what stood in its place is replaced."""
+        stamps = self._solver + _reached(self._source)
+        data: bytes = dumps(kernel)  # type: ignore[no-untyped-call]
+        with whole_file(self._path(key)) as file:
+            for part in (self._digest(key, stamps, data), stamps, data):
+                file.write(part)
+
+    def _path(self, key: tuple[str, str]) -> Path:
+        return self._folder / f"{self._name}.{_DIGEST(key[0].encode()).hexdigest()[:16]}.nbc"
+
+    def _digest(self, key: tuple[str, str], stamps: bytes, data: bytes) -> bytes:
+        what = repr((numba.__version__, self._name, key)).encode()
+        return _DIGEST(b"".join([_DIGEST(what).digest(), stamps, data])).digest()
+
+
+def _reached(source: bytes) -> bytes:
+    """Digest of what a file says and, through its imports, of all that it reaches in the solver."""
+    said, imports = _read(source)
+    texts: dict[str, str] = {}
+    waiting = list(imports)
+    while waiting:
+        module = waiting.pop()
+        if module not in texts:
+            texts[module], imports = _read(_SOURCES[module])
+            waiting += imports
+    return _DIGEST("\0".join([said, *(texts[each] for each in sorted(texts))]).encode()).digest()
+
+
+@functools.cache
+def _read(source: bytes) -> tuple[str, list[str]]:
+    """What a file says, without comments and docstrings, and the solver's modules it imports."""
+    tree = ast.parse(source)
+    imports = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                module = f"{_PACKAGE}.{module}".rstrip(".")
+            imports += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [each for each in body if not _is_docstring(each)]  # type: ignore[attr-defined]
+    return ast.dump(tree), [each for each in imports if each in _SOURCES]
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    """Of a function, class or file, or of the constant above it."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+_told: list[str] = []
+
+
+def _warn(where: str) -> None:
+    """Say, once in a process, that kernels cannot be kept."""
+    if not _told:
+        _told.append(where)
+        logging.getLogger("eplb").warning(
+            "compiled kernels cannot be kept in %s: each process compiles them again, which takes "
+            "up to a minute; set NUMBA_CACHE_DIR to a folder that can be written",
+            where,
+        )
+
+
+if hasattr(os, "register_at_fork"):
+    # A child that is forked while another thread compiles would wait for that thread's lock, which
+    # nobody in the child can release. So a fork waits until the kernel is compiled.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )

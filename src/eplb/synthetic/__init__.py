@@ -5,7 +5,6 @@ and return, bursts, and the noise of counting whole tokens. The same seed gives 
 a trace of fewer windows is the beginning of one with more.
 """
 
-import operator
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import whole_number
 from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
 from eplb.synthetic.presets import PRESETS, Phase, Workload
@@ -56,9 +56,9 @@ def trace(
         LoadsError: no such preset or field, or a value that is no such number.
     """
     workload = _changed(workload, changes)
-    num_windows = _whole(num_windows, "num_windows", 1)
-    tokens = _whole(tokens_per_window, "tokens_per_window", 1)
-    seed = _whole(seed, "seed", 0)
+    num_windows = whole_number(num_windows, "num_windows", error=LoadsError)
+    tokens = whole_number(tokens_per_window, "tokens_per_window", error=LoadsError)
+    seed = whole_number(seed, "seed", least=0, error=LoadsError)
     shares = _shares_of_windows(workload, num_windows, tokens, seed)
     return _sampled(workload, shares, num_windows, tokens, seed, ())
 
@@ -84,8 +84,8 @@ def workloads(
         LoadsError: no such preset or field, or a value that is no such number.
     """
     workload = _changed(workload, changes)
-    tokens = _whole(tokens, "tokens", 1)
-    seed = _whole(seed, "seed", 0)
+    tokens = whole_number(tokens, "tokens", error=LoadsError)
+    seed = whole_number(seed, "seed", least=0, error=LoadsError)
     spread = _spread(workload, seed)
     phases = workload.phases
     shares = (
@@ -130,16 +130,6 @@ def _changed(workload: str | Workload, changes: dict[str, Any]) -> Workload:
         if name not in known:
             raise LoadsError(f"a workload has no {name!r}: it has {', '.join(known)}")
     return replace(workload, **changes)
-
-
-def _whole(value: int, name: str, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise LoadsError(f"{name} is {value}: give a whole number, {least} or more")
-    return number
 
 
 def _spread(workload: Workload, seed: int) -> _Array:

@@ -5,8 +5,8 @@ A preset is fitted to figures of loads that were recorded from the model.
 
 import math
 from dataclasses import dataclass, replace
-from numbers import Integral
 
+from eplb.checks import real_number, whole_number
 from eplb.errors import LoadsError
 
 __all__ = ["PRESETS", "Phase", "Workload"]
@@ -14,19 +14,6 @@ __all__ = ["PRESETS", "Phase", "Workload"]
 
 _MOST_SKEW = 20.0
 """Nats: one expert has all the load already."""
-
-
-def _check_whole(of: object, name: str, *, least: int) -> None:
-    value = getattr(of, name)
-    if not isinstance(value, Integral) or value < least:
-        raise LoadsError(f"{name} is {value}: give a whole number, {least} or more")
-
-
-def _check_number(of: object, name: str, *, least: float = 0.0, finite: bool = True) -> None:
-    value = getattr(of, name)
-    if not isinstance(value, int | float) or not value >= least or (finite and math.isinf(value)):
-        allowed = f"{least:g} or more" if finite else f"{least:g} or more, or infinity"
-        raise LoadsError(f"{name} is {value}: give {allowed}")
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class Phase:
     direction: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        _check_number(self, "skew")
+        real_number(self.skew, "skew", above=False, error=LoadsError)
         if not 0.0 < self.length < math.inf:
             raise LoadsError(f"direction is {self.direction}: give a vector of a length above 0")
 
@@ -112,17 +99,19 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_experts", "top_k", "num_topics", "topics_at_once"):
-            _check_whole(self, name, least=1)
-        _check_whole(self, "num_dense_layers", least=0)
+            whole_number(getattr(self, name), name, error=LoadsError)
+        whole_number(self.num_dense_layers, "num_dense_layers", least=0, error=LoadsError)
         if self.top_k > self.num_experts:
             raise LoadsError(
                 f"top_k is {self.top_k}: a token goes to 1 to {self.num_experts} experts"
             )
         for name in ("topic_spread", "burst_spread"):
-            _check_number(self, name)
+            real_number(getattr(self, name), name, above=False, error=LoadsError)
         for name in ("topic_tokens", "burst_tokens"):
-            _check_number(self, name, least=1.0, finite=False)
-        _check_number(self, "burst_gap", finite=False)
+            real_number(
+                getattr(self, name), name, least=1.0, above=False, infinite=True, error=LoadsError
+            )
+        real_number(self.burst_gap, "burst_gap", above=False, infinite=True, error=LoadsError)
         if not isinstance(self.tail, int | float) or not abs(self.tail) <= 1.0:
             raise LoadsError(f"tail is {self.tail}: give -1 to 1")
         low = self._least_skew()

@@ -1,0 +1,257 @@
+"""Which forecast to plan by: each is tried on a trace, scored by what came next."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from eplb.balance import Interval, Served
+from eplb.checks import in_one_line, whole_number
+from eplb.cluster import Cluster, check_shape
+from eplb.errors import ClusterError, EplbError, LoadsError, PolicyError
+from eplb.loads import LoadTrace
+from eplb.planning.forecast import FORECASTS, HISTORY, Forecast, Scenarios, named_forecast
+from eplb.planning.plan import Effort, plan
+
+__all__ = ["BEST", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of"]
+
+BEST = "best"
+"""In place of a forecast's name: the best of those that are tried."""
+
+_TIE = 0.002
+"""Balancedness by which a rule must be better, where there are too few windows for an interval."""
+
+_TRIALS = 16
+"""Plans that each forecast may make while it is tried, about."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When plans are made on a trace, and from what.
+
+    Attributes:
+        every: windows from one plan to the next.
+        history: most windows that a plan is made from, the last ones before it.
+        first: the first window that is served; those before it are only planned from.
+
+    Raises:
+        OptionError: a number below 1.
+    """
+
+    every: int = 1
+    history: int = HISTORY
+    first: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, whole_number(value, name))
+
+    def check(self, trace: LoadTrace) -> None:
+        """Raise a LoadsError for a trace that is too short."""
+        if trace.num_windows <= self.first:
+            raise LoadsError(
+                f"the trace has {trace.num_windows} windows: to serve window {self.first} after "
+                f"the ones before it takes {self.first + 1}"
+            )
+
+    def plans(self, num_windows: int) -> Iterator[tuple[slice, slice]]:
+        """For each plan the windows that it is made from, and those that it serves."""
+        for window in range(self.first, num_windows, self.every):
+            served = slice(window, min(window + self.every, num_windows))
+            yield slice(max(0, window - self.history), window), served
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How one forecast did.
+
+    Attributes:
+        forecast: its name.
+        balancedness: mean GPU load / max GPU load, mean over the windows served and layers.
+        interval: where that is with 95 % confidence; None of too few windows.
+        behind: balancedness below that of the forecast that did best; behind_interval: of that.
+    """
+
+    forecast: str
+    balancedness: float
+    interval: Interval | None
+    behind: float
+    behind_interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """How forecasts did on a trace.
+
+    Attributes:
+        best: the rule to use: the simplest of those that are not clearly worse than the one that
+            did best.
+        top: the one that did best.
+        windows: how many were served.
+        schedule: when plans were made, and from what.
+        forecasts: all of them, in the order from simple to clever.
+    """
+
+    best: str
+    top: str
+    windows: int
+    schedule: Schedule
+    forecasts: tuple[Tried, ...]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Balancedness by the name of the forecast."""
+        return {each.forecast: each.balancedness for each in self.forecasts}
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What to plan for.
+
+    Attributes:
+        scenarios: windows and what they count.
+        words: the same in a sentence, and how it was found; None of one window.
+        tried: how forecasts did, None where none was tried.
+    """
+
+    scenarios: Scenarios
+    words: str | None
+    tried: Backtest | None
+
+
+def backtest(
+    trace: LoadTrace,
+    cluster: Cluster,
+    forecasts: Sequence[str] | Mapping[str, Forecast] = tuple(FORECASTS),
+    *,
+    num_groups: int = 1,
+    every: int = 1,
+    history: int = HISTORY,
+    first: int | None = None,
+    effort: Effort = "default",
+    threads: int | None = None,
+) -> Backtest:
+    """Try forecasts on a trace, each window scored before any plan has seen it.
+
+    Args:
+        trace: the windows, in the order in which they happened.
+        cluster: the GPUs and their slots.
+        forecasts: names in `eplb.forecast.FORECASTS`, or rules by name, from simple to clever.
+        num_groups: groups that the model routes by.
+        every: windows from one plan to the next.
+        history: most windows that a rule is shown.
+        first: the first window that is served; by default the one after `history`, or half of what
+            there is if that is less.
+        effort: of each plan.
+        threads: most threads of a plan, None for one a processor.
+
+    Raises:
+        LoadsError: fewer than 2 windows.
+        OptionError: a forecast that there is not.
+        ClusterError: numbers that fit nothing.
+        PolicyError: a rule that fails.
+    """
+    if trace.num_windows < 2:
+        raise LoadsError("the trace has 1 window: to try a forecast takes 2")
+    if not isinstance(forecasts, Mapping):
+        forecasts = {name: named_forecast(name) for name in forecasts}
+    begin = first or max(1, min(history, trace.num_windows // 2))
+    schedule = Schedule(every, history, begin)
+    schedule.check(trace)
+    check_shape(
+        trace.num_experts, cluster, whole_number(num_groups, "num_groups", error=ClusterError)
+    )
+
+    def served(name: str, rule: Forecast) -> Served:
+        parts = []
+        for shown, after in schedule.plans(trace.num_windows):
+            expected = _ask(name, rule, trace, shown)
+            placement = plan(
+                expected.loads,
+                cluster,
+                num_groups=num_groups,
+                weights=expected.weights,
+                effort=effort,
+                threads=threads,
+            ).placement
+            parts.append(placement.serve(trace.loads[after]))
+        return Served.joined(parts)
+
+    found = {name: served(name, rule) for name, rule in forecasts.items()}
+    top = max(found, key=lambda name: found[name].average())
+    tried = []
+    for name, each in found.items():
+        gain, interval = each.gain_over(found[top], every)
+        tried.append(Tried(name, each.average(), each.interval(every), -gain, _turned(interval)))
+    best = next(each.forecast for each in tried if _as_good(each))
+    return Backtest(best, top, trace.num_windows - begin, schedule, tuple(tried))
+
+
+def expected_of(
+    trace: LoadTrace,
+    cluster: Cluster,
+    forecast: str = BEST,
+    *,
+    num_groups: int = 1,
+    effort: Effort = "default",
+    threads: int | None = None,
+) -> Expected:
+    """What to plan for on a trace: by the forecast of that name, or by the best of all, tried.
+
+    Raises:
+        EplbError: as for `backtest`.
+    """
+    if trace.num_windows == 1:
+        return Expected(Scenarios(trace.loads, np.ones(1)), None, None)
+    if forecast != BEST:
+        scenarios = named_forecast(forecast)(trace.loads)
+        return Expected(scenarios, f"Planned for: {_words(forecast, scenarios, trace)}", None)
+    tried = backtest(
+        trace,
+        cluster,
+        num_groups=num_groups,
+        every=max(1, trace.num_windows // _TRIALS),
+        effort=effort,
+        threads=threads,
+    )
+    scenarios = named_forecast(tried.best)(trace.loads)
+    scores = tried.scores
+    words = (
+        f"Planned for: {_words(tried.best, scenarios, trace)}. On windows not seen before it gave "
+        f"{scores[tried.best]:.4f} ({tried.windows} served, {len(scores)} forecasts tried; the "
+        f"mean of windows gave {scores['mean']:.4f})"
+    )
+    return Expected(scenarios, words, tried)
+
+
+def _ask(name: str, rule: Forecast, trace: LoadTrace, shown: slice) -> Scenarios:
+    try:
+        return rule(trace.loads[shown])
+    except EplbError:
+        raise
+    except Exception as error:
+        raise PolicyError(
+            f"forecast {name} fails before window {shown.stop}: {in_one_line(error)}"
+        ) from error
+
+
+def _as_good(tried: Tried) -> bool:
+    """Whether a forecast is not clearly worse than the one that did best."""
+    if tried.behind_interval is None:
+        return tried.behind <= _TIE
+    return tried.behind_interval.low <= 0.0
+
+
+def _turned(interval: Interval | None) -> Interval | None:
+    return None if interval is None else Interval(-interval.high, -interval.low)
+
+
+def _words(forecast: str, scenarios: Scenarios, trace: LoadTrace) -> str:
+    number = len(scenarios.loads)
+    count = "1 scenario" if number == 1 else f"{number} scenarios"
+    return f"{forecast}, {count} of {len(trace)} windows"
