@@ -1,15 +1,18 @@
-"""Files that engines and users keep loads and placements in: one module a format."""
+"""Files that engines and users keep loads and placements in.
+
+`loads` and `placements` have a module for each engine and each common format, `folder` reads a
+folder of files as one trace, and `safe` holds what all readers share: what a file may be.
+"""
 
 import os
 from pathlib import Path
 
 from eplb.errors import FormatError
-from eplb.formats.arrays import write_npz
-from eplb.formats.csv_file import write_csv
 from eplb.formats.folder import read_file, read_folder
-from eplb.formats.parquet_file import write_parquet
+from eplb.formats.loads.arrays import write_npz
+from eplb.formats.loads.tables import write_csv, write_parquet
 from eplb.formats.placements import load_placement, save_placement
-from eplb.formats.source import naming
+from eplb.formats.safe import naming
 from eplb.loads import LoadTrace
 
 __all__ = ["load_placement", "load_trace", "save_placement", "save_trace"]
@@ -32,9 +35,10 @@ def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
       above: these follow each other by the time or the numbers in their names, and windows are
       named after them. Hidden files, folders and other endings are passed over.
 
-    Nothing in a file is ever run. Reading takes no more memory than 256 MiB and four times the
-    resulting array, and what would take more is refused. Pages of a `.pt` file do not count: it is
-    mapped, and the system takes them back where memory is short.
+    Nothing in a file is ever run, and loads that would take more than 4 GiB are refused before
+    memory is taken. Reading a whole file takes at most 256 MiB and four times the resulting array.
+    Pages of `.pt` and `.npy` files do not count: these are mapped, and the system takes them back
+    where memory is short.
 
     Args:
         path: a file, whose ending tells the format, or a folder.

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from eplb.errors import FormatError
-from eplb.formats.arrays import read_npy, read_npz
-from eplb.formats.csv_file import read_csv
-from eplb.formats.json_file import read_json
-from eplb.formats.parquet_file import read_parquet
-from eplb.formats.sglang import Passes, dump_time, joined, read_pt
-from eplb.formats.source import LARGEST, check_regular, frozen, naming
-from eplb.formats.tensorrt_llm import is_statistics, read_statistics
+from eplb.formats.loads.arrays import read_npy, read_npz
+from eplb.formats.loads.json import read_json
+from eplb.formats.loads.sglang import Passes, dump_time, joined, read_pt
+from eplb.formats.loads.tables import read_csv, read_parquet
+from eplb.formats.loads.tensorrt_llm import is_statistics, read_statistics
+from eplb.formats.safe import LARGEST, check_regular, frozen, naming
 from eplb.loads import LoadTrace
 
 __all__ = ["read_file", "read_folder"]

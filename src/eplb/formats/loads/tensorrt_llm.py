@@ -4,7 +4,6 @@
 "{iteration}_{layer}" the tokens [E] that the rank sent to each expert.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import FormatError, MissingExtraError
-from eplb.formats.source import check_regular, check_size, naming, reason
+from eplb.formats.safe import check_regular, check_size, naming, read_json_text, read_text, reading
 from eplb.loads import LoadTrace
 
 __all__ = ["is_statistics", "read_statistics"]
@@ -24,8 +23,6 @@ _KEY = re.compile(r"(\d{1,18})_(\d{1,18})", re.ASCII)
 
 _MOST_LAYERS = 10_000
 _MOST_EXPERTS = 1_000_000
-_LARGEST_HEADER = 16 << 20
-_LARGEST_META = 1 << 20
 
 
 def is_statistics(folder: Path) -> bool:
@@ -46,23 +43,20 @@ def read_statistics(folder: Path) -> LoadTrace:
     for path in files:
         with naming(path):
             check_regular(path)
-            _check_header(path)
-            try:
-                with safetensors.safe_open(str(path), framework="np") as file:
-                    keys = _keys(path, list(file.keys()))
-                    if not first:
-                        first = keys
-                        total = _zeros(path, keys, num_experts)
-                    _check_same(path, keys, files[0], first)
-                    rows = {it: row for row, it in enumerate(sorted({key[0] for key in first}))}
-                    for (iteration, layer), key in keys.items():
-                        total[rows[iteration], layer] += _counts(
-                            path, key, file.get_tensor(key), num_experts
-                        )
-            except (safetensors.SafetensorError, TypeError, KeyError, AttributeError) as error:
-                raise FormatError(
-                    f"{path}: not a whole safetensors file ({reason(error)})"
-                ) from None
+            with (
+                reading(path, "safetensors"),
+                safetensors.safe_open(str(path), framework="np") as file,
+            ):
+                keys = _keys(path, list(file.keys()))
+                if not first:
+                    first = keys
+                    total = _zeros(path, keys, num_experts)
+                _check_same(path, keys, files[0], first)
+                rows = {it: row for row, it in enumerate(sorted({key[0] for key in first}))}
+                for (iteration, layer), key in keys.items():
+                    total[rows[iteration], layer] += _counts(
+                        path, key, file.get_tensor(key), num_experts
+                    )
     total.flags.writeable = False
     iterations = sorted({key[0] for key in first})
     with naming(folder):
@@ -74,12 +68,7 @@ def _read_meta(path: Path) -> tuple[int, int]:
         if not path.exists():
             raise FormatError(f"{path}: is missing, it stands beside the ranks' files")
         check_regular(path)
-        if path.stat().st_size > _LARGEST_META:
-            raise FormatError(f"{path}: is too large to be a note of two numbers")
-        try:
-            content: Any = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{path}: not a JSON file ({reason(error)})") from None
+        content = read_json_text(path, read_text(path))
         values = []
         for key in ("num_experts", "num_experts_per_token"):
             value = content.get(key) if isinstance(content, dict) else None
@@ -101,16 +90,6 @@ def _rank_files(folder: Path) -> list[Path]:
         if rank not in found:
             raise FormatError(f"{folder / f'rank{rank}.safetensors'}: is missing")
     return [found[rank] for rank in sorted(found)]
-
-
-def _check_header(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(path.stat().st_size, _LARGEST_HEADER):
-        raise FormatError(
-            f"{path}: not a whole safetensors file (claims a header of {length} bytes)"
-        )
 
 
 def _keys(path: Path, names: list[str]) -> dict[tuple[int, int], str]:

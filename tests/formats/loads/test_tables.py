@@ -138,6 +138,35 @@ HEADED = ["0,1,2", "a,b,c"]
 INDEXED = [",0,1,2", "layer,0,1,2", "Layer_ID,a,b,c", "index,x,y,z", "__index_level_0__,0,1,2"]
 
 
+def test_csv_heading_and_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\ufeffexpert 0,expert 1\n1,2\n\n3,4\n", encoding="utf-8")
+    assert load_trace(path).total().tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no line of numbers"),
+        ("a,b\n", "has no line of numbers"),
+        ("1,2\n3,x\n", "line 2 has 'x', no number"),
+        ("1,2\n3,1_000\n", "line 2 has '1_000', no number"),
+        ("1,2\n3,\u0661\n", "line 2 has '\u0661', no number"),
+        ("1,2\n3\n", "line 2 has 1 columns, lines before 2"),
+        ("1,-2\n", r"loads\[0, 0, 1\] is -2"),
+        ("1,1e999\n", r"loads\[0, 0, 1\] is inf"),
+        ('1,"2\n', "not a CSV file"),
+        ("1," * 3_000_000, "line 1 is longer than"),
+        ("1" * 200_000, "not a CSV file|line 1 has"),
+    ],
+)
+def test_csv_that_is_no_loads(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(FormatError, match=message):
+        load_trace(path).total()
+
+
 @pytest.mark.parametrize("heading", [*HEADED, *INDEXED])
 def test_headings_and_indices_of_plain_csv(tmp_path: Path, heading: str) -> None:
     """As data frames are written, with and without their index."""
@@ -239,6 +268,8 @@ def test_parquet_that_is_no_loads(tmp_path: Path, columns: dict[str, Any], messa
         ("a,0,1\na,1,1\nb,0,1\na,1,1\n", "row 4 of the table is of another window or time"),
         ("a,0,1\na,1\n", "row 2 of the table has 2 columns, the heading 3"),
         ("a,x,1\n", "row 1 of the table has 'x', no number"),
+        ("a,0,1_0\n", "row 1 of the table has '1_0', no number"),
+        ("a,\u0660,1\n", "row 1 of the table has '\u0660', no number"),
         ("a,0,nan\n", r"loads\[0, 0, 0\] is nan"),
         ("", "has no line of numbers"),
     ],

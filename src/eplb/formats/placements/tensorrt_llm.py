@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from eplb.errors import FormatError, MissingExtraError
 from eplb.files import write_text
-from eplb.formats.json_file import unique_keys
-from eplb.formats.layout import Layout, number_of, rows_of
-from eplb.formats.source import reason
+from eplb.formats.placements.layout import Layout, number_of, rows_of
+from eplb.formats.safe import reading, unique_keys
 from eplb.placement import Placement
 
 __all__ = ["KEYS", "read_assignments", "read_yaml", "write_assignments"]
@@ -24,9 +23,6 @@ __all__ = ["KEYS", "read_assignments", "read_yaml", "write_assignments"]
 _ASSIGNMENTS = "initial_global_assignments"
 _CONFIG = "moe_config"
 KEYS = {"num_slots", _ASSIGNMENTS, "layer_updates_per_iter"}
-
-_DEEPEST = 8
-"""Levels of a whole engine configuration; yaml's own stack is that of the processor."""
 
 
 def write_assignments(
@@ -46,7 +42,7 @@ def write_assignments(
 
 
 def read_yaml(path: Path, text: bytes) -> Any:
-    """What a YAML file holds: plain values, no tags, each key once, and no deeper than is known.
+    """What a YAML file holds: plain values, no tags, each key once, and no numbers of base 60.
 
     Raises:
         FormatError: anything else.
@@ -65,23 +61,19 @@ def read_yaml(path: Path, text: bytes) -> Any:
             unique_keys([(str(key), None) for key in keys])
             return super().construct_mapping(node, deep=deep)
 
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=base):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                raise FormatError(f"{path}: not a YAML file of a placement (nested too deep)")
-        return yaml.load(text, Loader=Loader)
-    except FormatError:
-        raise
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise FormatError(
-            f"{path}: not a YAML file of a placement ({str(error.problem)[:80]}{line})"
-        ) from None
-    except Exception as error:  # dates, numbers and characters have errors of their own
-        raise FormatError(f"{path}: not a YAML file of a placement ({reason(error)})") from None
+    def number(loader: Any, node: Any) -> Any:
+        """Numbers of base 60, which YAML 1.1 has, take time with the square of their length."""
+        base60 = ":" in node.value
+        return node.value if base60 else base.yaml_constructors[node.tag](loader, node)
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", number)
+    with reading(path, "YAML"):
+        try:
+            return yaml.load(text, Loader=Loader)
+        except yaml.MarkedYAMLError as error:
+            line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+            raise ValueError(f"{str(error.problem)[:80]}{line}") from None
 
 
 def read_assignments(path: Path, content: dict[Any, Any]) -> Layout:

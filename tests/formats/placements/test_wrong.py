@@ -184,18 +184,18 @@ def test_wrong_content_names_the_place_and_what_was_expected(case: str, tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"phy2log": [[0]], "phy2log": [[0]]}', "not a JSON file of a placement (the key 'phy2l"),
-        ('{"phy2log": [[0, 1', "not a JSON file of a placement (Expecting ',' delimiter"),
-        ("[" * 100_000, "not a JSON file of a placement (nested too deep)"),
-        (f"[[{'9' * 5000}]]", "not a JSON file of a placement (Exceeds the limit"),
+        ('{"phy2log": [[0]], "phy2log": [[0]]}', "not a whole JSON file (the key 'phy2l"),
+        ('{"phy2log": [[0, 1', "not a whole JSON file (Expecting ',' delimiter"),
+        ("[" * 100_000, "not a whole JSON file (nested too deep)"),
+        (f"[[{'9' * 5000}]]", "not a whole JSON file (Exceeds the limit"),
         (f"[[{'9' * 4000}]]", "phy2log[0][0] is "),
-        ("num_slots: 4\nnum_slots: 8\n", "not a YAML file of a placement (the key 'num_slots'"),
-        ("num_slots: [4", "not a YAML file of a placement ("),
-        ("a: !!python/object/apply:os.system ['true']", "not a YAML file of a placement (could "),
-        ("- " * 50_000 + "1", "not a YAML file of a placement (nested too deep)"),
-        ("? [1, 2]\n: 3\n", "not a YAML file of a placement (found unhashable key, line 1)"),
-        ("2026-99-99", "not a YAML file of a placement (month must be in 1..12"),
-        ("\x00", "not a YAML file of a placement"),
+        ("num_slots: 4\nnum_slots: 8\n", "not a whole YAML file (the key 'num_slots'"),
+        ("num_slots: [4", "not a whole YAML file ("),
+        ("a: !!python/object/apply:os.system ['true']", "not a whole YAML file (could "),
+        ("- " * 50_000 + "1", "not a whole YAML file (exceeded maximum nesting depth, line 1)"),
+        ("? [1, 2]\n: 3\n", "not a whole YAML file (found unhashable key, line 1)"),
+        ("2026-99-99", "not a whole YAML file (month must be in 1..12"),
+        ("\x00", "not a whole YAML file"),
         ("", "is no placement, but NoneType"),
     ],
 )
@@ -205,6 +205,16 @@ def test_text_that_is_none(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(eplb.FormatError, match=re.escape(f"{path}: {message}")) as caught:
         eplb.load_placement(path, 2)
     assert len(str(caught.value)) < len(str(path)) + 200
+
+
+@pytest.mark.parametrize("tag", ["", "!!int ", "!!float "])
+def test_yaml_with_numbers_of_base_60(tmp_path: Path, tag: str) -> None:
+    """As YAML 1.1 has them: reading these would take hours."""
+    path = tmp_path / "placement.yaml"
+    number = tag + "1" + ":59" * 4_000_000
+    path.write_text(f"num_slots: 2\ninitial_global_assignments: {{0: [0, {number}]}}\n")
+    with pytest.raises(eplb.FormatError, match=r"initial_global_assignments\[0\]\[1\] is '1:59"):
+        eplb.load_placement(path, 2)
 
 
 def test_yaml_that_repeats_one_row_takes_no_memory_for_it(tmp_path: Path) -> None:
@@ -275,5 +285,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_too_long_a_text(tmp_path: Path) -> None:
     path = tmp_path / "long.json"
     path.write_bytes(b" " * (17 << 20))
-    with pytest.raises(eplb.FormatError, match="has 17825792 bytes, a placement as text has at"):
+    with pytest.raises(
+        eplb.FormatError, match="has 17825792 bytes, at most 16777216 are read as text"
+    ):
         eplb.load_placement(path, 1)

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from eplb.cluster import Cluster
 from eplb.errors import ClusterError, FormatError, LoadsError, OptionError
-from eplb.formats import ascend, deepseek, sglang_placement, tensorrt_llm_placement, vllm
-from eplb.formats.layout import Layout, contiguous_row, read_json_text, read_text
-from eplb.formats.source import check_regular, naming, open_zip
+from eplb.formats.placements import ascend, deepseek, sglang, tensorrt_llm, vllm
+from eplb.formats.placements.layout import Layout, contiguous_row
+from eplb.formats.safe import check_regular, naming, read_json_text, read_text, zip_names
 from eplb.placement import Placement
 
 __all__ = [
@@ -39,9 +39,9 @@ LAYERS = 10_000
 _Writer = Callable[[Placement, Path, NDArray[np.bool_], int], None]
 
 _WRITERS: dict[Engine, _Writer] = {
-    "sglang": sglang_placement.write_map,
+    "sglang": sglang.write_map,
     "vllm": vllm.write_own,
-    "tensorrt-llm": tensorrt_llm_placement.write_assignments,
+    "tensorrt-llm": tensorrt_llm.write_assignments,
     "ascend": ascend.write_expert_map,
     "deepseek": deepseek.write_arrays,
 }
@@ -172,17 +172,16 @@ def _layout_of(path: Path) -> Layout:
     if head == b"\x93NUMPY":
         return deepseek.read_npy_map(path)
     if head[:2] == b"PK":
-        with open_zip(path, ".npz or .pt") as archive:
-            names = [info.filename for info in archive.infolist()]
+        names = zip_names(path, ".npz or .pt")
         if any(name.endswith(".npy") for name in names):
             return deepseek.read_npz_maps(path)
         if any(name.endswith("/data.pkl") for name in names):
-            return sglang_placement.read_pt_map(path)
+            return sglang.read_pt_map(path)
         raise FormatError(f"{path}: is an archive of no arrays and no tensors")
     text = read_text(path)
     first = text.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     yaml = path.suffix.lower() in _ENDINGS["tensorrt-llm"] or first not in {b"{", b"["}
-    content = tensorrt_llm_placement.read_yaml(path, text) if yaml else read_json_text(path, text)
+    content = tensorrt_llm.read_yaml(path, text) if yaml else read_json_text(path, text)
     if isinstance(content, list):
         return deepseek.read_bare(path, content)
     if not isinstance(content, dict):
@@ -193,14 +192,14 @@ def _layout_of(path: Path) -> Layout:
 def _layout_in(path: Path, content: dict[Any, Any]) -> Layout:
     if vllm.MARK in content:
         return vllm.read_own(path, content)
-    if sglang_placement.MAP in content:
-        return sglang_placement.read_map(path, content)
+    if sglang.MAP in content:
+        return sglang.read_map(path, content)
     if deepseek.MAP in content:
         return deepseek.read_arrays(path, content)
     if not ascend.KEYS.isdisjoint(content):
         return ascend.read_expert_map(path, content)
-    if not (tensorrt_llm_placement.KEYS | {"moe_config"}).isdisjoint(content):
-        return tensorrt_llm_placement.read_assignments(path, content)
+    if not (tensorrt_llm.KEYS | {"moe_config"}).isdisjoint(content):
+        return tensorrt_llm.read_assignments(path, content)
     if any(key in content for key in _LOADS):
         raise FormatError(f"{path}: holds loads, and no placement")
     keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import FormatError
-from eplb.formats.source import check_size
-from eplb.formats.torch_file import load_pt, tensor_array
+from eplb.formats.safe import check_size, floats, load_pt, tensor_array
 from eplb.loads import LoadTrace
 
 __all__ = ["Passes", "dump_time", "joined", "read_pt"]
@@ -114,9 +113,7 @@ def _trace(path: Path, counts: NDArray[Any], *, drop_unused: bool) -> LoadTrace:
         steps = _in_order(used)
         counts = counts[steps]
     check_size(path, "the tensor", counts.size)
-    loads = np.array(counts, np.float64, order="C")
-    loads.flags.writeable = False
-    return LoadTrace(loads, list(map(str, steps)), _times([dump_time(path)] * len(steps)))
+    return LoadTrace(floats(counts), list(map(str, steps)), _times([dump_time(path)] * len(steps)))
 
 
 def _in_order(used: NDArray[np.bool_]) -> NDArray[np.intp]:

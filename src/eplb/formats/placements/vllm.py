@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import FormatError
 from eplb.files import write_text
-from eplb.formats.layout import Layout, number_of, rows_of, rows_text
+from eplb.formats.placements.layout import Layout, number_of, rows_of, rows_text
 from eplb.placement import Placement
 
 __all__ = ["MARK", "read_own", "write_own"]

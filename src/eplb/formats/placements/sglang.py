@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from eplb.errors import FormatError
 from eplb.files import write_text
-from eplb.formats.layout import Layout, contiguous_row, rows_of, rows_text
-from eplb.formats.torch_file import load_pt, tensor_array
+from eplb.formats.placements.layout import Layout, contiguous_row, rows_of, rows_text
+from eplb.formats.safe import load_pt, tensor_array
 from eplb.placement import Placement
 
 __all__ = ["MAP", "read_map", "read_pt_map", "write_map"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import FormatError, PlacementError
 from eplb.files import write_text
-from eplb.formats.layout import Layout, number_of, rows_of
+from eplb.formats.placements.layout import Layout, number_of, rows_of
 from eplb.placement import Placement
 
 __all__ = ["KEYS", "read_expert_map", "write_expert_map"]

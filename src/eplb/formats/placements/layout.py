@@ -10,22 +10,16 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 from eplb.errors import FormatError
-from eplb.formats.json_file import unique_keys
-from eplb.formats.source import check_size, reason
+from eplb.formats.safe import check_size
 from eplb.placement import Placement
 
 __all__ = [
     "Layout",
     "contiguous_row",
     "number_of",
-    "read_json_text",
-    "read_text",
     "rows_of",
     "rows_text",
 ]
-
-_LARGEST_TEXT = 16 << 20
-"""Bytes of the longest text that is read: 94 layers of 2,048 slots take 6 MB, however spaced."""
 
 _LARGEST_ID = 2**31 - 1
 
@@ -51,36 +45,6 @@ class Layout:
     every_layer: bool = False
     num_gpus: int | None = None
     num_nodes: int | None = None
-
-
-def read_text(path: Path) -> bytes:
-    """The bytes of a text file.
-
-    Raises:
-        FormatError: more than any placement takes.
-    """
-    size = path.stat().st_size
-    if size > _LARGEST_TEXT:
-        raise FormatError(
-            f"{path}: has {size} bytes, a placement as text has at most {_LARGEST_TEXT}"
-        )
-    return path.read_bytes()
-
-
-def read_json_text(path: Path, text: bytes) -> Any:
-    """The content of a JSON file, whole numbers as int.
-
-    Raises:
-        FormatError: no JSON, or an object that has a key twice.
-    """
-    try:
-        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=unique_keys)
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: not a JSON file (not UTF-8 text)") from None
-    except RecursionError:
-        raise FormatError(f"{path}: not a JSON file of a placement (nested too deep)") from None
-    except ValueError as error:
-        raise FormatError(f"{path}: not a JSON file of a placement ({reason(error)})") from None
 
 
 def rows_of(path: Path, rows: Any, names: list[str], lowest: int = 0) -> NDArray[np.int64]:

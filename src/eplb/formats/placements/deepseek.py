@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from eplb.errors import FormatError
 from eplb.files import replacing, write_text
-from eplb.formats.arrays import read_npy_array, read_npz_arrays
-from eplb.formats.layout import Layout, number_of, rows_of, rows_text
+from eplb.formats import safe
+from eplb.formats.placements.layout import Layout, number_of, rows_of, rows_text
 from eplb.placement import Placement
 
 __all__ = ["MAP", "read_arrays", "read_bare", "read_npy_map", "read_npz_maps", "write_arrays"]
@@ -76,12 +76,13 @@ def read_bare(path: Path, content: list[Any]) -> Layout:
 
 def read_npy_map(path: Path) -> Layout:
     """A bare phy2log in a `.npy` file."""
-    return _checked(path, _whole(path, read_npy_array(path), MAP, 2), None, None, {})
+    return _checked(path, _whole(path, safe.read_npy(path), MAP, 2), None, None, {})
 
 
 def read_npz_maps(path: Path) -> Layout:
     """The arrays in an `.npz` file."""
-    found = read_npz_arrays(path, (MAP, *_OTHERS, *_NUMBERS))
+    wanted = (MAP, *_OTHERS, *_NUMBERS)
+    found = safe.read_npz(path, lambda names: [name for name in wanted if name in names])
     if MAP not in found:
         raise FormatError(f"{path}: is no placement: expected an array {MAP!r}")
     phy2log = _whole(path, found[MAP], MAP, 2)

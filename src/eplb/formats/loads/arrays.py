@@ -1,0 +1,73 @@
+"""Arrays of loads: `.npy`, `.npz`, and the project's own compact `.npz`, never unpickled.
+
+The project's own form has the arrays `loads` [T, L, E] in the smallest type that holds them,
+`times` [T] where they are known, and `about`: the bytes of a line of JSON with names, top_k, model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eplb.errors import FormatError
+from eplb.files import replacing
+from eplb.formats import safe
+from eplb.formats.loads.note import about_text, trace_about
+from eplb.loads import LoadTrace
+
+__all__ = ["read_npy", "read_npz", "write_npz"]
+
+_NAMES = ("logical_count", "loads", "counts", "load")
+"""Names of the array in an `.npz` that has several, the first found is taken."""
+
+_OWN = ("about", "loads", "times")
+
+
+def read_npy(path: Path) -> LoadTrace:
+    """Loads [L, E] or [T, L, E] in a `.npy` file."""
+    return LoadTrace(safe.read_npy(path))
+
+
+def read_npz(path: Path) -> LoadTrace:
+    """Loads in a `.npz` file: the project's own, its only array, or the one named as loads are."""
+
+    def choose(names: list[str]) -> list[str]:
+        if "about" in names and "loads" in names:
+            return [name for name in _OWN if name in names]
+        chosen = [name for name in _NAMES if name in names] or names
+        if not chosen or (len(names) > 1 and chosen[0] not in _NAMES):
+            raise FormatError(
+                f"{path}: has arrays {', '.join(sorted(names)[:8])[:200] or 'none'}: "
+                f"name that of the loads {_NAMES[0]}"
+            )
+        return chosen[:1]
+
+    arrays = safe.read_npz(path, choose)
+    if "about" not in arrays or "loads" not in arrays:
+        return LoadTrace(next(iter(arrays.values())))
+    with np.errstate(invalid="ignore"):
+        text = arrays["about"].astype(np.uint8).tobytes()
+    return trace_about(path, text, arrays["loads"], [], arrays.get("times"))
+
+
+def write_npz(trace: LoadTrace, path: Path) -> None:
+    """Write the project's own compact form: whole numbers in the smallest type that holds them."""
+    arrays: dict[str, Any] = {"loads": trace.loads.astype(_smallest(trace), copy=False)}
+    if trace.times is not None:
+        arrays["times"] = trace.times
+    arrays["about"] = np.frombuffer(about_text(trace, names=True).encode("ascii"), np.uint8)
+    with replacing(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _smallest(trace: LoadTrace) -> np.dtype[Any]:
+    """The smallest unsigned type that holds all loads exactly, float64 where they are not whole."""
+    whole = all(np.array_equal(window, np.floor(window)) for window in trace.loads)
+    largest = float(trace.loads.max())
+    if whole:
+        for name in ("uint8", "uint16", "uint32", "uint64"):
+            dtype = np.dtype(name)
+            # 2**64 - 1 is no float64: below 2**64 is what is meant.
+            if largest < float(2 ** (8 * dtype.itemsize)):
+                return dtype
+    return np.dtype(np.float64)

@@ -1,0 +1,232 @@
+"""Loads in JSON, under `logical_count` as SGLang takes them or `load_history` as ADRS has them.
+
+A file of any size is read window by window: Python's own objects take twenty times the memory of
+the text that they come from, so no more than one window is ever made of them.
+"""
+
+import json
+import re
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from eplb.errors import FormatError
+from eplb.formats.safe import LARGEST, frozen, reason, unique_keys
+from eplb.loads import LoadTrace
+
+__all__ = ["read_json"]
+
+_LONGEST = 8 << 20
+"""Characters of one window, or of a row where a file has one window; the largest known has 2 MB."""
+
+_PIECE = 1 << 20
+"""Characters that are read at once, and least ahead: no number is cut where it could go unseen."""
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+_REAL = {int, float}
+
+_HISTORY = "load_history"
+_COUNT = "logical_count"
+
+
+def read_json(path: Path) -> LoadTrace:
+    """Loads in a JSON file: `logical_count` or `load_history` of an object, or a bare array."""
+    with path.open(encoding="utf-8-sig") as file:
+        text = _Text(path, file)
+        if text.next() == "{":
+            trace = _read_object(path, text)
+        else:
+            trace = _collect(path, text.elements(), "the array")
+        text.end()
+    return trace
+
+
+def _read_object(path: Path, text: "_Text") -> LoadTrace:
+    found: dict[str, LoadTrace] = {}
+    others: list[str] = []
+    for key in text.members():
+        if key in found:
+            raise FormatError(f"{path}: the key {key!r} stands there twice")
+        if key == _HISTORY:
+            found[key] = _collect(path, _windows(path, text.elements()), key)
+        elif key == _COUNT:
+            found[key] = _collect(path, text.elements(), key)
+        else:
+            others = [*others, key][:5]
+            text.skip()
+    for key in (_HISTORY, _COUNT):
+        if key in found:
+            return found[key]
+    if "num_experts" in others:
+        raise FormatError(f"{path}: is one file of TensorRT-LLM's statistics: give its folder")
+    keys = ", ".join(repr(key[:40]) for key in others) or "none"
+    raise FormatError(f"{path}: expected the key '{_COUNT}' or '{_HISTORY}', found {keys}")
+
+
+class _Text:
+    """A JSON text that is read value by value, with little more than one value in memory.
+
+    Args:
+        path: for messages.
+        file: what is read.
+    """
+
+    def __init__(self, path: Path, file: IO[str]) -> None:
+        self._path = path
+        self._file = file
+        self._decode = json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
+        self._text = ""
+        self._at = self._dropped = 0
+        self._more = True
+
+    def next(self) -> str:
+        """The next character that is no space, which stays; none at the end."""
+        while True:
+            if self._more and len(self._text) - self._at < _PIECE:
+                self._read_on()
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text) or not self._more:
+                return self._text[self._at : self._at + 1]
+
+    def value(self) -> Any:
+        """The next value as a whole."""
+        self.next()
+        try:
+            value, self._at = self._decode(self._text, self._at)
+        except json.JSONDecodeError as error:
+            if self._more and len(self._text) - self._at < _LONGEST:
+                self._read_on()  # It may only be cut.
+                return self.value()
+            if self._more and error.pos > len(self._text) - 20:
+                raise FormatError(
+                    f"{self._path}: has more than {_LONGEST} characters without a whole window"
+                ) from None
+            raise self._error(error.msg, error.pos) from None
+        except (ValueError, RecursionError) as error:
+            raise self._error(reason(error), self._at) from None
+        return value
+
+    def elements(self) -> Any:
+        """An iterator over the array that comes next, or the value that is no array."""
+        return self._elements() if self.next() == "[" else self.value()
+
+    def members(self) -> Iterator[str]:
+        """The keys of the object that comes next; the value of each is read before the next key."""
+        for _ in self._places("}"):
+            key = self.value()
+            if not isinstance(key, str):
+                raise self._error("Expecting property name", self._at)
+            self._expect(":")
+            yield key
+
+    def skip(self) -> None:
+        """Pass over the next value, an array of any length too."""
+        value = self.elements()
+        if isinstance(value, Iterator):
+            deque(value, maxlen=0)
+
+    def end(self) -> None:
+        """Raise a FormatError where anything follows."""
+        self._expect("")
+
+    def _elements(self) -> Iterator[Any]:
+        for _ in self._places("]"):
+            yield self.value()
+
+    def _places(self, close: str) -> Iterator[None]:
+        """Stop at each member of the array or object that begins here."""
+        self._at += 1
+        if self.next() == close:
+            self._at += 1
+            return
+        while True:
+            yield
+            if self._expect(",", close) == close:
+                return
+
+    def _expect(self, *expected: str) -> str:
+        found = self.next()
+        if found not in expected:
+            what = " or ".join(map(repr, expected)) if expected[0] else "the end"
+            raise self._error(f"Expecting {what}", self._at)
+        self._at += len(found)
+        return found
+
+    def _read_on(self) -> None:
+        left = self._text[self._at :]
+        try:
+            more = self._file.read(max(_PIECE, len(left)))
+        except UnicodeDecodeError:
+            raise FormatError(f"{self._path}: not a whole JSON file (not UTF-8 text)") from None
+        self._more = bool(more)
+        self._text = left + more
+        self._dropped += self._at
+        self._at = 0
+
+    def _error(self, what: str, at: int) -> FormatError:
+        place = self._dropped + at
+        return FormatError(f"{self._path}: not a whole JSON file ({what}, character {place})")
+
+
+def _windows(path: Path, history: Any) -> Iterator[Any]:
+    """The windows in `load_history`, each the [L][E] of its object."""
+    if not isinstance(history, Iterator):
+        raise FormatError(f"{path}: {_HISTORY} is no list of windows")
+    for number, item in enumerate(history):
+        if not isinstance(item, dict) or "logical_expert_load" not in item:
+            raise FormatError(
+                f"{path}: {_HISTORY}[{number}] is no object with the key 'logical_expert_load'"
+            )
+        yield item["logical_expert_load"]
+
+
+def _collect(path: Path, items: Any, name: str) -> LoadTrace:
+    """A trace of windows [L][E] as they come, or of one window whose rows [E] come."""
+    if not isinstance(items, Iterator):
+        raise FormatError(f"{path}: {name} is {type(items).__name__}, expected rows of numbers")
+    values = array("d")
+    shape: tuple[int, ...] = ()
+    number = 0
+    for number, item in enumerate(items, start=1):
+        place = f"{name}[{number - 1}]"
+        found = _append(path, values, item, place)
+        if shape and found != shape:
+            raise FormatError(f"{path}: {place} has shape {found}, those before {shape}")
+        if len(values) * 8 > LARGEST:
+            raise FormatError(f"{path}: has more than {LARGEST // 8} values up to {place}")
+        shape = found
+    if not number:
+        raise FormatError(f"{path}: {name} is empty, expected rows of numbers")
+    return LoadTrace(frozen(values, (number, *shape)))
+
+
+def _append(path: Path, values: "array[float]", item: Any, place: str) -> tuple[int, ...]:
+    """Append a row of numbers, or the rows of a window, and return the shape."""
+    if not isinstance(item, list):
+        raise FormatError(f"{path}: {place} is {type(item).__name__}, expected a row of numbers")
+    if not item:
+        raise FormatError(f"{path}: {place} is empty")
+    if not isinstance(item[0], list):
+        _append_row(path, values, item, place)
+        return (len(item),)
+    width = len(item[0])
+    if not width:
+        raise FormatError(f"{path}: {place}[0] is empty")
+    for layer, row in enumerate(item):
+        if not isinstance(row, list) or len(row) != width:
+            raise FormatError(f"{path}: {place}[{layer}] is no row of {width} numbers")
+        _append_row(path, values, row, f"{place}[{layer}]")
+    return (len(item), width)
+
+
+def _append_row(path: Path, values: "array[float]", row: list[Any], place: str) -> None:
+    others = set(map(type, row)) - _REAL
+    if others:
+        raise FormatError(f"{path}: {place} has {others.pop().__name__}, expected real numbers")
+    try:
+        values.fromlist(row)
+    except OverflowError:
+        raise FormatError(f"{path}: {place} has a number too large for a load") from None

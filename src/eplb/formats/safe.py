@@ -1,0 +1,258 @@
+"""What a file may be: regular, whole, and of no more values than `LARGEST` allows.
+
+Nothing in a file is ever run. Packages that read a format check what is theirs, and the readers
+here check sizes before memory is taken. What goes wrong becomes one line that begins with the path.
+"""
+
+import json
+import pickle
+import re
+import stat
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.errors import EplbError, FormatError, LoadsError, MissingExtraError
+
+__all__ = [
+    "LARGEST",
+    "check_regular",
+    "check_size",
+    "floats",
+    "frozen",
+    "load_pt",
+    "naming",
+    "read_json_text",
+    "read_npy",
+    "read_npz",
+    "read_text",
+    "reading",
+    "reason",
+    "tensor_array",
+    "unique_keys",
+    "zip_names",
+]
+
+LARGEST = 4 << 30
+"""Bytes of the largest array of loads that is read."""
+
+_LARGEST_TEXT = 16 << 20
+"""Bytes of the longest text of a placement or a note: 94 layers of 2,048 slots take 6 MB."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into one FormatError that begins with its path."""
+    try:
+        yield
+    except FormatError as error:
+        text = str(error)
+        if text.isprintable():
+            raise
+        # What a file says must not break lines, or speak to the user's terminal.
+        plain = (each if each.isprintable() else ascii(each)[1:-1] for each in text)
+        raise FormatError("".join(plain)) from None
+    except LoadsError as error:
+        raise FormatError(f"{path}: {error}") from None
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror or reason(error)}") from None
+    except MemoryError:
+        raise FormatError(f"{path}: claims more values than memory holds") from None
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a package raises on a file of a kind into a FormatError.
+
+    The errors of these packages have no base in common. Only their calls stand in such a block, so
+    that no fault of the project's own is taken for one of the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (EplbError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise FormatError(f"{path}: not a whole {kind} file ({reason(error)})") from None
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a package says, cut to a length for people."""
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    lines = str(error).splitlines() or [type(error).__name__]
+    return " ".join(lines[0].split())[:120]
+
+
+def check_regular(path: Path) -> None:
+    """Raise a FormatError for a pipe or a device, where reading could last for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise FormatError(f"{path}: is no regular file and no folder")
+
+
+def check_size(path: Path, what: str, num_values: int) -> None:
+    """Raise a FormatError where a file claims more values than any trace has."""
+    if num_values * 8 > LARGEST:
+        raise FormatError(
+            f"{path}: {what} claims {num_values} values, at most {LARGEST // 8} are read"
+        )
+
+
+def frozen(values: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """A buffer of float64 as a read-only array, which a LoadTrace takes without a copy."""
+    view = memoryview(values).toreadonly()
+    array: NDArray[np.float64] = np.frombuffer(view, np.float64).reshape(shape)
+    return array
+
+
+def floats(array: NDArray[Any]) -> NDArray[np.float64]:
+    """Numbers as a read-only array of float64."""
+    # Of odd bits of a NaN, numpy would warn; that it is none of a load, LoadTrace says.
+    with np.errstate(invalid="ignore"):
+        values = np.array(array, np.float64, order="C")
+    values.flags.writeable = False
+    return values
+
+
+def read_text(path: Path) -> bytes:
+    """The bytes of a text file.
+
+    Raises:
+        FormatError: more than any placement or note takes.
+    """
+    size = path.stat().st_size
+    if size > _LARGEST_TEXT:
+        raise FormatError(f"{path}: has {size} bytes, at most {_LARGEST_TEXT} are read as text")
+    return path.read_bytes()
+
+
+def unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """An object of a file that has no key twice, where nobody could tell which is meant.
+
+    Raises:
+        ValueError: a repeated key.
+    """
+    content: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {str(key)[:40]!r} stands there twice")
+        content[key] = value
+    return content
+
+
+def read_json_text(path: Path, text: bytes) -> Any:
+    """What a short JSON text holds, whole numbers as int.
+
+    Raises:
+        FormatError: no JSON, or an object that has a key twice.
+    """
+    with reading(path, "JSON"):
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=unique_keys)
+
+
+def read_npy(path: Path) -> NDArray[np.float64]:
+    """The array in a `.npy` file, of any shape."""
+    with reading(path, ".npy"):
+        # Mapped: numpy holds the shape that the header claims against the size of the file.
+        mapped = np.lib.format.open_memmap(path, mode="r")
+    return _real_numbers(path, mapped, "the array")
+
+
+def zip_names(path: Path, kind: str) -> list[str]:
+    """Names of the members of a zip archive; `kind` is the ending that the file should have."""
+    with reading(path, kind), zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def read_npz(
+    path: Path, choose: Callable[[list[str]], Iterable[str]]
+) -> dict[str, NDArray[np.float64]]:
+    """Those arrays of an `.npz` file that are chosen from all names, of any shape."""
+    arrays = {}
+    with reading(path, ".npz"), zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        for name in choose(list(members)):
+            what = f"array {name[:80]!r}"
+            # The archive gives no more bytes than it claims here.
+            check_size(path, what, members[name].file_size // 8)
+            with archive.open(members[name]) as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+            arrays[name] = _real_numbers(path, array, what)
+    return arrays
+
+
+def _real_numbers(path: Path, array: NDArray[Any], what: str) -> NDArray[np.float64]:
+    if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
+        raise FormatError(f"{path}: {what} holds {str(array.dtype)[:40]}, expected real numbers")
+    check_size(path, what, array.size)
+    return floats(array)
+
+
+def load_pt(path: Path) -> Any:
+    """What a `.pt` file holds: dicts, lists, numbers, names and tensors that lie in the file.
+
+    Raises:
+        FormatError: a file that is not whole, or asks for anything else.
+        MissingExtraError: no torch.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError("torch", "torch", f"reading {path}") from None
+    with reading(path, ".pt (torch 1.6 or later)"), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.compress_type:
+                # Mapped, its packed bytes would be taken for numbers.
+                name = info.filename[:80]
+                raise FormatError(f"{path}: member {name!r} is packed, torch saves none so")
+            if info.filename.endswith(".pkl"):
+                archive.read(info)  # torch does not hold it against its sum
+    with reading(path, ".pt"):
+        try:
+            # Mapped, steps and tokens that nobody looks at never come into memory.
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            # torch's first lines advise to load the file with all that it asks for.
+            said = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+            raise FormatError(
+                f"{path}: holds what is never loaded ({said[1][:80] if said else reason(error)}); "
+                "save plain tensors"
+            ) from None
+
+
+def tensor_array(path: Path, value: Any, place: str) -> NDArray[Any]:
+    """A tensor of a file as an array, without a copy where numpy has its type.
+
+    Raises:
+        FormatError: no tensor, or one of no real numbers, or one that repeats values.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise FormatError(f"{path}: {place} is {type(value).__name__}, expected a tensor")
+    expected = f"{path}: {place} is of {value.dtype}, expected real numbers in a dense tensor"
+    if value.layout != torch.strided:
+        raise FormatError(expected)
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise FormatError(
+            f"{path}: {place} has shape {tuple(value.shape)}, and only "
+            f"{value.untyped_storage().nbytes()} bytes"
+        )
+    try:
+        if value.dtype in {torch.float16, torch.bfloat16}:
+            value = value.to(torch.float32)
+        array: NDArray[Any] = value.detach().numpy()
+    except (TypeError, RuntimeError):  # a type that numpy lacks, or a tensor without its values
+        raise FormatError(expected) from None
+    if array.dtype.kind not in "uif":
+        raise FormatError(expected)
+    return array

@@ -1,0 +1,86 @@
+"""Folders of files as one trace, the recorded ones among them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eplb import FormatError, LoadTrace
+from eplb.formats import load_trace, save_trace
+
+trace_of: Any = LoadTrace
+"""It takes lists for arrays."""
+
+LOADS = np.array([[0.0, 0.0, 0.0], [5.0, 1.0, 2.0]])
+
+
+def write_json(path: Path, loads: Any) -> None:
+    path.write_text(json.dumps({"logical_count": np.asarray(loads).tolist()}))
+
+
+def test_folder_in_natural_order(tmp_path: Path) -> None:
+    """Files of many kinds, one with two windows; what is no format is passed over."""
+    for step in (10, 9, 100):
+        write_json(tmp_path / f"step{step}.json", step * LOADS)
+    np.save(tmp_path / "step020.npy", [20 * LOADS, 21 * LOADS])
+    (tmp_path / "readme.md").write_text("no loads")
+    (tmp_path / ".hidden.json").write_text("no loads")
+    (tmp_path / "older.json").mkdir()
+    trace = load_trace(tmp_path)
+    assert trace.names == ("step9", "step10", "step020/0", "step020/1", "step100")
+    assert trace.loads[:, 1, 0].tolist() == [45, 50, 100, 105, 500]
+    assert load_trace(tmp_path).total().tolist() == (160 * LOADS).tolist()
+
+
+def test_dumps_in_order_of_time(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch reads and writes .pt files")
+    times = [1755000000.5, 1755000000.25, 1755000000.75]
+    for time in times:
+        content = {"rank": 0, "logical_count": torch.tensor(LOADS)[None] * (time % 1)}
+        torch.save(content, tmp_path / f"expert_distribution_recorder_{time}.pt")
+    trace = load_trace(tmp_path)
+    assert trace.times is not None
+    assert trace.times.tolist() == sorted(times)
+    assert trace.loads[:, 1, 0].tolist() == [1.25, 2.5, 3.75]
+
+
+def test_what_all_files_tell_is_kept(tmp_path: Path) -> None:
+    save_trace(trace_of(LOADS, ["x"], [1.0], 2, "m"), tmp_path / "1.npz")
+    save_trace(trace_of(LOADS, ["y"], [2.0], 2, "m"), tmp_path / "2.csv")
+    expected = trace_of([LOADS, LOADS], ["1", "2"], [1.0, 2.0], 2, "m")
+    assert load_trace(tmp_path) == expected
+    save_trace(trace_of(LOADS, ["y"], None, 3, "other"), tmp_path / "2.csv")
+    assert load_trace(tmp_path) == trace_of([LOADS, LOADS], ["1", "2"])
+
+
+def test_a_bad_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"has no file that ends in any of \.csv, \.json"):
+        load_trace(tmp_path)
+    write_json(tmp_path / "a.json", LOADS)
+    write_json(tmp_path / "b.json", LOADS[:, :2])
+    message = r"b\.json: has 2 layers and 2 experts, a\.json has 2 and 3"
+    with pytest.raises(FormatError, match=message):
+        load_trace(tmp_path)
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(FormatError, match=r"b\.json: not a whole JSON file") as raised:
+        load_trace(tmp_path)
+    assert str(raised.value).startswith(str(tmp_path / "b.json"))
+
+
+def test_recorded_folder_is_one_trace(traces: Path) -> None:
+    trace = load_trace(traces / "deepseek_v3")
+    files = sorted((traces / "deepseek_v3").iterdir(), key=lambda file: len(file.name))
+    assert trace.loads.shape == (6, 61, 256)
+    assert sorted(trace.names) == sorted(file.stem for file in files)
+    assert trace.names.index("prefill_in512") < trace.names.index("prefill_in2048")
+    assert np.flatnonzero(trace.dense).tolist() == [0, 1, 2]
+    for file in files:
+        window = trace.loads[trace.names.index(file.stem)]
+        assert window.tolist() == json.loads(file.read_text())["logical_count"]
+
+
+def test_recorded_windows(traces: Path) -> None:
+    assert load_trace(traces / "gptoss20b_domains_2048.npz").loads.shape == (105, 24, 32)
+    assert load_trace(traces / "qwen3_30b.npz").loads.shape == (1, 48, 128)
