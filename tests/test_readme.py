@@ -7,7 +7,6 @@ import re
 import shlex
 from typing import Any
 
-import pytest
 from recorded import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +31,6 @@ def test_opens_with_its_two_commands() -> None:
             assert f"\n{command[1]}:" in makefile
 
 
-@pytest.mark.jit
 def test_python_runs_and_its_comments_are_true() -> None:
     names: dict[str, Any] = {}
     for block in blocks("python"):

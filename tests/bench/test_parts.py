@@ -19,7 +19,7 @@ import score
 import small
 import startup
 
-pytestmark = pytest.mark.jit
+pytestmark = pytest.mark.long
 
 
 def test_cells_are_chosen_by_name_and_glob() -> None:
