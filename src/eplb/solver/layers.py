@@ -3,7 +3,7 @@
 import numpy as np
 
 from eplb.solver.jit import inner, kernel
-from eplb.solver.pack import _new_pack_scratch, _pack, _rank
+from eplb.solver.pack import _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
 from eplb.solver.packing import F64, I64, _new_packing, _new_search_scratch
 from eplb.solver.replicate import _replicate
 from eplb.solver.swap import _descend
@@ -75,7 +75,8 @@ def _plan_layers(
             _rank(local, count, packing, order, spare, pack_scratch.histogram)
             _pack(packing, pack_scratch)
             node_bound = max(node_total / gpus_per_node, packing.share[0])
-            _descend(packing, max(bound, node_bound) * (1.0 + NEAR_ENOUGH), search_scratch)
+            target = max(bound, node_bound) * (1.0 + NEAR_ENOUGH)
+            _descend(packing, max(target, _least_peak_of_pairs(packing)), search_scratch)
             if num_nodes == 1:
                 bound = node_bound
             for gpu in range(gpus_per_node):
