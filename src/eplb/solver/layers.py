@@ -12,6 +12,9 @@ __all__ = ["NEAR_ENOUGH"]
 
 NEAR_ENOUGH = 4e-4
 """Peak over bound, less 1, at which a layer is done: past that, time is worth more."""
+NEAR_ENOUGH_WITHOUT_SPARE = 3e-5
+"""The same where every expert has one replica: only swaps are left, and they are quick
+(docs/experiments.md, swaps)."""
 
 
 @kernel
@@ -75,7 +78,8 @@ def _plan_layers(
             _rank(local, count, packing, order, spare, pack_scratch.histogram)
             _pack(packing, pack_scratch)
             node_bound = max(node_total / gpus_per_node, packing.share[0])
-            target = max(bound, node_bound) * (1.0 + NEAR_ENOUGH)
+            near = NEAR_ENOUGH if slots_per_node > experts_per_node else NEAR_ENOUGH_WITHOUT_SPARE
+            target = max(bound, node_bound) * (1.0 + near)
             _descend(packing, max(target, _least_peak_of_pairs(packing)), search_scratch)
             if num_nodes == 1:
                 bound = node_bound
