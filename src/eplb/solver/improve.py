@@ -19,7 +19,7 @@ from eplb.solver.swap import _descend
 
 __all__ = ["FEW_SLOTS", "WORTH_A_SEARCH"]
 
-WORTH_A_SEARCH = 1e-3
+WORTH_A_SEARCH = 1.5e-3
 """Peak over bound, less 1, from which a layer is searched: the search takes many times as long as
 all before, and gains little below that (docs/experiments.md, replica counts)."""
 
