@@ -25,7 +25,7 @@ _WORK = 200_000
 _FEWEST_STEPS = 8
 """Where the work allows fewer steps than this, they would change little: none is made."""
 
-_PATIENCE = 3
+_PATIENCE = 2
 """The search ends when one part of so many of all its steps has brought no new best
 (docs/experiments.md, replica counts)."""
 

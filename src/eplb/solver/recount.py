@@ -21,7 +21,10 @@ from eplb.solver.packing import F64, I64, Packing, _excess, _peak
 __all__: list[str] = []
 
 _WIDTH = 8
-"""Experts that are tried on the other side of a hand-over."""
+"""Experts that are tried on the other side of a hand-over, or more where trying is cheap."""
+_WIDE = 8
+"""With two slots on a GPU, all tries of a step may take one part of so many of the work
+(docs/experiments.md, replica counts)."""
 _WORK = 400_000
 """Replicas and experts handled, for one layer."""
 _PACKING = 8
@@ -50,7 +53,11 @@ def _recount(
     num_experts = weight.shape[0]
     num_replicas = packing.gpu_of.shape[0]
     peak = _packed(weight, count, packing, order, spare, scratch)
-    givers = np.empty(2 * _WIDTH * slots_per_gpu, np.int64)
+    width = _WIDTH
+    if slots_per_gpu == 2:
+        wide = _WORK // (_WIDE * 2 * slots_per_gpu * (num_experts + num_replicas))
+        width = min(num_experts, max(_WIDTH, wide))
+    givers = np.empty(2 * width * slots_per_gpu, np.int64)
     receivers = np.empty_like(givers)
     key = np.empty(num_experts)
     rank_of = np.empty(num_experts, np.int64)
@@ -61,7 +68,7 @@ def _recount(
         better = False
         target = bound + _AIM * (peak - bound)
         least = _total_excess(packing.load, target) * (1.0 - 1e-9)
-        num = _candidates(weight, count, num_gpus, packing, order, key, givers, receivers)
+        num = _candidates(weight, count, num_gpus, packing, order, key, width, givers, receivers)
         for rank in range(num_experts):
             rank_of[order[rank]] = rank
         for i in range(num):
@@ -160,13 +167,14 @@ def _candidates(
     packing: Packing,
     order: I64,
     key: F64,
+    width: int,
     givers: I64,
     receivers: I64,
 ) -> int:
     """Write the hand-overs to try, most promising first, as experts; return how many.
 
-    The busiest GPU's experts each receive from the `_WIDTH` experts whose replicas stay smallest
-    with one fewer, and give to the `_WIDTH` with the largest replicas.
+    The busiest GPU's experts each receive from the `width` experts whose replicas stay smallest
+    with one fewer, and give to the `width` with the largest replicas.
     """
     num_experts = weight.shape[0]
     busiest = 0
@@ -176,7 +184,7 @@ def _candidates(
     for expert in range(num_experts):
         key[expert] = weight[expert] / (count[expert] - 1) if count[expert] > 1 else np.inf
     num = 0
-    for width in range(_WIDTH):
+    for place in range(width):
         giver = 0
         for expert in range(1, num_experts):
             if key[expert] < key[giver]:
@@ -189,8 +197,8 @@ def _candidates(
                 givers[num] = giver
                 receivers[num] = expert
                 num += 1
-            if width < num_experts and count[expert] > 1:
-                receiver = order[width]
+            if place < num_experts and count[expert] > 1:
+                receiver = order[place]
                 if receiver != expert and count[receiver] < max_copies:
                     givers[num] = expert
                     receivers[num] = receiver
