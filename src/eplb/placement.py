@@ -121,12 +121,18 @@ class Placement:
         """[L, E, X] slots of each expert in rising order, padded with -1; X is the most replicas
         that an expert has.
         """
-        from eplb.solver.maps import fill_log2phy
-
-        shape = (self.num_layers, self.num_experts, int(self.logcnt.max()))
-        log2phy = np.empty(shape, np.int64)
-        fill_log2phy(self.phy2log, log2phy)
+        log2phy = self._log2phy(int(self.logcnt.max()))
         log2phy.flags.writeable = False
+        return log2phy
+
+    def _log2phy(self, width: int) -> NDArray[np.int64]:
+        """[L, E, width] slots of each expert in rising order, padded with -1."""
+        slots = np.argsort(self.phy2log, axis=1, kind="stable")
+        experts = np.take_along_axis(self.phy2log, slots, axis=1)
+        begins = np.cumsum(self.logcnt, axis=1) - self.logcnt
+        replicas = np.arange(slots.shape[1]) - np.take_along_axis(begins, experts, axis=1)
+        log2phy = np.full((self.num_layers, self.num_experts, width), -1)
+        log2phy[np.arange(self.num_layers)[:, None], experts, replicas] = slots
         return log2phy
 
     @cached_property

@@ -3,8 +3,6 @@
 import sys
 from typing import Any
 
-import numpy as np
-
 from eplb.cluster import Cluster
 from eplb.loads import check_loads, is_tensor
 from eplb.planning.plan import plan
@@ -33,13 +31,9 @@ def rebalance_experts(
         LoadsError: a weight that is not [L, E], or holds values that are not finite or below 0.
         ClusterError: counts that do not divide, or fewer replicas than experts.
     """
-    from eplb.solver.maps import fill_log2phy
-
     cluster = Cluster.with_slots(num_replicas, num_gpus, num_nodes)
     placement = plan(check_loads(weight), cluster, num_groups=num_groups).placement
-    shape = (placement.num_layers, placement.num_experts)
-    log2phy = np.empty((*shape, cluster.num_slots - placement.num_experts + 1), np.int64)
-    fill_log2phy(placement.phy2log, log2phy)
+    log2phy = placement._log2phy(cluster.num_slots - placement.num_experts + 1)
     # The caller owns what it gets, as it does with DeepSeek's.
     maps = (placement.phy2log.copy(), log2phy, placement.logcnt.copy())
     if is_tensor(weight):
