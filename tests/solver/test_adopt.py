@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from solver.test_walk import held_by, sets_of, some_loads
+from solver.test_search import held_by, sets_of, some_loads
 from strategies import COMPILED
 
 from eplb.solver.adopt import _adopt_layers, homes

@@ -10,8 +10,8 @@ from eplb.checks import whole_number
 from eplb.cluster import Cluster
 from eplb.errors import OptionError
 from eplb.placement import Placement
-from eplb.planning.passes import Effort, Solution, check_effort
-from eplb.planning.relocate import check_current
+from eplb.planning.passes import Effort, check_effort, check_problem, solve
+from eplb.planning.relocate import check_current, choose, moves, relocate, settle
 
 __all__ = ["Frontier", "frontier"]
 
@@ -80,32 +80,30 @@ def frontier(
     points = whole_number(points, "points")
     if points < 2:
         raise OptionError(f"points is {points}: give 2 or more")
-    solution = Solution.of(loads, cluster, num_groups, weights, threads)
-    num_layers, num_experts = solution.loads.shape
+    problem = check_problem(loads, cluster, num_groups, weights, threads)
+    num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
-    solution.make(check_effort(effort), anew=True)
-    relocation = solution.relocate(current, anew=True, near=_NEAR)
+    layers = solve(problem, check_effort(effort))
+    relocation = relocate(problem, current, layers, afresh=True, near=_NEAR)
     free = np.zeros(num_layers)
     least = int(relocation.pieces.base_moves.sum())
     most = least + int(relocation.pieces.moves.sum())
     # Second copies on a GPU, which the curve begins without, may run now.
     start = np.zeros(num_layers, np.int64)
-    rest = points - (relocation.moves(start) < least)
+    rest = points - (moves(relocation, start) < least)
     shares = np.linspace(1.0, 0.0, rest)[::-1] ** 2
     budgets = least + np.round((most - least) * shares).astype(np.int64)
-    choices = [start, *(relocation.choose(int(budget), free) for budget in np.unique(budgets))]
-    windows = solution.windows[solution.windows.any(axis=(1, 2)) & (solution.weight > 0.0)]
-    windows = windows if windows.size else solution.windows
+    choices = [start, *(choose(relocation, int(budget), free) for budget in np.unique(budgets))]
     found: dict[int, tuple[float, float, Placement]] = {}
     for chosen in choices:
-        phy2log, peaks = relocation.settle(chosen)
+        phy2log, peaks = settle(relocation, chosen)
         placement = Placement._trusted(phy2log, num_experts, cluster)
-        moves = relocation.moves(chosen)
+        taken = moves(relocation, chosen)
         peak = float(peaks.sum())
         if not found or peak < min(each[1] for each in found.values()):
-            found[moves] = placement.balancedness(windows), peak, placement
+            found[taken] = placement.balancedness(problem.windows), peak, placement
     moves_of = sorted(found)
-    balancedness, peak_of, placements = zip(*(found[moves] for moves in moves_of), strict=True)
+    balancedness, peak_of, placements = zip(*(found[taken] for taken in moves_of), strict=True)
     arrays = np.array(moves_of), np.array(balancedness), np.array(peak_of)
     for array in arrays:
         array.flags.writeable = False

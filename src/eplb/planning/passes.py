@@ -1,9 +1,13 @@
-"""The planner's passes over layers, each over threads, and the arrays that they fill."""
+"""The planner's passes over layers, each over threads: a problem in, plans of its layers out.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Each pass is compiled when it is first needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,27 +15,57 @@ from numpy.typing import NDArray
 from eplb.checks import number_of_threads, whole_number
 from eplb.cluster import Cluster, check_shape
 from eplb.errors import ClusterError, LoadsError, OptionError
-from eplb.loads import check_weights, check_windows
-from eplb.placement import Placement
-from eplb.planning.relocate import Relocation, Work, relocate
+from eplb.loads import as_array, check_weights, check_windows
 from eplb.solver.threads import run_kernel
 
-__all__ = ["Effort", "Solution", "check_effort"]
+if TYPE_CHECKING:  # numba is loaded when it is needed
+    from eplb.solver.search import Steps
+
+__all__ = [
+    "Effort", "Layers", "Problem", "check_effort", "check_problem", "peaks_of", "solve",
+    "solve_mean", "step_memory",
+]  # fmt: skip
 
 Effort = Literal["fast", "default", "thorough"]
 """How much work a plan may be: fixed amounts, the same on every host."""
 
+_STEPS = {"fast": 0, "default": 20, "thorough": 300}
+"""Steps of the search for each effort."""
+_MOST_LOOKS = 200_000
+"""Looks at a slot or an expert in a window, for each step of the effort, that a search of a layer
+may take, so that its time is bounded whatever the size."""
+_FEW_LOOKS = 15_000
+_MORE_STEPS = 24
+"""Where a layer is small or windows are few, there are more steps, as many as take so many looks
+for each step of the effort, up to so many times as many, divided by the windows."""
+_FEWEST_STEPS = 8
+"""Where the looks allow fewer steps than this, they would change little: none is made."""
+_WORTH_A_SEARCH = 1.5e-3
+"""Peak over bound, less 1, from which a layer is searched: a search takes many times as long as
+all before, and gains little below that."""
+
 _QUICK = (4, 8)
 """Layers that a thread takes at a time, least and most, where each takes microseconds."""
+_FEW = (1, 4)
+"""The same where each takes less than a millisecond."""
 _SLOW = (1, 1)
 """The same where each takes longer than starting on it."""
 
 
-@dataclass(frozen=True)
-class Solution:
-    """The planner's passes over layers, each over threads, and the arrays that they fill.
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is to be planned.
 
-    Each pass is compiled when it is first needed.
+    Attributes:
+        windows: [T, L, E] loads, in an order that does not depend on how they came; of several
+            windows each layer has one total, that of their mean.
+        weight: [T, L] what windows count in a layer, 0 where it has no load; adds up to 1.
+        loads: [L, E] the mean over windows.
+        cluster: the GPUs and their slots.
+        num_groups: groups that the model routes by.
+        nodes: nodes that groups are kept on, 1 if they go anywhere.
+        threads: most threads to use.
+        notes: what a user should know of the loads.
     """
 
     windows: NDArray[np.float64]
@@ -41,179 +75,27 @@ class Solution:
     num_groups: int
     nodes: int
     threads: int
+    notes: tuple[str, ...]
+
+    @property
+    def loaded(self) -> NDArray[np.int64]:
+        """The layers that have some load."""
+        return np.flatnonzero(self.loads.any(axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """Plans of all layers, in arrays that the passes fill.
+
+    Attributes:
+        phy2log: [L, P] expert in each slot.
+        peaks: [L] expected load of the busiest GPU.
+        bounds: [L] proven: no plan has a lower peak.
+    """
+
     phy2log: NDArray[np.int64]
     peaks: NDArray[np.float64]
     bounds: NDArray[np.float64]
-    notes: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls,
-        loads: Any,
-        cluster: Cluster,
-        num_groups: int,
-        weights: Any,
-        threads: int | None,
-    ) -> "Solution":
-        """With everything checked and nothing solved yet; arguments and errors as of `plan`."""
-        windows = check_windows(loads)
-        weight = check_weights(weights, windows.shape[0])
-        _, num_layers, num_experts = windows.shape
-        num_groups = whole_number(num_groups, "num_groups", error=ClusterError)
-        nodes = check_shape(num_experts, cluster, num_groups)
-        threads = number_of_threads(threads)
-        if windows.shape[0] > 1 and not windows[weight > 0.0].any():
-            raise LoadsError(
-                f"none of {windows.shape[0]} windows has any load: give at least one that has"
-            )
-        notes = _notes(windows, weight)
-        seen = np.flatnonzero(weight)
-        if seen.size == 1:
-            # A view: a copy would take a tenth of the time of a plan.
-            windows, weight = windows[seen[0] : seen[0] + 1], np.ones(1)
-        return cls(
-            windows,
-            weight,
-            windows[0] if seen.size == 1 else _mean_of(windows, weight),
-            cluster,
-            num_groups,
-            nodes,
-            threads,
-            np.empty((num_layers, cluster.num_slots), np.int64),
-            np.empty(num_layers),
-            np.zeros(num_layers),
-            notes,
-        )
-
-    def make(self, effort: Effort, *, anew: bool) -> bool:
-        """Plan every layer for all windows; where that takes long and no plan made afresh is
-        needed (`anew`), for their mean only. Return whether it was for all.
-        """
-        if self.windows.shape[0] == 1:
-            self.solve(effort)
-        elif anew or effort != "fast":
-            self.solve_windows(effort)
-        else:
-            self.solve(effort)
-            return False
-        return True
-
-    def relocate(
-        self,
-        current: Placement,
-        budget: int | None = None,
-        price: NDArray[np.float64] | None = None,
-        *,
-        anew: bool,
-        near: float | None = None,
-    ) -> Relocation:
-        """Walk from a current placement to what is solved, or, where that is not for all windows,
-        as far as it goes; or to where the gap is `near`.
-        """
-        from eplb.solver.layers import NEAR_ENOUGH
-
-        layers = np.flatnonzero(self.loads.any(axis=1))
-        shape = (self.cluster, self.nodes, self.num_groups, self.threads)
-        work = Work(self.windows, self.weight, layers, *shape, near or NEAR_ENOUGH)
-        enough = self.bounds * (1.0 + work.near)
-        if anew and near is None:
-            np.maximum(enough, self.peaks, out=enough)
-        afresh = self.phy2log if anew else None
-        return relocate(work, current, afresh, self.peaks, enough, budget, price)
-
-    def solve(self, effort: Effort) -> NDArray[np.int64]:
-        """Plan every layer, then those again that are not near enough to their bound; return the
-        experts of each node, as `_gather` does.
-        """
-        from eplb.solver.improve import (
-            FEW_SLOTS,
-            WORTH_A_SEARCH,
-            _recount_layers,
-            _search_layers,
-        )
-        from eplb.solver.layers import NEAR_ENOUGH
-
-        expert_of = self._gather()
-        self._first_pass(expert_of)
-        far = self._above(FEW_SLOTS)
-        if far.any() and effort != "fast":
-            self._raise_bounds(np.flatnonzero(far))
-            self._again(_recount_layers, far & self._above(NEAR_ENOUGH))
-        if effort != "fast":
-            worth = NEAR_ENOUGH if effort == "thorough" else WORTH_A_SEARCH
-            self._again(_search_layers, self._above(worth))
-        return expert_of
-
-    def solve_windows(self, effort: Effort) -> None:
-        """Plan every layer for its mean, then those with any load for the windows [T, L, E]."""
-        from eplb.solver.windows import EFFORTS, _plan_windows
-
-        expert_of = self.solve(effort)
-        layers = np.flatnonzero(self.loads.any(axis=1))
-        filled = (self.phy2log, self.peaks, self.bounds)
-        cluster = self.cluster
-        shape = (expert_of, cluster.num_gpus, cluster.slots_per_gpu)
-        windows, weight = self.windows, self.weight
-        deviations = _deviations(1.0 / float((weight**2).sum()))
-
-        def work(begin: int, end: int) -> None:
-            some = layers[begin:end]
-            _plan_windows(windows, weight, some, *shape, deviations, EFFORTS[effort], *filled)
-
-        run_kernel(_plan_windows, work, layers.size, _SLOW, self.threads)
-
-    def _gather(self) -> NDArray[np.int64]:
-        """The experts of each node, [L, N, E / N], or [1, 1, E] where nodes do not matter."""
-        num_layers, num_experts = self.loads.shape
-        if self.nodes == 1:
-            return np.arange(num_experts).reshape(1, 1, num_experts)
-        from eplb.solver.groups import _gather_layers
-
-        expert_of = np.empty((num_layers, self.nodes, num_experts // self.nodes), np.int64)
-
-        def work(begin: int, end: int) -> None:
-            _gather_layers(self.loads, begin, end, self.num_groups, expert_of, self.bounds)
-
-        run_kernel(_gather_layers, work, num_layers, _QUICK, self.threads)
-        np.divide(self.bounds, self.cluster.num_gpus // self.nodes, out=self.bounds)
-        return expert_of
-
-    def _first_pass(self, expert_of: NDArray[np.int64]) -> None:
-        from eplb.solver.layers import _plan_layers
-
-        num_gpus, slots_per_gpu = self.cluster.num_gpus, self.cluster.slots_per_gpu
-        filled = (self.phy2log, self.peaks, self.bounds)
-
-        def work(begin: int, end: int) -> None:
-            _plan_layers(self.loads, begin, end, expert_of, num_gpus, slots_per_gpu, *filled)
-
-        run_kernel(_plan_layers, work, self.loads.shape[0], _QUICK, self.threads)
-
-    def _raise_bounds(self, layers: NDArray[np.int64]) -> None:
-        from eplb.solver.bounds import _raise_bounds
-
-        num_gpus, slots_per_gpu = self.cluster.num_gpus, self.cluster.slots_per_gpu
-
-        def work(begin: int, end: int) -> None:
-            some = layers[begin:end]
-            _raise_bounds(self.loads, some, num_gpus, slots_per_gpu, self.peaks, self.bounds)
-
-        run_kernel(_raise_bounds, work, layers.size, _SLOW, self.threads)
-
-    def _again(self, improve: Callable[..., None], which: NDArray[np.bool_]) -> None:
-        """Improve the layers that `which` [L] says by one of the kernels that do so."""
-        layers = np.flatnonzero(which)
-        filled = (self.phy2log, self.peaks, self.bounds)
-
-        def work(begin: int, end: int) -> None:
-            some = layers[begin:end]
-            improve(self.loads, some, self.nodes, self.cluster.num_gpus, *filled)
-
-        run_kernel(improve, work, layers.size, _SLOW, self.threads)
-
-    def _above(self, gap: float) -> NDArray[np.bool_]:
-        """[L] whether a layer's peak is above its bound by more than a gap."""
-        return self.peaks > self.bounds * (1.0 + gap)
 
 
 def check_effort(effort: Effort) -> Effort:
@@ -227,47 +109,295 @@ def check_effort(effort: Effort) -> Effort:
     return effort
 
 
-def _notes(windows: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[str, ...]:
+def check_problem(
+    loads: Any, cluster: Cluster, num_groups: int, weights: Any, threads: int | None
+) -> Problem:
+    """What is to be planned, checked; arguments and errors as of `eplb.plan`."""
+    windows = check_windows(loads)
+    raw = None if weights is None else as_array(weights, "weights")
+    weight = check_weights(raw, windows.shape[0])
+    _, num_layers, num_experts = windows.shape
+    num_groups = whole_number(num_groups, "num_groups", error=ClusterError)
+    nodes = check_shape(num_experts, cluster, num_groups)
+    threads = number_of_threads(threads)
+    notes: tuple[str, ...] = ()
+    if windows.shape[0] > 1:
+        with_load = np.asarray(windows.any(axis=(1, 2)))
+        if not with_load[weight > 0.0].any():
+            raise LoadsError(
+                f"none of {windows.shape[0]} windows has any load: give at least one that has"
+            )
+        notes = _notes(with_load, weight)
+        counting = np.flatnonzero(with_load & (weight > 0.0))
+        if counting.size == 1:
+            # A view: a copy would take a tenth of the time of a plan.
+            windows = windows[counting[0] : counting[0] + 1]
+        else:
+            # To the last bit as if only these had been given.
+            windows = windows[counting]
+            weight = np.ones(counting.size) if raw is None else raw[counting]
+    if windows.shape[0] == 1:
+        mean, weight_of = windows[0], np.ones((1, num_layers))
+    else:
+        windows, weight_of, mean = _scaled(windows, weight)
+    return Problem(windows, weight_of, mean, cluster, num_groups, nodes, threads, notes)
+
+
+def solve(problem: Problem, effort: Effort) -> Layers:
+    """Plan every layer, for all windows."""
+    layers, expert_of = _solve_mean(problem, effort)
+    if problem.windows.shape[0] > 1:
+        _solve_windows(problem, layers, expert_of, effort)
+    return layers
+
+
+def solve_mean(problem: Problem, effort: Effort) -> Layers:
+    """Plan every layer for the mean of the windows; peaks are the mean's."""
+    return _solve_mean(problem, effort)[0]
+
+
+def peaks_of(
+    problem: Problem, layers: NDArray[np.int64], phy2log: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """[L] the expected peak of slots [L, P] in some layers, 0 in others."""
+    from eplb.solver.search import _peak_layers
+
+    peaks = np.zeros(phy2log.shape[0])
+    slots_per_gpu = problem.cluster.slots_per_gpu
+    _peak_layers(problem.windows, problem.weight, layers, slots_per_gpu, phy2log, peaks)
+    return peaks
+
+
+def step_memory(num_layers: int, most_steps: int) -> Steps:
+    """Memory for the steps of a search."""
+    from eplb.solver.search import Steps
+
+    return Steps(
+        np.zeros(num_layers, np.int64),
+        np.zeros(num_layers, np.int64),
+        np.zeros((num_layers, most_steps + 1), np.int64),
+        np.full((num_layers, most_steps + 1), np.inf),
+        np.empty((num_layers, most_steps, 2), np.int64),
+        np.empty((num_layers, most_steps, 2), np.int64),
+    )
+
+
+def _solve_mean(problem: Problem, effort: Effort) -> tuple[Layers, NDArray[np.int64]]:
+    """Plan every layer for the mean, then search those that are not near enough to their bound.
+    Also return the experts of each node, as `_gather` does.
+    """
+    from eplb.solver.improve import FEW_SLOTS, _recount_layers
+
+    num_layers = problem.loads.shape[0]
+    layers = Layers(
+        np.empty((num_layers, problem.cluster.num_slots), np.int64),
+        np.empty(num_layers),
+        np.zeros(num_layers),
+    )
+    expert_of = _gather(problem, layers)
+    _first_pass(problem, layers, expert_of)
+    far = _above(layers, FEW_SLOTS)
+    if far.any() and effort != "fast":
+        _raise_bounds(problem, layers, np.flatnonzero(far))
+        again = np.flatnonzero(far & _above(layers, _near_enough()))
+        filled = (layers.phy2log, layers.peaks, layers.bounds)
+
+        def work(begin: int, end: int) -> None:
+            some = again[begin:end]
+            _recount_layers(problem.loads, some, problem.nodes, problem.cluster.num_gpus, *filled)
+
+        run_kernel(_recount_layers, work, again.size, _SLOW, problem.threads)
+    if effort != "fast":
+        worth = _near_enough() if effort == "thorough" else _WORTH_A_SEARCH
+        ones = np.ones((1, num_layers))
+        mean = replace(problem, windows=problem.loads[None], weight=ones)
+        _search(mean, layers, np.flatnonzero(_above(layers, worth)), effort)
+    return layers, expert_of
+
+
+def _solve_windows(
+    problem: Problem, layers: Layers, expert_of: NDArray[np.int64], effort: Effort
+) -> None:
+    """Plan layers with any load for the windows, from a plan for the mean and one for more than it
+    where an expert's load varies; the better of the two is searched from.
+    """
+    loaded = problem.loaded
+    peaks = peaks_of(problem, loaded, layers.phy2log)
+    varied = replace(problem, loads=_varied(problem))
+    other = Layers(
+        np.empty_like(layers.phy2log), np.empty_like(peaks), np.zeros_like(layers.bounds)
+    )
+    _first_pass(varied, other, expert_of)
+    layers.peaks[:] = peaks
+    found = Layers(other.phy2log, peaks_of(problem, loaded, other.phy2log), layers.bounds)
+    _search(problem, found, loaded, effort, smooth=True)
+    better = found.peaks < layers.peaks
+    layers.phy2log[better] = found.phy2log[better]
+    layers.peaks[better] = found.peaks[better]
+
+
+def _search(
+    problem: Problem,
+    layers: Layers,
+    which: NDArray[np.int64],
+    effort: Effort,
+    *,
+    smooth: bool = False,
+) -> None:
+    """Search from the plans of some layers for better ones; with swaps under norms before it where
+    `smooth`.
+    """
+    from eplb.solver.search import Drive, _follow_layers, _search_layers
+
+    cluster, num_experts = problem.cluster, problem.loads.shape[1]
+    most_steps = _most_steps(problem, effort)
+    if not which.size or not (most_steps.any() or smooth):
+        return
+    steps = step_memory(problem.loads.shape[0], int(most_steps.max()))
+    anywhere = np.ones((1, cluster.num_gpus, num_experts), np.bool_)
+    drive = Drive(True, smooth, 0.0)
+    enough = layers.bounds * (1.0 + _near_enough())
+
+    def work(begin: int, end: int) -> None:
+        _search_layers(
+            problem.windows, problem.weight, which[begin:end], problem.nodes, cluster.num_gpus,
+            layers.phy2log, anywhere, drive, layers.bounds, enough, most_steps, steps,
+        )  # fmt: skip
+
+    run_kernel(_search_layers, work, which.size, _FEW, problem.threads)
+    _follow_layers(steps, steps.peaks.argmin(axis=1), layers.phy2log)
+    layers.peaks[which] = peaks_of(problem, which, layers.phy2log)[which]
+
+
+def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
+    """[L] steps that a search may make, for the windows in which a layer has load."""
+    cluster, steps = problem.cluster, _STEPS[effort]
+    slots_per_gpu = cluster.slots_per_gpu
+    num_windows = np.maximum((problem.weight > 0.0).sum(axis=0), 1)
+    looks = cluster.num_slots * (2 * slots_per_gpu + 1) + slots_per_gpu * problem.loads.shape[1]
+    looks = looks * num_windows
+    most = np.maximum(
+        np.minimum(steps, _MOST_LOOKS * steps // looks),
+        np.minimum(_MORE_STEPS * steps // num_windows, _FEW_LOOKS * steps // looks),
+    )
+    return np.where(most >= _FEWEST_STEPS, most, 0)
+
+
+def _gather(problem: Problem, layers: Layers) -> NDArray[np.int64]:
+    """The experts of each node, [L, N, E / N], or [1, 1, E] where nodes do not matter."""
+    num_layers, num_experts = problem.loads.shape
+    nodes = problem.nodes
+    if nodes == 1:
+        return np.arange(num_experts).reshape(1, 1, num_experts)
+    from eplb.solver.groups import _gather_layers
+
+    expert_of = np.empty((num_layers, nodes, num_experts // nodes), np.int64)
+
+    def work(begin: int, end: int) -> None:
+        num_groups = problem.num_groups
+        _gather_layers(problem.loads, begin, end, num_groups, expert_of, layers.bounds)
+
+    run_kernel(_gather_layers, work, num_layers, _QUICK, problem.threads)
+    np.divide(layers.bounds, problem.cluster.num_gpus // nodes, out=layers.bounds)
+    return expert_of
+
+
+def _first_pass(problem: Problem, layers: Layers, expert_of: NDArray[np.int64]) -> None:
+    from eplb.solver.layers import _plan_layers
+
+    num_gpus, slots_per_gpu = problem.cluster.num_gpus, problem.cluster.slots_per_gpu
+    filled = (layers.phy2log, layers.peaks, layers.bounds)
+
+    def work(begin: int, end: int) -> None:
+        _plan_layers(problem.loads, begin, end, expert_of, num_gpus, slots_per_gpu, *filled)
+
+    run_kernel(_plan_layers, work, problem.loads.shape[0], _QUICK, problem.threads)
+
+
+def _raise_bounds(problem: Problem, layers: Layers, which: NDArray[np.int64]) -> None:
+    from eplb.solver.bounds import _raise_bounds
+
+    num_gpus, slots_per_gpu = problem.cluster.num_gpus, problem.cluster.slots_per_gpu
+
+    def work(begin: int, end: int) -> None:
+        some = which[begin:end]
+        _raise_bounds(problem.loads, some, num_gpus, slots_per_gpu, layers.peaks, layers.bounds)
+
+    run_kernel(_raise_bounds, work, which.size, _SLOW, problem.threads)
+
+
+def _above(layers: Layers, gap: float) -> NDArray[np.bool_]:
+    """[L] whether a layer's peak is above its bound by more than a gap."""
+    return layers.peaks > layers.bounds * (1.0 + gap)
+
+
+def _near_enough() -> float:
+    from eplb.solver.layers import NEAR_ENOUGH
+
+    return NEAR_ENOUGH
+
+
+def _notes(with_load: NDArray[np.bool_], weight: NDArray[np.float64]) -> tuple[str, ...]:
     """What is to be said of windows that count for nothing."""
-    num_windows = windows.shape[0]
-    if num_windows == 1:
-        return ()
-    empty = np.flatnonzero(~windows.any(axis=(1, 2)) & (weight > 0.0))
-    if not 0 < empty.size < num_windows:
+    empty = np.flatnonzero(~with_load & (weight > 0.0))
+    if not 0 < empty.size < with_load.size:
         return ()
     some = ", ".join(map(str, empty[:5])) + (", ..." if empty.size > 5 else "")
-    return (f"{empty.size} of {num_windows} windows have no load and were left out: {some}",)
+    return (f"{empty.size} of {with_load.size} windows have no load and were left out: {some}",)
 
 
-def _mean_of(windows: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[L, E] the mean of windows that are scaled to the same total in each layer; not a bit of it
-    depends on the order in which they come.
+def _scaled(
+    windows: NDArray[np.float64], weight: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Windows [T, L, E] of the total of their mean in each layer, what they count there [T, L], and
+    their mean [L, E], from weights [T] of any sum.
+
+    Those of a layer are put in an order of what they hold, so that not a bit depends on how they
+    come.
     """
-    from eplb.solver.windows import SORTED_BY
-
-    layers = np.arange(windows.shape[1])
-    # One window after the other: products of matrices differ from processor to processor.
-    order = np.lexsort(windows[:, :, :SORTED_BY].transpose(2, 1, 0)[::-1]).T
-    total = windows.sum(axis=2)[order, layers]
+    # Bytes of numbers of 0 or more, the highest first, are in the order of the numbers.
+    keys = (windows + 0.0).astype(">f8")
+    num_windows, num_layers, _ = windows.shape
+    order = np.empty((num_windows, num_layers), np.int64)
+    for layer in range(num_layers):
+        content = [(keys[t, layer].tobytes(), weight[t]) for t in range(num_windows)]
+        order[:, layer] = sorted(range(num_windows), key=content.__getitem__)
+    windows = np.take_along_axis(windows, order[:, :, None], axis=0)
+    total = windows.sum(axis=2)
     counts = np.where(total > 0.0, weight[order], 0.0)
-    loaded, mean_total = np.zeros(layers.size), np.zeros(layers.size)
+    loaded, mean_total = np.zeros(total.shape[1]), np.zeros(total.shape[1])
+    # One window after the other: products of matrices differ from processor to processor.
     for count, of_window in zip(counts, total, strict=True):
         loaded += count
         mean_total += count * of_window
-    np.divide(mean_total, loaded, out=mean_total, where=loaded > 0.0)
-    mean = np.zeros(windows.shape[1:])
     with np.errstate(all="ignore"):
-        for rank, (count, of_window) in enumerate(zip(counts, total, strict=True)):
-            factor = count / loaded * (mean_total / of_window)
-            mean += np.where(count > 0.0, factor, 0.0)[:, None] * windows[order[rank], layers]
+        counts /= np.where(loaded > 0.0, loaded, 1.0)
+        mean_total /= np.where(loaded > 0.0, loaded, 1.0)
+        windows *= np.where(total > 0.0, mean_total / total, 0.0)[:, :, None]
+        mean = np.zeros(windows.shape[1:])
+        for count, window in zip(counts, windows, strict=True):
+            mean += count[:, None] * window
     if not np.isfinite(mean).all():
         raise LoadsError("windows differ too much in their totals: give loads of like windows")
-    return mean
+    return windows, counts, mean
+
+
+def _varied(problem: Problem) -> NDArray[np.float64]:
+    """[L, E] the mean load of experts and a multiple of its standard deviation over windows: the
+    largest of as many normal numbers as there are windows, as expected (Blom, 1958), to two
+    decimals, so that it is the same on every host.
+    """
+    squares = np.zeros(problem.loads.shape[0])
+    variance = np.zeros(problem.loads.shape)
+    for count, window in zip(problem.weight, problem.windows, strict=True):
+        squares += count**2
+        variance += count[:, None] * (window - problem.loads) ** 2
+    deviations = np.array([_deviations(1.0 / each) if each > 0.0 else 0.0 for each in squares])
+    varied: NDArray[np.float64] = problem.loads + deviations[:, None] * np.sqrt(variance)
+    return varied
 
 
 def _deviations(num_windows: float) -> float:
-    """The largest of so many normal numbers, as expected (Blom, 1958), to two decimals, so that it
-    is the same on every host: how far above its mean an expert's load is to be planned for.
-    """
+    """The largest of so many normal numbers."""
     largest = NormalDist().inv_cdf((num_windows - 0.375) / (num_windows + 0.25))
     return max(0.0, round(largest, 2))

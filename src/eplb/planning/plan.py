@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster, check_shape
 from eplb.errors import OptionError
 from eplb.placement import Placement
-from eplb.planning.passes import Effort, Solution, check_effort
-from eplb.planning.relocate import check_current, check_moves
+from eplb.planning.passes import Effort, Problem, check_effort, check_problem, solve, solve_mean
+from eplb.planning.relocate import check_current, check_moves, choose, moves, relocate, settle
 
 __all__ = ["DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "warmup"]
 
@@ -105,36 +105,40 @@ def plan(
             a current placement; a budget with which not every expert would have a slot.
     """
     check_effort(effort)
-    solution = Solution.of(loads, cluster, num_groups, weights, threads)
+    problem = check_problem(loads, cluster, num_groups, weights, threads)
     if current is None:
         if max_moves is not None or move_cost is not None:
             raise OptionError("max_moves and move_cost need a current placement to move from")
-        solution.make(effort, anew=True)
-        return _plan_of(solution, solution.phy2log, solution.peaks)
-    num_layers, num_experts = solution.loads.shape
+        layers = solve(problem, effort)
+        return _plan_of(problem, layers.bounds, layers.phy2log, layers.peaks)
+    num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
     max_moves, move_cost = check_moves(max_moves, move_cost)
-    anew = solution.make(effort, anew=False)
     price = np.full(num_layers, move_cost or 0.0)
     if move_cost is None and max_moves is None:
-        price = DEFAULT_MOVE_COST * solution.loads.sum(axis=1) / cluster.num_gpus
-    relocation = solution.relocate(current, max_moves, price, anew=anew)
-    chosen = relocation.choose(max_moves, price)
-    return _plan_of(solution, *relocation.settle(chosen), relocation.moves(chosen))
+        price = DEFAULT_MOVE_COST * problem.loads.sum(axis=1) / cluster.num_gpus
+    # A plan made afresh for many windows takes longer than all that follows.
+    afresh = effort != "fast" or problem.windows.shape[0] == 1
+    layers = solve(problem, effort) if afresh else solve_mean(problem, effort)
+    relocation = relocate(problem, current, layers, afresh=afresh, budget=max_moves, price=price)
+    chosen = choose(relocation, max_moves, price)
+    settled = settle(relocation, chosen)
+    return _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
 
 
 def _plan_of(
-    solution: Solution,
+    problem: Problem,
+    bounds: NDArray[np.float64],
     phy2log: NDArray[np.int64],
     peaks: NDArray[np.float64],
     moves: int = 0,
 ) -> Plan:
     # Rounding may leave a proven bound above the peak that attains it.
-    bounds = np.minimum(solution.bounds, peaks)
+    bounds = np.minimum(bounds, peaks)
     for array in (peaks, bounds):
         array.flags.writeable = False
-    placement = Placement._trusted(phy2log, solution.loads.shape[1], solution.cluster)
-    return Plan(placement, peaks, bounds, moves, solution.notes)
+    placement = Placement._trusted(phy2log, problem.loads.shape[1], problem.cluster)
+    return Plan(placement, peaks, bounds, moves, problem.notes)
 
 
 def warmup() -> None:
@@ -148,7 +152,6 @@ def warmup() -> None:
     for num_groups in (1, 4):
         cluster = Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2)
         made = plan(loads, cluster, num_groups=num_groups)
-        made.placement.log2phy  # noqa: B018  # has a kernel of its own
         both = np.stack([loads, loads[:, ::-1]])
         plan(both, cluster, num_groups=num_groups)
         plan(both, cluster, num_groups=num_groups, current=made.placement)

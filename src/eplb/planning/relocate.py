@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.errors import OptionError, PlacementError
 from eplb.placement import Placement
+from eplb.planning.passes import Layers, Problem, peaks_of, step_memory
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.curve import Pieces
-    from eplb.solver.walk import Steps
+    from eplb.solver.search import Steps
 
-__all__ = ["Relocation", "Work", "check_current", "check_moves", "relocate"]
+__all__ = ["Relocation", "check_current", "check_moves", "choose", "moves", "relocate", "settle"]
 
 _AT_ONCE = (1, 4)
 """Layers that a thread takes at a time, least and most."""
@@ -41,37 +42,12 @@ _FEW_MOVES = 0.3
 """Share of the slots up to which a plan made afresh hardly ever moves less than a walk."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is to be relocated.
-
-    Attributes:
-        windows: [T, L, E] loads.
-        weight: [T] what windows count; adds up to 1.
-        layers: layers that have some load, of L.
-        cluster: where to.
-        nodes: nodes that groups are kept on, 1 if they go anywhere.
-        num_groups: groups that the model routes by.
-        threads: most threads to use.
-        near: peak over least peak, less 1, up to which nothing is left to gain.
-    """
-
-    windows: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    layers: NDArray[np.int64]
-    cluster: Cluster
-    nodes: int
-    num_groups: int
-    threads: int
-    near: float
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Relocation:
     """Walks through all layers, and the curve that they make.
 
     Attributes:
-        work: what was relocated.
+        problem: what was planned.
         before: [L, P] experts in the slots that the cluster has now, -1 where there was none.
         start: [L, P] the placement that the walks start from.
         steps: the walks.
@@ -80,7 +56,7 @@ class Relocation:
         afresh_moves: [L] moves to it, -1 where it is not needed.
     """
 
-    work: Work
+    problem: Problem
     before: NDArray[np.int64]
     start: NDArray[np.int64]
     steps: Steps
@@ -88,37 +64,41 @@ class Relocation:
     afresh: NDArray[np.int64]
     afresh_moves: NDArray[np.int64]
 
-    def choose(self, budget: int | None, price: NDArray[np.float64]) -> NDArray[np.int64]:
-        """[L] the steps to make in each layer, or `AFRESH`, for a budget of moves and the price
-        [L] of each.
-        """
-        from eplb.solver.curve import choose
 
-        return choose(self.pieces, budget, price, self.steps)
+def choose(
+    relocation: Relocation, budget: int | None, price: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """[L] the steps to make in each layer, or `AFRESH`, for a budget of moves and the price [L] of
+    each.
+    """
+    from eplb.solver.curve import choose as choose_pieces
 
-    def moves(self, chosen: NDArray[np.int64]) -> int:
-        """Moves to what `settle` gives, in all layers."""
-        from eplb.solver.curve import AFRESH
+    return choose_pieces(relocation.pieces, budget, price, relocation.steps)
 
-        walked = self.steps.moves[np.arange(chosen.size), np.maximum(chosen, 0)]
-        return int(np.where(chosen == AFRESH, self.afresh_moves, walked).sum())
 
-    def settle(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The slots [L, P] and peaks [L] after so many steps of each layer, `AFRESH` in their place
-        for the plan made afresh.
-        """
-        from eplb.solver.curve import AFRESH
-        from eplb.solver.match import _keep_slots
-        from eplb.solver.walk import _follow_layers, _peak_layers
+def moves(relocation: Relocation, chosen: NDArray[np.int64]) -> int:
+    """Moves to what `settle` gives, in all layers."""
+    from eplb.solver.curve import AFRESH
 
-        phy2log = np.where((chosen == AFRESH)[:, None], self.afresh, self.start)
-        _follow_layers(self.steps, chosen, phy2log)
-        _keep_slots(phy2log, self.before, self.work.cluster.slots_per_gpu)
-        peaks = np.zeros(chosen.shape)
-        work = self.work
-        slots_per_gpu = work.cluster.slots_per_gpu
-        _peak_layers(work.windows, work.weight, work.layers, slots_per_gpu, phy2log, peaks)
-        return phy2log, peaks
+    walked = relocation.steps.moves[np.arange(chosen.size), np.maximum(chosen, 0)]
+    return int(np.where(chosen == AFRESH, relocation.afresh_moves, walked).sum())
+
+
+def settle(
+    relocation: Relocation, chosen: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The slots [L, P] and peaks [L] after so many steps of each layer, `AFRESH` in their place for
+    the plan made afresh.
+    """
+    from eplb.solver.curve import AFRESH
+    from eplb.solver.match import _keep_slots
+    from eplb.solver.search import _follow_layers
+
+    problem = relocation.problem
+    phy2log = np.where((chosen == AFRESH)[:, None], relocation.afresh, relocation.start)
+    _follow_layers(relocation.steps, chosen, phy2log)
+    _keep_slots(phy2log, relocation.before, problem.cluster.slots_per_gpu)
+    return phy2log, peaks_of(problem, problem.loaded, phy2log)
 
 
 def check_current(current: object, num_layers: int, num_experts: int) -> Placement:
@@ -163,33 +143,40 @@ def check_moves(max_moves: int | None, move_cost: float | None) -> tuple[int | N
 
 
 def relocate(
-    work: Work,
+    problem: Problem,
     current: Placement,
-    afresh: NDArray[np.int64] | None,
-    peaks: NDArray[np.float64],
-    enough: NDArray[np.float64],
+    layers: Layers,
+    *,
+    afresh: bool,
     budget: int | None = None,
     price: NDArray[np.float64] | None = None,
+    near: float | None = None,
 ) -> Relocation:
     """Walk from a placement through all layers, as far as may be chosen.
 
     Args:
-        work: what is to be relocated.
+        problem: what is planned.
         current: the placement that runs, of any cluster.
-        afresh: [L, P] the plan made afresh, None for none.
-        peaks: [L] its peaks.
-        enough: [L] peaks at which a layer needs no further step.
+        layers: plans made afresh, with their peaks and bounds.
+        afresh: whether they may be chosen; a layer then needs to go no further than to their peaks.
         budget: most moves in all that will be asked for, None for any.
         price: [L] least that a move is to gain that will be asked for, None for any.
+        near: peak over bound, less 1, at which a layer needs no further step, whatever the peaks of
+            plans made afresh; None for what is near enough.
 
     Raises:
         OptionError: a budget with which not every expert would have a slot.
     """
-    from eplb.solver.curve import choose
+    from eplb.solver.curve import choose as choose_pieces
+    from eplb.solver.curve import hulls
+    from eplb.solver.layers import NEAR_ENOUGH
 
-    before = _before(current, work.cluster)
-    held = current.held_by(work.cluster.num_gpus)
-    start = _start(work, current, before, held)
+    enough = layers.bounds * (1.0 + (near or NEAR_ENOUGH))
+    if afresh and near is None:
+        np.maximum(enough, layers.peaks, out=enough)
+    before = _before(current, problem.cluster)
+    held = current.held_by(problem.cluster.num_gpus)
+    start = _start(problem, current, before, held)
     least = _received(start, held)
     spare = None if budget is None else budget - int(least.sum())
     if spare is not None and spare < 0:
@@ -198,28 +185,32 @@ def relocate(
             "slot on this cluster"
         )
     num_layers, num_slots = start.shape
-    steps = _memory(num_layers, _MOST_STEPS * num_slots)
+    steps = step_memory(num_layers, _MOST_STEPS * num_slots)
     steps.moves[:, 0] = least
+    steps.peaks[:, 0] = 0.0  # of layers with no load, which stay as they are
     limit = num_slots if spare is None else min(spare, num_slots)
     reach = limit
     if spare is not None:
         reach = min(limit, int(_SHARE * spare) // num_layers + _SOME_MOVES)
     at_price = np.zeros(num_layers) if price is None else price
     ends = np.arange(num_layers), steps.length
-    going = work.layers
+    going = problem.loaded
     named, named_moves = start, np.full(num_layers, -1)
     while True:
-        _walk(work, going, start, held, enough, least + reach, steps)
+        _walk(problem, going, start, held, near or NEAR_ENOUGH, enough, least + reach, steps)
         held_back = (steps.moves[ends] >= least + reach) & (steps.peaks[ends] > enough)
-        if afresh is not None:
-            named, named_moves = _named(work, afresh, held, steps, enough, held_back)
-        pieces = _drawn(steps, named_moves, peaks, budget)
+        if afresh:
+            named, named_moves = _named(problem, layers, held, steps, enough, held_back)
+        # Second copies on a GPU go first, where the budget is enough for all of them.
+        tidied = int(steps.moves[np.arange(num_layers), steps.tidy].sum())
+        first = steps.tidy if budget is None or budget >= tidied else np.zeros_like(steps.tidy)
+        pieces = hulls(steps, first, named_moves, layers.peaks)
         # A layer that goes far into its walk may want to go beyond it.
-        chosen = choose(pieces, budget, at_price, steps)
+        chosen = choose_pieces(pieces, budget, at_price, steps)
         taken = steps.moves[np.arange(num_layers), np.maximum(chosen, 0)]
         going = np.flatnonzero(held_back & (taken >= least + _FAR * reach))
         if reach >= limit or not going.size:
-            return Relocation(work, before, start, steps, pieces, named, named_moves)
+            return Relocation(problem, before, start, steps, pieces, named, named_moves)
         reach = min(limit, 2 * reach)
 
 
@@ -235,30 +226,29 @@ def _before(current: Placement, cluster: Cluster) -> NDArray[np.int64]:
 
 
 def _start(
-    work: Work, current: Placement, before: NDArray[np.int64], held: NDArray[np.bool_]
+    problem: Problem, current: Placement, before: NDArray[np.int64], held: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """[L, P] a placement on the cluster that is as near as can be to what its GPUs hold."""
-    cluster = work.cluster
+    cluster = problem.cluster
     same = (cluster.num_gpus, cluster.slots_per_gpu) == (
         current.cluster.num_gpus,
         current.cluster.slots_per_gpu,
     )
     num_layers, _, num_experts = held.shape
     home = np.zeros((num_layers, num_experts), np.int64)
-    if work.nodes > 1:
+    if problem.nodes > 1:
         from eplb.solver.adopt import homes
 
-        home = homes(held, work.num_groups, work.nodes)
-        on_node = held.reshape(num_layers, work.nodes, -1, num_experts).any(axis=2)
-        here = np.arange(work.nodes)[:, None] == home[:, None, :]
+        home = homes(held, problem.num_groups, problem.nodes)
+        on_node = held.reshape(num_layers, problem.nodes, -1, num_experts).any(axis=2)
+        here = np.arange(problem.nodes)[:, None] == home[:, None, :]
         same = same and bool((on_node == here).all())
     if same:
         return before
     from eplb.solver.adopt import _adopt_layers
 
     start = np.empty(before.shape, np.int64)
-    loads = np.ascontiguousarray(work.windows.mean(axis=0))
-    _adopt_layers(loads, held, before, home, work.nodes, cluster.slots_per_gpu, start)
+    _adopt_layers(problem.loads, held, before, home, problem.nodes, cluster.slots_per_gpu, start)
     return start
 
 
@@ -272,42 +262,34 @@ def _received(phy2log: NDArray[np.int64], held: NDArray[np.bool_]) -> NDArray[np
     return received
 
 
-def _memory(num_layers: int, most_steps: int) -> Steps:
-    from eplb.solver.walk import Steps
-
-    return Steps(
-        np.zeros(num_layers, np.int64),
-        np.zeros(num_layers, np.int64),
-        np.zeros((num_layers, most_steps + 1), np.int64),
-        np.zeros((num_layers, most_steps + 1)),
-        np.empty((num_layers, most_steps, 2), np.int64),
-        np.empty((num_layers, most_steps, 2), np.int64),
-    )
-
-
 def _walk(
-    work: Work,
+    problem: Problem,
     layers: NDArray[np.int64],
     start: NDArray[np.int64],
     held: NDArray[np.bool_],
+    near: float,
     enough: NDArray[np.float64],
     most_moves: NDArray[np.int64],
     steps: Steps,
 ) -> None:
-    from eplb.solver.walk import _walk_layers
+    from eplb.solver.search import Drive, _search_layers
 
-    shape = (work.nodes, work.cluster.num_gpus, start, held, work.near)
+    num_gpus = problem.cluster.num_gpus
+    drive = Drive(False, False, near)
+    bounds = np.zeros(enough.shape)
 
     def walk(begin: int, end: int) -> None:
-        some = layers[begin:end]
-        _walk_layers(work.windows, work.weight, some, *shape, enough, most_moves, steps)
+        _search_layers(
+            problem.windows, problem.weight, layers[begin:end], problem.nodes, num_gpus, start,
+            held, drive, bounds, enough, most_moves, steps,
+        )  # fmt: skip
 
-    run_kernel(_walk_layers, walk, layers.size, _AT_ONCE, work.threads)
+    run_kernel(_search_layers, walk, layers.size, _AT_ONCE, problem.threads)
 
 
 def _named(
-    work: Work,
-    afresh: NDArray[np.int64],
+    problem: Problem,
+    layers: Layers,
     held: NDArray[np.bool_],
     steps: Steps,
     enough: NDArray[np.float64],
@@ -321,22 +303,11 @@ def _named(
     ends = np.arange(steps.length.size), steps.length
     moves = steps.moves[ends]
     far = (steps.peaks[ends] > enough) & ~held_back
-    long = moves > _FEW_MOVES * afresh.shape[1]
-    named = afresh.copy()
+    long = moves > _FEW_MOVES * layers.phy2log.shape[1]
+    named = layers.phy2log.copy()
     which = np.flatnonzero(far | long)
     for layer in which:
-        named[layer] = name_gpus(afresh[layer], held[layer], work.nodes)
+        named[layer] = name_gpus(layers.phy2log[layer], held[layer], problem.nodes)
     named_moves = np.full(moves.size, -1)
     named_moves[which] = _received(named[which], held[which])
     return named, named_moves
-
-
-def _drawn(
-    steps: Steps, named_moves: NDArray[np.int64], peaks: NDArray[np.float64], budget: int | None
-) -> Pieces:
-    """The curve; second copies on a GPU go first, where the budget is enough for all of them."""
-    from eplb.solver.curve import hulls
-
-    tidied = steps.moves[np.arange(steps.tidy.size), steps.tidy]
-    tidy = budget is None or budget >= tidied.sum()
-    return hulls(steps, steps.tidy if tidy else np.zeros_like(steps.tidy), named_moves, peaks)

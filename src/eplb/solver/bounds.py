@@ -93,6 +93,30 @@ def _simple_bound(
 
 
 @inner
+def _least_peak(
+    loads: F64, num_gpus: int, slots_per_gpu: int, count: I64, share: F64, heap: I64
+) -> float:
+    """A lower bound on the peak of one window: the mean, or the largest replica where the slots are
+    too few to cut every expert down to the mean.
+    """
+    num_experts = loads.shape[0]
+    num_slots = num_gpus * slots_per_gpu
+    total = 0.0
+    for expert in range(num_experts):
+        total += loads[expert]
+    mean = total / num_gpus
+    needed = 0.0
+    for expert in range(num_experts):
+        needed += max(1.0, np.ceil(loads[expert] / mean))
+    if needed <= num_slots or slots_per_gpu >= num_experts:
+        return mean
+    _replicate(loads, num_slots, num_gpus, count, share, heap)
+    for expert in range(num_experts):
+        mean = max(mean, share[expert])
+    return mean
+
+
+@inner
 def _company_bound(
     weight: F64, num_gpus: int, slots_per_gpu: int, bound: float, peak: float, counts: I64
 ) -> float:

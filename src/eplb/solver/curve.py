@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eplb.solver.jit import kernel
 from eplb.solver.packing import F64, I64
-from eplb.solver.walk import Steps
+from eplb.solver.search import Steps
 
 __all__ = ["AFRESH", "Pieces", "choose", "hulls"]
 

@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike
 from eplb.cluster import Cluster
 from eplb.loads import check_loads
 from eplb.solver.jit import inner, kernel
-from eplb.solver.order import HISTOGRAM, _descending
-from eplb.solver.packing import F64, I64
+from eplb.solver.packing import F64, HISTOGRAM, I64, _descending
 from eplb.solver.replicate import _replicate
 
 __all__ = ["greedy"]

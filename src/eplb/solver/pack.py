@@ -19,8 +19,16 @@ from numpy.typing import ArrayLike
 from eplb.errors import LoadsError
 from eplb.loads import check_loads
 from eplb.solver.jit import inner, kernel
-from eplb.solver.order import HISTOGRAM, _descending
-from eplb.solver.packing import F64, I64, Packing, _holds, _new_packing, _swap
+from eplb.solver.packing import (
+    F64,
+    HISTOGRAM,
+    I64,
+    Packing,
+    _descending,
+    _holds,
+    _new_packing,
+    _swap,
+)
 
 __all__ = ["PackScratch", "pack"]
 

@@ -1,4 +1,4 @@
-"""The arrays that the solver's kernels share: one layer being packed, and their scratch memory.
+"""What the solver's kernels share: one layer being packed, scratch memory, and a sort.
 
 Inside the solver a layer's experts are named by *rank*, 0 the one whose replicas are largest, so
 that "a little smaller than" is a step to the right in memory. A `Packing` is in ranks throughout.
@@ -11,16 +11,30 @@ from numpy.typing import NDArray
 
 from eplb.solver.jit import inner
 
-__all__ = ["F64", "I64", "LONGEST_BAR", "MOST_SWAPS", "B", "Packing", "SearchScratch"]
+__all__ = [
+    "F64",
+    "HISTOGRAM",
+    "I32",
+    "I64",
+    "LONGEST_BAR",
+    "MOST_SWAPS",
+    "B",
+    "Packing",
+    "SearchScratch",
+]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+I32 = NDArray[np.int32]
 B = NDArray[np.bool_]
 
 MOST_SWAPS = 400
 """Most swaps of one descent, for which there is a log."""
 LONGEST_BAR = 24
 """Most steps for which an expert may not return to a GPU that it left."""
+
+HISTOGRAM = 4 * 256
+"""Length of the histogram that `_descending` needs: 256 bins for each of its 4 passes."""
 
 
 class Packing(NamedTuple):
@@ -57,40 +71,22 @@ def _new_packing(num_experts: int, num_gpus: int, slots_per_gpu: int) -> Packing
 
 
 class SearchScratch(NamedTuple):
-    """Memory of the searches, which bar an expert for some steps from a GPU that it left."""
+    """Memory of swaps, which bar an expert for some steps from a GPU that it left."""
 
-    holds: B
-    """[E, G] whether a GPU holds an expert; all False between layers."""
     barred: I64
     """[E, G] last step at which an expert may not come onto a GPU."""
     step: I64
     """[1] steps made so far, in all layers, so that `barred` need not be cleared."""
-    more: F64
-    """[E] what a replica of an expert loses when the expert gets one more."""
-    fewer: F64
-    """[E] what a replica of an expert gains when the expert has one fewer."""
-    relief: F64
-    """[E] excess saved on all GPUs that hold an expert when it gets one more replica."""
-    burden: F64
-    """[E] excess added on all GPUs that hold an expert when it has one fewer replica."""
-    best: I64
-    """[G, S] slots of the best packing so far."""
     log: I64
-    """[MOST_SWAPS, 4] swaps made since then: GPU, expert, GPU, expert."""
+    """[MOST_SWAPS, 4] swaps made since the best packing so far: GPU, expert, GPU, expert."""
 
 
 @inner
 def _new_search_scratch(num_experts: int, num_gpus: int, slots_per_gpu: int) -> SearchScratch:
-    """Memory for the searches of one packing."""
+    """Memory for the swaps of one packing."""
     return SearchScratch(
-        np.zeros((num_experts, num_gpus), np.bool_),
         np.zeros((num_experts, num_gpus), np.int64),
         np.zeros(1, np.int64),
-        np.empty(num_experts, np.float64),
-        np.empty(num_experts, np.float64),
-        np.empty(num_experts, np.float64),
-        np.empty(num_experts, np.float64),
-        np.empty((num_gpus, slots_per_gpu), np.int64),
         np.empty((MOST_SWAPS, 4), np.int64),
     )
 
@@ -142,3 +138,51 @@ def _peak(load: F64) -> float:
 def _excess(above: float) -> float:
     """Square of a load above a target, 0 for one under it."""
     return above * above if above > 0.0 else 0.0
+
+
+@inner
+def _descending(keys: F64, order: I64, scratch: I64, histogram: I64) -> None:
+    """Write into `order` [n] the indices that sort `keys` [n], none negative, from large to small.
+
+    A stable radix sort by the upper half of the float's bits, then an insertion pass, nearly free
+    on what is nearly sorted, that settles the lower half: several times faster than comparisons
+    on the few hundred keys of a layer. `scratch` [n] and `histogram` [HISTOGRAM] are overwritten.
+    """
+    n = keys.shape[0]
+    bits = keys.view(np.uint64)
+    low = np.uint64(255)
+    for i in range(HISTOGRAM):
+        histogram[i] = 0
+    for i in range(n):
+        flipped = ~bits[i]  # the complement sorts from large to small
+        for digit in range(4):
+            shift = np.uint64(32 + 8 * digit)
+            histogram[256 * digit + np.int64((flipped >> shift) & low)] += 1
+        order[i] = i
+    source, target = order, scratch
+    for digit in range(4):
+        shift = np.uint64(32 + 8 * digit)
+        base = 256 * digit
+        if histogram[base + np.int64((~bits[0] >> shift) & low)] == n:
+            continue
+        start = 0
+        for i in range(base, base + 256):
+            size = histogram[i]
+            histogram[i] = start
+            start += size
+        for i in range(n):
+            index = source[i]
+            place = base + np.int64((~bits[index] >> shift) & low)
+            target[histogram[place]] = index
+            histogram[place] += 1
+        source, target = target, source
+    for i in range(n):
+        order[i] = source[i]
+    for i in range(1, n):
+        index = order[i]
+        key = keys[index]
+        j = i - 1
+        while j >= 0 and (keys[order[j]] < key or (keys[order[j]] == key and order[j] > index)):
+            order[j + 1] = order[j]
+            j -= 1
+        order[j + 1] = index

@@ -70,15 +70,16 @@ def _replicate(
     for node in range(num_experts // 2 - 1, -1, -1):
         _sift_down(heap, num_experts, node, share, count)
     size = num_experts
+    top = np.int64(0)
     for _ in range(spare):
         while count[heap[0]] >= max_copies:
             size -= 1
             heap[0] = heap[size]
-            _sift_down(heap, size, 0, share, count)
+            _sift_down(heap, size, top, share, count)
         expert = heap[0]
         count[expert] += 1
         share[expert] = weight[expert] / count[expert]
-        _sift_down(heap, size, 0, share, count)
+        _sift_down(heap, size, top, share, count)
 
 
 @inner

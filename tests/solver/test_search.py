@@ -1,24 +1,29 @@
-"""Walks from a placement, and the curve that they make."""
+"""The search: what changes are worth, every state of both drivers, and the curve that they make."""
 
 import naive
 import naive_moves
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from eplb import Cluster
+from eplb.planning.passes import Problem, check_problem, step_memory
 from eplb.solver.curve import AFRESH, choose, hulls
 from eplb.solver.jit import kernel
 from eplb.solver.packing import F64, I64, B
-from eplb.solver.trail import _begin, _new_trail, _sum_up
-from eplb.solver.walk import (
-    Change,
+from eplb.solver.search import (
+    Drive,
     Steps,
+    _begin,
     _best_of_giving,
     _best_of_swapping,
     _best_of_taking,
     _follow_layers,
-    _walk_layers,
+    _new_state,
+    _none,
+    _search_layers,
+    _sum_up,
 )
 
 pytestmark = pytest.mark.oracle
@@ -100,22 +105,21 @@ def _best_changes(
     num_windows, num_experts = loads.shape
     num_gpus, num_slots = held.shape[0], start.shape[0]
     size = num_slots // num_gpus
-    trail = _new_trail(num_experts, num_gpus, num_slots, num_windows)
-    trail.loads[:] = loads
-    trail.weight[:] = weight
-    trail.target[:] = target
-    _begin(trail, start, num_nodes)
-    givers = _sum_up(trail, gpu, num_nodes)
-    none = Change(0.0, -1, 0, 0, 0)
+    state = _new_state(num_experts, num_gpus, num_slots, num_windows)
+    for window in range(num_windows):
+        state.root[window] = np.sqrt(weight[window])
+        state.loads[window] = loads[window] * state.root[window]
+        state.target[window] = target[window] * state.root[window]
+    _begin(state, start, num_nodes)
+    _sum_up(state)
     for kind in range(2 + size):
+        change = _none(0.0)
         if kind == 0:
-            change = _best_of_swapping(trail, gpu, held, num_nodes, none)
+            change = _best_of_swapping(state, gpu, held, num_nodes, 0.0, change)
         elif kind == 1:
-            change = _best_of_giving(trail, gpu, givers, held, none)
-        elif trail.copies[start[gpu * size + kind - 2]] > 1:
-            change = _best_of_taking(trail, gpu * size + kind - 2, held, num_nodes, none)
-        else:
-            change = none
+            change = _best_of_giving(state, gpu, held, num_nodes, change)
+        elif state.copies[start[gpu * size + kind - 2]] > 1:
+            change = _best_of_taking(state, gpu * size + kind - 2, held, num_nodes, change)
         worth[kind] = change.worth
         found[kind, 0], found[kind, 1] = change.slot, change.expert
         found[kind, 2], found[kind, 3] = change.other, change.partner
@@ -142,8 +146,7 @@ def test_no_change_takes_off_less_than_is_said(seed: int) -> None:
     num_experts = num_nodes * node_experts
     num_windows = int(rng.integers(1, 4))
     slots = some_slots(rng, num_gpus, size, node_experts, num_nodes)
-    if not part_copies(slots, num_gpus, num_nodes):
-        return
+    assume(part_copies(slots, num_gpus, num_nodes))
     loads = some_loads(rng, num_windows, num_experts) + 1e-3
     weight = rng.random(num_windows) + 0.1
     target = loads.sum(axis=1) / num_gpus * rng.uniform(0.5, 1.2)
@@ -183,33 +186,39 @@ def test_no_change_takes_off_less_than_is_said(seed: int) -> None:
             assert best[kind_of] >= a_move(gain - near, moves)
 
 
-def walked(
-    windows: F64, weight: F64, start: I64, held: B, num_nodes: int, most_moves: int, enough: F64
+def searched(
+    problem: Problem,
+    start: I64,
+    held: B,
+    drive: Drive,
+    most: int,
+    most_moves: list[int],
+    enough: F64,
 ) -> Steps:
-    """The steps of walks through all layers, which stop on half their way and go on."""
-    num_layers, num_slots = start.shape
-    most = 2 * num_slots
-    steps = Steps(
-        np.zeros(num_layers, np.int64),
-        np.zeros(num_layers, np.int64),
-        np.zeros((num_layers, most + 1), np.int64),
-        np.zeros((num_layers, most + 1)),
-        np.empty((num_layers, most, 2), np.int64),
-        np.empty((num_layers, most, 2), np.int64),
-    )
-    layers, num_gpus = np.arange(num_layers), held.shape[1]
-    for layer, (slots, of_gpus) in enumerate(zip(start.tolist(), held, strict=True)):
-        steps.moves[layer, 0] = naive_moves.received(slots, sets_of(of_gpus))
-    for moves in (most_moves // 2, most_moves):
-        most_of = np.full(num_layers, moves)
-        _walk_layers(
-            windows, weight, layers, num_nodes, num_gpus, start, held, 4e-4, enough, most_of, steps
-        )
+    """The steps of a search through the one layer of a problem, which stops at each of `most_moves`
+    and goes on.
+    """
+    steps = step_memory(1, most)
+    num_gpus = held.shape[1]
+    steps.moves[0, 0] = naive_moves.received(start[0].tolist(), sets_of(held[0]))
+    for moves in most_moves:
+        _search_layers(
+            problem.windows, problem.weight, np.arange(1), problem.nodes, num_gpus, start, held,
+            drive, np.zeros(1), enough, np.array([moves]), steps,
+        )  # fmt: skip
     return steps
 
 
+def after(start: I64, steps: Steps, step: int) -> list[int]:
+    """The slots after so many steps."""
+    slots = start.copy()
+    _follow_layers(steps, np.array([step]), slots)
+    state: list[int] = slots[0].tolist()
+    return state
+
+
 @given(seeds)
-def test_every_state_of_a_walk(seed: int) -> None:
+def test_every_state_of_a_descent(seed: int) -> None:
     """It is valid, its moves and its peak are what they are said to be, second copies go first,
     and from then on every step lowers the excess.
     """
@@ -229,9 +238,13 @@ def test_every_state_of_a_walk(seed: int) -> None:
     held = held_by(start if rng.random() < 0.5 else other, num_gpus, num_experts)
     most_moves = int(rng.integers(0, 2 * start.size))
     enough = np.array([float(windows.sum()) * float(rng.choice([0.0, 0.4]))])
-    steps = walked(windows, weight, start[None], held[None], num_nodes, most_moves, enough)
+    cluster = Cluster(num_gpus, num_nodes, size)
+    problem = check_problem(windows, cluster, num_nodes, weight, 1)
+    descend = Drive(False, False, 4e-4)
+    stops = [most_moves // 2, most_moves]
+    steps = searched(problem, start[None], held[None], descend, 2 * start.size, stops, enough)
 
-    scaled, weights = naive.scaled(windows[:, 0].tolist(), weight.tolist())
+    scaled, weights = problem.windows[:, 0].tolist(), problem.weight[:, 0].tolist()
     targets = []
     for loads in scaled:
         target = sum(loads) / num_gpus
@@ -244,13 +257,8 @@ def test_every_state_of_a_walk(seed: int) -> None:
     tidy, length = int(steps.tidy[0]), int(steps.length[0])
     assert tidy <= length
     for step in range(length + 1):
-        slots = start[None].copy()
-        _follow_layers(steps, np.array([step]), slots)
-        state = slots[0].tolist()
-        assert naive_moves.valid(state, num_experts, num_nodes)
-        assert steps.moves[0, step] == naive_moves.received(state, sets_of(held))
-        peak = naive.expected_peak(state, windows[:, 0].tolist(), weight.tolist(), num_gpus)
-        assert steps.peaks[0, step] == pytest.approx(peak, rel=1e-9)
+        state = after(start[None], steps, step)
+        check_state(steps, step, state, held, windows, weight, num_nodes)
         duplicates = naive.num_duplicates(state, num_gpus)
         if step < tidy:
             assert duplicates == naive.num_duplicates(start.tolist(), num_gpus) - step
@@ -263,6 +271,48 @@ def test_every_state_of_a_walk(seed: int) -> None:
         if step > tidy:
             assert steps.moves[0, step - 1] < most_moves
             assert steps.peaks[0, step - 1] > enough[0]
+
+
+def check_state(
+    steps: Steps, step: int, state: list[int], held: B, windows: F64, weight: F64, num_nodes: int
+) -> None:
+    """A state is valid, and its moves and its peak are what they are said to be."""
+    num_gpus, num_experts = held.shape
+    assert naive_moves.valid(state, num_experts, num_nodes)
+    assert steps.moves[0, step] == naive_moves.received(state, sets_of(held))
+    peak = naive.expected_peak(state, windows[:, 0].tolist(), weight.tolist(), num_gpus)
+    assert steps.peaks[0, step] == pytest.approx(peak, rel=1e-9)
+
+
+@given(seeds, st.booleans())
+def test_every_state_of_a_tabu_search(seed: int, smooth: bool) -> None:
+    """It is valid, has no second copies on a GPU, and its moves and peak are what they are said to
+    be, whether or not swaps under norms come first.
+    """
+    rng = np.random.default_rng(seed)
+    num_nodes = int(rng.integers(1, 3))
+    num_gpus = num_nodes * int(rng.integers(2, 5))
+    size = int(rng.integers(1, 4))
+    node_slots = num_gpus // num_nodes * size
+    node_experts = int(rng.integers(max(size, node_slots // 2), node_slots + 1))
+    num_experts = num_nodes * node_experts
+    start = some_slots(rng, num_gpus, size, node_experts, num_nodes)
+    assume(part_copies(start, num_gpus, num_nodes))
+    windows = some_loads(rng, int(rng.integers(1, 4)), 1, num_experts) + 1e-3
+    weight: F64 = np.array(rng.uniform(0.1, 1.1, (windows.shape[0],)))
+    held = held_by(start, num_gpus, num_experts)
+    begun, cluster = start[None].copy(), Cluster(num_gpus, num_nodes, size)
+    problem = check_problem(windows, cluster, num_nodes, weight, 1)
+    drive = Drive(True, smooth, 0.0)
+    steps = searched(problem, begun, held[None], drive, 40, [40], np.zeros(1))
+    if not smooth:
+        assert np.array_equal(begun[0], start)
+    for step in range(int(steps.length[0]) + 1):
+        state = after(begun, steps, step)
+        assert naive.num_duplicates(state, num_gpus) == 0
+        if smooth:
+            steps.moves[0, step] = naive_moves.received(state, sets_of(held))
+        check_state(steps, step, state, held, windows, weight, num_nodes)
 
 
 def states_of(
