@@ -34,8 +34,8 @@ _STEPS = {"fast": 0, "default": 20, "thorough": 300}
 _MOST_LOOKS = 200_000
 """Looks at a slot or an expert in a window, for each step of the effort, that a search of a layer
 may take, so that its time is bounded whatever the size."""
-_FEW_LOOKS = 15_000
-_MORE_STEPS = 24
+_FEW_LOOKS = 13_000
+_MORE_STEPS = 60
 """Where a layer is small or windows are few, there are more steps, as many as take so many looks
 for each step of the effort, up to so many times as many, divided by the windows."""
 _FEWEST_STEPS = 8
@@ -148,11 +148,13 @@ def solve(problem: Problem, effort: Effort) -> Layers:
     layers, expert_of = _solve_mean(problem, effort)
     if problem.windows.shape[0] > 1:
         _solve_windows(problem, layers, expert_of, effort)
+    elif effort != "fast":
+        _search(problem, layers, np.flatnonzero(_above(layers, _worth(effort))), effort)
     return layers
 
 
 def solve_mean(problem: Problem, effort: Effort) -> Layers:
-    """Plan every layer for the mean of the windows; peaks are the mean's."""
+    """Plan every layer for the mean of the windows, without a search; peaks are the mean's."""
     return _solve_mean(problem, effort)[0]
 
 
@@ -183,8 +185,8 @@ def step_memory(num_layers: int, most_steps: int) -> Steps:
 
 
 def _solve_mean(problem: Problem, effort: Effort) -> tuple[Layers, NDArray[np.int64]]:
-    """Plan every layer for the mean, then search those that are not near enough to their bound.
-    Also return the experts of each node, as `_gather` does.
+    """Plan every layer for the mean, and those again that are far from their bound, without a
+    search. Also return the experts of each node, as `_gather` does.
     """
     from eplb.solver.improve import FEW_SLOTS, _recount_layers
 
@@ -207,33 +209,43 @@ def _solve_mean(problem: Problem, effort: Effort) -> tuple[Layers, NDArray[np.in
             _recount_layers(problem.loads, some, problem.nodes, problem.cluster.num_gpus, *filled)
 
         run_kernel(_recount_layers, work, again.size, _SLOW, problem.threads)
-    if effort != "fast":
-        worth = _near_enough() if effort == "thorough" else _WORTH_A_SEARCH
-        ones = np.ones((1, num_layers))
-        mean = replace(problem, windows=problem.loads[None], weight=ones)
-        _search(mean, layers, np.flatnonzero(_above(layers, worth)), effort)
     return layers, expert_of
 
 
 def _solve_windows(
     problem: Problem, layers: Layers, expert_of: NDArray[np.int64], effort: Effort
 ) -> None:
-    """Plan layers with any load for the windows, from a plan for the mean and one for more than it
-    where an expert's load varies; the better of the two is searched from.
+    """Plan layers with any load for the windows, from a plan for more than the mean where an
+    expert's load varies; keep the plan for the mean where that is better.
     """
     loaded = problem.loaded
-    peaks = peaks_of(problem, loaded, layers.phy2log)
-    varied = replace(problem, loads=_varied(problem))
-    other = Layers(
-        np.empty_like(layers.phy2log), np.empty_like(peaks), np.zeros_like(layers.bounds)
+    of_mean = replace(problem, windows=problem.loads[None], weight=np.ones((1, len(layers.peaks))))
+    mean = Layers(layers.phy2log.copy(), layers.peaks.copy(), layers.bounds.copy())
+    layers.peaks[:] = peaks_of(problem, loaded, layers.phy2log)
+    varied = Layers(
+        np.empty_like(mean.phy2log), np.empty_like(mean.peaks), np.zeros_like(mean.bounds)
     )
-    _first_pass(varied, other, expert_of)
-    layers.peaks[:] = peaks
-    found = Layers(other.phy2log, peaks_of(problem, loaded, other.phy2log), layers.bounds)
+    _first_pass(replace(problem, loads=_varied(problem)), varied, expert_of)
+    found = Layers(varied.phy2log, peaks_of(problem, loaded, varied.phy2log), layers.bounds)
     _search(problem, found, loaded, effort, smooth=True)
-    better = found.peaks < layers.peaks
-    layers.phy2log[better] = found.phy2log[better]
-    layers.peaks[better] = found.peaks[better]
+    if effort != "fast":
+        # Where all that a search for the mean may gain there could be worth it.
+        least = layers.peaks * mean.bounds < found.peaks * mean.peaks
+        _search(of_mean, mean, np.flatnonzero(least & _above(mean, _worth(effort))), effort)
+        _keep_better(layers, mean.phy2log, peaks_of(problem, loaded, mean.phy2log))
+    _keep_better(layers, found.phy2log, found.peaks)
+
+
+def _keep_better(layers: Layers, phy2log: NDArray[np.int64], peaks: NDArray[np.float64]) -> None:
+    """Take over the plans that are better."""
+    better = peaks < layers.peaks
+    layers.phy2log[better] = phy2log[better]
+    layers.peaks[better] = peaks[better]
+
+
+def _worth(effort: Effort) -> float:
+    """Peak over bound, less 1, from which a layer is searched."""
+    return _near_enough() if effort == "thorough" else _WORTH_A_SEARCH
 
 
 def _search(

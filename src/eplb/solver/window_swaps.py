@@ -28,7 +28,7 @@ _DOUBLINGS = np.array([1, 3])
 """Norms to swap under, one after the other, of the powers 2 ** doublings."""
 _MOST_SWEEPS = np.array([30, 2])
 """Sweeps over all GPUs under each; those under the first end sooner by themselves."""
-_PRODUCTS = 16e6
+_PRODUCTS = 12e6
 _TOLERANCE = 1e-4
 """Part of the sum of norms that a swap must gain."""
 
