@@ -102,7 +102,7 @@ def test_star_import() -> None:
         "",
         "import eplb.planning.plan",
         "import eplb.planning.drop_in, eplb.placement",
-        "import eplb.solver.improve",
+        "import eplb.solver.recount",
     ],
 )
 def test_plan_is_the_function_whatever_was_imported(before: str) -> None:

@@ -315,7 +315,7 @@ def test_one_file_for_each_kernel(source: Path) -> None:
 FORK = """
 import os, sys, threading, time
 from numba.core.compiler_lock import global_compiler_lock
-from eplb.solver.maps import fill_log2phy
+from eplb.solver.replicate import _replicate_layers
 import numpy as np
 
 def compile_slowly():
@@ -324,7 +324,7 @@ def compile_slowly():
         time.sleep(1.0)
 
 def work():
-    fill_log2phy(np.zeros((1, 2), np.int64), np.empty((1, 1, 2), np.int64))
+    _replicate_layers(np.ones((1, 4)), 6, 2, np.empty((1, 4), np.int64))
 
 held = threading.Event()
 threading.Thread(target=compile_slowly).start()

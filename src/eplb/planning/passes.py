@@ -42,7 +42,10 @@ _FEWEST_STEPS = 8
 """Where the looks allow fewer steps than this, they would change little: none is made."""
 _WORTH_A_SEARCH = 1.5e-3
 """Peak over bound, less 1, from which a layer is searched: a search takes many times as long as
-all before, and gains little below that."""
+all before, and gains little below that (docs/experiments.md, replica counts)."""
+_WORTH_A_SHORT_SEARCH = 1e-3
+"""The same where a step of the search is at most so many looks that it hardly takes longer."""
+_SHORT_LOOKS = 1000
 
 _QUICK = (4, 8)
 """Layers that a thread takes at a time, least and most, where each takes microseconds."""
@@ -149,7 +152,7 @@ def solve(problem: Problem, effort: Effort) -> Layers:
     if problem.windows.shape[0] > 1:
         _solve_windows(problem, layers, expert_of, effort)
     elif effort != "fast":
-        _search(problem, layers, np.flatnonzero(_above(layers, _worth(effort))), effort)
+        _search(problem, layers, np.flatnonzero(_above(layers, _worth(problem, effort))), effort)
     return layers
 
 
@@ -188,7 +191,7 @@ def _solve_mean(problem: Problem, effort: Effort) -> tuple[Layers, NDArray[np.in
     """Plan every layer for the mean, and those again that are far from their bound, without a
     search. Also return the experts of each node, as `_gather` does.
     """
-    from eplb.solver.improve import FEW_SLOTS, _recount_layers
+    from eplb.solver.recount import FEW_SLOTS, _recount_layers
 
     num_layers = problem.loads.shape[0]
     layers = Layers(
@@ -231,7 +234,9 @@ def _solve_windows(
     if effort != "fast":
         # Where all that a search for the mean may gain there could be worth it.
         least = layers.peaks * mean.bounds < found.peaks * mean.peaks
-        _search(of_mean, mean, np.flatnonzero(least & _above(mean, _worth(effort))), effort)
+        _search(
+            of_mean, mean, np.flatnonzero(least & _above(mean, _worth(problem, effort))), effort
+        )
         _keep_better(layers, mean.phy2log, peaks_of(problem, loaded, mean.phy2log))
     _keep_better(layers, found.phy2log, found.peaks)
 
@@ -243,9 +248,19 @@ def _keep_better(layers: Layers, phy2log: NDArray[np.int64], peaks: NDArray[np.f
     layers.peaks[better] = peaks[better]
 
 
-def _worth(effort: Effort) -> float:
+def _worth(problem: Problem, effort: Effort) -> float:
     """Peak over bound, less 1, from which a layer is searched."""
-    return _near_enough() if effort == "thorough" else _WORTH_A_SEARCH
+    if effort == "thorough":
+        return _near_enough()
+    return _WORTH_A_SHORT_SEARCH if _looks(problem) <= _SHORT_LOOKS else _WORTH_A_SEARCH
+
+
+def _looks(problem: Problem) -> int:
+    """Changes that a step of the search looks at, in each window."""
+    cluster = problem.cluster
+    slots_per_gpu = cluster.slots_per_gpu
+    num_experts = int(problem.loads.shape[1])
+    return cluster.num_slots * (2 * slots_per_gpu + 1) + slots_per_gpu * num_experts
 
 
 def _search(
@@ -283,11 +298,9 @@ def _search(
 
 def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
     """[L] steps that a search may make, for the windows in which a layer has load."""
-    cluster, steps = problem.cluster, _STEPS[effort]
-    slots_per_gpu = cluster.slots_per_gpu
+    steps = _STEPS[effort]
     num_windows = np.maximum((problem.weight > 0.0).sum(axis=0), 1)
-    looks = cluster.num_slots * (2 * slots_per_gpu + 1) + slots_per_gpu * problem.loads.shape[1]
-    looks = looks * num_windows
+    looks = _looks(problem) * num_windows
     most = np.maximum(
         np.minimum(steps, _MOST_LOOKS * steps // looks),
         np.minimum(_MORE_STEPS * steps // num_windows, _FEW_LOOKS * steps // looks),

@@ -1,0 +1,64 @@
+"""The layout of the source: a package a stage, in the order in which data flows.
+
+A module imports from its own package and from those above it in this list, inside functions too.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from recorded import ROOT
+
+SOURCE = ROOT / "src" / "eplb"
+
+ORDER = (
+    *("errors", "checks", "files", "cluster", "loads", "describe", "balance", "placement"),
+    *("formats", "synthetic", "solver", "planning", "cost", "moving", "replaying"),
+    *("engines", "report", "cli"),
+)
+
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Packages and flat modules of the project that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports name the package"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, *rest = name.split(".")
+            if package == "eplb" and rest:
+                yield rest[0]
+
+
+def place(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize(
+    "path", [each for each in MODULES if place(each) not in {"__init__", "_moved"}], ids=str
+)
+def test_imports_lead_up_the_list(path: Path) -> None:
+    here = ORDER.index(place(path))
+    wrong = {name for name in imported(path) if name in ORDER and ORDER.index(name) > here}
+    assert not wrong, f"{place(path)} comes before {', '.join(sorted(wrong))}"
+
+
+def test_all_is_in_the_list() -> None:
+    flat = {place(path) for path in MODULES} - {"__init__", "_moved"}
+    assert flat == set(ORDER)
+
+
+def test_few_modules_stand_flat() -> None:
+    assert len(list(SOURCE.glob("*.py"))) <= 12
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
