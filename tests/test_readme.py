@@ -16,7 +16,8 @@ SOURCE = ROOT / "src" / "eplb"
 def blocks(language: str, page: str = "README.md") -> list[str]:
     """A page's code blocks of a language, in order."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [block for tongue, block in found if tongue == language]
 
 
 def commands(page: str = "README.md") -> list[list[str]]:
