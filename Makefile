@@ -3,10 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Processes of the suite, a test file at a time each.
+# Processes of the suite.
 WORKERS ?= 2
+SMOKE := $(wildcard tests/test_*.py tests/solver/test_*.py) \
+	tests/planning/test_planner.py tests/cli/test_plan.py
+SMOKE := $(filter-out tests/test_docs.py tests/solver/test_kernel_cache.py,$(SMOKE))
 
-.PHONY: demo test test-engines test-browser report-example docs check bench clean help
+.PHONY: demo smoke test test-long test-engines test-browser report-example docs check bench clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -25,9 +28,20 @@ $(VENV)/.dev: pyproject.toml
 demo: $(VENV)/.run  ## plan and replay loads that behave like DeepSeek-V3's, and say what was gained
 	@$(BIN)/eplb demo
 
-test: $(VENV)/.dev  ## the whole suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not jit"
+# Compiled once, before processes that would each wait for it.
+.PHONY: kernels
+kernels: $(VENV)/.dev
+	@$(BIN)/python -c "import eplb; eplb.warmup()"
+
+smoke: kernels  ## what breaks first, in under a minute
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(SMOKE)
+
+test: kernels  ## the whole suite, and kernels against their oracles without compiling them
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "oracle and not jit" tests/solver
+
+test-long: kernels  ## what takes minutes: the full fuzz, other processors, the scripts of bench/
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long
 
 $(VENV)/engines: enginetests/fetch.py enginetests/requirements.txt | $(VENV)/.dev
 	$(BIN)/python enginetests/fetch.py $@

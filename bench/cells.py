@@ -13,14 +13,23 @@ from numpy.typing import NDArray
 
 import eplb
 
-__all__ = ["GRID", "Cell", "choose", "custom", "recorded", "synthetic"]
+__all__ = ["FEW_SLOTS", "GRID", "SPREADS", "Cell", "choose", "custom", "recorded", "synthetic"]
 
 GRID = ("58x256:288/32", "58x256:320/64", "94x128:160/32", "94x512:640/64", "58x256:288/32:8/4")
 """The usual cells: DeepSeek-V3 and Qwen3 shapes, and one of many experts; the last has groups."""
 
-_SPEC = re.compile(r"(\d+)x(\d+):(\d+)/(\d+)(?::(\d+)/(\d+))?")
+FEW_SLOTS = ("94x128:160/32", "58x256:288/144", "36x128:128/8")
+"""Cells of few slots: few on a GPU for so few spare ones, two on a GPU, none to spare."""
+SPREADS = ("0.45", "0.7", "1.0")
+"""Spreads of the counts that these are planned for: `94x128:160/32@0.45`."""
+
+_SPEC = re.compile(r"(\d+)x(\d+):(\d+)/(\d+)(?::(\d+)/(\d+))?(?:@(\d+(?:\.\d+)?))?")
 _SIGMA = 0.7
 """Standard deviation of the log of a synthetic load: in the middle of what DeepSeek-V3 shows."""
+_TOKENS = 500_000
+"""Selections of an expert in a layer, where loads are counts."""
+_WIDEST = 10.0
+"""Largest spread: past that one expert has all tokens of its layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +66,32 @@ def synthetic(num_layers: int, num_experts: int) -> NDArray[np.float64]:
     return generator.lognormal(0.0, _SIGMA, (num_layers, num_experts)) * 1000.0
 
 
+def counts(num_layers: int, num_experts: int, spread: float) -> NDArray[np.float64]:
+    """[L, E] counts of tokens, the same for every caller.
+
+    They are Poisson around log-normal shares, whose standard deviation is 0.7 to 1.3 times `spread`
+    from layer to layer.
+    """
+    generator = np.random.default_rng(0)
+    normal = generator.normal(size=(num_layers, num_experts))
+    share = np.exp(normal * spread * generator.uniform(0.7, 1.3, size=(num_layers, 1)))
+    share /= share.sum(axis=1, keepdims=True)
+    return generator.poisson(share * _TOKENS).astype(np.float64)
+
+
 def custom(spec: str) -> Cell:
-    """The cell `LxE:P/G[:groups/nodes]`, with log-normal loads.
+    """The cell `LxE:P/G[:groups/nodes][@spread]`: log-normal loads, or counts of a spread.
 
     Raises:
         ValueError: a text of another form, or counts that do not fit together.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise ValueError(f"{spec!r} is no cell: give LxE:P/G or LxE:P/G:groups/nodes")
-    layers, experts, slots, gpus, groups, nodes = (int(part or 1) for part in match.groups())
+        raise ValueError(
+            f"{spec!r} is no cell: give LxE:P/G, LxE:P/G:groups/nodes, or one of them and @spread"
+        )
+    *shape, spread = match.groups()
+    layers, experts, slots, gpus, groups, nodes = (int(part or 1) for part in shape)
     eplb.Cluster.with_slots(slots, gpus, nodes)
     if layers < 1 or experts < 1:
         raise ValueError(f"{spec}: give at least 1 layer and 1 expert")
@@ -74,7 +99,10 @@ def custom(spec: str) -> Cell:
         raise ValueError(f"{spec}: {slots} slots do not hold {experts} experts")
     if groups < 1 or experts % groups:
         raise ValueError(f"{spec}: {experts} experts do not divide into {groups} groups")
-    return Cell(spec, synthetic(layers, experts), slots, gpus, groups, nodes)
+    if spread is not None and float(spread) > _WIDEST:
+        raise ValueError(f"{spec}: give a spread of at most {_WIDEST:g}")
+    loads = synthetic(layers, experts) if spread is None else counts(layers, experts, float(spread))
+    return Cell(spec, loads, slots, gpus, groups, nodes)
 
 
 def recorded(folder: Path) -> list[Cell]:

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bars import judge
-from cells import GRID, Cell, choose, custom, recorded
+from cells import FEW_SLOTS, GRID, SPREADS, Cell, choose, custom, recorded
 from contest import compare, grow
 from options import OneLineParser, positive
 from report import Machine, Report
@@ -26,6 +26,7 @@ from eplb.checks import number_of_threads
 from eplb.replaying.policies import Peer, load_peers
 
 _LARGE = "58x1024:4096/1024"
+_USUAL = (*GRID, *(f"{cell}@{spread}" for cell in FEW_SLOTS for spread in SPREADS))
 
 
 def _parser() -> OneLineParser:
@@ -47,8 +48,9 @@ def _parser() -> OneLineParser:
         action="append",
         default=[],
         metavar="SPEC",
-        help="a cell of your own, LxE:P/G[:groups/nodes], such as 58x256:288/32:8/4, with "
-        "log-normal loads; again for more; the usual cells then run only if --cells names them",
+        help="a cell of your own, LxE:P/G[:groups/nodes][@spread], such as 58x256:288/32:8/4, "
+        "with log-normal loads, or counts of that spread; again for more; the usual cells then run "
+        "only if --cells names them",
     )
     add(
         "--traces",
@@ -108,8 +110,8 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     """The cells to run; those given with --cell are run whatever --cells says."""
     traces = recorded(options.traces) if options.traces else []
     if options.cells is None:
-        return [*options.cell, *([] if options.cell else map(custom, GRID)), *traces]
-    return [*options.cell, *choose([*map(custom, GRID), *traces], options.cells)]
+        return [*options.cell, *([] if options.cell else map(custom, _USUAL)), *traces]
+    return [*options.cell, *choose([*map(custom, _USUAL), *traces], options.cells)]
 
 
 def _run(peers: list[Peer], cells: list[Cell], options: argparse.Namespace) -> Report:

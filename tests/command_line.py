@@ -1,5 +1,6 @@
-"""The `eplb` command for tests: in this process, where kernels are compiled already, or in one of
-its own.
+"""The `eplb` command for tests: in this process, where kernels are loaded, or in one of its own.
+
+Scripts of bench/ run in processes of their own.
 """
 
 import contextlib
@@ -7,11 +8,14 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
+
+from recorded import ROOT
 
 from eplb import cli
 
-__all__ = ["run", "run_process"]
+__all__ = ["run", "run_process", "run_script"]
 
 _WIDTH = {"COLUMNS": "100"}
 
@@ -43,4 +47,16 @@ def run_process(*arguments: object, **environment: str) -> subprocess.CompletedP
         check=False,
         timeout=600,
         env={**os.environ, **_WIDTH, **environment},
+    )
+
+
+def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A script of bench/, in a folder."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "bench" / script), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )

@@ -86,6 +86,22 @@ def bldm(loads: Sequence[float], counts: Sequence[int], num_gpus: int) -> Gpus:
     return [experts for _, experts in rows[0]]
 
 
+def paired(loads: Sequence[float], counts: Sequence[int]) -> list[float]:
+    """Loads of GPUs of two slots: the largest replica beside the smallest, and so on inwards, with
+    no regard to experts that meet themselves.
+    """
+    shares = [load / count for load, count in zip(loads, counts, strict=True)]
+    replicas = sorted(
+        share for share, count in zip(shares, counts, strict=True) for _ in range(count)
+    )
+    return [replicas[i] + replicas[-1 - i] for i in range(len(replicas) // 2)]
+
+
+def excess(gpu_loads: Sequence[float], target: float) -> float:
+    """Sum over GPUs of the squared load above a target."""
+    return sum(max(0.0, load - target) ** 2 for load in gpu_loads)
+
+
 def dealt(loads: Sequence[float], counts: Sequence[int], num_gpus: int) -> Gpus:
     """Replicas from heavy to light, dealt out to the GPUs like cards."""
     shares = [load / count for load, count in zip(loads, counts, strict=True)]

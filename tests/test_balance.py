@@ -39,7 +39,6 @@ def mean(values: list[float]) -> float:
 
 
 @pytest.mark.parametrize("name", DEEPSEEK_V3[:3])
-@pytest.mark.jit
 def test_formulas_on_recorded_loads(traces: Path, name: str) -> None:
     loads = load_recorded(traces, name)
     placement = Placement(greedy(loads, CLUSTER, 8, swaps=False), 256, CLUSTER)

@@ -108,7 +108,6 @@ def _run_shell(command: str, where: str) -> str:
     return done.stdout
 
 
-@pytest.mark.jit
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_page_is_true(path: Path) -> None:
@@ -227,7 +226,6 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.jit
 def test_pictures_are_what_their_script_draws() -> None:
     for name, draw in _module(DOCS / "assets" / "draw.py").PICTURES.items():
         drawn = (DOCS / "assets" / name).read_text(encoding="utf-8")

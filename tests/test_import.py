@@ -176,7 +176,6 @@ print(before, compiled() - before)
 """
 
 
-@pytest.mark.jit
 def test_nothing_is_compiled_or_loaded_after_warmup() -> None:
     warm, more = map(int, in_a_fresh_process(WARM).split())
     assert warm > 0

@@ -3,15 +3,12 @@
 import re
 from typing import Any
 
-import pytest
 from recorded import ROOT
 from simulator import held_at_every_instant
 
 import eplb
 
 DOCS = ROOT / "docs"
-
-pytestmark = pytest.mark.jit
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -7,7 +7,6 @@ import re
 import shlex
 from typing import Any
 
-import pytest
 from recorded import ROOT
 
 SOURCE = ROOT / "src" / "eplb"
@@ -29,12 +28,11 @@ def commands(page: str = "README.md") -> list[list[str]]:
 def test_opens_with_its_two_commands() -> None:
     assert commands()[:2] == [["make", "demo"], ["make", "test"]]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for command in commands():
+    for command in (*commands(), *commands("CONTRIBUTING.md")):
         if command[0] == "make":
             assert f"\n{command[1]}:" in makefile
 
 
-@pytest.mark.jit
 def test_python_runs_and_its_comments_are_true() -> None:
     names: dict[str, Any] = {}
     for block in blocks("python"):

@@ -18,8 +18,6 @@ from command_line import run
 import eplb
 from eplb import synthetic
 
-pytestmark = pytest.mark.jit
-
 
 @pytest.fixture(scope="module")
 def trace_file(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -140,7 +140,6 @@ def loads_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.jit
 @pytest.mark.parametrize(
     ("to", "name"),
     [
@@ -167,7 +166,6 @@ def test_a_plan_for_each_engine_is_scored_as_the_plan(
     assert (from_this["moves"], afresh["moves"], this["duplicates"]) == (0, 0, 0)
 
 
-@pytest.mark.jit
 def test_text_for_a_person(loads_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     done = run("plan", loads_file, "--gpus", 32, "-o", path, "--to", "tensorrt-llm")
@@ -186,7 +184,6 @@ def test_text_for_a_person(loads_file: Path, tmp_path: Path) -> None:
     assert "0 (0.0%)" in said
 
 
-@pytest.mark.jit
 def test_several_windows_and_duplicates(tmp_path: Path) -> None:
     trace = trace_of(60)
     eplb.save_trace(trace, tmp_path / "loads.npz")
@@ -207,7 +204,6 @@ def test_several_windows_and_duplicates(tmp_path: Path) -> None:
     assert merged["standings"][0]["balancedness"] == pytest.approx(wanted)
 
 
-@pytest.mark.jit
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -223,7 +219,6 @@ def test_plan_refuses_before_it_plans(loads_file: Path, arguments: list[str], me
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.jit
 def test_evaluate_refuses_in_one_line(loads_file: Path, tmp_path: Path) -> None:
     placement = eplb.Placement.contiguous(6, 256, eplb.Cluster(32, 1, 9))
     eplb.save_placement(placement, tmp_path / "p.json", to="sglang")

@@ -16,8 +16,6 @@ from eplb import Cluster, LoadTrace, Placement, Service
 from eplb.cli import main
 from eplb.synthetic import deepseek_v3
 
-pytestmark = pytest.mark.jit
-
 CLUSTER = Cluster(8, 2, 5)
 BASE = np.random.default_rng(0).lognormal(0.0, 1.0, (3, 32))
 OTHER = np.random.default_rng(1).lognormal(0.0, 1.0, (3, 32))

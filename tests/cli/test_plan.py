@@ -16,8 +16,6 @@ from command_line import run
 import eplb
 from eplb.synthetic import deepseek_v3
 
-pytestmark = pytest.mark.jit
-
 
 @pytest.fixture
 def loads_file(tmp_path: Path) -> Path:

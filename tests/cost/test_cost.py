@@ -241,7 +241,6 @@ def test_saved_seconds_of_nothing() -> None:
     ).all()
 
 
-@pytest.mark.jit
 def test_a_plan_for_recorded_loads_saves_time(traces: Path) -> None:
     files = sorted((traces / "deepseek_v3").glob("*.json"))
     loads = np.array([json.loads(file.read_text())["logical_count"] for file in files])

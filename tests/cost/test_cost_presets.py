@@ -104,7 +104,6 @@ def test_page_has_the_throughput_of_whole_steps() -> None:
         assert f"{service.published:,}" in PAGE
 
 
-@pytest.mark.jit
 def test_python_of_the_page_runs() -> None:
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):

@@ -29,8 +29,6 @@ from eplb.formats.loads import json as json_reader
 from eplb.formats.placements import Engine
 
 # No kernel is involved: without the JIT the same inputs would only be read once more.
-pytestmark = pytest.mark.jit
-
 EXAMPLES = [6, pytest.param(250, marks=pytest.mark.long)]
 """Numbers drawn for each kind of file."""
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from recorded import GPT_OSS, load_windows
-from strategies import COMPILED
 
 import eplb
 from eplb import Cluster, Decision, Placement, Service
@@ -42,7 +41,6 @@ def peaks(placement: Placement, windows: Loads) -> Loads:
     return made
 
 
-@pytest.mark.jit
 def test_moves_when_it_pays_and_says_what_it_would() -> None:
     before, after = two_states(0, 3)
     old = eplb.plan(before, CLUSTER).placement
@@ -85,7 +83,6 @@ def test_waits_when_nothing_is_gained() -> None:
         eplb.decide(np.zeros((6, 3, 32)), CLUSTER, old, SERVICE, 1e4)
 
 
-@pytest.mark.jit
 def test_waits_when_the_time_is_short_or_moving_dear() -> None:
     before, after = two_states(0, 3)
     old = eplb.plan(before, CLUSTER).placement
@@ -105,7 +102,7 @@ def test_waits_when_the_time_is_short_or_moving_dear() -> None:
 
 
 @given(seeds, st.floats(0.01, 100.0), st.floats(1.0, 5.0), st.integers(1, 24))
-@settings(max_examples=25 if COMPILED else 3)
+@settings(max_examples=25)
 def test_a_move_is_worth_a_margin_times_its_cost(
     seed: int, seconds: float, margin: float, number: int
 ) -> None:
@@ -129,7 +126,6 @@ def test_a_move_is_worth_a_margin_times_its_cost(
     assert found.layers == tuple(np.flatnonzero(changed).tolist())
 
 
-@pytest.mark.jit
 def test_waits_when_gains_do_not_last() -> None:
     """What was hot is never hot again: a plan for the windows known helps none of them later."""
     rng = np.random.default_rng(0)
@@ -167,7 +163,6 @@ def test_only_the_layers_that_gain_move() -> None:
     assert "in 1 of 3 layers" in found.reason
 
 
-@pytest.mark.jit
 def test_a_budget_is_kept() -> None:
     before, after = two_states(0, 3)
     old = eplb.plan(before, CLUSTER).placement
@@ -180,7 +175,6 @@ def test_a_budget_is_kept() -> None:
     assert (none.action, none.moves) == ("wait", 0)
 
 
-@pytest.mark.jit
 def test_waits_where_the_gain_may_be_none() -> None:
     """Loads of which some windows gain much and others lose: the low end of the interval counts."""
     rng = np.random.default_rng(1)
@@ -218,7 +212,6 @@ def decisions(
     return made
 
 
-@pytest.mark.jit
 @pytest.mark.parametrize("seed", range(4))
 def test_a_load_that_wobbles_between_two_states_moves_at_most_once(seed: int) -> None:
     states = np.stack(two_states(seed))
@@ -237,7 +230,6 @@ def test_a_load_that_wobbles_between_two_states_moves_at_most_once(seed: int) ->
     assert turns >= 20
 
 
-@pytest.mark.jit
 @pytest.mark.parametrize("seed", range(4))
 def test_a_gain_around_the_threshold_moves_at_most_once(seed: int) -> None:
     before, after = two_states(seed)
@@ -258,7 +250,6 @@ def test_a_gain_around_the_threshold_moves_at_most_once(seed: int) -> None:
         assert sum(each.action != "wait" for each in made) <= 1
 
 
-@pytest.mark.jit
 def test_a_changed_cluster_moves_at_once() -> None:
     loads, _ = two_states(0, 2)
     old = eplb.plan(loads, CLUSTER).placement
@@ -334,7 +325,7 @@ def test_bad_services(arguments: tuple[Any, ...], message: str) -> None:
 
 
 @given(seeds)
-@settings(max_examples=30 if COMPILED else 10)
+@settings(max_examples=30)
 def test_the_time_of_transfers_is_that_of_the_busiest_gpu_or_node(seed: int) -> None:
     rng = np.random.default_rng(seed)
     cluster = Cluster(4, 2, 3)
@@ -365,7 +356,6 @@ def test_the_time_of_transfers_is_that_of_the_busiest_gpu_or_node(seed: int) -> 
     assert service.moving_seconds(old, new) <= moved.seconds + 1e-9
 
 
-@pytest.mark.jit
 def test_recorded_windows(traces: Path) -> None:
     """From the layout that engines start with it moves; soon after it waits; half-way on it pays
     less than at first.

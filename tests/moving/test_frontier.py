@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import GPT_OSS, load_recorded, load_windows
-from strategies import COMPILED
 
 import eplb
 from eplb import Cluster, Frontier, Placement
@@ -62,7 +61,7 @@ def check(found: Frontier, old: Placement, cluster: Cluster, most: int) -> None:
 
 
 @given(seeds, st.integers(1, 3), st.integers(2, 9), st.sampled_from([1, 2]))
-@settings(max_examples=40 if COMPILED else 4)
+@settings(max_examples=40)
 def test_any_frontier(seed: int, num_windows: int, points: int, num_groups: int) -> None:
     loads = some_loads(seed, num_windows, 2, 8)
     if num_groups > 1:  # groups stay on nodes already
@@ -84,7 +83,7 @@ def test_any_frontier(seed: int, num_windows: int, points: int, num_groups: int)
 
 
 @given(seeds, st.sampled_from([Cluster(6, 2, 3), Cluster(3, 1, 3), Cluster(4, 2, 2)]))
-@settings(max_examples=30 if COMPILED else 4)
+@settings(max_examples=30)
 def test_to_another_cluster_the_first_point_is_the_least_that_would_do(
     seed: int, cluster: Cluster
 ) -> None:
@@ -175,7 +174,6 @@ def test_bad_input(change: dict[str, object], error: type[Exception], message: s
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.jit
 def test_recorded_loads_that_change(traces: Path) -> None:
     """At the shares of slots that a service may move, the balance that it is promised."""
     cluster = Cluster(32, 1, 9)
@@ -198,7 +196,6 @@ def test_recorded_loads_that_change(traces: Path) -> None:
         assert found.peak[-1] <= eplb.plan(loads, cluster).peak.sum() * NEAR_ENOUGH
 
 
-@pytest.mark.jit
 def test_recorded_windows(traces: Path) -> None:
     windows = load_windows(traces, GPT_OSS)
     cluster = Cluster(8, 1, 5)

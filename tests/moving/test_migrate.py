@@ -298,7 +298,6 @@ def plans(traces: Path) -> list[Placement]:
     return [eplb.plan(load_recorded(traces, name), cluster).placement for name in names]
 
 
-@pytest.mark.jit
 @pytest.mark.parametrize(
     "limits",
     [

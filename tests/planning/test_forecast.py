@@ -115,7 +115,6 @@ def test_names() -> None:
         named_forecast("luck")
 
 
-@pytest.mark.jit
 def test_on_recorded_windows_scenarios_win(traces: Path) -> None:
     trace = LoadTrace(load_windows(traces, GPT_OSS)).pick(range(70))
     cluster = Cluster(num_gpus=8, slots_per_gpu=5)

@@ -44,12 +44,11 @@ def digest(threads: int | None = None) -> str:
     return total.hexdigest()
 
 
-@pytest.mark.jit
 def test_any_number_of_threads() -> None:
     assert len({digest(threads) for threads in (1, 2, 5, None)}) == 1
 
 
-@pytest.mark.jit
+@pytest.mark.long
 def test_any_processor() -> None:
     """Compiled for every feature of this processor, and for none of them."""
     old = {"NUMBA_CPU_NAME": "generic", "OPENBLAS_CORETYPE": "Prescott"}

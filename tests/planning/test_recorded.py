@@ -16,8 +16,6 @@ from recorded import DEEPSEEK_V3, GPT_OSS, QWEN3, load_recorded, load_windows
 from eplb import Cluster, Placement, Plan, plan
 from eplb.solver.groups import place_groups
 
-pytestmark = pytest.mark.jit
-
 # Slots, GPUs, nodes, groups: by the number of experts, so that few and many slots are on a GPU.
 CELLS = {
     256: [(288, 32, 1, 1), (320, 64, 1, 1), (288, 144, 1, 1), (288, 32, 4, 8), (320, 64, 8, 8)],

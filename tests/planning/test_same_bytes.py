@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from fingerprint import fingerprint
 from recorded import SHARED
-from strategies import COMPILED
 
 from eplb import Cluster, plan
 
@@ -41,7 +40,6 @@ def fingerprint_elsewhere(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.jit
 def test_any_number_of_threads(recorded_if_here: Path | None) -> None:
     digests = {
         fingerprint(small=False, traces=recorded_if_here, threads=threads)
@@ -54,7 +52,7 @@ def test_any_number_of_threads_on_small_layers() -> None:
     assert len({fingerprint(small=True, threads=threads) for threads in (1, 2, 5, None)}) == 1
 
 
-@pytest.mark.jit
+@pytest.mark.long
 def test_any_processor(recorded_if_here: Path | None) -> None:
     """Kernels compiled for every feature of this processor, and for none of them; products of
     matrices by what numpy's library has for this processor, and for an old one.
@@ -65,14 +63,13 @@ def test_any_processor(recorded_if_here: Path | None) -> None:
     assert fingerprint_elsewhere(*arguments, **old) == here
 
 
-@pytest.mark.jit
 def test_compiled_or_not() -> None:
     assert fingerprint_elsewhere("small", NUMBA_DISABLE_JIT="1") == fingerprint(small=True)
 
 
 def test_several_threads_plan_at_once() -> None:
     rng = np.random.default_rng(0)
-    shape = (58, 256) if COMPILED else (6, 16)
+    shape = (58, 256)
     loads = [rng.lognormal(size=shape) for _ in range(6)]
     cluster = Cluster(shape[1] // 8, 1, 9)
     alone = [plan(each, cluster).placement for each in loads]
@@ -139,7 +136,6 @@ def ticks_during(work: Callable[[], object]) -> int:
     return ticks
 
 
-@pytest.mark.jit
 def test_python_runs_on_while_a_plan_is_made() -> None:
     # One layer, so that nearly all of its time is one call of a kernel.
     loads, cluster = np.random.default_rng(0).lognormal(size=(1, 30_000)), Cluster(1000, 1, 40)

@@ -117,7 +117,6 @@ def test_one_window_that_counts_is_planned_alone(cell: Cell, effort: Effort, at:
     assert same(planned(loads, weights=[0.7 * (window == at) for window in range(3)]), alone)
 
 
-@pytest.mark.jit
 def test_more_effort_for_one_window_is_worse_in_no_layer() -> None:
     rng = np.random.default_rng(5)
     for num_experts, cluster in ((16, Cluster(8, 1, 3)), (64, Cluster(16, 1, 5))):
@@ -211,7 +210,6 @@ def test_windows_without_load_count_for_nothing_in_their_layers() -> None:
     assert made.peak[1] == pytest.approx(mean * (0.4 * ratios[0] + 0.6 * ratios[2]))
 
 
-@pytest.mark.jit
 def test_weights_count() -> None:
     """Each of two windows is the better balanced, the more it counts."""
     loads = np.random.default_rng(4).lognormal(size=(2, 40, 16))
@@ -300,7 +298,6 @@ QUALITY_CELLS = [
 quality_cells = pytest.mark.parametrize(("num_experts", "cluster", "num_groups"), QUALITY_CELLS)
 
 
-@pytest.mark.jit
 @quality_cells
 def test_more_effort_is_better_on_average(
     num_experts: int, cluster: Cluster, num_groups: int
@@ -312,7 +309,6 @@ def test_more_effort_is_better_on_average(
     assert thorough < default < fast
 
 
-@pytest.mark.jit
 @every_effort
 @quality_cells
 def test_better_than_the_plan_of_the_mean(
@@ -348,7 +344,6 @@ def test_never_worse_than_the_plan_of_the_mean(
     assert (windows.plan().peak <= peaks_of(of_mean, windows) * (1.0 + ROUNDING)).all()
 
 
-@pytest.mark.jit
 @pytest.mark.parametrize("effort", ["default", "thorough"])
 @pytest.mark.parametrize("drift", [0.0, 0.05])
 def test_no_worse_with_few_slots_and_windows_alike(effort: Effort, drift: float) -> None:

@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from recorded import DEEPSEEK_V3, GPT_OSS, load_recorded, load_windows
 
 from eplb import Cluster, plan
 
 
-@pytest.mark.jit
 def test_held_out_workloads_of_deepseek_v3(traces: Path) -> None:
     windows = np.stack([load_recorded(traces, name) for name in DEEPSEEK_V3])
     cluster = Cluster(32, 1, 9)
@@ -24,7 +22,6 @@ def test_held_out_workloads_of_deepseek_v3(traces: Path) -> None:
     assert np.mean(gains) >= 0.05
 
 
-@pytest.mark.jit
 def test_next_windows_of_gpt_oss(traces: Path) -> None:
     windows = load_windows(traces, GPT_OSS)
     cluster = Cluster(8, 1, 5)

@@ -157,13 +157,11 @@ def swept(**options: Any) -> list[dict[str, Any]]:
     return [timeless(row.to_json()) for row in rows]
 
 
-@pytest.mark.jit
 @pytest.mark.parametrize("jobs", [None, 1, 2])
 def test_sweep_is_the_comparisons(expected: list[dict[str, Any]], jobs: int | None) -> None:
     assert swept(jobs=jobs) == expected
 
 
-@pytest.mark.jit
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("backend", ["multiprocessing", "threading"])
@@ -185,7 +183,6 @@ def dask() -> Iterator[Any]:
         yield client
 
 
-@pytest.mark.jit
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_sweep_on_a_dask_cluster(expected: list[dict[str, Any]], dask: Any) -> None:
     with joblib.parallel_config(backend="dask", scatter=[TRACE]):
@@ -204,7 +201,6 @@ def rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_gpus):
 """
 
 
-@pytest.mark.jit
 def test_files_are_loaded_where_the_work_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,6 @@ def peak(placement: Placement, window: int) -> float:
     return float(placement.gpu_load(LOADS[window]).max(axis=1).sum())
 
 
-@pytest.mark.jit
 @pytest.mark.parametrize("every", [1, 4])
 def test_moving_plans_afresh_once_and_then_from_what_runs(every: int) -> None:
     found = eplb.replay(TRACE, CLUSTER, "moving", every=every)
@@ -98,7 +97,6 @@ def net(found: Comparison, number: int, seconds: float) -> float:
     return float((SERVICE.expert_share * fall * seconds + time[0] - time[1]) / whole)
 
 
-@pytest.mark.jit
 @pytest.mark.parametrize("every", [1, 4])
 def test_net_benefit_is_what_peaks_save_less_what_transfers_cost(every: int) -> None:
     policies = ["deepseek", "contiguous", "eplb", "moving"]
@@ -144,7 +142,6 @@ def test_the_time_of_a_window_is_told_or_read() -> None:
     assert eplb.compare(TRACE, CLUSTER, "moving").scores[0].net is None
 
 
-@pytest.mark.jit
 def test_recorded_windows(traces: Path) -> None:
     """Moving little, every fourth window, nearly keeps the balance of planning afresh at each."""
     trace = LoadTrace(load_windows(traces, GPT_OSS)[:60])

@@ -290,7 +290,6 @@ def test_names_of_policies(tmp_path: Path) -> None:
         named_policies([str(tmp_path / "empty.py")])
 
 
-@pytest.mark.jit
 def test_on_recorded_windows_each_policy_gives_what_it_knows(traces: Path) -> None:
     trace = LoadTrace(load_windows(traces, GPT_OSS))
     cluster = Cluster(num_gpus=8, slots_per_gpu=5)

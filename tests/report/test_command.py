@@ -14,8 +14,6 @@ from report_traces import CLUSTER, HOSTILE, hostile_trace, small_trace
 
 import eplb
 
-pytestmark = pytest.mark.jit
-
 ON = ("--gpus", 8, "--nodes", 2, "--slots", 40)
 
 

@@ -18,8 +18,6 @@ from eplb.report import Figures, Missing, measure, render_page
 from eplb.report.curves import knee_of
 from eplb.report.sample import evenly
 
-pytestmark = pytest.mark.jit
-
 
 @pytest.fixture(scope="module")
 def trace() -> eplb.LoadTrace:

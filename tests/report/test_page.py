@@ -17,8 +17,6 @@ from eplb.errors import MissingExtraError
 from eplb.report import Figures, Missing, measure, print_report, render_page
 from eplb.report.story import tell
 
-pytestmark = pytest.mark.jit
-
 SECTIONS = ("balance", "heat", "hot", "time", "spare", "windows", "moves", "through", "drift")
 
 

@@ -5,6 +5,7 @@ import itertools
 import naive
 import naive_moves
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from solver.test_walk import held_by, sets_of, some_loads
@@ -12,6 +13,8 @@ from strategies import COMPILED
 
 from eplb.solver.adopt import _adopt_layers, homes
 from eplb.solver.match import _keep_slots, name_gpus
+
+pytestmark = pytest.mark.oracle
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -10,6 +10,8 @@ from strategies import Cell, cells, layer_loads
 from eplb import LoadsError, plan
 from eplb.solver.bounds import lower_bound
 
+pytestmark = pytest.mark.oracle
+
 
 @given(st.data())
 def test_bound_is_never_above_the_optimum(data: st.DataObject) -> None:

@@ -16,6 +16,8 @@ from eplb.solver.kicks import _kick_and_descend
 from eplb.solver.packing import F64, I64
 from eplb.solver.spread import _spread
 
+pytestmark = pytest.mark.oracle
+
 
 class Layer(NamedTuple):
     """Loads [E, T] of one layer, replicas [E] that fill the slots, and windows' weights [T]."""

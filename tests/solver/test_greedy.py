@@ -15,6 +15,8 @@ from strategies import Cell, cells, grouped_cells
 from eplb import Cluster, LoadsError, Placement
 from eplb.solver.greedy import greedy
 
+pytestmark = pytest.mark.oracle
+
 
 def packed(loads: list[float], num_packs: int) -> list[list[int]]:
     """Heaviest first onto the lightest pack with room."""

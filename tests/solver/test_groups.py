@@ -10,6 +10,8 @@ from strategies import layer_loads
 from eplb import LoadsError
 from eplb.solver.groups import place_groups
 
+pytestmark = pytest.mark.oracle
+
 
 @given(st.data())
 def test_busiest_node_is_the_lightest_possible(data: st.DataObject) -> None:

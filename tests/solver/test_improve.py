@@ -14,6 +14,8 @@ from eplb import Cluster, Placement, plan
 from eplb.solver.pack import pack
 from eplb.solver.replicate import replicate
 
+pytestmark = pytest.mark.oracle
+
 
 def small_layers(number: int) -> Iterator[tuple[NDArray[np.float64], Cluster]]:
     """Random layers of up to 8 experts in up to 12 slots, with a GPU's worth of experts or more."""

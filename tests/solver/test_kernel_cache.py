@@ -22,8 +22,6 @@ import eplb
 from eplb import solver
 from eplb.solver import jit
 
-pytestmark = pytest.mark.jit
-
 MODULES = {
     "far": '"""Far."""\n\nSTEP = 1\n',
     "near": """

@@ -12,6 +12,8 @@ from eplb import LoadsError
 from eplb.solver.pack import pack
 from eplb.solver.replicate import replicate
 
+pytestmark = pytest.mark.oracle
+
 
 def on_gpus(phy2log: NDArray[np.int64], num_gpus: int) -> list[list[int]]:
     """The experts of each GPU of one layer."""

@@ -10,6 +10,8 @@ from strategies import layer_loads, loads
 from eplb import LoadsError
 from eplb.solver.replicate import replicate
 
+pytestmark = pytest.mark.oracle
+
 
 @given(st.data())
 def test_counts_are_those_of_the_plain_method(data: st.DataObject) -> None:

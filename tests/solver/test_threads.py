@@ -150,7 +150,6 @@ for number in range(150):
 """
 
 
-@pytest.mark.jit
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
 def test_limits_of_processes() -> None:
     done = subprocess.run(

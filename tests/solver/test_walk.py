@@ -21,6 +21,8 @@ from eplb.solver.walk import (
     _walk_layers,
 )
 
+pytestmark = pytest.mark.oracle
+
 NEAR = 1e-9
 seeds = st.integers(0, 2**32 - 1)
 

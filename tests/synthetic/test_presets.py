@@ -144,7 +144,7 @@ def replay(preset: str) -> dict[tuple[int, int], float]:
     return found
 
 
-@pytest.mark.jit
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("preset", "dataset"),
     [

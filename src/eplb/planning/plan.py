@@ -63,7 +63,7 @@ def plan(
 
     Layers are planned on their own. For one window: replicas by Adams' apportionment, packed by the
     balanced largest differencing method, then improved by swaps until the busiest GPU is within
-    0.04 % of a proven lower bound; where swaps end further than 0.1 % from it, by a search over
+    0.04 % of a proven lower bound; where swaps end further than 0.15 % from it, by a search over
     replica counts and hand-overs of slots, until a fixed amount of work is spent. For several
     windows the expected peak is lowered: each is scaled to the same total, replicas go by the mean
     load and its standard deviation, are spread so that loads of a GPU add up evenly in every

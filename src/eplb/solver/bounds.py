@@ -29,6 +29,8 @@ _PRICE_STEPS = 7
 """Halvings of the interval of p."""
 _PEAK_STEPS = 10
 """Halvings of the interval in which the bound lies."""
+_SMALLEST = 1e-280
+"""A peak below this is left alone: a reciprocal of what it is divided into may overflow."""
 
 
 def lower_bound(loads: ArrayLike, num_gpus: int, slots_per_gpu: int) -> F64:
@@ -98,10 +100,11 @@ def _company_bound(
 
     `peak` is a peak that some plan has; `counts` [3, E] is scratch.
     """
-    if slots_per_gpu < 2 or bound <= 0.0:
+    if slots_per_gpu < 2 or bound < _SMALLEST:
         return bound
     for i in range(_THRESHOLDS):
-        ratio = 1.0 - 0.5 * i / _THRESHOLDS
+        # Far apart first: once the best is near, the others fail at their first test.
+        ratio = 1.0 - 0.5 * _reversed_bits(i, _THRESHOLDS) / _THRESHOLDS
         # Where this threshold proves nothing just above the bound, it proves nothing at all.
         proven = bound * 1.001
         if not _impossible(weight, num_gpus, slots_per_gpu, proven, ratio, counts):
@@ -118,13 +121,24 @@ def _company_bound(
 
 
 @inner
+def _reversed_bits(number: int, end: int) -> int:
+    """The number with its bits in reverse, for numbers below `end`, a power of 2."""
+    found = 0
+    while end > 1:
+        found = 2 * found + number % 2
+        number //= 2
+        end //= 2
+    return found
+
+
+@inner
 def _impossible(
     weight: F64, num_gpus: int, slots_per_gpu: int, peak: float, ratio: float, counts: I64
 ) -> bool:
     """Whether the threshold `ratio` * `peak` proves that no plan has this peak.
 
-    Fills `counts`: the least replicas with which an expert's are large, neither, or small; 0 for
-    those that cannot be.
+    Fills `counts` for the experts that one replica does not make small: the least replicas with
+    which an expert's are large, neither, or small; 0 for those that cannot be.
     """
     num_experts = weight.shape[0]
     num_slots = num_gpus * slots_per_gpu
@@ -133,39 +147,53 @@ def _impossible(
     fits = peak * (1.0 + 1e-12)
     large = peak * ratio
     small = fits - large
+    # Products, as quotients take half of the time; what they round is far below 1e-12.
+    per_fits, per_large, per_small = 1.0 / fits, 1.0 / large, 1.0 / small
+    num_small, num = 0, 0
     for expert in range(num_experts):
         load = weight[expert]
-        count = max(np.int64(np.ceil(load / fits)), np.int64(1))
-        counts[0, expert] = count if load >= large * count else 0
-        count = max(count, np.int64(load / large) + 1)
-        counts[1, expert] = count if load > small * count else 0
+        if load <= small:
+            num_small += 1  # one small replica is the cheapest at every price
+            continue
+        count = max(np.int64(np.ceil(load * per_fits)), np.int64(1))
+        counts[0, num] = count if load >= large * count else 0
+        count = max(count, np.int64(load * per_large) + 1)
+        counts[1, num] = count if load > small * count else 0
         count = num_slots + 1
         if load <= small * most:
-            count = max(np.int64(np.ceil(load / small)), np.int64(1))
-        counts[2, expert] = count if count <= most else 0
+            count = np.int64(np.ceil(load * per_small))
+        counts[2, num] = count if count <= most else 0
+        num += 1
+    needed = num_slots * (1.0 + 1e-9)
     lower, upper = 0.0, 1.0
     for _ in range(_PRICE_STEPS):
         price = 0.5 * (lower + upper)
-        weighed = 0.0
-        slope = 0.0
-        for expert in range(num_experts):
+        # What all replicas weigh is `weighed + slope * price` around here.
+        weighed, slope = num_small, -num_small
+        for i in range(num):
             least = np.inf
-            rate = 0.0
-            if counts[0, expert] > 0:
-                rate = counts[0, expert] * (slots_per_gpu - 1.0)
-                least = counts[0, expert] + rate * price
-            if counts[1, expert] > 0 and counts[1, expert] < least:
-                least = float(counts[1, expert])
-                rate = 0.0
-            if counts[2, expert] > 0 and counts[2, expert] * (1.0 - price) < least:
-                least = counts[2, expert] * (1.0 - price)
-                rate = -float(counts[2, expert])
-            weighed += least
+            count, rate = 0, 0
+            if counts[0, i] > 0:
+                count, rate = counts[0, i], counts[0, i] * (slots_per_gpu - 1)
+                least = count + rate * price
+            if counts[1, i] > 0 and counts[1, i] < least:
+                count, rate = counts[1, i], 0
+                least = float(count)
+            if counts[2, i] > 0 and counts[2, i] * (1.0 - price) < least:
+                count, rate = counts[2, i], -counts[2, i]
+                least = count * (1.0 - price)
+            if least == np.inf:
+                return True
+            weighed += count
             slope += rate
-        if weighed > num_slots * (1.0 + 1e-9):
+        if weighed + slope * price > needed:
             return True
-        if slope > 0.0:
+        if slope > 0:
             lower = price
         else:
             upper = price
+        # The least weight is concave in the price: it stays under this line up to the interval's
+        # far end.
+        if weighed + slope * (upper if slope > 0 else lower) <= needed:
+            return False
     return False

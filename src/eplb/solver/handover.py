@@ -25,6 +25,10 @@ _WORK = 200_000
 _FEWEST_STEPS = 8
 """Where the work allows fewer steps than this, they would change little: none is made."""
 
+_PATIENCE = 2
+"""The search ends when one part of so many of all its steps has brought no new best
+(docs/experiments.md, replica counts)."""
+
 _NONE, _SWAP, _GIVE, _TAKE = -1, 0, 1, 2
 
 
@@ -49,8 +53,10 @@ def _search(packing: Packing, bound: float, enough: float, scratch: SearchScratc
     scratch.step[0] += LONGEST_BAR  # no bar of the layer before holds
     lowest = _peak(load)
     target = bound + _AIM * (lowest - bound)
-    for step in range(_affordable_steps(num_experts, num_gpus, slots_per_gpu)):
-        if lowest <= enough:
+    steps = _affordable_steps(num_experts, num_gpus, slots_per_gpu)
+    last_best = 0
+    for step in range(steps):
+        if lowest <= enough or step - last_best > steps // _PATIENCE:
             break
         scratch.step[0] += 1
         _weigh(packing, target, scratch)
@@ -61,6 +67,7 @@ def _search(packing: Packing, bound: float, enough: float, scratch: SearchScratc
         peak = _peak(load)
         if peak < lowest * (1.0 - 1e-12):
             lowest = peak
+            last_best = step
             target = bound + _AIM * (lowest - bound)
             for gpu in range(num_gpus):
                 for slot in range(slots_per_gpu):

@@ -12,16 +12,16 @@ from eplb.solver.handover import _affordable_steps, _search
 from eplb.solver.jit import inner, kernel
 from eplb.solver.layers import NEAR_ENOUGH, _peak_of
 from eplb.solver.order import HISTOGRAM
-from eplb.solver.pack import _new_pack_scratch, _rank
+from eplb.solver.pack import _least_peak_of_pairs, _new_pack_scratch, _rank
 from eplb.solver.packing import F64, I64, Packing, _new_packing, _new_search_scratch
 from eplb.solver.recount import _recount
 from eplb.solver.swap import _descend
 
 __all__ = ["FEW_SLOTS", "WORTH_A_SEARCH"]
 
-WORTH_A_SEARCH = 1e-3
+WORTH_A_SEARCH = 1.5e-3
 """Peak over bound, less 1, from which a layer is searched: the search takes many times as long as
-all before, and gains little below that."""
+all before, and gains little below that (docs/experiments.md, replica counts)."""
 
 FEW_SLOTS = 0.01
 """Peak over bound, less 1, from which replica counts are searched."""
@@ -57,7 +57,7 @@ def _recount_layers(
             bound = max(bound, bounds[layer])
             enough = bound * (1.0 + NEAR_ENOUGH)
             _recount(weight, count, bound, enough, packing, order, spare[0], pack_scratch)
-            _descend(packing, enough, scratch)
+            _descend(packing, max(enough, _least_peak_of_pairs(packing)), scratch)
             _put_back(packing, order, experts, slots)
         peak = _peak_of(loads[layer], phy2log[layer], slots_per_gpu, count, share)
         if peak < peaks[layer]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from eplb.solver.jit import inner, kernel
-from eplb.solver.pack import _new_pack_scratch, _pack, _rank
+from eplb.solver.pack import _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
 from eplb.solver.packing import F64, I64, _new_packing, _new_search_scratch
 from eplb.solver.replicate import _replicate
 from eplb.solver.swap import _descend
@@ -12,6 +12,9 @@ __all__ = ["NEAR_ENOUGH"]
 
 NEAR_ENOUGH = 4e-4
 """Peak over bound, less 1, at which a layer is done: past that, time is worth more."""
+NEAR_ENOUGH_WITHOUT_SPARE = 3e-5
+"""The same where every expert has one replica: only swaps are left, and they are quick
+(docs/experiments.md, swaps)."""
 
 
 @kernel
@@ -75,7 +78,9 @@ def _plan_layers(
             _rank(local, count, packing, order, spare, pack_scratch.histogram)
             _pack(packing, pack_scratch)
             node_bound = max(node_total / gpus_per_node, packing.share[0])
-            _descend(packing, max(bound, node_bound) * (1.0 + NEAR_ENOUGH), search_scratch)
+            near = NEAR_ENOUGH if slots_per_node > experts_per_node else NEAR_ENOUGH_WITHOUT_SPARE
+            target = max(bound, node_bound) * (1.0 + near)
+            _descend(packing, max(target, _least_peak_of_pairs(packing)), search_scratch)
             if num_nodes == 1:
                 bound = node_bound
             for gpu in range(gpus_per_node):

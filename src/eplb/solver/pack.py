@@ -191,6 +191,34 @@ def _pack(packing: Packing, scratch: PackScratch) -> None:
 
 
 @inner
+def _least_peak_of_pairs(packing: Packing) -> float:
+    """Least peak of any packing of these replicas where a GPU has two slots, otherwise 0.
+
+    The replica that is i-th from the top stands beside the one that is i-th from the bottom: some
+    GPU of any packing has one of the i largest beside one that is no smaller than that.
+    """
+    if packing.slots.shape[1] != 2:
+        return 0.0
+    peak = 0.0
+    top, bottom = 0, packing.share.shape[0] - 1
+    top_left, bottom_left = packing.copies[top], packing.copies[bottom]
+    while top < bottom:
+        peak = max(peak, packing.share[top] + packing.share[bottom])
+        pairs = min(top_left, bottom_left)
+        top_left -= pairs
+        bottom_left -= pairs
+        if top_left == 0:
+            top += 1
+            top_left = packing.copies[top]
+        if bottom_left == 0:
+            bottom -= 1
+            bottom_left = packing.copies[bottom]
+    if top == bottom and min(top_left, bottom_left) > 1:
+        peak = max(peak, 2.0 * packing.share[top])
+    return peak
+
+
+@inner
 def _widest_two(spread: F64, alive: I64, num_rows: int) -> tuple[int, int]:
     """Places in `alive`, in order, of the two rows with the largest spread, ties to the first."""
     widest = 0

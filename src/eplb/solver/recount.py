@@ -5,6 +5,11 @@ pack best: with two slots, what matters is which replica stands beside which. Ea
 the busiest GPU. It gives one of its experts a replica more, from those that lose least by it, or
 one replica fewer, in favour of the experts with the largest replicas; each candidate is packed
 anew, and the first that lowers the excess above a target is kept.
+
+With two slots on a GPU no packing has less excess than the pairs of the largest replica with the
+smallest, the second largest with the second smallest and so on: the excess is convex in the loads,
+and the loads of any other pairs are more spread out. So a candidate whose pairs are no better is
+passed over without packing it.
 """
 
 import numpy as np
@@ -16,9 +21,14 @@ from eplb.solver.packing import F64, I64, Packing, _excess, _peak
 __all__: list[str] = []
 
 _WIDTH = 8
-"""Experts that are tried on the other side of a hand-over."""
-_WORK = 200_000
+"""Experts that are tried on the other side of a hand-over, or more where trying is cheap."""
+_WIDE = 8
+"""With two slots on a GPU, all tries of a step may take one part of so many of the work
+(docs/experiments.md, replica counts)."""
+_WORK = 400_000
 """Replicas and experts handled, for one layer."""
+_PACKING = 8
+"""How often packing handles each of them; measured against writing them down once."""
 _AIM = 0.25
 """The target, as a share of the way from the bound to the peak."""
 
@@ -39,35 +49,95 @@ def _recount(
     `packing` and `order` hold the packing of the final counts.
     """
     work = _WORK
-    num_gpus = packing.load.shape[0]
+    num_gpus, slots_per_gpu = packing.slots.shape
     num_experts = weight.shape[0]
+    num_replicas = packing.gpu_of.shape[0]
     peak = _packed(weight, count, packing, order, spare, scratch)
-    givers = np.empty(2 * _WIDTH * packing.slots.shape[1], np.int64)
+    width = _WIDTH
+    if slots_per_gpu == 2:
+        wide = _WORK // (_WIDE * 2 * slots_per_gpu * (num_experts + num_replicas))
+        width = min(num_experts, max(_WIDTH, wide))
+    givers = np.empty(2 * width * slots_per_gpu, np.int64)
     receivers = np.empty_like(givers)
     key = np.empty(num_experts)
-    once = 4 * (num_experts + packing.gpu_of.shape[0])
+    rank_of = np.empty(num_experts, np.int64)
+    replicas = np.empty(num_replicas)
+    pairs = slots_per_gpu == 2
     better = True
     while better and peak > enough and work > 0:
         better = False
         target = bound + _AIM * (peak - bound)
-        excess = _total_excess(packing.load, target)
-        num = _candidates(weight, count, num_gpus, packing, order, key, givers, receivers)
+        least = _total_excess(packing.load, target) * (1.0 - 1e-9)
+        num = _candidates(weight, count, num_gpus, packing, order, key, width, givers, receivers)
+        for rank in range(num_experts):
+            rank_of[order[rank]] = rank
         for i in range(num):
-            work -= once
-            count[givers[i]] -= 1
-            count[receivers[i]] += 1
+            if work <= 0:
+                break
+            giver, receiver = givers[i], receivers[i]
+            if pairs:
+                work -= num_experts + num_replicas
+                _hand_over(packing, rank_of[giver], rank_of[receiver], replicas)
+                if _excess_of_pairs(replicas, target, least) >= least:
+                    continue
+            work -= _PACKING * (num_experts + num_replicas)
+            count[giver] -= 1
+            count[receiver] += 1
             new_peak = _packed(weight, count, packing, order, spare, scratch)
-            if _total_excess(packing.load, target) < excess * (1.0 - 1e-9):
+            if _total_excess(packing.load, target) < least:
                 better = True
                 peak = new_peak
                 break
-            count[givers[i]] += 1
-            count[receivers[i]] -= 1
-            if work <= 0:
-                break
+            count[giver] += 1
+            count[receiver] -= 1
+            if pairs:  # the next hand-over starts from this packing
+                _packed(weight, count, packing, order, spare, scratch)
         if not better:
             peak = _packed(weight, count, packing, order, spare, scratch)
     return peak
+
+
+@inner
+def _hand_over(packing: Packing, giver: int, receiver: int, replicas: F64) -> None:
+    """Write the loads of all `replicas` [P], falling, as one slot goes from the expert of one rank
+    to that of another; the packing stays as it is.
+    """
+    number, next_number = packing.copies[giver] - 1, packing.copies[receiver] + 1
+    load, next_load = packing.weight[giver] / number, packing.weight[receiver] / next_number
+    if next_load > load:
+        number, load, next_number, next_load = next_number, next_load, number, load
+    end = 0
+    for rank in range(packing.share.shape[0]):
+        share = packing.share[rank]
+        while number > 0 and share <= load:
+            end = _append(replicas, end, load, number)
+            number, load, next_number = next_number, next_load, 0
+        if rank not in (giver, receiver):
+            end = _append(replicas, end, share, packing.copies[rank])
+    end = _append(replicas, end, load, number)
+    _append(replicas, end, next_load, next_number)
+
+
+@inner
+def _append(replicas: F64, end: int, load: float, number: int) -> int:
+    """Write a number of replicas of one load at `end`; return the new end."""
+    for i in range(end, end + number):
+        replicas[i] = load
+    return end + number
+
+
+@inner
+def _excess_of_pairs(replicas: F64, target: float, enough: float) -> float:
+    """Least excess over any packing of `replicas` [P], falling, in pairs; `enough` or more is not
+    counted to its end.
+    """
+    total = 0.0
+    last = replicas.shape[0] - 1
+    for i in range(replicas.shape[0] // 2):
+        total += _excess(replicas[i] + replicas[last - i] - target)
+        if total >= enough:
+            break
+    return total
 
 
 @inner
@@ -97,13 +167,14 @@ def _candidates(
     packing: Packing,
     order: I64,
     key: F64,
+    width: int,
     givers: I64,
     receivers: I64,
 ) -> int:
     """Write the hand-overs to try, most promising first, as experts; return how many.
 
-    The busiest GPU's experts each receive from the `_WIDTH` experts whose replicas stay smallest
-    with one fewer, and give to the `_WIDTH` with the largest replicas.
+    The busiest GPU's experts each receive from the `width` experts whose replicas stay smallest
+    with one fewer, and give to the `width` with the largest replicas.
     """
     num_experts = weight.shape[0]
     busiest = 0
@@ -113,7 +184,7 @@ def _candidates(
     for expert in range(num_experts):
         key[expert] = weight[expert] / (count[expert] - 1) if count[expert] > 1 else np.inf
     num = 0
-    for width in range(_WIDTH):
+    for place in range(width):
         giver = 0
         for expert in range(1, num_experts):
             if key[expert] < key[giver]:
@@ -126,8 +197,8 @@ def _candidates(
                 givers[num] = giver
                 receivers[num] = expert
                 num += 1
-            if width < num_experts and count[expert] > 1:
-                receiver = order[width]
+            if place < num_experts and count[expert] > 1:
+                receiver = order[place]
                 if receiver != expert and count[receiver] < max_copies:
                     givers[num] = expert
                     receivers[num] = receiver

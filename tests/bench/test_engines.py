@@ -3,6 +3,8 @@
 import pytest
 from engines import Row, judge
 
+pytestmark = pytest.mark.long
+
 OURS = Row("noise", "vLLM", "eplb", 0.97, 0.01, 5.0)
 THEIRS = Row("noise", "vLLM", "its own", 0.96, 0.9, 9.0)
 TIMES = {"its own": 16.0, "one": 2.0, "eight": 16.0}

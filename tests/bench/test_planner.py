@@ -15,7 +15,7 @@ from recorded import ROOT
 
 import eplb
 
-pytestmark = pytest.mark.jit
+pytestmark = pytest.mark.long
 
 FLAT, GROUPED = "3x8:16/4", "2x8:16/4:4/2"
 

@@ -18,7 +18,7 @@ from eplb.planning.forecast import Mean, Recent
 from eplb.replaying.policies import Forecasted
 
 pytest.importorskip("matplotlib", reason="figures are drawn by matplotlib, which dev installs")
-pytestmark = pytest.mark.jit
+pytestmark = pytest.mark.long
 
 WINDOWS = 68
 RECORDED = study_loads.GPT_OSS

@@ -7,13 +7,13 @@ from pathlib import Path
 import moves_peers
 import numpy as np
 import pytest
-from test_bench_replay import run
+from command_line import run_script
 
 import eplb
 from eplb import Cluster, Placement
 from eplb.synthetic import deepseek_v3
 
-pytestmark = pytest.mark.jit
+pytestmark = pytest.mark.long
 
 CLUSTER = Cluster(8, 1, 5)
 PEERS = {
@@ -77,7 +77,7 @@ def test_the_best_within_some_moves() -> None:
 
 def test_a_run_beside_peers(peers: Path) -> None:
     more = ("--peer", "keeps.py", "--peer", "fails.py", "--json")
-    done = run("moves.py", "--only", "peers", *more, cwd=peers)
+    done = run_script("moves.py", "--only", "peers", *more, cwd=peers)
     assert done.returncode == 0, done.stderr
     bars = json.loads(done.stdout)["bars"]
     assert len(bars) == 4 * 5
@@ -88,13 +88,15 @@ def test_a_run_beside_peers(peers: Path) -> None:
         if who == "fails":
             assert not bar["met"]
             assert "ZeroDivisionError: by zero" in bar["found"]
-    done = run("moves.py", "--only", "peers", "--peer", "fails.py", "--check", cwd=peers)
+    done = run_script("moves.py", "--only", "peers", "--peer", "fails.py", "--check", cwd=peers)
     assert done.returncode == 1
     assert "MISSED" in done.stdout
 
 
 def test_windows_and_wrong_arguments(peers: Path) -> None:
-    done = run("moves.py", "--only", "windows", "--windows", 9, "--json", "--check", cwd=peers)
+    done = run_script(
+        "moves.py", "--only", "windows", "--windows", 9, "--json", "--check", cwd=peers
+    )
     assert done.returncode == 0, done.stderr
     found = [bar["found"] for bar in json.loads(done.stdout)["bars"]]
     trace = eplb.synthetic.trace("gpt-oss-20b", num_windows=9, tokens_per_window=2048)
@@ -109,6 +111,6 @@ def test_windows_and_wrong_arguments(peers: Path) -> None:
         (("--traces", "none", "--only", "moves"), "does not exist"),
         (("--windows", "0"), "'0' is not a whole number of 1 or more"),
     ):
-        done = run("moves.py", *wrong, cwd=peers)
+        done = run_script("moves.py", *wrong, cwd=peers)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert message in done.stderr

@@ -19,7 +19,7 @@ import eplb
 from eplb import Cluster
 from eplb.solver.greedy import greedy
 
-pytestmark = pytest.mark.jit
+pytestmark = pytest.mark.long
 
 # Wants windows of one total, and puts the first window's experts in the order of their loads.
 TAKES_WINDOWS = """

@@ -1,37 +1,21 @@
 """The field's benchmark and that of replays: their scores, their tables, wrong arguments."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import adrs
 import numpy as np
 import pytest
 import torch
-from recorded import ROOT
+from command_line import run_script
 
 import eplb
 from eplb import Cluster, Placement
 from eplb.balance import balancedness
 from eplb.synthetic import deepseek_v3
 
-BENCH = ROOT / "bench"
-
-import adrs  # noqa: E402
-
-pytestmark = pytest.mark.jit
-
-
-def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(BENCH / script), *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+pytestmark = pytest.mark.long
 
 
 def test_scores_are_the_formulas() -> None:
@@ -86,13 +70,13 @@ def test_adrs_on_a_file_beside_peers(tmp_path: Path) -> None:
     steps = [{"logical_expert_load": deepseek_v3(seed=seed)[:2].tolist()} for seed in range(5)]
     (tmp_path / "expert-load.json").write_text(json.dumps({"load_history": steps}))
     arguments = ("--loads", "expert-load.json", "--steps", 2)
-    done = run("adrs.py", *arguments, "--peer", "good.py", "--json", cwd=tmp_path)
+    done = run_script("adrs.py", *arguments, "--peer", "good.py", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     ours, peer = told["results"]
     assert (told["windows"], ours["who"], peer["who"]) == (3, "eplb", "good")
     assert ours["balancedness_gpu"] == peer["balancedness_gpu"]
-    done = run("adrs.py", *arguments, "--peer", "bad.py", cwd=tmp_path)
+    done = run_script("adrs.py", *arguments, "--peer", "bad.py", cwd=tmp_path)
     assert done.returncode == 1
     assert "ZeroDivisionError: by zero" in done.stdout
     for wrong, message in (
@@ -101,7 +85,7 @@ def test_adrs_on_a_file_beside_peers(tmp_path: Path) -> None:
         (("--peer", "none.py"), "none.py: there is no such file"),
         (("--windows", "0"), "'0' is not a whole number of 1 or more"),
     ):
-        done = run("adrs.py", *wrong, cwd=tmp_path)
+        done = run_script("adrs.py", *wrong, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert message in done.stderr
 
@@ -109,10 +93,10 @@ def test_adrs_on_a_file_beside_peers(tmp_path: Path) -> None:
 def test_replays_are_timed_beside_each_other(tmp_path: Path) -> None:
     (tmp_path / "good.py").write_text(PEERS["good.py"])
     arguments = ("--only", "replay", "--windows", 6)
-    done = run("replay.py", *arguments, "--peer", "good.py", "--json", cwd=tmp_path)
+    done = run_script("replay.py", *arguments, "--peer", "good.py", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     bars = json.loads(done.stdout)["bars"]
     names = ("mean", "eplb", "seed", "deepseek", "good")
     assert [bar["what"].split(", ")[-1] for bar in bars] == list(names)
-    done = run("replay.py", *arguments, "--peer", "none.py", cwd=tmp_path)
+    done = run_script("replay.py", *arguments, "--peer", "none.py", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -19,7 +19,7 @@ import score
 import small
 import startup
 
-pytestmark = pytest.mark.jit
+pytestmark = pytest.mark.long
 
 
 def test_cells_are_chosen_by_name_and_glob() -> None:
@@ -33,6 +33,22 @@ def test_cells_are_chosen_by_name_and_glob() -> None:
     last = chosen[-1]
     assert last.loads.shape == (58, 256)
     assert (last.num_slots, last.num_gpus, last.num_groups, last.num_nodes) == (288, 32, 8, 4)
+
+
+def test_counts_of_a_spread() -> None:
+    even, wide = cells.custom("40x64:96/8@0.1").loads, cells.custom("40x64:96/8@1.0").loads
+    np.testing.assert_array_equal(even, even.round())
+    assert even.sum(axis=1) == pytest.approx(500_000, rel=0.01)
+    # From layer to layer the spread differs, by a factor of 0.7 to 1.3.
+    for loads, spread in ((even, 0.1), (wide, 1.0)):
+        spreads = np.log(loads).std(axis=1) / spread
+        assert 0.5 < spreads.min() < 0.8
+        assert 1.2 < spreads.max() < 1.6
+
+
+def test_a_spread_too_wide_is_refused() -> None:
+    with pytest.raises(ValueError, match="give a spread of at most 10"):
+        cells.custom("2x8:12/4@10.5")
 
 
 def test_recorded_loads_lose_their_empty_layers(tmp_path: Path) -> None:
@@ -185,6 +201,25 @@ def good_report() -> report.Report:
     layers = small.Small(500, 0.95, 0.9, 0.05, 0, 0, 196.666, 196.666)
     return report.Report(machine, ["seed"], [cell], [growth], layers,
                          startup.Startup(0.1, (), 1.0, 1.0, 20.0, 20.0, 20.0, 0.1))  # fmt: skip
+
+
+def over_spreads(ours: float, seed: float) -> report.Report:
+    """A report of the cell with no spare slot alone, at every spread."""
+    good = good_report()
+    rows = [
+        replace(row, balancedness=balancedness)
+        for row, balancedness in zip(good.cells[0].rows, (ours, seed), strict=True)
+    ]
+    made = [replace(good.cells[0], name=f"36x128:128/8@{at}", rows=rows) for at in cells.SPREADS]
+    return replace(good, cells=made)
+
+
+def test_balancedness_over_spreads_is_judged_where_all_are_there() -> None:
+    what = "balancedness, 36x128:128/8, mean over spreads"
+    for ours, met in ((0.99960, True), (0.99959, False)):
+        found = over_spreads(ours, 0.99960)
+        assert [bar.met for bar in bars.judge(found) if bar.what == what] == [met]
+    assert what not in [bar.what for bar in bars.judge(replace(found, cells=found.cells[:2]))]
 
 
 @pytest.mark.parametrize(
