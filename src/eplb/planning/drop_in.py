@@ -35,8 +35,9 @@ def rebalance_experts(
     """
     from eplb.solver.maps import fill_log2phy
 
-    cluster = Cluster.with_slots(num_replicas, num_gpus, num_nodes)
-    placement = plan(check_loads(weight), cluster, num_groups=num_groups).placement
+    loads = check_loads(weight)
+    cluster = Cluster.with_slots(num_replicas, num_gpus, num_nodes, num_experts=loads.shape[1])
+    placement = plan(loads, cluster, num_groups=num_groups).placement
     shape = (placement.num_layers, placement.num_experts)
     log2phy = np.empty((*shape, cluster.num_slots - placement.num_experts + 1), np.int64)
     fill_log2phy(placement.phy2log, log2phy)
