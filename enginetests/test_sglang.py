@@ -235,4 +235,4 @@ def test_it_starts_with_the_placement_of_our_file(
 def test_loud_when_on(hooked: None, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         register()
-    assert "plans expert placement in place of SGLang's algorithms" in caplog.text
+    assert "this planner replaces SGLang's algorithms" in caplog.text

@@ -88,7 +88,7 @@ def test_ranks_run_the_same_maps_and_hold_the_weights_that_these_say(tmp_path: P
     maps = np.array(said[0]["maps"])
     changed = (maps[1:] != maps[:-1]).any(axis=(1, 2)).sum()
     assert 0 < changed < len(maps) - 1  # when it rebalances, and only then
-    assert "plans expert placement in place of vLLM's policy" in ended[0][1]
+    assert "this planner replaces vLLM's policy" in ended[0][1]
 
 
 def test_maps_and_transfer_plans_are_made_of_our_answer(policy: Any, loads: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eplb import Cluster, ClusterError
-from eplb.cluster import nearest_multiples
+from eplb.cluster import check_shape, nearest_multiples
 
 
 def test_fields() -> None:
@@ -80,3 +80,21 @@ def test_slots_that_do_not_divide(numbers: tuple[Any, ...], message: str) -> Non
 )
 def test_nearest_multiples(value: int, divisor: int, text: str) -> None:
     assert nearest_multiples(value, divisor) == text
+
+
+@pytest.mark.parametrize(
+    ("slots", "gpus", "experts", "text"),
+    [
+        (256, 3, 256, "258"),
+        (160, 24, 160, "168"),
+        (257, 8, 257, "264"),
+        (100, 24, 160, "168"),
+        (290, 32, 256, "288 or 320"),
+    ],
+)
+def test_suggested_slots_hold_the_experts(slots: int, gpus: int, experts: int, text: str) -> None:
+    with pytest.raises(ClusterError, match=f"GPUs: {text} slots would$"):
+        Cluster.with_slots(slots, gpus, num_experts=experts)
+    for suggested in text.split(" or "):
+        cluster = Cluster.with_slots(int(suggested), gpus, num_experts=experts)
+        assert check_shape(experts, cluster, 1) == 1

@@ -304,7 +304,7 @@ def test_the_check_says_what_writing_would(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match="cannot be written"):
             write_text(tmp_path / name, "text")
     for name in ("file.json", "link.json"):
-        with pytest.raises(FormatError, match="it is what is read, and would be lost"):
+        with pytest.raises(FormatError, match="this is the input, which would be overwritten"):
             check_writable(tmp_path / name, file)
         check_writable(tmp_path / name, tmp_path / "other.json")
     check_writable(tmp_path / "new.json", file)

@@ -112,7 +112,7 @@ def test_windows_that_are_not_there() -> None:
     trace = LoadTrace(LOADS)
     with pytest.raises(LoadsError, match="a window's number is 4: give 0 to 3"):
         trace.pick([0, 4])
-    with pytest.raises(LoadsError, match="no window was asked for"):
+    with pytest.raises(LoadsError, match="no window is given"):
         trace.pick([])
     for size in (0, 5):
         with pytest.raises(LoadsError, match=f"windows to add up is {size}: give 1 to "):

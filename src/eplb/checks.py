@@ -1,7 +1,7 @@
-"""What a user gives by value: numbers, names and choices, checked in one place.
+"""Checks of the numbers, names and choices that a user gives, in one place.
 
-Each check returns what it was given, made plain, or raises an error of the project's own that names
-the value and what would do.
+Each check returns the value in plain form, or raises an error of the project's own that names the
+value and says which values are valid.
 """
 
 import math
@@ -146,7 +146,8 @@ def budget_from(text: str, name: str) -> Budget:
         share = math.nan
     if not given.endswith("%") or not 0.0 <= share <= 1.0:
         raise OptionError(
-            f'{name} is {text!r}: give a number, 0 or more, a share of the slots as "5%", or none'
+            f"{name} is {text!r}: give a number, 0 or more, a share of the slots "
+            'such as "5%", or none'
         )
     return Budget(share=share)
 
@@ -180,7 +181,7 @@ def find_named(
     close = get_close_matches(asked, plain, n=1, cutoff=0.5)
     nearest = f"the nearest is {plain[close[0]]!r}; " if close else ""
     raise OptionError(
-        f"no figures of the {what} {name!r} are known: {nearest}known are {', '.join(known)}; "
+        f"the {what} {name!r} is not known: {nearest}known are {', '.join(known)}; "
         f"for another, give {instead}"
     )
 

@@ -10,15 +10,15 @@ __all__ = ["Cluster", "check_shape", "nearest_multiples"]
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs (EP ranks) on nodes; slots are numbered GPU by GPU, GPUs node by node.
+    """GPUs (EP ranks) on nodes. Slots are numbered GPU by GPU, and GPUs node by node.
 
     Attributes:
         num_gpus: G, GPUs that share the experts of a layer.
-        num_nodes: N, nodes that they stand on, equally many on each.
+        num_nodes: N, nodes that hold the GPUs, equally many on each.
         slots_per_gpu: physical experts of one layer that a GPU holds.
 
     Raises:
-        ClusterError: a number below 1, or GPUs that the nodes do not divide.
+        ClusterError: a number is below 1, or the nodes do not divide the GPUs.
     """
 
     num_gpus: int
@@ -41,18 +41,27 @@ class Cluster:
         return self.num_gpus * self.slots_per_gpu
 
     @classmethod
-    def with_slots(cls, num_slots: int, num_gpus: int, num_nodes: int = 1) -> "Cluster":
+    def with_slots(
+        cls, num_slots: int, num_gpus: int, num_nodes: int = 1, *, num_experts: int = 1
+    ) -> "Cluster":
         """The cluster that has `num_slots` slots in all.
 
+        Args:
+            num_slots: P, slots of one layer on all GPUs, a multiple of `num_gpus`.
+            num_gpus: G, GPUs that share the experts of a layer.
+            num_nodes: N, nodes that hold the GPUs, equally many on each.
+            num_experts: E, experts of a layer. An error suggests only numbers of slots that can
+                hold them.
+
         Raises:
-            ClusterError: as for `Cluster`, or slots that the GPUs do not divide.
+            ClusterError: as for `Cluster`, or the GPUs do not divide the slots.
         """
         bare = cls(num_gpus, num_nodes, 1)
         slots = whole_number(num_slots, "the number of slots", error=ClusterError)
         if slots % bare.num_gpus:
             raise ClusterError(
                 f"{slots} slots do not divide over {bare.num_gpus} GPUs: "
-                f"{nearest_multiples(slots, bare.num_gpus)} slots would"
+                f"{nearest_multiples(slots, bare.num_gpus, num_experts)} slots would"
             )
         return cls(bare.num_gpus, bare.num_nodes, slots // bare.num_gpus)
 
@@ -79,7 +88,12 @@ def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
     return cluster.num_nodes if num_groups % cluster.num_nodes == 0 else 1
 
 
-def nearest_multiples(value: int, divisor: int) -> str:
-    """The multiples of `divisor` next to `value`, for a message: "288 or 320"."""
+def nearest_multiples(value: int, divisor: int, least: int = 1) -> str:
+    """The multiples of `divisor` nearest to `value` that are `least` or more, for a message:
+    "288 or 320".
+    """
     below = value // divisor * divisor
-    return f"{below} or {below + divisor}" if below else f"{divisor}"
+    first = -(-least // divisor) * divisor
+    if below >= first:
+        return f"{below} or {below + divisor}"
+    return str(max(first, below + divisor))

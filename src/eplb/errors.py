@@ -1,16 +1,16 @@
 """Every error that the project raises, so that one `except eplb.EplbError` catches them all.
 
     EplbError
-    ├── LoadsError          loads, or counts made from them, that cannot be planned (a ValueError)
+    ├── LoadsError          loads, or counts of them, that cannot be planned (a ValueError)
     ├── ClusterError        GPUs, nodes, slots and groups that do not fit together (a ValueError)
-    ├── PlacementError      a placement that no cluster could hold (a ValueError)
-    ├── FormatError         a file that is not what it claims to be (a ValueError)
-    ├── OptionError         a choice that there is not (a ValueError)
+    ├── PlacementError      an invalid placement (a ValueError)
+    ├── FormatError         a file that cannot be read as, or written in, a format (a ValueError)
+    ├── OptionError         an unknown or invalid option (a ValueError)
     ├── PolicyError         a policy that cannot be loaded, or that fails (a ValueError)
-    ├── UnsolvedError       no proven optimum within the time given (a RuntimeError)
-    └── MissingExtraError   a package that an optional part needs is not installed (an ImportError)
+    ├── UnsolvedError       no optimum was proven within the time limit (a RuntimeError)
+    └── MissingExtraError   an optional feature's package is not installed (an ImportError)
 
-Messages name the value and what would do.
+Messages name the value and say which values are valid.
 """
 
 __all__ = [
@@ -31,7 +31,7 @@ class EplbError(Exception):
 
 
 class LoadsError(EplbError, ValueError):
-    """Loads, or counts made from them, that cannot be planned."""
+    """Loads, or counts derived from them, that cannot be planned."""
 
 
 class ClusterError(EplbError, ValueError):
@@ -39,15 +39,15 @@ class ClusterError(EplbError, ValueError):
 
 
 class PlacementError(EplbError, ValueError):
-    """A placement that no cluster could hold."""
+    """An invalid placement, such as one that lacks an expert."""
 
 
 class FormatError(EplbError, ValueError):
-    """A file that is not what it claims to be."""
+    """A file that cannot be read as, or written in, a known format."""
 
 
 class OptionError(EplbError, ValueError):
-    """A choice that there is not."""
+    """An unknown or invalid option."""
 
 
 class PolicyError(EplbError, ValueError):
@@ -55,11 +55,11 @@ class PolicyError(EplbError, ValueError):
 
 
 class UnsolvedError(EplbError, RuntimeError):
-    """No proven optimum within the time given."""
+    """No optimum was proven within the time limit."""
 
 
 class MissingExtraError(EplbError, ImportError):
-    """A package that an optional part needs is not installed."""
+    """A package that an optional feature needs is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}: pip install 'eplb[{extra}]'")

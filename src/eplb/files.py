@@ -86,7 +86,7 @@ def check_writable(path: Path, source: Path | None = None) -> None:
             raise _refusal(path, "it is a folder")
         is_file = target.is_file()
         if is_file and source is not None and source.exists() and target.samefile(source):
-            raise FormatError(f"{path}: it is what is read, and would be lost")
+            raise FormatError(f"{path}: this is the input, which would be overwritten")
         _check_permission(target)
         if is_file or not target.exists():
             descriptor, name = _new_file(target.parent)

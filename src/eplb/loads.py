@@ -121,7 +121,7 @@ def check_weights(weights: Any, num_windows: int) -> NDArray[np.float64]:
             f"weights have shape {array.shape}: give one for each of {num_windows} windows"
         )
     if not (array.min() >= 0.0 and 0.0 < array.max() <= _LARGEST):
-        raise LoadsError("weights are to be 0 or more, finite, and one of them above 0")
+        raise LoadsError("weights must be finite, 0 or more, and not all 0")
     normal: NDArray[np.float64] = array / array.sum()
     return normal
 
@@ -253,7 +253,7 @@ class LoadTrace:
         wrong = [number for number in chosen if number not in numbers]
         if wrong or not chosen:
             what = f"window {wrong[0]}" if wrong else "no window"
-            raise LoadsError(f"{what} was asked for: there are 0 to {self.num_windows - 1}")
+            raise LoadsError(f"{what} is given: windows are numbered 0 to {self.num_windows - 1}")
         # Windows that follow each other are shared, not copied.
         steps = np.diff(chosen)
         rising = slice(chosen[0], chosen[-1] + 1) if (steps == 1).all() else chosen

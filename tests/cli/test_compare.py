@@ -349,7 +349,7 @@ def test_synthesized(tmp_path: Path) -> None:
         (["compare", "TRACE", "--gpus", 8, "-o", "no/a.csv"], "no/a.csv: there is no folder no"),
         (["compare", "TRACE", "--gpus", 8, "-o", "TRACE"], "TRACE: records end with .csv"),
         (["compare", "TRACE", "--gpus", 8, "-o", "/proc/x.csv"], "/proc/x.csv cannot be written"),
-        (["convert", "TRACE", "TRACE"], "TRACE: it is what is read, and would be lost"),
+        (["convert", "TRACE", "TRACE"], "TRACE: this is the input, which would be overwritten"),
         (["compare", "TRACE", "--gpus", 8, "--expert-bytes", 10**19], "expert_bytes is 1000000"),
         (["compare", "TRACE", "--gpus", 8, "--merge", 12], "the trace has 1 windows: to serve"),
         (
@@ -362,7 +362,7 @@ def test_synthesized(tmp_path: Path) -> None:
         (["sweep", "TRACE", "--gpus", 8, "--every", 0], "every is 0: give 1 or more"),
         (["sweep", "TRACE", "--gpus", 8, "--jobs", 0], "jobs is 0: give 1 or more"),
         (["convert", "TRACE", "a.txt"], "a.txt: the ending tells the format"),
-        (["synthesize", "gpt-5", "a.npz"], "no preset 'gpt-5': there are deepseek-v3"),
+        (["synthesize", "gpt-5", "a.npz"], "there is no preset 'gpt-5': give one of deepseek-v3"),
         (["synthesize", "gpt-oss-20b", "a.npz", "--windows", 0], "num_windows is 0"),
     ],
 )

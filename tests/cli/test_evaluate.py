@@ -178,9 +178,15 @@ def test_text_for_a_person(loads_file: Path, tmp_path: Path) -> None:
     said = " ".join(done.stdout.split())
     assert "4 MoE layers (and 2 with no load) of 256 experts in 288 slots on 32 GPUs" in said
     assert "on 4 nodes; 1 window" in said
-    for text in ("this placement", "a plan from it", "a plan afresh", "contiguous", "layer 5"):
+    for text in (
+        "this placement",
+        "a plan from it",
+        "a plan from scratch",
+        "contiguous",
+        "layer 5",
+    ):
         assert text in said
-    assert "made from the one window that they are scored on" in said
+    assert "scored on the one window that they were computed from" in said
     assert "0 (0.0%)" in said
 
 
@@ -195,9 +201,10 @@ def test_several_windows_and_duplicates(tmp_path: Path) -> None:
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert "On the last 30 windows, a plan from it for the 30 windows before gives" in said
+    assert "On the last 30 windows, this placement gives" in said
+    assert "and a plan from it for the 30 windows before gives" in said
     assert "± is half a 95 % confidence interval." in said
-    assert "6 slots hold an expert that another slot of the GPU holds too" in said
+    assert "6 slots hold an expert that its GPU already holds" in said
     merged = json.loads(run(*arguments, "--merge", 30, "--json").stdout)
     assert merged["windows"] == 2
     wanted = placement.balancedness(trace.merged(30).loads)
@@ -207,7 +214,7 @@ def test_several_windows_and_duplicates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to", "ascend"], "--to says how a placement is written: give --output too"),
+        (["--to", "ascend"], "--to is the format of the file of --output: give --output too"),
         (["--to", "ascend", "-o", "p.yaml"], "p.yaml: a placement for ascend ends with .json"),
         (["--first-layer", "-1", "-o", "p.json"], "--first-layer is -1: give 0 to 9999"),
     ],

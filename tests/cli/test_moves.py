@@ -76,7 +76,7 @@ def test_plan_keeps_to_the_budget_and_says_what_moves(call: Call) -> None:
     assert code == 0
     few = eplb.plan(loads[0], CLUSTER, current=old, max_moves=6)
     share = f"{few.moves} experts ({few.moves / MOE_SLOTS:.2%} of 120 slots)"
-    assert f"GPUs receive {share}; experts that stay on a GPU keep their slot." in out
+    assert f"GPUs receive {share}. Experts that stay on a GPU keep their slot." in out
     code, out, _ = call(*arguments, "--move-cost", 1e9, "--json")
     assert (code, json.loads(out)["moves"]) == (0, 0)
 
@@ -109,7 +109,7 @@ def test_frontier_is_the_function(call: Call) -> None:
     assert figures["points"][-1]["moved"] == wanted.moves[-1] / MOE_SLOTS
     code, out, _ = call(*arguments, "--points", 7)
     assert f"{wanted.balancedness[-1]:.4f}" in out
-    assert "of slots gives 95% of what can be gained" in " ".join(out.split())
+    assert "of slots gives 95% of the possible gain" in " ".join(out.split())
     code, out, _ = call("frontier", "same.npz", "--current", "old.json", "--gpus", 8)
     assert code == 0
 
@@ -161,7 +161,7 @@ def test_decide_waits_with_status_0_and_writes_nothing(call: Call) -> None:
     arguments = ("decide", "same.npz", "--current", "old.json", "--gpus", 8, *SERVICE)
     code, out, err = call(*arguments, "--seconds", 1e-6, "-o", "go.json")
     assert code == 0, err
-    assert "Wait: no expert would gain 2 times what its move costs" in " ".join(out.split())
+    assert "Wait: no expert would gain 2 times the cost of its move" in " ".join(out.split())
     assert not Path("go.json").exists()
     code, out, _ = call(*arguments, "--seconds", 1e-6, "--json")
     assert (json.loads(out)["action"], json.loads(out)["layers"]) == ("wait", [])
@@ -169,11 +169,11 @@ def test_decide_waits_with_status_0_and_writes_nothing(call: Call) -> None:
 
 def test_names_of_a_model_and_a_gpu(call: Call) -> None:
     arguments = ("decide", "one.npz", "--current", "old.npz", "--nodes", 2, "--seconds", 60)
-    code, out, err = call(*arguments, "--model", "deepseek-v3", "--gpu", "h100", "--json")
+    code, out, err = call(*arguments, "--model", "GPT-OSS-20b", "--gpu", "h100", "--json")
     assert code == 0, err
-    service = Service.of("DeepSeek-V3", "H100", CLUSTER)
+    service = Service.of("gpt-oss-20b", "H100", CLUSTER)
     assert json.loads(out)["service"] == vars(service)
-    # A figure said is taken in place of the GPU's.
+    # A figure given is used in place of the GPU's.
     more = ("--gpu", "H100", "--expert-bytes", 5, "--bandwidth-between", 1.5)
     code, out, _ = call(*arguments, *more, "--expert-share", 0.25, "--json")
     wanted = {**vars(service), "expert_bytes": 5, "bandwidth_between": 1.5, "expert_share": 0.25}
@@ -208,9 +208,9 @@ def test_migrate_is_the_function(call: Call) -> None:
     assert f"{wanted.num_transfers}" in out
     assert f"{wanted.total_bytes / 1e9:,.3f} GB" in out  # type: ignore[operator]
     code, out, _ = call(*arguments)
-    assert "With --model and --gpu, or bytes and bandwidths" in out
+    assert "Give --model and --gpu, or bytes and bandwidths" in out
     code, out, _ = call("migrate", "old.json", "old.json", "--gpus", 8)
-    assert "Nothing moves: every GPU has what it is to have." in out
+    assert "Nothing moves: every GPU already holds its experts." in out
 
 
 def test_compare_tells_the_net_benefit(call: Call) -> None:
@@ -229,7 +229,7 @@ def test_compare_tells_the_net_benefit(call: Call) -> None:
     assert nets[1] > 0.0 == nets[0]
     code, out, _ = call(*arguments, "--window-seconds", 5, *SERVICE)
     assert f"{nets[1]:+.2%}" in out
-    assert "share of the service's time that is saved against contiguous" in " ".join(out.split())
+    assert "share of the service's time saved compared with contiguous" in " ".join(out.split())
     code, out, _ = call(*arguments)
     assert code == 0
     assert "net" not in out
@@ -242,7 +242,10 @@ RATES = (*CURRENT, *SERVICE)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("plan", "one.npz", "--gpus", 8, "--max-moves", 3), "--max-moves needs a placement to"),
+        (
+            ("plan", "one.npz", "--gpus", 8, "--max-moves", 3),
+            "--max-moves needs the placement that runs",
+        ),
         (
             ("plan", "one.npz", "--gpus", 8, *CURRENT, "--max-moves", -1),
             "--max-moves is '-1': give",
@@ -271,10 +274,10 @@ RATES = (*CURRENT, *SERVICE)
         (("frontier", "one.npz", *CURRENT, "--plot", "f.pdf"), "f.pdf: figures end with .svg or"),
         (("frontier", "one.npz", *CURRENT, "--nodes", 3), "8 GPUs do not divide over 3 nodes"),
         (("frontier", "zero.npz", *CURRENT), "zero.npz: no layer has any load"),
-        (("decide", "one.npz", *CURRENT, "--seconds", 60), "the bytes of an expert are not known"),
+        (("decide", "one.npz", *CURRENT, "--seconds", 60), "the size of an expert is not known"),
         (
             ("decide", "one.npz", *CURRENT, "--seconds", 60, "--expert-bytes", 5),
-            "how fast experts are received is not known: give --gpu or --bandwidth-within",
+            "the bandwidth of the GPUs is not known: give --gpu or --bandwidth-within",
         ),
         (("decide", "one.npz", *RATES, "--seconds", 0), "seconds is 0.0: give a number of"),
         (
@@ -283,7 +286,24 @@ RATES = (*CURRENT, *SERVICE)
         ),
         (("decide", "one.npz", *RATES, "--seconds", 1, "--stall", 2), "stall is 2.0: give a"),
         (("decide", "one.npz", *RATES, "--seconds", 1, "--history", 0), "--history is 0: give 1"),
-        (("decide", "one.npz", *RATES, "--seconds", 1, "--gpu", "H101"), "no figures of the GPU"),
+        (
+            ("decide", "one.npz", *RATES, "--seconds", 1, "--gpu", "H101"),
+            "the GPU 'H101' is not known",
+        ),
+        (
+            ("decide", "one.npz", *CURRENT, "--seconds", 1, "--model", "DeepSeek-V3"),
+            "--model DeepSeek-V3 has 256 experts in a layer, not 32: give another model, or "
+            "--expert-bytes",
+        ),
+        (
+            ("migrate", "old.npz", "old.npz", "--model", "DeepSeek-V3"),
+            "--model DeepSeek-V3 has 256 experts in a layer, not 32",
+        ),
+        (
+            ("compare", "many.npz", "--gpus", 8, "--model", "DeepSeek-V3"),
+            "--model DeepSeek-V3 has 256 experts in a layer, not 32",
+        ),
+        (("plan", "one.npz", "--gpus", 3, "--slots", 32), "32 slots do not divide over 3 GPUs: 33"),
         (("decide", "one.npz", *RATES, "--seconds", 1, "-o", "p.yaml"), "p.yaml: a placement for"),
         (("migrate", "old.npz", "small.npz"), "small.npz: has experts 0 to 15, expected 0 to 31"),
         (("migrate", "old.npz", "old.npz", "-o", "t.csv"), "t.csv: transfers end with .json"),
@@ -291,7 +311,7 @@ RATES = (*CURRENT, *SERVICE)
         (("migrate", "old.npz", "old.npz", "--experts-at-once", 0), "experts_at_once is 0: give"),
         (
             ("compare", "many.npz", "--gpus", 8, *SERVICE),
-            "the trace does not say how long a window is: give window_seconds",
+            "the trace does not say how long a window lasts: give window_seconds",
         ),
         (
             ("compare", "many.npz", "--gpus", 8, "--window-seconds", 0, *SERVICE),
@@ -299,7 +319,7 @@ RATES = (*CURRENT, *SERVICE)
         ),
         (
             ("compare", "many.npz", "--gpus", 8, "--window-seconds", 5),
-            "the bytes of an expert are not known: give --model or --expert-bytes",
+            "the size of an expert is not known: give --model or --expert-bytes",
         ),
     ],
 )

@@ -1,19 +1,24 @@
 """The command line as a user meets it: real processes, real files, wrong arguments."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from command_line import run
+from rich.console import Console
 
 import eplb
+from eplb.cli.terminal import print_summary
+from eplb.planning.summary import summarize
 from eplb.synthetic import deepseek_v3
 
 
@@ -60,7 +65,7 @@ def test_groups_on_nodes(loads_file: Path) -> None:
     figures = json.loads(done.stdout)
     assert (figures["policy"], figures["slots"]) == ("hierarchical", 288)
     done = run("plan", loads_file, "--gpus", 32, "--nodes", 4, "--groups", 2)
-    assert "2 expert groups do not divide over 4 nodes: experts go anywhere" in done.stdout
+    assert "2 expert groups do not divide over 4 nodes, so experts" in done.stdout
 
 
 def test_output_is_what_sglang_loads(loads_file: Path, tmp_path: Path) -> None:
@@ -80,7 +85,7 @@ def test_demo_needs_no_file() -> None:
     done = run("demo")
     assert done.returncode == 0, done.stderr
     assert "in 288 slots on 32 GPUs on 4 nodes" in done.stdout
-    assert "less to do" in done.stdout
+    assert "load than in the contiguous layout" in done.stdout
     assert "each scored before any plan has seen it" in done.stdout
     figures = json.loads(run("demo", "--json").stdout)
     policies = {row["policy"]: row["balancedness"] for row in figures["comparison"]["scores"]}
@@ -165,3 +170,21 @@ def test_interrupt_while_compiling(tmp_path: Path) -> None:
 
 def test_version() -> None:
     assert run("--version").stdout == f"eplb {eplb.__version__}\n"
+
+
+def test_second_copies_are_explained_by_what_causes_them() -> None:
+    def printed(experts: int, slots: int, duplicates: int, why: str | None) -> str:
+        loads = np.ones((1, 1, experts))
+        made = eplb.plan(loads[0], eplb.Cluster(1, 1, experts))
+        summary = summarize(loads, made, 1, 0.0)
+        summary = replace(summary, slots=slots, duplicates=duplicates, busiest_gpu_saves=-0.02)
+        console = Console(file=io.StringIO(), width=200)
+        print_summary(console, "loads", summary, why)
+        return cast(io.StringIO, console.file).getvalue()
+
+    full = printed(4, 6, 2, "The budget of 3 moves does not replace them.")
+    assert "2 slots hold an expert that its GPU already holds. A GPU has more slots than" in full
+    assert "budget" not in full
+    bound = printed(4, 4, 1, "The budget of 3 moves does not replace them.")
+    assert "1 slot holds an expert that its GPU already holds. The budget of 3 moves" in bound
+    assert "carries 2% more load than in the contiguous layout" in bound

@@ -27,8 +27,8 @@ def with_(of: Any, **changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gpu": "H300"}, r"GPU 'H300' are known: the nearest is 'H\d00'; known are H100, H200"),
-        ({"gpu": "abacus"}, "are known: known are H100"),
+        ({"gpu": "H300"}, r"GPU 'H300' is not known: the nearest is 'H\d00'; known are H100, H200"),
+        ({"gpu": "abacus"}, "is not known: known are H100"),
         ({"model": "DeepSeek-V5"}, "the nearest is 'DeepSeek-V3'; .*num_moe_layers"),
         ({"model": "gpt-oss-20b"}, "placement has 8 experts, gpt-oss-20b has 32: give"),
         ({"tokens_per_gpu": 0}, "tokens_per_gpu is 0: give a number of tokens, above 0"),

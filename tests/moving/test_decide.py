@@ -14,6 +14,8 @@ from recorded import GPT_OSS, load_windows
 
 import eplb
 from eplb import Cluster, Decision, Placement, Service
+from eplb.balance import Interval
+from eplb.moving.decide import Outlook, _in_words, _why_not
 
 CLUSTER = Cluster(8, 1, 5)
 SERVICE = Service(10**9, 100.0, 100.0, expert_share=0.5)
@@ -76,7 +78,7 @@ def test_waits_when_nothing_is_gained() -> None:
     found = eplb.decide(loads, CLUSTER, old, SERVICE, 1e4)
     assert (found.action, found.layers, found.placement) == ("wait", (), None)
     assert (found.moves, found.gain, found.lost_seconds, found.total_bytes) == (0, 0.0, 0.0, 0)
-    assert found.reason.startswith("no expert would gain 2 times what its move costs in the 10000")
+    assert found.reason.startswith("no expert would gain 2 times the cost of its move in the 10000")
     nothing = eplb.decide(np.zeros((3, 32)), CLUSTER, old, SERVICE, 1e4)
     assert nothing.action == "wait"
     with pytest.raises(eplb.LoadsError, match="none of 6 windows has any load"):
@@ -194,7 +196,7 @@ def test_waits_where_the_gain_may_be_none() -> None:
         sure = least > found.lost_seconds
         assert (found.action != "wait") == (enough and sure)
         if enough and not sure:
-            assert f"it may gain as little as {least:.2g} s" in found.reason
+            assert f"it may gain only {least:.2g} s" in found.reason
         seen.add((enough, sure))
     assert {(True, False), (True, True)} <= seen
 
@@ -258,7 +260,7 @@ def test_a_changed_cluster_moves_at_once() -> None:
         assert (found.action, found.layers) == ("move", (0, 1))
         assert found.placement is not None
         assert found.placement.cluster == cluster
-        assert found.reason.startswith("the cluster has changed: it must receive")
+        assert found.reason.startswith("the cluster has changed, so its GPUs must receive")
         assert found.moves == found.placement.moves_from(old)
         # Dear as it is, nothing moves that need not: new GPUs fill up, with no expert twice.
         least = eplb.frontier(loads, cluster, old, points=2).moves[0]
@@ -380,3 +382,18 @@ def test_recorded_windows(traces: Path) -> None:
         for seconds in (1e-3, 0.1, 60.0)
     ]
     assert all(one <= other for one, other in pairwise(moves))
+
+
+def test_words_follow_the_sign_of_the_gain() -> None:
+    rises = Outlook(-0.005, Interval(-0.012, 0.002), tried=True)
+    words = _in_words(rises, -0.15, 0.02, 60.0)
+    assert words == (
+        "would raise the peaks by 0.5 % (-0.2 to 1.2 %) on windows not planned for, "
+        "which loses 0.15 s in 60 s and costs 0.02 s"
+    )
+    assert _why_not(3, rises, -0.15, 0.02, 2.0, 60.0, SERVICE) == "{what} " + words
+    falls = Outlook(0.01, Interval(-0.01, 0.03), tried=True)
+    why = _why_not(3, falls, 0.3, 0.02, 2.0, 60.0, SERVICE)
+    assert why is not None
+    assert "would lower the peaks by 1.0 % (-1.0 to 3.0 %)" in why
+    assert why.endswith("which gains 0.3 s in 60 s and costs 0.02 s; it may lose 0.3 s")

@@ -103,8 +103,8 @@ def test_more_slots_on_a_gpu_than_experts() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((14, 4, 2, 8), "14 slots do not divide over 8 GPUs: 8 or 16 slots would"),
-        ((7, 4, 2, 8), "7 slots do not divide over 8 GPUs: 8 slots would"),
+        ((14, 4, 2, 8), "14 slots do not divide over 8 GPUs: 16 slots would"),
+        ((7, 4, 2, 8), "7 slots do not divide over 8 GPUs: 16 slots would"),
         ((16, 4, 3, 8), "8 GPUs do not divide over 3 nodes: 6 or 9 GPUs would"),
         ((16, 5, 1, 8), "12 experts do not divide into 5 groups: 4 or 6 groups would"),
         (

@@ -154,7 +154,7 @@ def test_a_rule_that_is_worse_is_not_chosen() -> None:
 
 def test_what_is_wrong_is_told() -> None:
     cluster = Cluster(num_gpus=4, slots_per_gpu=3)
-    with pytest.raises(LoadsError, match="the trace has 1 window: to try a forecast takes 2"):
+    with pytest.raises(LoadsError, match="the trace has 1 window: 2 are needed to try a forecast"):
         eplb.backtest(LoadTrace(np.ones((1, 2, 8))), cluster)
     with pytest.raises(OptionError, match="no forecast is called 'luck'"):
         eplb.backtest(LoadTrace(np.ones((3, 2, 8))), cluster, ["luck"])

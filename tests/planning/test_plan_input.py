@@ -216,7 +216,7 @@ def test_windows_and_weights_are_left_alone() -> None:
         (1.0, "weights have shape (): give one for each of 3 windows"),
         ([[1.0, 1.0, 1.0]], "weights have shape (1, 3): give one for each of 3 windows"),
         *(
-            (weights, "weights are to be 0 or more, finite, and one of them above 0")
+            (weights, "weights must be finite, 0 or more, and not all 0")
             for weights in (
                 [1.0, -1e-9, 1.0],
                 [1.0, np.nan, 1.0],

@@ -134,7 +134,9 @@ def test_the_time_of_a_window_is_told_or_read() -> None:
     )
     read = eplb.compare(times, CLUSTER, ["contiguous", "moving"], service=SERVICE)
     assert read.scores[1].net == told.scores[1].net
-    with pytest.raises(OptionError, match="does not say how long a window is: give window_seconds"):
+    with pytest.raises(
+        OptionError, match="does not say how long a window lasts: give window_seconds"
+    ):
         eplb.compare(TRACE, CLUSTER, "moving", service=SERVICE)
     for wrong in (0.0, -1.0, float("nan")):
         with pytest.raises(OptionError, match="window_seconds is"):

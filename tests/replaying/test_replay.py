@@ -175,7 +175,10 @@ def test_answers_of_every_kind(kind: str) -> None:
         (np.zeros((3, 12), int), "before window 1: layer 0 has no slot for expert 1"),
         ("keep", "before window 1: phy2log has shape"),
         ([[1, 2], [3]], "before window 1: phy2log is no array: ValueError"),
-        (torch.ones(3, 12, requires_grad=True), "phy2log has shape .* type float32: whole numbers"),
+        (
+            torch.ones(3, 12, requires_grad=True),
+            "phy2log has shape .* type float32: expected whole",
+        ),
         (torch.ones(3, 12, device="meta"), "before window 1: phy2log is no array"),
         (Placement.contiguous(3, 8, Cluster(2, 1, 6)), r"before window 1 is Placement\(.*2 GPUs"),
     ],
@@ -202,7 +205,9 @@ def test_a_policy_cannot_end_the_process() -> None:
     with pytest.raises(PolicyError, match="the policy fails before window 1: SystemExit: 0"):
         eplb.replay(made(4), CLUSTER, policy)
     nothing: Any = None
-    with pytest.raises(PolicyError, match="None is no policy: give a name, a path or a callable"):
+    with pytest.raises(
+        PolicyError, match="None is not a policy: give a name, a path or a callable"
+    ):
         eplb.replay(made(4), CLUSTER, nothing)
 
 

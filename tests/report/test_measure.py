@@ -257,9 +257,9 @@ def test_one_layer_is_reported() -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("MyModel-9000", "no figures of the model MyModel-9000 are known, .*hidden size"),
-        ("DeepSeek-V3", "256 experts in a layer, the loads have 32"),
-        (None, "does not say whose loads"),
+        ("MyModel-9000", "the model MyModel-9000 is not known, .*hidden size"),
+        ("DeepSeek-V3", "256 experts in a layer, but the loads have 32"),
+        (None, "does not name its model"),
     ],
 )
 def test_a_model_that_is_not_known_leaves_time_out(model: str | None, said: str) -> None:
@@ -316,11 +316,13 @@ def test_what_cannot_be_reported_is_refused(trace: eplb.LoadTrace) -> None:
         measure(trace, CLUSTER, current=other)
     wider = eplb.Cluster(8, 2, 6)
     wide = eplb.Placement.contiguous(trace.num_layers, 32, wider)
-    with pytest.raises(PlacementError, match="48 slots on 8 GPUs, 40 on 8 were asked for"):
+    with pytest.raises(
+        PlacementError, match="48 slots on 8 GPUs, but the cluster given has 40 on 8"
+    ):
         measure(trace, CLUSTER, current=wide)
     with pytest.raises(ClusterError, match="do not hold 32 experts"):
         measure(trace, eplb.Cluster(2, 1, 8))
-    with pytest.raises(OptionError, match="no figures of the GPU 'H1000'"):
+    with pytest.raises(OptionError, match="the GPU 'H1000' is not known"):
         measure(trace, CLUSTER, gpu="H1000")
 
 

@@ -275,7 +275,9 @@ def test_wrong_values(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_wrong_presets_and_phases() -> None:
-    with pytest.raises(LoadsError, match="no preset 'deepseek-v4': there are deepseek-v3, "):
+    with pytest.raises(
+        LoadsError, match="there is no preset 'deepseek-v4': give one of deepseek-v3, "
+    ):
         workloads("deepseek-v4")
     with pytest.raises(LoadsError, match="tokens is 0: give 1 or more"):
         workloads(SMALL, tokens=0)

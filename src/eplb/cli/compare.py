@@ -49,7 +49,7 @@ def command(
     nodes: Nodes = 1,
     slots: Slots = None,
     groups: Groups = 1,
-    every: Annotated[int, typer.Option(help="Windows from one plan to the next.")] = 1,
+    every: Annotated[int, typer.Option(help="Number of windows between plans.")] = 1,
     history: History = HISTORY,
     first: First = 1,
     merge: Merge = 1,
@@ -57,8 +57,8 @@ def command(
     window_seconds: Annotated[
         float | None,
         typer.Option(
-            help="Time that a window stands for: with this or any of the options below, the net "
-            "benefit is told. [default: what the loads say]",
+            help="Seconds that a window lasts. With this or any option below, the net benefit is "
+            "printed. [default: what the loads say]",
             show_default=False,
         ),
     ] = None,
@@ -71,9 +71,9 @@ def command(
     output: Record = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay policies on a trace, side by side: each window is scored before a plan has seen it.
+    """Replay policies on a trace side by side. Each window is scored before a plan has seen it.
 
-    Ctrl-C stops, and prints and writes what was done so far; so does a policy that fails.
+    On Ctrl-C, or if a policy fails, the results so far are printed and written.
     """
     if output is not None:
         check_ending(output, trace)
@@ -86,7 +86,14 @@ def command(
     more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)
     if any(value is not None for value in more):
         rates = rates_of(
-            cluster, model, gpu, expert_bytes, bandwidth_within, bandwidth_between, loads.model
+            cluster,
+            model,
+            gpu,
+            expert_bytes,
+            bandwidth_within,
+            bandwidth_between,
+            loads.num_experts,
+            loads.model,
         )
         service = service_of(cluster, rates, stall, expert_share)
     failures: list[EplbError] = []

@@ -9,7 +9,7 @@ __all__ = ["command"]
 
 
 def command(trace: TraceFile, target: TraceTarget, merge: Merge = 1) -> None:
-    """Write loads in another form, chosen by the ending."""
+    """Write loads in another format. The ending of OUT chooses the format."""
     check_writable(target, trace)
     loads = load_trace(trace).merged(merge)
     save_trace(loads, target)

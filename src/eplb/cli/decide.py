@@ -48,7 +48,7 @@ __all__ = ["command"]
 def command(
     trace: TraceFile,
     current: Current,
-    seconds: Annotated[float, typer.Option(help="Time until the next decision.")],
+    seconds: Annotated[float, typer.Option(help="Seconds until the next decision.")],
     gpus: SomeGpus = None,
     nodes: SomeNodes = None,
     slots: SomeSlots = None,
@@ -61,14 +61,18 @@ def command(
     stall: Stall = None,
     expert_share: ExpertShare = None,
     margin: Annotated[
-        float, typer.Option(help="How many times its cost a gain is to be.")
+        float, typer.Option(help="Minimum ratio of gain to cost for a move.")
     ] = MARGIN,
     max_moves: MaxMoves = None,
-    history: Annotated[int, typer.Option(help="Most windows, the last ones.")] = HISTORY,
+    history: Annotated[
+        int, typer.Option(help="Maximum number of windows to use, the last ones.")
+    ] = HISTORY,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Write the placement to go to here, as SGLang loads it (JSON)."
+            "--output",
+            "-o",
+            help="Write the new placement to this file, as JSON that SGLang loads.",
         ),
     ] = None,
     current_gpus: CurrentGpus = None,
@@ -77,9 +81,10 @@ def command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Move, move some layers, or wait: what a plan is expected to gain, and what moving costs.
+    """Decide whether to move now: weigh the expected gain of a plan against the cost of moving.
 
-    Whatever is decided, the exit status is 0. When waiting, no file is written.
+    The answer is to move, to move some layers, or to wait. The exit status is 0 in every case. No
+    file is written when the answer is to wait.
     """
     if output is not None:
         check_placement_path(output, "sglang")
@@ -88,7 +93,14 @@ def command(
     loads = load_trace(trace).merged(merge)
     running, cluster = load_current(current, loads, gpus, nodes, slots, current_gpus, first_layer)
     rates = rates_of(
-        cluster, model, gpu, expert_bytes, bandwidth_within, bandwidth_between, loads.model
+        cluster,
+        model,
+        gpu,
+        expert_bytes,
+        bandwidth_within,
+        bandwidth_between,
+        loads.num_experts,
+        loads.model,
     )
     service = service_of(cluster, rates, stall, expert_share)
     budget = None

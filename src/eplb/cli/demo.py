@@ -1,4 +1,4 @@
-"""`eplb demo`: the planner on loads made to behave like DeepSeek-V3's; no file is needed."""
+"""`eplb demo`: plans and replays synthetic loads like DeepSeek-V3's; no file is needed."""
 
 from typing import Annotated
 
@@ -35,12 +35,12 @@ def command(
     nodes: Nodes = 4,
     slots: Slots = None,
     groups: Groups = 1,
-    seed: Annotated[int, typer.Option(help="Of the random loads.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the loads.")] = 0,
     output: Output = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plan and replay loads made to behave like DeepSeek-V3's: no file is needed."""
+    """Plan and replay synthetic loads that behave like DeepSeek-V3's. No file is needed."""
     target = target_of(output, None)
     if output is not None:
         check_writable(output)
@@ -66,5 +66,7 @@ def command(
         target.say(trace)
     print()  # noqa: T201
     print_comparison(
-        Console(), "The same, window by window, each scored before any plan has seen it", comparison
+        Console(),
+        "The same loads window by window, each scored before any plan has seen it",
+        comparison,
     )

@@ -21,25 +21,26 @@ def command(
         Path,
         typer.Argument(
             metavar="PLACEMENT",
-            help="What runs: a placement for SGLang, vLLM, TensorRT-LLM or vllm-ascend, arrays as "
-            "DeepSeek's EPLB returns, or a dump of SGLang's recorder (per_pass, per_token).",
+            help="The placement that runs: a file for SGLang, vLLM, TensorRT-LLM or vllm-ascend, "
+            "arrays as DeepSeek's EPLB returns them, or a dump of SGLang's recorder (per_pass, "
+            "per_token).",
         ),
     ],
     trace: Annotated[
         Path,
-        typer.Argument(metavar="LOADS", help="Loads to score it on, as the other commands take."),
+        typer.Argument(metavar="LOADS", help="Loads to score it on, as for the other commands."),
     ],
     gpus: Annotated[
         int | None,
         typer.Option(
-            help="GPUs (EP ranks) that it is for. [default: what the file says, if it does]",
+            help="Number of GPUs (EP ranks) of the placement. [default: what the file says]",
             show_default=False,
         ),
     ] = None,
     nodes: Annotated[
         int | None,
         typer.Option(
-            help="Nodes that they stand on. [default: what the file says, or 1]",
+            help="Number of nodes that hold the GPUs. [default: what the file says, or 1]",
             show_default=False,
         ),
     ] = None,
@@ -49,7 +50,7 @@ def command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the placement that runs now, and say what a plan for the same slots would gain."""
+    """Score the placement that runs now, and show what a plan for the same slots would gain."""
     loads = load_trace(trace).merged(merge)
     running = load_placement(
         placement,

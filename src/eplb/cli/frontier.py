@@ -1,4 +1,4 @@
-"""`eplb frontier`: what so many moves would give, from the placement that runs."""
+"""`eplb frontier`: balancedness against the number of moves, from the placement that runs."""
 
 import json
 from pathlib import Path
@@ -43,12 +43,15 @@ def command(
     nodes: SomeNodes = None,
     slots: SomeSlots = None,
     groups: Groups = 1,
-    points: Annotated[int, typer.Option(help="Most points; they are closer at few moves.")] = 20,
+    points: Annotated[
+        int, int, typer.Option(help="Maximum number of points. They are denser at few moves.")
+    ] = 20,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the curve here, as .svg or .png (needs matplotlib).")
+        Path | None,
+        typer.Option(help="Draw the curve to this file, .svg or .png (needs matplotlib)."),
     ] = None,
     effort: Annotated[
-        Effort, typer.Option(help="How much work the plan made afresh may be.")
+        Effort, typer.Option(help="Work that the plan from scratch may take.")
     ] = "default",
     current_gpus: CurrentGpus = None,
     first_layer: FirstLayer = 0,
@@ -56,9 +59,9 @@ def command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Balancedness against moves, from the placement that runs to a plan made afresh.
+    """Show balancedness against moves, from the placement that runs to a plan from scratch.
 
-    Of several windows the last 32 are planned for, each a scenario.
+    If there are several windows, the plans are for the last 32, each as a scenario.
     """
     if plot is not None:
         check_plot_path(plot)

@@ -13,7 +13,7 @@ __all__ = ["command"]
 
 
 def command(trace: TraceFile, merge: Merge = 1, as_json: AsJson = False) -> None:
-    """Say what a file of loads holds: its shape, how uneven the loads are, how they drift."""
+    """Describe a file of loads: its shape, how uneven the loads are, and how they drift."""
     found = inspect_trace(load_trace(trace).merged(merge))
     if as_json:
         print(json.dumps(found.to_json()))  # noqa: T201

@@ -23,45 +23,48 @@ _ENDING = ".json"
 
 
 def command(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="The placement that runs.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="The one to reach.")],
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="File of the placement that runs.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="File of the placement to reach.")],
     gpus: Annotated[
         int | None,
         typer.Option(
-            help="GPUs that OLD is for, and NEW. [default: what the files say]", show_default=False
+            help="Number of GPUs of OLD and NEW. [default: what the files say]", show_default=False
         ),
     ] = None,
     new_gpus: Annotated[
         int | None,
         typer.Option(
-            help="GPUs that NEW is for. [default: what the file says, or --gpus]",
+            help="Number of GPUs of NEW. [default: what the file says, or --gpus]",
             show_default=False,
         ),
     ] = None,
     nodes: Annotated[
         int | None,
         typer.Option(
-            help="Nodes that GPUs stand on. [default: what the files say, or 1]", show_default=False
+            help="Number of nodes that hold the GPUs. [default: what the files say, or 1]",
+            show_default=False,
         ),
     ] = None,
     new_nodes: Annotated[
         int | None,
-        typer.Option(help="Nodes of NEW. [default: as --nodes]", show_default=False),
+        typer.Option(help="Number of nodes of NEW. [default: as --nodes]", show_default=False),
     ] = None,
     experts_at_once: Annotated[
-        int, typer.Option(help="Most experts that a GPU sends, and that it receives, in a wave.")
+        int,
+        typer.Option(help="Maximum number of experts that a GPU sends, and receives, in a wave."),
     ] = 1,
     uplink_share: Annotated[
         int | None,
-        typer.Option(help="Most experts that leave a node, and that enter it, in a wave."),
+        typer.Option(help="Maximum number of experts that a node sends, and receives, in a wave."),
     ] = None,
     spare_slots: Annotated[
-        int | None, typer.Option(help="Buffers of one expert's weights that a GPU has.")
+        int | None,
+        typer.Option(help="Number of buffers on each GPU, each for one expert's weights."),
     ] = None,
     loads: Annotated[
         Path | None,
         typer.Option(
-            metavar="TRACE", help="Loads: layers go first that gain most for each expert."
+            metavar="TRACE", help="Loads. Layers that gain the most per expert sent go first."
         ),
     ] = None,
     model: ModelName = None,
@@ -71,13 +74,14 @@ def command(
     bandwidth_between: Between = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write every transfer and copy here, as .json."),
+        typer.Option("--output", "-o", help="Write every transfer and copy to this .json file."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """From one placement to another in waves: transfers, bytes and time; every expert stays served.
+    """Order the transfers from one placement to another, in waves; every expert stays available.
 
-    Both files must have the same layers.
+    Prints the number of transfers, their bytes and their time. Both files must have the same
+    layers.
     """
     if output is not None:
         if output.suffix.lower() != _ENDING:
@@ -101,6 +105,7 @@ def command(
         expert_bytes,
         bandwidth_within,
         bandwidth_between,
+        after.num_experts,
         None if trace is None else trace.model,
     )
     console = Console(stderr=True)

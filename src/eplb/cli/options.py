@@ -10,8 +10,8 @@ import typer
 from eplb.checks import printable
 from eplb.cli.terminal import ranges, say
 from eplb.cluster import Cluster
-from eplb.cost.gpus import GPUS
-from eplb.cost.models import EXPERT_BYTES, MODELS, expert_bytes_of, find_model
+from eplb.cost.gpus import GPUS, find_gpu
+from eplb.cost.models import EXPERT_BYTES, MODELS, find_model
 from eplb.errors import OptionError
 from eplb.formats import load_placement
 from eplb.formats.placements import (
@@ -73,49 +73,67 @@ __all__ = [
     "target_of",
 ]
 
-Gpus = Annotated[int, typer.Option(help="GPUs (EP ranks) that share the experts of a layer.")]
-Nodes = Annotated[int, typer.Option(help="Nodes that the GPUs stand on.")]
+Gpus = Annotated[
+    int, typer.Option(help="Number of GPUs (EP ranks) that share the experts of a layer.")
+]
+Nodes = Annotated[
+    int, typer.Option(help="Number of nodes that hold the GPUs, equally many on each.")
+]
 Slots = Annotated[
     int | None,
     typer.Option(
         help="Physical experts of a layer on all GPUs, a multiple of --gpus. "
-        "[default: one spare slot on each GPU]",
+        "[default: one redundant expert on each GPU]",
         show_default=False,
     ),
 ]
 Groups = Annotated[
-    int, typer.Option(help="Groups that the model routes by; each stays on a node if nodes allow.")
+    int,
+    typer.Option(
+        help="Number of expert groups that the model routes by. Each group stays on one node, if "
+        "the nodes divide the groups."
+    ),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Write the placement here, as SGLang loads it (JSON)."),
+    typer.Option(
+        "--output", "-o", help="Write the placement to this file, as JSON that SGLang loads."
+    ),
 ]
-Threads = Annotated[int | None, typer.Option(help="Most threads. [default: one a processor]")]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="Maximum number of threads. [default: one per processor]"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 TraceFile = Annotated[
     Path,
     typer.Argument(
         metavar="TRACE",
-        help="Loads over time: a file that an engine or `eplb convert` wrote, or a folder of them.",
+        help="Loads over time: a file that an engine or `eplb convert` wrote, or a folder of such "
+        "files.",
     ),
 ]
 TraceTarget = Annotated[
     Path,
     typer.Argument(
         metavar="OUT",
-        help="What to write: .npz (this project's own form, small), .csv or .parquet.",
+        help="The file to write: .npz (this project's own format, small), .csv or .parquet.",
     ),
 ]
 FirstLayer = Annotated[
     int,
     typer.Option(
         metavar="N",
-        help="The model's number of the first layer in the loads, where dense layers before it "
-        "are left out of them.",
+        help="The model's number of the first layer in the loads. Give it if the loads leave out "
+        "the dense layers before it.",
     ),
 ]
 Merge = Annotated[
-    int, typer.Option(metavar="N", help="Add up every N windows to one; a rest is left out.")
+    int,
+    typer.Option(
+        metavar="N",
+        help="Add up every N windows into one. Windows left over at the end are dropped.",
+    ),
 ]
 
 
@@ -125,29 +143,34 @@ Policies = Annotated[
     list[str] | None,
     typer.Option(
         "--policy",
-        help=f"{', '.join(POLICIES)}, or a Python file with `policy` or `rebalance_experts`, "
-        f"which is run; again for more. [default: {', '.join(DEFAULT_POLICIES)}]",
+        help=f"{', '.join(POLICIES)}, or a Python file that defines `policy` or "
+        "`rebalance_experts`; the file is run. Repeat the option for several policies. "
+        f"[default: {', '.join(DEFAULT_POLICIES)}]",
         show_default=False,
     ),
 ]
-History = Annotated[int, typer.Option(help="Most windows before it that a plan is made from.")]
+History = Annotated[
+    int, typer.Option(help="Maximum number of past windows that a plan is computed from.")
+]
 First = Annotated[
-    int, typer.Option(help="The first window served; those before it are only planned from.")
+    int,
+    typer.Option(help="The first window that is scored. Earlier windows are only planned from."),
 ]
 Record = Annotated[
     Path | None,
     typer.Option(
         "--output",
         "-o",
-        help="Write the figures here: .csv has those of every window and layer, .json what --json "
-        "prints.",
+        help="Write the figures to this file. A .csv file has those of every window and layer, a "
+        ".json file has what --json prints.",
     ),
 ]
 SweepRecord = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Write every figure here, as .csv or .json.")
+    Path | None,
+    typer.Option("--output", "-o", help="Write every figure to this file, .csv or .json."),
 ]
 PlainExpertBytes = Annotated[
-    int | None, typer.Option(help="Bytes of an expert's weights in one layer.")
+    int | None, typer.Option(help="Bytes of one expert's weights in one layer.")
 ]
 
 
@@ -158,7 +181,7 @@ def cluster_of(
     fill.
     """
     if slots is not None:
-        return Cluster.with_slots(slots, gpus, nodes)
+        return Cluster.with_slots(slots, gpus, nodes, num_experts=num_experts)
     bare = Cluster(gpus, nodes, 1)
     return Cluster(gpus, nodes, -(-num_experts // bare.num_gpus) + spare)
 
@@ -166,33 +189,36 @@ def cluster_of(
 Current = Annotated[
     Path,
     typer.Option(
-        metavar="PLACEMENT", help="The placement that runs, in a file as `eplb evaluate` reads."
+        metavar="PLACEMENT",
+        help="File of the placement that runs, in any format that `eplb evaluate` reads.",
     ),
 ]
 CurrentGpus = Annotated[
     int | None,
     typer.Option(
-        help="GPUs that --current is for. [default: what the file says, or --gpus]",
+        help="Number of GPUs of --current. [default: what the file says, or --gpus]",
         show_default=False,
     ),
 ]
 SomeGpus = Annotated[
     int | None,
     typer.Option(
-        help="GPUs (EP ranks) to plan for. [default: those of --current]", show_default=False
+        help="Number of GPUs (EP ranks) to plan for. [default: as in --current]",
+        show_default=False,
     ),
 ]
 SomeNodes = Annotated[
     int | None,
     typer.Option(
-        help="Nodes that they stand on. [default: what --current says, or 1]", show_default=False
+        help="Number of nodes that hold the GPUs. [default: what --current says, or 1]",
+        show_default=False,
     ),
 ]
 SomeSlots = Annotated[
     int | None,
     typer.Option(
         help="Physical experts of a layer on all GPUs, a multiple of --gpus. "
-        "[default: as many on each GPU as now]",
+        "[default: the same number on each GPU as in --current]",
         show_default=False,
     ),
 ]
@@ -200,8 +226,8 @@ MaxMoves = Annotated[
     str | None,
     typer.Option(
         metavar="N|P%",
-        help="Most experts that GPUs may receive in all layers together, or that share of the "
-        "slots of layers with load.",
+        help="Maximum number of experts that GPUs may receive, over all layers: a number, or a "
+        "share of the slots of layers with load.",
     ),
 ]
 
@@ -264,7 +290,7 @@ def check_moves_options(
     options = {"--max-moves": max_moves, "--move-cost": move_cost, "--current-gpus": gpus}
     for name, value in options.items():
         if value is not None:
-            raise OptionError(f"{name} needs a placement to move from: give --current too")
+            raise OptionError(f"{name} needs the placement that runs: give --current too")
 
 
 @dataclass(frozen=True)
@@ -298,48 +324,56 @@ class RunningPlacement:
         share = made.moves / max(1, self.num_slots)
         now = self.placement.balancedness(expected.loads)
         return (
-            f"From {printable(self.path)}, whose balancedness is {now:.4f}: GPUs receive "
-            f"{made.moves:,} experts ({share:.2%} of {self.num_slots:,} slots); experts that stay "
-            "on a GPU keep their slot."
+            f"{printable(self.path)} has balancedness {now:.4f}. To get from there to the plan, "
+            f"GPUs receive {made.moves:,} experts ({share:.2%} of {self.num_slots:,} slots). "
+            "Experts that stay on a GPU keep their slot."
         )
+
+    def why_duplicates(self, made: Plan) -> str:
+        """Why a plan keeps second copies of experts on a GPU that has room for others."""
+        if self.most is not None and made.moves >= self.most:
+            return f"The budget of {self.most:,} moves (--max-moves) does not replace them."
+        return "Replacing them gains less than a move costs, or their layers have no load."
 
 
 ModelName = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help=f"The model, for the bytes of an expert: {', '.join(MODELS)}. "
+        help=f"Name of the model, for the bytes of an expert: {', '.join(MODELS)}. "
         "[default: what the loads say]",
         show_default=False,
     ),
 ]
 GpuName = Annotated[
     str | None,
-    typer.Option("--gpu", help=f"The GPU, for its bandwidths: {', '.join(GPUS)}."),
+    typer.Option("--gpu", help=f"Name of the GPU, for its bandwidths: {', '.join(GPUS)}."),
 ]
 ExpertBytes = Annotated[
     int | None,
-    typer.Option(help="Bytes of an expert's weights in one layer, in place of --model."),
+    typer.Option(help="Bytes of one expert's weights in one layer. Overrides --model."),
 ]
 Within = Annotated[
     float | None,
-    typer.Option(help="GB/s that a GPU receives from its node, in place of --gpu."),
+    typer.Option(help="GB/s that a GPU receives from within its node. Overrides --gpu."),
 ]
 Between = Annotated[
     float | None,
-    typer.Option(help="GB/s that enter a node, all its GPUs together, in place of --gpu."),
+    typer.Option(
+        help="GB/s that a node receives from other nodes, all its GPUs together. Overrides --gpu."
+    ),
 ]
 Stall = Annotated[
     float | None,
     typer.Option(
-        help="Share of the time of a transfer in which the service stands still. [default: 1]",
+        help="Share of a transfer's time in which the service is stopped. [default: 1]",
         show_default=False,
     ),
 ]
 ExpertShare = Annotated[
     float | None,
     typer.Option(
-        help="Share of the service's time that is spent waiting for the busiest GPU of a layer. "
+        help="Share of the service's time that each layer's busiest GPU determines. "
         f"[default: {Service.expert_share:g}]",
         show_default=False,
     ),
@@ -362,17 +396,39 @@ def rates_of(
     expert_bytes: int | None,
     within: float | None,
     between: float | None,
+    num_experts: int,
     trace_model: str | None = None,
 ) -> Rates:
-    """What options, or the names of a model and of a GPU, say.
+    """The rates that options give, directly or by the names of a model and of a GPU.
+
+    Args:
+        cluster: the GPUs and nodes.
+        model: --model.
+        gpu: --gpu.
+        expert_bytes: --expert-bytes.
+        within: --bandwidth-within.
+        between: --bandwidth-between.
+        num_experts: E of the loads or of the placement.
+        trace_model: the model that the loads name. It is passed over if its layers do not have
+            `num_experts` experts.
 
     Raises:
-        OptionError: a name that is not known.
+        OptionError: a name is not known, or the model named has another number of experts.
     """
     size = expert_bytes
-    if size is None:
-        size = expert_bytes_of(trace_model) if model is None else find_model(model).expert_bytes
+    if size is None and model is not None:
+        known_model = find_model(model, "--expert-bytes")
+        if known_model.num_experts != num_experts:
+            raise OptionError(
+                f"--model {known_model.name} has {known_model.num_experts} experts in a layer, "
+                f"not {num_experts}: give another model, or --expert-bytes"
+            )
+        size = known_model.expert_bytes
+    elif size is None and trace_model in MODELS:
+        known_model = MODELS[trace_model]
+        size = known_model.expert_bytes if known_model.num_experts == num_experts else None
     if gpu is not None:
+        find_gpu(gpu, "--bandwidth-within and --bandwidth-between")
         # Bandwidths are the GPU's, whatever the model.
         known = Service.of(next(iter(EXPERT_BYTES)), gpu, cluster)
         within = known.bandwidth_within if within is None else within
@@ -389,13 +445,13 @@ def service_of(
         EplbError: a figure that is missing, or as for `Service`.
     """
     if rates.expert_bytes is None:
-        raise OptionError("the bytes of an expert are not known: give --model or --expert-bytes")
+        raise OptionError("the size of an expert is not known: give --model or --expert-bytes")
     between = rates.between
     if between is None and cluster.num_nodes == 1:
         between = rates.within  # nothing enters a node
     if rates.within is None or between is None:
         missing = "--bandwidth-within" if rates.within is None else "--bandwidth-between"
-        raise OptionError(f"how fast experts are received is not known: give --gpu or {missing}")
+        raise OptionError(f"the bandwidth of the GPUs is not known: give --gpu or {missing}")
     service = Service(rates.expert_bytes, rates.within, between)
     if stall is not None:
         service = replace(service, stall=stall)
@@ -434,7 +490,7 @@ def target_of(output: Path | None, to: str | None, first_layer: int = 0) -> Targ
     """What was asked for, found out before any work is done."""
     if output is None:
         if to is not None:
-            raise OptionError("--to says how a placement is written: give --output too")
+            raise OptionError("--to is the format of the file of --output: give --output too")
         return None
     if not 0 <= first_layer < LAYERS:
         raise OptionError(f"--first-layer is {first_layer}: give 0 to {LAYERS - 1}")

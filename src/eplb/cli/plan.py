@@ -54,19 +54,20 @@ def command(
     forecast: Annotated[
         str,
         typer.Option(
-            help=f"What to plan for, of several windows: {BEST} of those that are tried, "
-            f"or {', '.join(FORECASTS)}."
+            help="How to forecast the load from several windows: "
+            f"{', '.join(FORECASTS)}, or {BEST} to try them and use the best."
         ),
     ] = BEST,
     effort: Annotated[
-        Effort, typer.Option(help="How much work a plan may be, in fixed amounts.")
+        Effort, typer.Option(help="Work that planning may take, in fixed amounts.")
     ] = "default",
     current: Annotated[
         Path | None,
         typer.Option(
             metavar="PLACEMENT",
-            help="The placement that runs, in a file as `eplb evaluate` reads: move from there, "
-            "and only what gains; --slots are as many on each GPU as now. [default: plan afresh]",
+            help="File of the placement that runs, in any format that `eplb evaluate` reads. The "
+            "plan starts from it and moves only what gains; the slots of a GPU stay the same "
+            "unless --slots is given. [default: plan from scratch]",
             show_default=False,
         ),
     ] = None,
@@ -74,20 +75,22 @@ def command(
     move_cost: Annotated[
         float | None,
         typer.Option(
-            help="What the busiest GPU of a layer is to lose at least for each move, in the unit "
-            "of the loads. [default: 0.05 % of a GPU's load, or 0 with --max-moves]",
+            help="Minimum load that each move takes off the busiest GPU of a layer, in the unit of "
+            "the loads. [default: 0.05 % of a GPU's load, or 0 with --max-moves]",
             show_default=False,
         ),
     ] = None,
     current_gpus: CurrentGpus = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the placement here, in the form of --to."),
+        typer.Option(
+            "--output", "-o", help="Write the placement to this file, in the format of --to."
+        ),
     ] = None,
     to: Annotated[
         str | None,
         typer.Option(
-            help=f"Whose form to write it in: {', '.join(ENGINES)}. [default: {ENGINES[0]}]",
+            help=f"Format of --output: {', '.join(ENGINES)}. [default: {ENGINES[0]}]",
             show_default=False,
         ),
     ] = None,
@@ -97,8 +100,8 @@ def command(
 ) -> None:
     """Plan a placement for the loads in a file or folder, and write it for an engine.
 
-    Of several windows, the forecasts of `eplb.forecast` are tried on them first, each scored by
-    what came next, and the best one says what to plan for.
+    If there are several windows, each forecast is first tried on them and scored on the windows
+    that follow. The plan is then for what the best forecast expects.
     """
     target = target_of(output, to, first_layer)
     if output is not None:
@@ -131,7 +134,8 @@ def command(
             backtest=None if tried is None else tried.to_json(),
         )
         return
-    print_summary(Console(), printable(trace), summary)
+    reason = None if moves is None else moves.why_duplicates(made)
+    print_summary(Console(), printable(trace), summary, reason)
     if moves is not None:
         say(moves.said(made, expected))
     if target is not None:

@@ -14,7 +14,7 @@ __all__ = ["MOST_OF_IT", "check_plot_path", "finding", "plot_frontier"]
 _ENDINGS = (".svg", ".png")
 
 MOST_OF_IT = 0.95
-"""Share of what a plan made afresh gains that a title tells of."""
+"""Share of the gain of a plan from scratch that a title names."""
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#555555"
 """Of Okabe and Ito's colours, which differ for the colour-blind too."""
@@ -48,13 +48,13 @@ def finding(frontier: Frontier, num_slots: int) -> str:
     """What the curve says, in a sentence: how few of so many slots give most of the gain."""
     first, last = float(frontier.balancedness[0]), float(frontier.balancedness[-1])
     if last <= first:
-        return f"Moving gains nothing: the balancedness is {first:.4f} as it is"
+        return f"No move gains anything: the placement that runs has balancedness {first:.4f}"
     point = frontier.reach(first + MOST_OF_IT * (last - first))
     point = len(frontier.moves) - 1 if point is None else point
     return (
-        f"Moving {frontier.moves[point] / num_slots:.1%} of slots gives {MOST_OF_IT:.0%} of what "
-        f"can be gained: balancedness {first:.4f} → {frontier.balancedness[point]:.4f} "
-        f"(the best found: {last:.4f})"
+        f"Moving {frontier.moves[point] / num_slots:.1%} of slots gives {MOST_OF_IT:.0%} of the "
+        f"possible gain: balancedness {first:.4f} → {frontier.balancedness[point]:.4f} "
+        f"(the best plan has {last:.4f})"
     )
 
 

@@ -44,30 +44,30 @@ def command(
     model: Annotated[
         str | None,
         typer.Option(
-            help=f"Whose figures time is estimated by: {', '.join(MODELS)}. [default: what the "
-            "trace says]",
+            help=f"Name of the model, for time estimates: {', '.join(MODELS)}. [default: what the "
+            "loads say]",
             show_default=False,
         ),
     ] = None,
     gpu: Annotated[
-        str, typer.Option(help=f"What it is served on, for estimates: {', '.join(GPUS)}.")
+        str, typer.Option(help=f"Name of the GPU, for time estimates: {', '.join(GPUS)}.")
     ] = "H100",
     tokens_per_gpu: Annotated[
-        float, typer.Option(help="Tokens that each GPU brings into a step, for estimates.")
+        float, typer.Option(help="Tokens of each GPU in a step, for time estimates.")
     ] = 128.0,
     current: Annotated[
         Path | None,
         typer.Option(
             metavar="PLACEMENT",
-            help="What runs, as `eplb evaluate` reads it. [default: the layout that engines start "
-            "with]",
+            help="File of the placement that runs, in any format that `eplb evaluate` reads. "
+            "[default: the layout that engines start with]",
             show_default=False,
         ),
     ] = None,
     window_seconds: Annotated[
         float | None,
         typer.Option(
-            help="Time that a window stands for. [default: what the trace says]",
+            help="Seconds that a window lasts. [default: what the loads say]",
             show_default=False,
         ),
     ] = None,
@@ -78,21 +78,22 @@ def command(
         typer.Option(
             "--output",
             "-o",
-            help=f"Write the page here. [default: {_PAGE}, but with --text nowhere]",
+            help=f"Write the page to this file. [default: {_PAGE}; with --text, no page is "
+            "written]",
             show_default=False,
         ),
     ] = None,
-    text: Annotated[bool, typer.Option("--text", help="Print the report for a terminal.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Print the report as text.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Say what imbalance costs, what balancing gives back, whether it lasts, and what to run."""
+    """Report what imbalance costs, what balancing gains, whether that lasts, and what to run."""
     target = _PAGE if output is None and not text else output
     if target is not None:
         check_writable(target, trace)
         _check_installed()
     if window_seconds is not None:
         real_number(window_seconds, "--window-seconds", "seconds")
-    find_gpu(gpu)
+    find_gpu(gpu, "the most similar of these")
     console = Console(stderr=True)
     with quitting_on_interrupt(console), _Steps(console) as steps:
         steps("reading", 0, 1)

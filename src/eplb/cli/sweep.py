@@ -35,20 +35,19 @@ __all__ = ["command"]
 
 def command(
     trace: TraceFile,
-    gpus: Annotated[list[int], typer.Option(help="GPUs that share the experts; again for more.")],
+    gpus: Annotated[list[int], typer.Option(help="Number of GPUs. Repeat for several sizes.")],
     policy: Policies = None,
     spare: Annotated[
         list[int] | None,
         typer.Option(
-            help="Slots on each GPU beyond those that the experts fill; again for more. "
-            "[default: 1]",
+            help="Redundant experts on each GPU. Repeat for several numbers. [default: 1]",
             show_default=False,
         ),
     ] = None,
     every: Annotated[
         list[int] | None,
         typer.Option(
-            help="Windows from one plan to the next; again for more. [default: 1]",
+            help="Number of windows between plans. Repeat for several. [default: 1]",
             show_default=False,
         ),
     ] = None,
@@ -58,13 +57,15 @@ def command(
     first: First = 1,
     merge: Merge = 1,
     expert_bytes: PlainExpertBytes = None,
-    jobs: Annotated[int, typer.Option(help="Replays at a time, -1 for one a core.")] = -1,
+    jobs: Annotated[
+        int, typer.Option(help="Number of replays at a time, or -1 for one per core.")
+    ] = -1,
     output: SweepRecord = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay policies x cluster sizes x spare slots x cadences, over all cores.
+    """Replay every combination of policies, cluster sizes, spare slots and cadences, on all cores.
 
-    Ctrl-C stops, and prints and writes what was done so far; so does a policy that fails.
+    On Ctrl-C, or if a policy fails, the results so far are printed and written.
     """
     if output is not None:
         check_ending(output, trace)

@@ -16,14 +16,16 @@ __all__ = ["command"]
 
 def command(
     preset: Annotated[
-        str, typer.Argument(metavar="MODEL", help=f"Which loads to make: {', '.join(PRESETS)}.")
+        str, typer.Argument(metavar="MODEL", help=f"Model to imitate: {', '.join(PRESETS)}.")
     ],
     target: TraceTarget,
-    windows: Annotated[int, typer.Option(help="Windows to make.")] = 100,
-    tokens: Annotated[int, typer.Option(help="Tokens through the model in each.")] = 100_000,
-    seed: Annotated[int, typer.Option(help="Of the random loads.")] = 0,
+    windows: Annotated[int, typer.Option(help="Number of windows.")] = 100,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens that the model processes in a window.")
+    ] = 100_000,
+    seed: Annotated[int, typer.Option(help="Random seed of the loads.")] = 0,
 ) -> None:
-    """Make loads that behave like those recorded from a model."""
+    """Generate loads that behave like those recorded from a model, and write them to a file."""
     check_writable(target)
     loads = synthetic.trace(preset, num_windows=windows, tokens_per_window=tokens, seed=seed)
     save_trace(loads, target)

@@ -43,7 +43,11 @@ _BAR = 30
 
 _COSTS = ("moved", "bytes", "plan")
 
-_STANDINGS = {"this": "this placement", "from this": "a plan from it", "afresh": "a plan afresh"}
+_STANDINGS = {
+    "this": "this placement",
+    "from this": "a plan from it",
+    "afresh": "a plan from scratch",
+}
 
 
 def say(line: str) -> None:
@@ -77,40 +81,64 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
 
 
-def print_summary(console: Console, title: str, summary: Summary) -> None:
-    """Print a plan's figures for a person."""
+def print_summary(
+    console: Console, title: str, summary: Summary, why_duplicates: str | None = None
+) -> None:
+    """Print a plan's figures for a person.
+
+    Args:
+        console: where.
+        title: the first line.
+        summary: the figures.
+        why_duplicates: why a GPU holds an expert twice although it has room for others, in a
+            sentence.
+    """
     dense = len(summary.dense_layers)
     _title(console, title)
     _line(console, _setting(summary.layers, dense, summary.experts, summary, ", spread evenly"))
     if summary.planned_for is not None:
         _line(console, summary.planned_for)
     if summary.policy == "hierarchical":
-        _line(console, f"{summary.groups} expert groups, each kept on one node")
+        _line(console, f"Each of the {summary.groups} expert groups stays on one node.")
     elif summary.groups > 1 and summary.nodes > 1:
         _line(
             console,
-            f"{summary.groups} expert groups do not divide over {summary.nodes} nodes: "
-            "experts go anywhere",
+            f"{summary.groups} expert groups do not divide over {summary.nodes} nodes, so experts "
+            "may go to any node.",
         )
     if dense == summary.layers:
-        _line(console, "No layer has any load: every expert is spread evenly.")
+        _line(console, "No layer has any load, so the experts are spread evenly.")
     else:
         console.print()
         console.print(_summary_table(summary))
         console.print()
         _line(
             console,
-            f"The busiest GPU of a layer has {summary.busiest_gpu_saves:.0%} less to do. No plan "
-            f"can better this one by more than {summary.gap_mean:.3%} on average, "
-            f"{summary.gap_worst:.3%} in any layer.",
+            f"The busiest GPU of a layer carries {_less(summary.busiest_gpu_saves)} load than in "
+            f"the contiguous layout. No plan can improve on this one by more than "
+            f"{summary.gap_mean:.3%} on average, or {summary.gap_worst:.3%} in any layer.",
         )
     if summary.duplicates:
-        _line(
-            console,
-            f"{summary.duplicates} slots hold an expert a second time on a GPU: "
-            "GPUs have more slots than there are experts.",
-        )
+        _line(console, _second_copies(summary, why_duplicates))
     _line(console, f"Planned in {_duration(summary.seconds)}.")
+
+
+def _less(share: float) -> str:
+    """A share that a load falls by, or rises by where it is below 0: "23% less"."""
+    return f"{abs(share):.0%} {'more' if round(share, 2) < 0 else 'less'}"
+
+
+def _second_copies(summary: Summary, why: str | None) -> str:
+    """How many slots hold an expert that their GPU holds already, and why."""
+    slots = "1 slot holds" if summary.duplicates == 1 else f"{summary.duplicates:,} slots hold"
+    line = f"{slots} an expert that its GPU already holds."
+    within_nodes = summary.policy == "hierarchical"
+    fit = summary.experts // summary.nodes if within_nodes else summary.experts
+    left_over = summary.layers * max(0, summary.slots - fit * summary.gpus)
+    if summary.duplicates <= left_over:
+        place = "its node may hold" if within_nodes else "there are"
+        return f"{line} A GPU has more slots than {place} experts."
+    return line if why is None else f"{line} {why}"
 
 
 def print_inspection(console: Console, title: str, found: Inspection) -> None:
@@ -146,7 +174,9 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
     """Print what each policy gave."""
     first = printable(comparison.scores[0].policy)
     cadence = "every window" if comparison.every == 1 else f"every {comparison.every} windows"
-    shown = "the window" if comparison.history == 1 else f"up to {comparison.history} windows"
+    shown = (
+        "the last window" if comparison.history == 1 else f"the last {comparison.history} windows"
+    )
     _title(console, title)
     _line(
         console,
@@ -155,7 +185,14 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
     )
     console.print()
     net = any(score.net is not None for score in comparison.scores)
-    headings = ("balancedness", "pooled", "worst window", f"over {first}", *_COSTS, *["net"] * net)
+    headings = (
+        "balancedness",
+        "weighted",
+        "worst window",
+        f"over {first}",
+        *_COSTS,
+        *["net"] * net,
+    )
     table = _table("policy", *headings, gap=_gap(console))
     for number, score in enumerate(comparison.scores):
         table.add_row(
@@ -172,8 +209,8 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
     if net:
         _line(
             console,
-            f"Net: share of the service's time that is saved against {first}, the time lost by "
-            "moving included.",
+            f"Net: share of the service's time saved compared with {first}, after the time lost by "
+            "moving.",
         )
     if comparison.windows < comparison.wanted:
         console.print()
@@ -211,9 +248,9 @@ def print_evaluation(console: Console, title: str, found: Evaluation) -> None:
     _line(console, f"{_setting(found.layers, dense, found.experts, found)}; {windows}")
     console.print()
     if dense == found.layers:
-        _line(console, "No layer has any load: there is nothing to balance.")
+        _line(console, "No layer has any load, so there is nothing to balance.")
         return
-    table = _table("", "balancedness", "pooled", "worst window", "duplicates", "moves", gap=2)
+    table = _table("", "balancedness", "weighted", "worst window", "duplicates", "moves", gap=2)
     for standing in found.standings:
         this = standing.placement == "this"
         table.add_row(
@@ -227,7 +264,7 @@ def print_evaluation(console: Console, title: str, found: Evaluation) -> None:
         )
     console.print(table)
     console.print()
-    table = _table("its worst layers", "this", "from it", "afresh", "contiguous", gap=2)
+    table = _table("its worst layers", "this", "from it", "from scratch", "contiguous", gap=2)
     for figures in found.worst_layers:
         values = (figures.this, figures.from_this, figures.afresh, figures.contiguous)
         table.add_row(f"layer {figures.layer}", *(f"{value:.4f}" for value in values), style="dim")
@@ -247,8 +284,8 @@ def print_frontier(
     _line(
         console,
         f"{int((~loads.dense).sum())} MoE layers of {loads.num_experts} experts in "
-        f"{cluster.num_slots} slots on {cluster.num_gpus} GPUs{nodes}; moves: experts that GPUs "
-        "must receive",
+        f"{cluster.num_slots} slots on {cluster.num_gpus} GPUs{nodes}; moves are the experts that "
+        "GPUs receive",
     )
     console.print()
     table = _table(None, "moves", "of slots", "balancedness", "of the gain")
@@ -281,13 +318,17 @@ def print_decision(console: Console, title: str, found: Decision) -> None:
     table.add_row("bytes", f"{found.total_bytes / 1e9:,.3g} GB")
     table.add_row("time of the transfers", f"{found.moving_seconds:.3g} s")
     if found.tried or found.gain:
-        gain = f"{found.gain:.2%}"
+        sign = -1.0 if found.gain < 0.0 else 1.0
+        change = f"{sign * found.gain:.2%}"
         if found.gain_interval is not None:
-            low, high = found.gain_interval.low, found.gain_interval.high
-            gain += f" ({low:.2%} to {high:.2%})"
+            ends = sorted((sign * found.gain_interval.low, sign * found.gain_interval.high))
+            change += f" ({ends[0]:.2%} to {ends[1]:.2%})"
         seen = "windows not planned for" if found.tried else "the windows planned for"
-        table.add_row(f"fall of the peaks on {seen}", gain)
-        table.add_row("time gained until the next decision", f"{found.gained_seconds:.3g} s")
+        table.add_row(f"{'rise' if sign < 0.0 else 'fall'} of the peaks on {seen}", change)
+        table.add_row(
+            f"time {'lost' if sign < 0.0 else 'gained'} until the next decision",
+            f"{abs(found.gained_seconds):.3g} s",
+        )
     table.add_row("time lost by moving", f"{found.lost_seconds:.3g} s")
     console.print(table)
 
@@ -296,7 +337,7 @@ def print_migration(console: Console, title: str, found: Migration) -> None:
     """Print how many transfers, waves and bytes a migration takes."""
     _title(console, title)
     if not found.num_transfers and not found.copies.wave.size:
-        _line(console, "Nothing moves: every GPU has what it is to have.")
+        _line(console, "Nothing moves: every GPU already holds its experts.")
         return
     console.print()
     table = _table("", "")
@@ -307,16 +348,16 @@ def print_migration(console: Console, title: str, found: Migration) -> None:
         table.add_row("bytes", f"{found.total_bytes / 1e9:,.3f} GB")
         table.add_row("bytes between nodes", f"{found.bytes_between_nodes / 1e9:,.3f} GB")
     table.add_row("waves", f"{found.num_waves:,}")
-    table.add_row("no fewer than", f"{found.fewest_waves:,}")
+    table.add_row("minimum number of waves", f"{found.fewest_waves:,}")
     table.add_row("buffers that a GPU needs", f"{found.spare_slots.max()}")
     table.add_row("copies inside GPUs", f"{found.copies.wave.size:,}")
     if found.seconds is not None:
-        table.add_row("time that the bandwidths imply", f"{found.seconds:.3g} s")
+        table.add_row("time at these bandwidths", f"{found.seconds:.3g} s")
     console.print(table)
     if found.seconds is None:
         console.print()
         _line(
-            console, "With --model and --gpu, or bytes and bandwidths, it says how long that takes."
+            console, "Give --model and --gpu, or bytes and bandwidths, for the time that it takes."
         )
 
 
@@ -386,7 +427,7 @@ def _skew_table(found: Inspection) -> Table:
     for name, values, form in (
         ("load of a layer in a window", found.load_per_layer, "{:,.0f}"),
         ("hottest expert / mean expert", found.hottest, "{:.2f}"),
-        ("part of the load on the hottest fifth", found.top_fifth, "{:.1%}"),
+        ("share of the load on the hottest fifth", found.top_fifth, "{:.1%}"),
         ("spread of experts' shares (sd of their log)", found.spread, "{:.2f}"),
         ("experts below 1 % of the mean", found.idle, "{:.4g}"),
     ):
@@ -446,12 +487,13 @@ def _of_evaluation(found: Evaluation) -> list[str]:
     if found.hottest is not None:
         hot = found.hottest
         lines.append(
-            f"GPU {hot.gpu} has the most load, {hot.load:.3f} times that of a GPU on average; it "
-            f"is the busiest in {hot.busiest:.0%} of layers."
+            f"GPU {hot.gpu} has the most load, {hot.load:.3f} times the average. It is the busiest "
+            f"GPU in {hot.busiest:.0%} of layers."
         )
     if found.unseen is None:
         lines.append(
-            "Plans were made from the one window that they are scored on: on others they gain less."
+            "The plans are scored on the one window that they were computed from. On other windows "
+            "they gain less."
         )
     else:
         unseen = found.unseen
@@ -459,10 +501,10 @@ def _of_evaluation(found: Evaluation) -> list[str]:
         last = "window" if unseen.windows == 1 else f"{unseen.windows:,} windows"
         before = "window" if unseen.seen == 1 else f"{unseen.seen:,} windows"
         lines.append(
-            f"On the last {last}, a plan from it for the {before} "
-            f"before gives {unseen.plan:.4f}, and this placement {unseen.this:.4f} ({gain})."
+            f"On the last {last}, this placement gives {unseen.this:.4f}, and a plan from it for "
+            f"the {before} before gives {unseen.plan:.4f} ({gain})."
         )
-    lines.append("Moves: experts that GPUs would receive to get there from this placement.")
+    lines.append("Moves: experts that GPUs would receive to get from this placement to the other.")
     if found.standings[0].duplicates:
         lines.append(_duplicates(found.standings[0]))
     if any(standing.interval is not None for standing in found.standings):
@@ -472,4 +514,4 @@ def _of_evaluation(found: Evaluation) -> list[str]:
 
 def _duplicates(this: Standing) -> str:
     slots = "1 slot holds" if this.duplicates == 1 else f"{this.duplicates:,} slots hold"
-    return f"{slots} an expert that another slot of the GPU holds too: memory that gains nothing."
+    return f"{slots} an expert that its GPU already holds, which gains nothing."

@@ -66,7 +66,7 @@ class Gpu:
         """Dense peak for a number format, and the format computed in: another where it lacks it.
 
         Raises:
-            OptionError: a format that there is not.
+            OptionError: an unknown number format.
         """
         if number_format not in _STANDS_IN:
             formats = ", ".join(_STANDS_IN)
@@ -202,17 +202,20 @@ _ALSO = {
 }
 
 
-def find_gpu(name: str) -> Gpu:
+_INSTEAD = (
+    "an eplb.cost.Gpu with its memory_bandwidth, link_bandwidth, network_bandwidth "
+    "and bf16, and fp8, int8 and fp4 where it has them"
+)
+
+
+def find_gpu(name: str, instead: str = _INSTEAD) -> Gpu:
     """The figures of a GPU by its name; case, spaces and the vendor do not matter.
 
+    Args:
+        name: such as "H100".
+        instead: what the message of an error tells a user to give for a GPU that is not known.
+
     Raises:
-        OptionError: a name that is not known; the message has the nearest and all of them.
+        OptionError: the name is not known. The message has the nearest name and all known ones.
     """
-    return find_named(
-        name,
-        GPUS,
-        "GPU",
-        "an eplb.cost.Gpu with its memory_bandwidth, link_bandwidth, network_bandwidth "
-        "and bf16, and fp8, int8 and fp4 where it has them",
-        _ALSO,
-    )
+    return find_named(name, GPUS, "GPU", instead, _ALSO)

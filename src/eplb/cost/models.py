@@ -174,16 +174,22 @@ EXPERT_BYTES: dict[str, int] = {name: model.expert_bytes for name, model in MODE
 """Bytes of one expert of one layer of each model."""
 
 
-def find_model(name: str) -> Model:
-    """The figures of a model by its name; case, dashes and who publishes it do not matter.
+_INSTEAD = (
+    "an eplb.cost.Model with num_layers, num_moe_layers, num_experts, top_k, hidden_size, "
+    "expert_size and bytes_per_weight"
+)
+
+
+def find_model(name: str, instead: str = _INSTEAD) -> Model:
+    """The figures of a model by its name; case, dashes and the publisher do not matter.
+
+    Args:
+        name: such as "deepseek-ai/DeepSeek-V3".
+        instead: what the message of an error tells a user to give for a model that is not known.
 
     Raises:
-        OptionError: a name that is not known; the message has the nearest and all of them.
+        OptionError: the name is not known. The message has the nearest name and all known ones.
     """
-    instead = (
-        "an eplb.cost.Model with num_layers, num_moe_layers, num_experts, top_k, hidden_size, "
-        "expert_size and bytes_per_weight"
-    )
     return find_named(name, MODELS, "model", instead, {"Kimi-K2-Instruct": "Kimi-K2"})
 
 

@@ -220,7 +220,7 @@ def words_of(
         words.append(
             "Tokens travel while experts compute."
             if sure.overlapped
-            else "Tokens travel before and after experts compute, not meanwhile."
+            else "Tokens travel before and after experts compute, not at the same time."
         )
     words.append(
         f"Expert layers take {sure.expert_share:.0%} of a perfectly balanced step; the rest, such "
@@ -228,11 +228,11 @@ def words_of(
     )
     if num_layers != model.num_moe_layers:
         words.append(
-            f"Loads have {num_layers} layers with any load, the model has {model.num_moe_layers}: "
-            "a step has as many at their mean time."
+            f"The loads have {num_layers} layers with load, and the model has "
+            f"{model.num_moe_layers}: a step has the model's number of layers at their mean time."
         )
     words.append(
-        "Each step has its window's shares of load exactly; chance from step to step, which raises "
-        "peaks of small batches, is left out, and so is time to plan and move."
+        "Each step has exactly its window's shares of load. Chance from step to step, which raises "
+        "the peaks of small batches, is not counted, and neither is the time to plan and to move."
     )
     return tuple(words)

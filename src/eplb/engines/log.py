@@ -42,9 +42,9 @@ def switched_on(
         engine: the engine's name and version, as "vLLM 0.33.0".
         checked: versions that the plug-in was checked with.
     """
-    logger.warning("eplb: plans expert placement in place of %s: %s", instead_of, settings)
+    logger.warning("eplb: this planner replaces %s: %s", instead_of, settings)
     if engine.rsplit(" ", 1)[-1] not in checked:
         known = " and ".join(checked)
-        logger.warning("eplb: %s is called like %s, which this was checked with", engine, known)
+        logger.warning("eplb: %s is untested; this plug-in was tested with %s", engine, known)
     if unknown := unknown_variables(os.environ):
-        logger.warning("eplb: nothing reads %s", ", ".join(unknown))
+        logger.warning("eplb: unknown variables are ignored: %s", ", ".join(unknown))

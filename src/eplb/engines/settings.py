@@ -1,7 +1,7 @@
-"""What a user says of a plug-in: environment variables, checked before anything runs.
+"""The settings of a plug-in: environment variables, checked before anything runs.
 
-A plug-in has no other way to be told: engines pass none of their options on. Every process of an
-engine must be given the same ones, because every rank plans for itself.
+Engines pass none of their options on to a plug-in, so there is no other way. Every process of an
+engine must have the same variables, because every rank plans for itself.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ from eplb.planning.plan import Effort
 __all__ = ["VARIABLES", "Settings", "is_on", "settings_from", "unknown_variables"]
 
 VARIABLES = {
-    "EPLB_POLICY": '"eplb" puts this planner in place of the engine\'s own',
-    "EPLB_WINDOWS": "windows of load to plan for: so many past ones, or so many of those shown",
-    "EPLB_MAX_MOVES": 'most experts that GPUs receive at a plan: "5%" of all slots, "800", "none"',
+    "EPLB_POLICY": '"eplb" replaces the engine\'s own planner by this one',
+    "EPLB_WINDOWS": "maximum number of past windows of load to plan for",
+    "EPLB_MAX_MOVES": 'maximum number of experts that GPUs receive: "5%" of slots, "800", "none"',
     "EPLB_EFFORT": "fast, default or thorough",
-    "EPLB_THREADS": "most threads of one process while it plans",
-    "EPLB_RECORD": "folder to record the loads in, that vLLM shows",
-    "EPLB_RECORD_FILES": "most windows to keep there",
+    "EPLB_THREADS": "maximum number of threads of one process while it plans",
+    "EPLB_RECORD": "folder in which to record the loads that vLLM reports",
+    "EPLB_RECORD_FILES": "maximum number of windows to keep there",
 }
-"""Variables by name, and what they say."""
+"""What each variable sets, by name."""
 
 _MOST_WINDOWS = 64
 _MOST_FILES = 1_000_000
@@ -57,10 +57,10 @@ class Settings:
 
 
 def is_on(environment: Mapping[str, str]) -> bool:
-    """Whether a user asked for this planner.
+    """Whether the environment selects this planner.
 
     Raises:
-        OptionError: an EPLB_POLICY that nobody knows.
+        OptionError: an unknown EPLB_POLICY.
     """
     policy = environment.get("EPLB_POLICY", "").strip().lower()
     if policy in {"", "default", "off"}:
@@ -76,7 +76,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     """The settings of environment variables, `VARIABLES`.
 
     Raises:
-        OptionError: a value that does not do.
+        OptionError: an invalid value.
     """
     standard = Settings()
     moves = environment.get("EPLB_MAX_MOVES")

@@ -25,7 +25,7 @@ from eplb.planning.relocate import check_current
 __all__ = ["Decision", "decide"]
 
 MARGIN = 2.0
-"""How many times its cost a gain is to be, so that a load that wobbles moves nothing."""
+"""Minimum ratio of gain to cost. It is hysteresis: a fluctuating load moves nothing."""
 
 _TRIES = 4
 """Plans made from the earlier windows."""
@@ -95,14 +95,14 @@ def decide(
         seconds: time until the next decision.
         num_groups: groups that the model routes by.
         weights: [T] what windows count.
-        max_moves: most moves.
-        margin: how many times its cost a gain is to be.
+        max_moves: maximum number of moves.
+        margin: minimum ratio of gain to cost.
         effort: work of a plan.
         threads: most threads to use.
 
     Raises:
         EplbError: as for `eplb.plan`.
-        OptionError: a time that is not above 0, or a margin below 1.
+        OptionError: `seconds` is not above 0, or `margin` is below 1.
     """
     seconds = real_number(seconds, "seconds", "seconds")
     margin = real_number(margin, "margin", "times the cost", least=1.0, above=False)
@@ -147,7 +147,7 @@ def decide(
     if why_not is not None:
         action, reason = "wait", why_not.format(what=what)
     elif forced:
-        action, reason = "move", f"the cluster has changed: it must receive {what}"
+        action, reason = "move", f"the cluster has changed, so its GPUs must receive {what}"
     else:
         action = "move" if every else "move layers"
         reason = f"{what} {_in_words(outlook, gained, lost, seconds)}"
@@ -238,25 +238,33 @@ def _why_not(
     """The reason to wait, with a place for what would move, or None."""
     if not moves:
         return (
-            f"no expert would gain {margin:g} times what its move costs in the {seconds:g} s until "
-            "the next decision"
+            f"no expert would gain {margin:g} times the cost of its move in the {seconds:g} s "
+            "until the next decision"
         )
     words = _in_words(outlook, gained, lost, seconds)
+    if outlook.gain < 0.0:
+        return "{what} " + words
     if gained < margin * lost or gained <= 0.0:
-        return "{what} " + f"{words}: not {margin:g} times as much"
+        return "{what} " + f"{words}; the gain is not {margin:g} times the cost"
     if outlook.interval is not None:
         least = service.gained_seconds(outlook.interval.low, seconds)
         if least <= lost:
-            return "{what} " + f"{words}: it may gain as little as {least:.2g} s"
+            worst = f"lose {-least:.2g} s" if least < 0.0 else f"gain only {least:.2g} s"
+            return "{what} " + f"{words}; it may {worst}"
     return None
 
 
 def _in_words(outlook: Outlook, gained: float, lost: float, seconds: float) -> str:
+    """What moving would do to the peaks, and the time that it gains and costs."""
+    rises = outlook.gain < 0.0
+    percent = -100.0 if rises else 100.0
     span = ""
     if outlook.interval is not None:
-        span = f" ({100 * outlook.interval.low:.1f} to {100 * outlook.interval.high:.1f} %)"
+        low, high = sorted((percent * outlook.interval.low, percent * outlook.interval.high))
+        span = f" ({low:.1f} to {high:.1f} %)"
     seen = "on windows not planned for" if outlook.tried else "if the load stays as it is"
     return (
-        f"would lower the peaks by {100 * outlook.gain:.1f} %{span} {seen}, "
-        f"which gains {gained:.2g} s in {seconds:g} s and costs {lost:.2g} s"
+        f"would {'raise' if rises else 'lower'} the peaks by {percent * outlook.gain:.1f} %{span} "
+        f"{seen}, which {'loses' if rises else 'gains'} {abs(gained):.2g} s in {seconds:g} s "
+        f"and costs {lost:.2g} s"
     )

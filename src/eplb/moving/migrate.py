@@ -150,7 +150,9 @@ def migrate(
     nothing = not ((change.old != change.new) & (change.new >= 0)).any()
     if limits.spare_slots == 0:
         if not nothing:
-            raise OptionError("spare_slots is 0: 1 would do, as experts are received in a buffer")
+            raise OptionError(
+                "spare_slots is 0: give 1 or more, because experts are received in a buffer"
+            )
         limits = replace(limits, spare_slots=None)
 
     source = nearest_sources(change)

@@ -1,4 +1,4 @@
-"""What a moved expert costs a running service, and what a lighter GPU gives back."""
+"""The time that moves cost a running service, and the time that lower peaks save it."""
 
 from dataclasses import dataclass
 
@@ -25,14 +25,14 @@ class Service:
         expert_bytes: bytes of one expert's weights in one layer.
         bandwidth_within: GB/s (10^9 bytes) that a GPU receives from its node.
         bandwidth_between: GB/s that enter a node from the others, all its GPUs together.
-        expert_share: share of the service's time that is spent waiting for the busiest GPU of a
-            layer, and so falls as its load falls.
-        stall: share of the time of a transfer in which the service stands still: 1 where it stops,
-            0 where transfers cost nothing.
+        expert_share: share of the service's time that each layer's busiest GPU determines, and
+            which falls as that GPU's load falls.
+        stall: share of a transfer's time in which the service is stopped: 1 if it stops for all of
+            it, 0 if transfers cost nothing.
 
     Raises:
-        ClusterError: bytes that are no whole number of 1 or more.
-        OptionError: bandwidths that are not above 0, or shares that are not within 0 and 1.
+        OptionError: bytes that are not a whole number of 1 or more, bandwidths that are not above
+            0, or shares that are not from 0 to 1.
     """
 
     expert_bytes: int
@@ -55,7 +55,7 @@ class Service:
         `eplb.cost.GPUS`), with the share of the peak bandwidths that is reached in practice.
 
         Raises:
-            OptionError: a name that is not known.
+            OptionError: an unknown model or GPU.
         """
         known, assumed = find_gpu(gpu), Assumptions()
         return cls(
@@ -71,9 +71,9 @@ class Service:
     def moving_seconds(
         self, old: Placement, new: Placement, layers: NDArray[np.bool_] | None = None
     ) -> float:
-        """Seconds that the transfers from one placement to another take at least: those of the GPU
-        or the node that receives most, of some `layers` [L] or of all. `eplb.migrate` comes within
-        a wave of it.
+        """Minimum seconds of the transfers from one placement to another: the time of the GPU or
+        node that receives most. `layers` [L] selects some of them. `eplb.migrate` comes within a
+        wave of this.
         """
         had = old.held_by(new.cluster.num_gpus)
         received = new.held_by(new.cluster.num_gpus) & ~had
@@ -98,11 +98,11 @@ class Service:
         return self.stall * each * self.expert_bytes / _GIGA
 
     def lost_seconds(self, moving_seconds: float) -> float:
-        """Seconds that the service loses to a transfer of so many."""
+        """Seconds that the service loses to a transfer that takes `moving_seconds`."""
         return self.stall * moving_seconds
 
     def gained_seconds(self, fall: float, seconds: float) -> float:
-        """Seconds that the service gains in so many when peaks fall by a share."""
+        """Seconds that the service gains in `seconds` when peaks fall by the share `fall`."""
         return self.expert_share * fall * seconds
 
 

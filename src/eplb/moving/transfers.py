@@ -90,7 +90,7 @@ def nodes_of(old: Placement, new: Placement) -> _I64:
         first, second = (f"{c.num_gpus} GPUs on {c.num_nodes} nodes" for c in clusters)
         raise ClusterError(
             f"{first} become {second}: GPUs keep their numbers and nodes, "
-            "so give as many GPUs on a node as before"
+            "so give the same number of GPUs on a node as before"
         )
     return np.arange(num_gpus, dtype=np.int64) // each.pop()
 

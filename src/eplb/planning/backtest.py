@@ -152,12 +152,12 @@ def backtest(
 
     Raises:
         LoadsError: fewer than 2 windows.
-        OptionError: a forecast that there is not.
+        OptionError: an unknown forecast.
         ClusterError: numbers that fit nothing.
         PolicyError: a rule that fails.
     """
     if trace.num_windows < 2:
-        raise LoadsError("the trace has 1 window: to try a forecast takes 2")
+        raise LoadsError("the trace has 1 window: 2 are needed to try a forecast")
     if not isinstance(forecasts, Mapping):
         forecasts = {name: named_forecast(name) for name in forecasts}
     begin = first or max(1, min(history, trace.num_windows // 2))
@@ -221,10 +221,11 @@ def expected_of(
     )
     scenarios = named_forecast(tried.best)(trace.loads)
     scores = tried.scores
+    unseen = "1 unseen window" if tried.windows == 1 else f"{tried.windows} unseen windows"
     words = (
-        f"Planned for: {_words(tried.best, scenarios, trace)}. On windows not seen before it gave "
-        f"{scores[tried.best]:.4f} ({tried.windows} served, {len(scores)} forecasts tried; the "
-        f"mean of windows gave {scores['mean']:.4f})"
+        f"Planned for: {_words(tried.best, scenarios, trace)}. On {unseen} this forecast gave "
+        f"{scores[tried.best]:.4f}, and the mean of the windows gave {scores['mean']:.4f} "
+        f"({len(scores)} forecasts tried)"
     )
     return Expected(scenarios, words, tried)
 

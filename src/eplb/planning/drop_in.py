@@ -31,8 +31,9 @@ def rebalance_experts(
         LoadsError: a weight that is not [L, E], or holds values that are not finite or below 0.
         ClusterError: counts that do not divide, or fewer replicas than experts.
     """
-    cluster = Cluster.with_slots(num_replicas, num_gpus, num_nodes)
-    placement = plan(check_loads(weight), cluster, num_groups=num_groups).placement
+    loads = check_loads(weight)
+    cluster = Cluster.with_slots(num_replicas, num_gpus, num_nodes, num_experts=loads.shape[1])
+    placement = plan(loads, cluster, num_groups=num_groups).placement
     log2phy = placement._log2phy(cluster.num_slots - placement.num_experts + 1)
     # The caller owns what it gets, as it does with DeepSeek's.
     maps = (placement.phy2log.copy(), log2phy, placement.logcnt.copy())

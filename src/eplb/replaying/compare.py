@@ -71,7 +71,7 @@ class Comparison:
     Attributes:
         windows: windows served by every policy; wanted: those that were to be.
         layers: L; dense_layers: those with no load in any window; experts: E.
-        scores: one a policy, in the order asked for.
+        scores: one per policy, in the order given.
         replays: the records that the scores come from.
     """
 
@@ -211,7 +211,9 @@ def _window_seconds(trace: LoadTrace, said: float | None) -> float:
         between = float(np.median(np.diff(trace.times)))
         if between > 0.0:
             return between
-    raise OptionError("the trace does not say how long a window is: give window_seconds")
+    raise OptionError(
+        "the trace does not say how long a window lasts: give window_seconds (--window-seconds)"
+    )
 
 
 def _net(replay: Replay, reference: Replay, service: Service, seconds: float) -> float:

@@ -24,7 +24,7 @@ class Standing:
 
     Attributes:
         placement: "this"; "from this", a plan that starts from it and moves what is worth a move;
-            "afresh", a plan that heeds no moves; "contiguous", the layout that engines start with.
+            "afresh", a plan from scratch; "contiguous", the layout that engines start with.
         balancedness: mean GPU load / max GPU load, mean over windows and layers; interval: where
             that is with 95 % confidence, None of few windows.
         pooled: the same as sum of means / sum of maxima; pooled_interval: of that.
@@ -142,8 +142,8 @@ def evaluate_placement(
     """
     if (placement.num_layers, placement.num_experts) != (trace.num_layers, trace.num_experts):
         raise LoadsError(
-            f"{trace!r} is of another model than {placement!r}: they need as many layers "
-            "and experts"
+            f"{trace!r} is of another model than {placement!r}: both need the same number "
+            "of layers and experts"
         )
     cluster = placement.cluster
     moe = np.logical_not(trace.dense)

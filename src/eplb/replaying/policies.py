@@ -92,7 +92,7 @@ class Staying:
 
 @dataclass(frozen=True)
 class _Greedy:
-    """DeepSeek's algorithm on the sum of the windows, afresh each time."""
+    """DeepSeek's algorithm on the sum of the windows, from scratch each time."""
 
     swaps: bool
 
@@ -112,7 +112,7 @@ class _Greedy:
 
 @dataclass(frozen=True)
 class Forecasted:
-    """This planner, on the windows that a forecast says to plan for, afresh each time."""
+    """This planner, on the windows that a forecast expects, from scratch each time."""
 
     forecast: Forecast
     effort: Effort = "default"
@@ -367,7 +367,7 @@ def list_of(values: Any, one: Any, name: str) -> list[Any]:
 
 def _name(value: object) -> str:
     if not isinstance(value, str | os.PathLike):
-        raise PolicyError(f"{value!r} is no name of a policy and no path: give callables by name")
+        raise PolicyError(f"{value!r} is not the name or path of a policy: give callables by name")
     return os.fsdecode(value)
 
 
@@ -468,7 +468,7 @@ def phy2log_of(result: Any, num_layers: int, num_slots: int) -> NDArray[np.int64
     if array.shape != (num_layers, num_slots) or array.dtype.kind not in "ui":
         raise PolicyError(
             f"phy2log has shape {array.shape} and type {array.dtype}: "
-            f"whole numbers of shape {(num_layers, num_slots)} were asked for"
+            f"expected whole numbers of shape {(num_layers, num_slots)}"
         )
     return array.astype(np.int64)
 

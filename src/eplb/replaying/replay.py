@@ -159,7 +159,7 @@ def replay_steps(
     """
     called = named_policy(policy) if isinstance(policy, str | os.PathLike) else policy
     if not callable(called):
-        raise PolicyError(f"{called!r} is no policy: give a name, a path or a callable")
+        raise PolicyError(f"{called!r} is not a policy: give a name, a path or a callable")
     check_replay(trace, cluster, schedule, num_groups)
     return _walk(trace, cluster, called, schedule, num_groups, service)
 

@@ -97,7 +97,7 @@ def measure_windows(asked: Asked, progress: Callable[[int, int], object]) -> Win
         return Missing(
             "the trace has one window"
             if total == 1
-            else "to hold a window out and plan for more than one takes 3 windows"
+            else "3 windows are needed to hold one out and plan for two"
         )
     in_order = total > _HELD_OUT
     if in_order:
@@ -126,7 +126,7 @@ def measure_moves(
 ) -> Moves | Missing:
     """Balancedness against moves from the placement that runs; `command` makes so many."""
     if current is None:
-        return Missing("no placement that runs was given (--current)")
+        return Missing("no placement that runs was given (give --current)")
     loads = asked.trace.loads
     moe = ~asked.trace.dense
     most = int(np.count_nonzero(moe)) * asked.cluster.num_slots

@@ -162,20 +162,20 @@ def measure(
 
 def _check(trace: LoadTrace, cluster: Cluster, current: Placement | None, num_groups: int) -> None:
     if trace.dense.all():
-        raise LoadsError("no layer of the trace has any load: there is nothing to report")
+        raise LoadsError("no layer of the trace has any load, so there is nothing to report")
     check_shape(trace.num_experts, cluster, num_groups)
     if current is None:
         return
     if (current.num_layers, current.num_experts) != (trace.num_layers, trace.num_experts):
         raise PlacementError(
-            f"{current!r} runs, the loads have {trace.num_layers} layers of {trace.num_experts} "
-            "experts: give the placement of this model"
+            f"the placement that runs is {current!r}, but the loads have {trace.num_layers} layers "
+            f"of {trace.num_experts} experts: give a placement of this model"
         )
     if current.cluster != cluster:
         raise PlacementError(
             f"the placement that runs has {current.cluster.num_slots} slots on "
-            f"{current.cluster.num_gpus} GPUs, {cluster.num_slots} on {cluster.num_gpus} were "
-            "asked for: leave --slots out, or give a placement for this cluster"
+            f"{current.cluster.num_gpus} GPUs, but the cluster given has {cluster.num_slots} on "
+            f"{cluster.num_gpus}: leave out --slots, or give a placement for this cluster"
         )
 
 

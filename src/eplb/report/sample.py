@@ -23,7 +23,7 @@ class Asked:
         trace: the windows.
         cluster: the GPUs and their slots.
         num_groups: groups that the model routes by.
-        threads: most threads to plan with, None for one a processor.
+        threads: maximum number of threads to plan with, None for one per processor.
     """
 
     trace: LoadTrace
@@ -46,14 +46,14 @@ class Asked:
     def plan(
         self, loads: NDArray[np.float64], cluster: Cluster, weights: NDArray[np.float64]
     ) -> Placement:
-        """A plan made afresh."""
+        """A plan from scratch."""
         return plan(
             loads, cluster, num_groups=self.num_groups, weights=weights, threads=self.threads
         ).placement
 
 
 def evenly(total: int, most: int) -> NDArray[np.int64]:
-    """At most so many numbers below `total`, evenly apart, the last one among them."""
+    """At most `most` numbers below `total`, evenly spaced, including the last one."""
     if total <= most:
         return np.arange(total)
     return total - 1 - (np.arange(most)[::-1] * total) // most

@@ -16,14 +16,15 @@ def balance(figures: Figures) -> Section:
     unseen = plan.unseen is not None
     if plan.unseen is not None and now.unseen is not None:
         finding = (
-            f"On unseen loads a plan lifts balancedness from {now.unseen:.4f} to {plan.unseen:.4f}"
+            f"On unseen loads a plan {_lifts(now.unseen, plan.unseen)} balancedness from "
+            f"{now.unseen:.4f} to {plan.unseen:.4f}"
         )
         if seed is not None and seed.unseen is not None:
-            finding += f"; the seed's way to {seed.unseen:.4f}"
+            finding += f"; the original algorithm reaches {seed.unseen:.4f}"
     else:
         finding = (
-            f"On the window it was made from, a plan lifts balancedness from {now.seen:.4f} "
-            f"to {plan.seen:.4f}"
+            f"On the window it was made from, a plan {_lifts(now.seen, plan.seen)} balancedness "
+            f"from {now.seen:.4f} to {plan.seen:.4f}"
         )
     rows = [
         (
@@ -36,24 +37,24 @@ def balance(figures: Figures) -> Section:
         )
         for each in figures.standings
     ]
-    headings = ("placement", "seen", "unseen", "worst unseen window", "gain", "moved a plan")
+    headings = ("placement", "seen", "unseen", "worst unseen window", "gain", "moved per plan")
     columns = len(headings) if unseen else 2
     caption = "Balancedness, mean over windows and layers"
     tables = [Table(caption, headings[:columns], rows_of([row[:columns] for row in rows]))]
     notes = [
         f"Seen: the last {counted(figures.seen_windows, 'window')}, which the recommended plan is "
-        f"made from. On these no plan could be better by more than {percent(figures.choice.gap, 2)}"
-        " of the busiest GPU's load, mean over layers: that is proven."
+        f"made from. It is proven that on these no plan can be better by more than "
+        f"{percent(figures.choice.gap, 2)} of the busiest GPU's load, mean over layers."
     ]
     if unseen:
         notes.append(
             f"Unseen: {counted(figures.unseen_windows, 'window')}, each served by a plan made "
-            "before it. Gain: above what runs now. Moved: share of slots that GPUs receive at a "
-            "plan after the first."
+            "before it. Gain: the difference from what runs now. Moved: share of slots for which "
+            "GPUs receive an expert at each plan after the first."
         )
     notes.append(
-        "The seed's way is the algorithm that this project started from, an evolved version of "
-        "DeepSeek's EPLB: it plans for the sum of the windows."
+        "The original algorithm (policy `seed`) is the one that this project started from, an "
+        "evolved version of DeepSeek's EPLB. It plans for the sum of the windows."
     )
     if figures.unsure:
         notes.append(f"{figures.unsure[0].upper()}{figures.unsure[1:]}.")
@@ -62,7 +63,7 @@ def balance(figures: Figures) -> Section:
     if figures.choice.tried:
         tables.append(
             Table(
-                "Rules for what to plan for, tried on the windows",
+                "Forecasts, tried on the windows",
                 ("forecast", "balancedness on unseen windows"),
                 rows_of(
                     [
@@ -79,12 +80,16 @@ def balance(figures: Figures) -> Section:
     return Section("balance", "Balance", finding, tuple(notes), tuple(tables))
 
 
+def _lifts(before: float | None, after: float | None) -> str:
+    return "lowers" if (after or 0.0) < (before or 0.0) else "raises"
+
+
 def heat(figures: Figures) -> Section:
     """Load of layer x GPU, before and after."""
     found = figures.heat
     before, after = (max(map(max, rows)) for rows in (found.before, found.after))
     finding = (
-        f"The busiest GPU of all has {before:.2f} times its layer's mean load now, {after:.2f} "
+        f"The busiest GPU has {before:.2f} times the mean load of its layer now, and {after:.2f} "
         "times with a plan"
     )
     seen = "which the plan was made from" if found.seen else "which the plan had not seen"
@@ -105,10 +110,8 @@ def heat(figures: Figures) -> Section:
     table = Table(
         "Load of each GPU over the mean of its layer", ("layer", *gpus), rows_of(rows), long=True
     )
-    typical = "" if found.seen else ", the most typical of those not seen"
-    note = (
-        f"Window {printable(found.window)}, {seen}{typical}. Both maps have one scale of colours."
-    )
+    typical = "" if found.seen else ", the most typical of the unseen windows"
+    note = f"Window {printable(found.window)}, {seen}{typical}. Both maps share one colour scale."
     return Section("heat", "Load of each GPU", finding, (note,), (table,))
 
 
@@ -138,7 +141,7 @@ def hot(figures: Figures) -> Section:
         for each in figures.hot
     ]
     headings = ("layer", "hottest experts (share of its load, copies planned)", "hottest / mean")
-    note = f"All windows, each counting alike. With even loads it would be {percent(even, 1)}."
+    note = f"All windows have equal weight. With even loads the share would be {percent(even, 1)}."
     table = Table("The hottest experts of each layer", headings, rows_of(rows), long=True)
     return Section("hot", "Hottest experts", finding, (note,), (table,))
 
@@ -214,10 +217,10 @@ def spare(figures: Figures) -> Section:
     where = "unseen loads" if unseen else "the window seen"
     finding = (
         f"{counted(knee.spare, 'spare slot')} on each GPU {'is' if knee.spare == 1 else 'are'} "
-        f"worth buying: {value:.4f} on {where}"
+        f"worth {'its' if knee.spare == 1 else 'their'} memory: {value:.4f} on {where}"
     )
     if knee.spare != chosen.spare:
-        finding += f" ({chosen.spare} asked for)"
+        finding += f" (this plan has {chosen.spare})"
     rows = [
         (
             str(each.spare) + (" (knee)" if number == found.knee else ""),
@@ -232,14 +235,14 @@ def spare(figures: Figures) -> Section:
         ("spare slots on a GPU", "slots in all", "seen", "unseen"),
         rows_of(rows),
     )
-    notes = ["The knee is the last number whose slots each gain a point (0.01) of balancedness."]
+    notes = ["The knee is the last number up to which each slot adds 0.01 of balancedness or more."]
     if unseen:
         notes.append(
-            f"{counted(found.plans, 'plan')} each, on {counted(found.windows, 'window')} that they "
-            "had not seen."
+            f"Each point is {counted(found.plans, 'plan')}, scored on "
+            f"{counted(found.windows, 'window')} that they had not seen."
         )
         if chosen.unseen is not None and chosen.unseen != figures.plan.unseen:
-            notes.append("That is fewer plans than above, so the figures differ a little.")
+            notes.append("There are fewer plans than above, so the figures differ a little.")
     if found.bytes_each is not None:
         notes.append(f"A spare slot takes {found.bytes_each / 1e9:.2f} GB of each GPU's memory.")
     return Section("spare", "Spare slots", finding, tuple(notes), (table,))
@@ -249,20 +252,21 @@ def windows(figures: Figures) -> Section:
     """Balancedness against the windows planned for."""
     heading, found = "Windows to plan for", figures.windows
     if isinstance(found, Missing):
-        finding = "How many windows a plan needs is not known"
+        finding = "It is not known how many windows a plan needs"
         return Section("windows", heading, finding, missing=f"{found.why}.")
     (first, low), (last, high) = found.points[0], found.points[-1]
     best, top = max(found.points, key=lambda each: each[1])
     more = top > low + 0.005
     finding = (
-        f"Plans for {counted(best, 'window')} reach {top:.4f} on another, for {first} {low:.4f}"
+        f"On another window, plans for {counted(best, 'window')} reach {top:.4f}, and plans for "
+        f"{first} {low:.4f}"
         if more
-        else f"One window is enough to plan for: {low:.4f}, {high:.4f} for {last}"
+        else f"One window is enough to plan for: it gives {low:.4f}, and {last} give {high:.4f}"
     )
     how = (
         "each made from the windows just before the one that it is scored on"
         if found.in_order
-        else "each window held out once, planned for from others"
+        else "each for the other windows than the one that it is scored on"
     )
     table = Table(
         "Balancedness by windows planned for",
@@ -270,7 +274,11 @@ def windows(figures: Figures) -> Section:
         rows_of([(str(number), score(value)) for number, value in found.points]),
     )
     return Section(
-        "windows", heading, finding, (f"{counted(found.plans, 'plan')} a point, {how}.",), (table,)
+        "windows",
+        heading,
+        finding,
+        (f"{counted(found.plans, 'plan')} per point, {how}.",),
+        (table,),
     )
 
 
@@ -278,13 +286,13 @@ def moves(figures: Figures) -> Section:
     """Balancedness against moves."""
     heading, found = "Moves", figures.moves
     if isinstance(found, Missing):
-        finding = "What so many moves would give is not known"
+        finding = "It is not known what moves would gain"
         return Section("moves", heading, finding, missing=f"{found.why}.")
     first, last = found.points[0], found.points[-1]
     enough = found.points[found.enough]
     finding = (
-        f"{enough.moves:,} moves ({percent(enough.share)} of slots) give nine tenths of what all "
-        f"{last.moves:,} would"
+        f"{enough.moves:,} moves ({percent(enough.share)} of slots) give 90 % of the gain of all "
+        f"{last.moves:,}"
         if last.seen > first.seen
         else "No move gains anything"
     )
@@ -298,7 +306,7 @@ def moves(figures: Figures) -> Section:
         rows_of(rows),
     )
     note = "A move is an expert of a layer that a GPU receives."
-    unseen = "Unseen: plans from the earlier half of the windows with as many moves, on the later."
+    unseen = "Unseen: plans for the earlier half of the windows, on the later; the same budgets."
     notes = (note, unseen) if last.unseen is not None else (note,)
     command = (f"Make the plan with {enough.moves:,} moves", printable(found.command))
     return Section("moves", heading, finding, notes, (table,), command=command)
@@ -308,12 +316,12 @@ def through(figures: Figures) -> Section:
     """Drift, and when re-planning would have paid."""
     heading, found = "Through time", figures.through
     if isinstance(found, Missing):
-        finding = "How plans age is not known"
+        finding = "It is not known how plans age"
         return Section("through", heading, finding, missing=f"{found.why}.")
     lost = found.replanned_mean - found.kept_mean
     finding = (
         f"A plan kept for {figures.setting.num_windows - found.half:,} windows gave "
-        f"{found.kept_mean:.4f}; re-planned, {found.replanned_mean:.4f}"
+        f"{found.kept_mean:.4f}; re-planning gave {found.replanned_mean:.4f}"
     )
     rows = [
         (str(window), score(now), score(replanned), score(kept))
@@ -333,7 +341,7 @@ def through(figures: Figures) -> Section:
     if found.per_point > 1:
         notes.append(f"A point is the mean of {found.per_point} windows.")
     if isinstance(found.moments, Missing):
-        notes.append(f"Whether re-planning would have paid is not known: {found.moments.why}.")
+        notes.append(f"It is not known whether re-planning would have paid: {found.moments.why}.")
     else:
         notes.append(_paid(found, found.moments))
         tables.append(
@@ -352,18 +360,20 @@ def through(figures: Figures) -> Section:
 
 
 def drift(figures: Figures) -> Section:
-    """How alike windows are that are so far apart."""
+    """How alike windows are, by their distance."""
     heading, found = "Drift", figures.through
     if isinstance(found, Missing):
-        finding = "How loads drift is not known"
+        finding = "It is not known how loads drift"
         return Section("drift", heading, finding, missing=f"{found.why}.")
     if not found.drift:
         finding = "Loads are even"
-        return Section("drift", heading, finding, missing="too even to say how they drift.")
+        return Section(
+            "drift", heading, finding, missing="They are too even to measure how they drift."
+        )
     (near, alike), (far, less) = found.drift[0], found.drift[-1]
     finding = (
-        f"Experts' shares {counted(near, 'window')} apart correlate {alike:.3f}, "
-        f"{far:,} apart {less:.3f}"
+        f"The correlation of experts' shares is {alike:.3f} at {counted(near, 'window')} apart, "
+        f"and {less:.3f} at {far:,}"
     )
     table = Table(
         "How alike windows are",
@@ -377,10 +387,11 @@ def _paid(found: Through, moments: tuple[Moment, ...]) -> str:
     went = [each for each in moments if each.action != "wait"]
     size = sum(each.total_bytes for each in went) / 1e9
     line = (
-        f"Moving would have paid at {len(went)} of {counted(len(moments), 'decision')}, by an "
-        f"estimate of its cost: {sum(each.moves for each in went):,} moves, {size:.3g} GB."
+        f"By an estimate of its cost, moving would have paid at {len(went)} of "
+        f"{counted(len(moments), 'decision')}: {sum(each.moves for each in went):,} moves of "
+        f"{size:.3g} GB."
     )
     if found.decided is not None:
         after, before = found.decided
-        line += f" Balancedness {after:.4f}, {before:.4f} without."
+        line += f" Balancedness is {after:.4f} with these moves, and {before:.4f} without."
     return line

@@ -70,7 +70,7 @@ def why_unsure(standings: tuple[Standing, ...], num_windows: int) -> str | None:
     if any(each.unseen_interval is not None for each in standings):
         return None
     if num_windows == 1:
-        return "of one window nothing can be said of loads that a plan has not seen"
+        return "one window does not show how a plan does on loads that it has not seen"
     return f"{num_windows} windows are too few for a confidence interval (it takes about 36)"
 
 

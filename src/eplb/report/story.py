@@ -107,46 +107,46 @@ def _best(standing: Standing) -> float:
 
 def _lasts(figures: Figures) -> str:
     if figures.plan.unseen is None:
-        return "whether that lasts, one window cannot tell"
+        return "one window cannot show whether that lasts"
     through = figures.through
     if isinstance(through, Missing):
-        few = f"{counted(figures.setting.num_windows, 'window')} are too few to tell if it lasts"
+        few = f"{counted(figures.setting.num_windows, 'window')} are too few to show if it lasts"
         worst = figures.plan.worst
-        return few if worst is None else f"{few}, the worst not seen reached {worst:.4f}"
+        return few if worst is None else f"{few}, and the worst unseen window had {worst:.4f}"
     lost = through.replanned_mean - through.kept_mean
     verdict = "it lasts" if lost < 0.02 else "it ages"
     count = figures.setting.num_windows - through.half
     return (
-        f"{verdict}: kept for {count:,} windows, a plan gave {through.kept_mean:.4f}, and "
-        f"{through.replanned_mean:.4f} when re-planned"
+        f"{verdict}: a plan kept for {count:,} windows gave {through.kept_mean:.4f}, and "
+        f"re-planning gave {through.replanned_mean:.4f}"
     )
 
 
 def _asides(figures: Figures) -> tuple[str, ...]:
     lines = [
-        "Balancedness is the mean load of a layer's GPUs / the load of its busiest GPU: 1 is "
-        "perfect. The others wait for the busiest one, as far as time goes by load."
+        "Balancedness is the mean load of a layer's GPUs divided by the load of its busiest GPU; 1 "
+        "is perfect. The other GPUs wait for the busiest one, as far as load determines time."
     ]
     if figures.plan.unseen is None:
         lines.append(
-            "The trace has one window: nothing can be said of loads that the plan has not seen."
+            "The trace has one window, so the plan cannot be scored on loads that it has not seen."
         )
     else:
         lines.append(
-            f"Not seen: before each of the {counted(figures.unseen_windows, 'window')} after the "
-            "first, plans were made from those before it"
+            f"Unseen: each of the {counted(figures.unseen_windows, 'window')} after the first is "
+            "scored by a plan made from the windows before it"
             + (
                 "."
                 if figures.setting.every == 1
-                else f", anew every {figures.setting.every} windows."
+                else f", with a new plan every {figures.setting.every} windows."
             )
         )
         if figures.unsure:
-            lines.append(f"No intervals: {figures.unsure}.")
+            lines.append(f"There are no intervals: {figures.unsure}.")
     if not isinstance(figures.estimated, Missing):
         lines.append(
             f"Tokens/s are an estimate for {figures.estimated.model} on {figures.estimated.gpu}; "
-            "what it assumes is under “Estimated time”."
+            "its assumptions are under “Estimated time”."
         )
     return tuple(lines)
 
@@ -160,7 +160,7 @@ def _facts(figures: Figures) -> tuple[tuple[str, str], ...]:
         (f"planned, on {kind}", f"{_best(plan):.4f}"),
     ]
     if seed is not None:
-        facts.append(("the seed's way", f"{_best(seed):.4f}"))
+        facts.append(("the original algorithm", f"{_best(seed):.4f}"))
     if oracle is not None:
         facts.append(("perfect foresight", f"{_best(oracle):.4f}"))
     found = figures.estimated

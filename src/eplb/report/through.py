@@ -45,8 +45,8 @@ def measure_through(
     trace = asked.trace
     total = trace.num_windows
     if comparison is None or total < FEWEST:
-        windows = "1 window says" if total == 1 else f"{total} windows say"
-        return Missing(f"{windows} nothing of how loads change; it takes {FEWEST}")
+        windows = "1 window does" if total == 1 else f"{total} windows do"
+        return Missing(f"{windows} not show how loads change; {FEWEST} are needed")
     half = total // 2
     expected = rule(trace.loads[:half])
     kept = np.full(total, np.nan)
@@ -135,7 +135,7 @@ def _decide(
 
 def _service(asked: Asked, model: Model | Missing, gpu: Gpu) -> Service | Missing:
     if isinstance(model, Missing):
-        return Missing(f"what a move costs is not known: {model.why}")
+        return Missing(f"the cost of a move is not known: {model.why}")
     assumed = Assumptions()
     per_node = asked.cluster.num_gpus // asked.cluster.num_nodes
     return Service(
@@ -154,7 +154,7 @@ def _seconds(asked: Asked, said: float | None) -> float | Missing:
         between = float(np.median(np.diff(times)))
         if between > 0.0:
             return between
-    return Missing("the trace does not say how long a window is (--window-seconds)")
+    return Missing("the trace does not say how long a window lasts (give --window-seconds)")
 
 
 def _means(values: NDArray[np.float64], size: int) -> tuple[float | None, ...]:

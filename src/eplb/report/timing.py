@@ -35,18 +35,18 @@ def known_model(name: str | None, trace: LoadTrace) -> Model | Missing:
     ]
     if name is None:
         hint = f"; the loads have the shape of {' and '.join(alike)}" if alike else ""
-        return Missing(f"the trace does not say whose loads these are (--model){hint}")
+        return Missing(f"the trace does not name its model (give --model){hint}")
     try:
         found = find_model(name)
     except OptionError:
         known = ", ".join(MODELS)
         return Missing(
-            f"no figures of the model {printable(name)} are known, which would be {lacking}; "
-            f"known are {known}"
+            f"the model {printable(name)} is not known, and the estimate needs {lacking}; known "
+            f"are {known}"
         )
     if found.num_experts != trace.num_experts:
         return Missing(
-            f"{found.name} has {found.num_experts} experts in a layer, the loads have "
+            f"{found.name} has {found.num_experts} experts in a layer, but the loads have "
             f"{trace.num_experts}"
         )
     return found

@@ -21,8 +21,8 @@ __all__ = [
 NAMES: dict[Who, str] = {
     "contiguous": "contiguous, as engines start",
     "current": "the placement that runs",
-    "seed": "the seed's way: sum of the windows",
-    "plan": "the plan recommended",
+    "seed": "the original algorithm: sum of the windows",
+    "plan": "the recommended plan",
     "oracle": "perfect foresight",
 }
 

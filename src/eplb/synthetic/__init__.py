@@ -123,7 +123,7 @@ def deepseek_v3(*, tokens: int = 100_000, seed: int = 0) -> NDArray[np.float64]:
 def _changed(workload: str | Workload, changes: dict[str, Any]) -> Workload:
     if isinstance(workload, str):
         if workload not in PRESETS:
-            raise LoadsError(f"no preset {workload!r}: there are {', '.join(PRESETS)}")
+            raise LoadsError(f"there is no preset {workload!r}: give one of {', '.join(PRESETS)}")
         workload = PRESETS[workload]
     known = [field.name for field in fields(Workload)]
     for name in changes:

@@ -81,7 +81,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "own version": ({**OWN, "eplb_placement": 2}, "eplb_placement is '2', known is version 1"),
     "own layers": ({**OWN, "layers": [4, 3]}, "layers are no 2 rising numbers, one for each row"),
-    "own GPUs": ({**OWN, "num_gpus": 4}, "is for 4 GPUs, 2 were asked for"),
+    "own GPUs": ({**OWN, "num_gpus": 4}, "is for 4 GPUs, but 2 are given"),
     "own no number": ({**OWN, "num_gpus": 0}, "num_gpus is 0, expected a number of 1 or more"),
     "own experts": (
         {**OWN, "num_experts": 4},
@@ -106,7 +106,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "ascend GPUs": (
         ascend(devices([0], [1], [2], [0], count=4)),
-        "is for 4 GPUs, 2 were asked for",
+        "is for 4 GPUs, but 2 are given",
     ),
     "ascend nothing": ({"moe_layer_count": 3}, "has no layer_list with layers in it"),
     "TensorRT slots": (
@@ -137,7 +137,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "TensorRT nowhere": ({"moe_config": {}}, "has no moe_config.load_balancer"),
     "TensorRT size": (
         {"moe_expert_parallel_size": 4, "moe_config": {"load_balancer": TENSORRT}},
-        "is for 4 GPUs, 2 were asked for",
+        "is for 4 GPUs, but 2 are given",
     ),
     "DeepSeek logcnt": (
         {**DEEPSEEK, "logcnt": [[1, 2, 1]]},

@@ -61,7 +61,7 @@ def check_placement_path(path: str | os.PathLike[str], to: str) -> Engine:
     """The engine that is meant, before any work is done for it.
 
     Raises:
-        OptionError: an engine that there is not.
+        OptionError: an unknown engine.
         FormatError: a path with another ending than the engine loads.
     """
     for engine in ENGINES:
@@ -71,7 +71,7 @@ def check_placement_path(path: str | os.PathLike[str], to: str) -> Engine:
                 endings = " or ".join(_ENDINGS[engine])
                 raise FormatError(f"{target}: a placement for {engine} ends with {endings}")
             return engine
-    raise OptionError(f"no placement is known for {to!r}: give {', '.join(ENGINES)}")
+    raise OptionError(f"{to!r} is not a known format of placements: give {', '.join(ENGINES)}")
 
 
 def save_placement(
@@ -106,7 +106,7 @@ def save_placement(
     first_layer = _whole(first_layer, "first_layer")
     moe = np.logical_not(_mask(dense, placement.num_layers))
     if not moe.any():
-        raise LoadsError("all layers are dense: no expert of any is to be placed")
+        raise LoadsError("all layers are dense, so there are no experts to place")
     _WRITERS[engine](placement, Path(path), moe, first_layer)
 
 
@@ -230,7 +230,7 @@ def _cluster_of(path: Path, layout: Layout, num_gpus: int | None, num_nodes: int
         (layout.num_nodes, num_nodes, "nodes"),
     ):
         if told is not None and asked is not None and told != asked:
-            raise FormatError(f"{path}: is for {told} {what}, {asked} were asked for")
+            raise FormatError(f"{path}: is for {told} {what}, but {asked} are given")
     gpus = num_gpus if layout.num_gpus is None else layout.num_gpus
     if gpus is None:
         raise OptionError(
