@@ -94,7 +94,7 @@ def test_page_says_how_far_off_the_estimates_are() -> None:
         ratios = [row.ratio for row in rows if row.source == source]
         assert f"| {len(ratios)} | {min(ratios):.2f} to {max(ratios):.2f} |" in PAGE
     one_token, _, _, _, many_on_h20 = [row.ratio for row in cost.beyond()][1:]
-    assert f"one token is {1 - one_token:.0%} below".replace("%", " %") in PAGE
+    assert f"one token it is {1 - one_token:.0%} below".replace("%", " %") in PAGE
     assert f"{many_on_h20 - 1:.0%} too long".replace("%", " %") in PAGE
 
 

@@ -52,7 +52,7 @@ _STANDINGS = {
 
 def say(line: str) -> None:
     """Print a sentence, as it is."""
-    Console().print(printable(line), highlight=False, markup=False)
+    Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def printing_to_stderr() -> contextlib.redirect_stdout[TextIO]:
