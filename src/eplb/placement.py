@@ -1,4 +1,28 @@
-"""A placement: which logical expert each slot holds, and what follows from it."""
+"""Placement: which expert each slot holds, and what follows from that.
+
+Glossary:
+    Logical expert: an expert of the model, numbered from 0 in each layer. E of a layer.
+    Redundant expert: a copy of a logical expert beyond its first.
+    Physical expert, or slot: a place on a GPU that holds one copy of one logical expert. P of a
+        layer. Slots are numbered GPU by GPU: of S slots on a GPU, GPU g has g * S to g * S + S - 1.
+    GPU: an expert-parallel (EP) rank. G of them stand on N nodes, numbered node by node.
+    phy2log: [L, P] the logical expert in each slot.
+    log2phy: [L, E, X] the slots that hold an expert, X the most of any, padded with -1.
+    logcnt: [L, E] how many slots hold an expert.
+    Load: tokens routed to a logical expert in a window of time.
+    Balancedness: mean GPU load / max GPU load, 1 is perfect.
+    Move: an expert that a GPU holds in a layer and did not hold before.
+
+Example: DeepSeek-V3 has 256 experts in a layer. With 32 redundant experts there are 288 slots, 9 on
+each of 32 GPUs. In small, 3 experts with loads 60, 20 and 20 in 4 slots on 2 GPUs:
+
+    phy2log = [[0, 1, 0, 2]]              GPU 0 holds experts 0 and 1, GPU 1 holds 0 and 2
+    log2phy = [[[0, 2], [1, -1], [3, -1]]]
+    logcnt  = [[2, 1, 1]]
+
+Split evenly over its copies, expert 0 brings 30 to each GPU: both have a load of 50, and the
+balancedness is 1. One copy each, without the redundant expert, would leave 60 on one GPU at least.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property

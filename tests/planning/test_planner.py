@@ -1,14 +1,19 @@
 """`plan`: what holds of every plan, edge shapes, groups on nodes, and what a Plan holds."""
 
 import dataclasses
+import doctest
+import json
+from pathlib import Path
 
 import naive
 import numpy as np
 import pytest
+from command_line import run
 from hypothesis import given
 from strategies import Cell, cells, grouped_cells
 
-from eplb import Cluster, Placement, Plan, plan
+import eplb
+from eplb import Cluster, Placement, Plan, plan, synthetic
 
 
 def check(made: Plan, cell: Cell) -> None:
@@ -198,3 +203,45 @@ def test_no_load_is_spread_evenly_where_slots_outnumber_experts() -> None:
         made = plan(np.zeros((1, 3)), Cluster(num_gpus, 1, slots_per_gpu))
         assert np.ptp(made.placement.logcnt) <= 1
         assert (np.sort(made.placement.phy2log.reshape(num_gpus, -1))[:, 0] == 0).all()
+
+
+def test_a_trace_is_planned_for_as_the_command_does(tmp_path: Path) -> None:
+    """By the best forecast, tried on its windows; an array is planned for as it is given."""
+    trace = synthetic.trace(
+        "gpt-oss-20b", num_windows=12, tokens_per_window=2048, num_layers=3, seed=4
+    )
+    cluster = Cluster(8, 1, 5)
+    made = eplb.plan(trace, cluster)
+    eplb.save_trace(trace, tmp_path / "loads.npz")
+    out = tmp_path / "placement.json"
+    done = run("plan", tmp_path / "loads.npz", "--gpus", 8, "--slots", 40, "-o", out, "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert made.notes[0] == figures["planned_for"]
+    assert made.placement == eplb.load_placement(out, 8, num_experts=32)
+    rule = eplb.forecast.FORECASTS[figures["backtest"]["best"]]
+    expected = rule(trace.loads)
+    same = eplb.plan(expected.loads, cluster, weights=expected.weights)
+    assert same.placement == made.placement
+    later = eplb.plan(trace, cluster, current=made.placement, max_moves=0)
+    assert (later.moves, later.placement) == (0, made.placement)
+
+
+def test_a_trace_of_one_window_is_that_window() -> None:
+    loads = np.random.default_rng(0).lognormal(size=(2, 16))
+    cluster = Cluster(4, 1, 5)
+    made = eplb.plan(eplb.LoadTrace(loads), cluster)
+    assert (made.placement, made.notes) == (eplb.plan(loads, cluster).placement, ())
+
+
+def test_weights_go_with_arrays() -> None:
+    trace = eplb.LoadTrace(np.ones((2, 1, 4)))
+    with pytest.raises(eplb.OptionError, match="weights go with arrays"):
+        eplb.plan(trace, Cluster(2, 1, 2), weights=[1.0, 2.0])
+
+
+def test_the_example_is_true() -> None:
+    from eplb.planning import plan as module
+
+    failed, tried = doctest.testmod(module)
+    assert (failed, tried > 0) == (0, True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.moving.settling import Needs
-from eplb.moving.transfers import Change
+from eplb.moving.transfers import Arrivals
 
 __all__ = ["Buffers", "Limits"]
 
@@ -48,7 +48,7 @@ class Limits:
 class Buffers:
     """What is sent and received so far, as far as buffers depend on it."""
 
-    def __init__(self, change: Change, needs: Needs, source: _I64, limits: Limits) -> None:
+    def __init__(self, change: Arrivals, needs: Needs, source: _I64, limits: Limits) -> None:
         self.change, self.needs, self.source, self.limits = change, needs, source, limits
         self.room = np.full(len(change.node), limits.received_at_once)
         if limits.spare_slots is None:

@@ -13,7 +13,7 @@ from eplb.errors import OptionError
 from eplb.loads import check_windows
 from eplb.moving.buffers import Limits
 from eplb.moving.settling import Copies, copies_of, lay_out, needs_of
-from eplb.moving.transfers import Change, change_between, nearest_sources
+from eplb.moving.transfers import Arrivals, arrivals_between, nearest_sources
 from eplb.moving.waves import fewest_waves, waves_of
 from eplb.placement import Placement
 
@@ -141,7 +141,7 @@ def migrate(
             ("bandwidth_between", bandwidth_between),
         )
     )
-    change = change_between(old, new)
+    change = arrivals_between(old, new)
     crossing = int(np.bincount(change.node).max()) * limits.experts_at_once
     if limits.uplink_share is not None and limits.uplink_share >= crossing:
         # The GPUs of a node never send more than that.
@@ -208,7 +208,7 @@ def _rank(old: Placement, new: Placement, moves: _I64, loads: Any) -> _I64:
     return rank
 
 
-def _source_slots(change: Change, source: _I64, wave: _I64, buffer: _I64, copies: Copies) -> _I64:
+def _source_slots(change: Arrivals, source: _I64, wave: _I64, buffer: _I64, copies: Copies) -> _I64:
     """[M] where each source has what it sends, by the time that it does."""
     there = change.old[change.layer, source] == change.expert[:, None]
     stays = there & (change.new[change.layer, source] == change.expert[:, None])
@@ -234,7 +234,7 @@ def _source_slots(change: Change, source: _I64, wave: _I64, buffer: _I64, copies
 
 
 def _seconds(
-    change: Change,
+    change: Arrivals,
     source: _I64,
     wave: _I64,
     size: int | None,

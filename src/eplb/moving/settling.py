@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.moving.transfers import Change
+from eplb.moving.transfers import Arrivals
 
 __all__ = ["Copies", "Needs", "copies_of", "lay_out", "needs_of"]
 
@@ -36,12 +36,12 @@ class Needs:
     safe: _B
     blocks: _I64
 
-    def leaving(self, change: Change, source: _I64) -> _I64:
+    def leaving(self, change: Arrivals, source: _I64) -> _I64:
         """[M] number of the copy that is sent, -1 where the source keeps it."""
         number: _I64 = self.number[change.layer, source, change.expert]
         return number
 
-    def gone(self, change: Change, source: _I64, wave: _I64) -> _I64:
+    def gone(self, change: Arrivals, source: _I64, wave: _I64) -> _I64:
         """[C + 1] first wave before which a copy may be overwritten; 0 for the last, nothing."""
         num_copies = len(self.place)
         gone = np.zeros(num_copies + 1, np.int64)
@@ -83,7 +83,7 @@ class Copies:
     slot: _I64
 
 
-def needs_of(change: Change) -> Needs:
+def needs_of(change: Arrivals) -> Needs:
     """What must go before each received expert can have its slot."""
     lost = change.had & ~change.keeps
     layer, _, expert = np.nonzero(lost)
@@ -162,7 +162,7 @@ def lay_out(target: _I64, wave: _I64, until: _I64, num_gpus: int) -> tuple[_I64,
 
 
 def copies_of(
-    change: Change, needs: Needs, wave: _I64, gone: _I64, buffer: _I64, num_waves: int
+    change: Arrivals, needs: Needs, wave: _I64, gone: _I64, buffer: _I64, num_waves: int
 ) -> Copies:
     """Every copy inside a GPU that leads to the new placement.
 

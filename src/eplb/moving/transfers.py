@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from eplb.errors import ClusterError, PlacementError
 from eplb.placement import Placement
 
-__all__ = ["Change", "change_between", "nearest_sources", "nodes_of"]
+__all__ = ["Arrivals", "arrivals_between", "nearest_sources", "nodes_of"]
 
 _I64 = NDArray[np.int64]
 _B = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class Arrivals:
     """Two placements on the same G GPUs of S slots: those that either of them has.
 
     Attributes:
@@ -48,7 +48,7 @@ class Change:
     slot: _I64
 
 
-def change_between(old: Placement, new: Placement) -> Change:
+def arrivals_between(old: Placement, new: Placement) -> Arrivals:
     """What changes from one placement to another.
 
     Raises:
@@ -71,7 +71,7 @@ def change_between(old: Placement, new: Placement) -> Change:
         wanted[:, :, at] = (expert >= 0) & ~had[layers, gpus, expert]
         wanted[:, :, at] &= (after[:, :, :at] != expert[:, :, None]).all(axis=2)
     layer, target, slot = np.nonzero(wanted)
-    return Change(
+    return Arrivals(
         before, after, had, had & will, node, layer, after[layer, target, slot], target, slot
     )
 
@@ -113,7 +113,7 @@ def _held(slots_of: _I64, num_experts: int) -> _B:
     return held[:, :, :num_experts]
 
 
-def nearest_sources(change: Change) -> _I64:
+def nearest_sources(change: Arrivals) -> _I64:
     """[M] GPU that sends each expert: in the node if one there has it, the busiest sending least.
 
     The least there is for the busiest sender, given that no expert crosses nodes that need not.

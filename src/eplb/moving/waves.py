@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eplb.moving.buffers import Buffers, Limits
 from eplb.moving.settling import Needs
-from eplb.moving.transfers import Change
+from eplb.moving.transfers import Arrivals
 
 __all__ = ["Links", "fewest_waves", "heaviest_matching", "matching_within", "waves_of"]
 
@@ -21,7 +21,7 @@ _I64 = NDArray[np.int64]
 _B = NDArray[np.bool_]
 
 
-def fewest_waves(change: Change, source: _I64, limits: Limits) -> int:
+def fewest_waves(change: Arrivals, source: _I64, limits: Limits) -> int:
     """Waves that the busiest GPU or uplink needs: no order of these transfers takes fewer."""
     if not len(source):
         return 0
@@ -39,7 +39,7 @@ def fewest_waves(change: Change, source: _I64, limits: Limits) -> int:
 
 
 def waves_of(
-    change: Change, needs: Needs, source: _I64, rank: _I64, limits: Limits
+    change: Arrivals, needs: Needs, source: _I64, rank: _I64, limits: Limits
 ) -> tuple[_I64, _I64]:
     """[M] wave of each transfer, and its source, which is another where buffers demand it.
 
@@ -59,7 +59,7 @@ def waves_of(
 
 
 def _peel(
-    change: Change,
+    change: Arrivals,
     needs: Needs,
     source: _I64,
     rank: _I64,
@@ -87,7 +87,7 @@ def _peel(
 
 
 def _wave(
-    change: Change, state: Buffers, left: _I64, worth: _I64, waves_left: int, *, by_nodes: bool
+    change: Arrivals, state: Buffers, left: _I64, worth: _I64, waves_left: int, *, by_nodes: bool
 ) -> list[int]:
     """A wave's transfers, best matchings first."""
     num_gpus, limits, node = len(change.node), state.limits, change.node

@@ -1,6 +1,6 @@
 """The planner: loads and a cluster in, a placement with its peak and proven bound out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster, check_shape
 from eplb.errors import OptionError
+from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.passes import Effort, Problem, check_effort, check_problem, solve, solve_mean
 from eplb.planning.relocate import check_current, check_moves, choose, moves, relocate, settle
@@ -29,7 +30,8 @@ class Plan:
             one, each window scaled to their mean total.
         bound: [L] proven: no plan for this cluster, with the groups on nodes, has a lower peak.
         moves: experts that GPUs must receive, from the placement that was current; 0 without one.
-        notes: what a user should know of the loads: windows that count for nothing.
+        notes: what a user should know of the loads: what was planned for, and windows that count
+            for nothing.
     """
 
     placement: Placement
@@ -61,30 +63,41 @@ def plan(
 ) -> Plan:
     """Decide how many replicas each expert gets and on which GPU each sits.
 
-    Layers are planned on their own. For one window: replicas by Adams' apportionment, packed by the
-    balanced largest differencing method, then improved by swaps until the busiest GPU is within
-    0.04 % of a proven lower bound; where swaps end further than 0.15 % from it, by a search over
-    replica counts and hand-overs of slots, until a fixed amount of work is spent. For several
-    windows the expected peak is lowered: each is scaled to the same total, replicas go by the mean
-    load and its standard deviation, are spread so that loads of a GPU add up evenly in every
-    window, and swapped under norms of rising power. No GPU gets two replicas of an expert unless it
-    has more slots than there are experts. The same input gives the same plan on every host and with
-    any number of threads.
+    Each layer is planned on its own. Replica counts follow Adams' apportionment, replicas are
+    packed by the balanced largest differencing method, and swaps bring the busiest GPU within
+    0.04 % of a proven lower bound. Where they end further than 0.15 % from it, a local search
+    changes replica counts and placement until its steps are spent. For several windows the plan
+    minimises the expected peak, with every window scaled to the same total. No GPU gets two
+    replicas of an expert unless it has more slots than there are experts. The same input gives the
+    same plan on every host and with any number of threads.
 
-    With a current placement each layer is walked from there towards balance, and goes as far as a
-    budget of moves, shared by all layers, or the price of a move allows, never further than to the
-    peak of a plan made afresh. Experts that stay on a GPU keep their slot. A layer with no load
-    stays as it is.
+    With a current placement, the search starts from it. Each layer goes as far as the move budget,
+    which all layers share, or the price of a move allows, and never further than to the peak of a
+    plan from scratch. Experts that stay on a GPU keep their slot. A layer with no load stays as it
+    is.
+
+    Example:
+        >>> import numpy as np
+        >>> import eplb
+        >>> loads = np.array([[90.0, 30.0, 20.0, 20.0]])
+        >>> made = eplb.plan(loads, eplb.Cluster(num_gpus=2, slots_per_gpu=3))
+        >>> made.peak
+        array([80.])
+        >>> made.placement.logcnt
+        array([[2, 2, 1, 1]])
 
     Args:
         loads: tokens routed to each logical expert, of one window [L, E] or several [T, L, E]: a
             torch tensor of any type and device, a numpy array or nested lists. A layer with no load
-            is spread evenly; a window in which a layer has none counts for nothing there.
+            is spread evenly; a window in which a layer has none counts for nothing there. Arrays
+            are planned for as they are given. Of a `LoadTrace` of several windows, forecasts are
+            tried first, each scored by what came next (`eplb.backtest`), and the best says what to
+            plan for, as `eplb plan` does; `notes` tells which it was.
         cluster: the GPUs and their slots; at least E slots.
         num_groups: groups that the model routes by. Where the nodes divide them, each group stays
             on one node, equally many on each, so that the busiest node is as light as it can be;
             otherwise experts go anywhere.
-        weights: [T] what windows count, None for all alike.
+        weights: [T] what the windows of an array count, None for all alike.
         current: the placement that runs, of this cluster or of one with other GPUs or slots: GPUs
             keep their numbers, those added hold nothing, those taken away are the last. None to
             plan afresh.
@@ -102,9 +115,22 @@ def plan(
         ClusterError: fewer slots than experts, or groups that do not divide the experts.
         PlacementError: a current placement of other layers or experts.
         OptionError: another effort; a negative number of moves or cost, or one of the two without
-            a current placement; a budget with which not every expert would have a slot.
+            a current placement; a budget with which not every expert would have a slot; weights
+            of a LoadTrace, whose windows a forecast weighs.
     """
     check_effort(effort)
+    if isinstance(loads, LoadTrace):
+        return _plan_trace(
+            loads,
+            cluster,
+            weights,
+            num_groups=num_groups,
+            current=current,
+            max_moves=max_moves,
+            move_cost=move_cost,
+            effort=effort,
+            threads=threads,
+        )
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     if current is None:
         if max_moves is not None or move_cost is not None:
@@ -124,6 +150,39 @@ def plan(
     chosen = choose(relocation, max_moves, price)
     settled = settle(relocation, chosen)
     return _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
+
+
+def _plan_trace(
+    trace: LoadTrace,
+    cluster: Cluster,
+    weights: Any,
+    *,
+    num_groups: int,
+    effort: Effort,
+    threads: int | None,
+    **moving: Any,
+) -> Plan:
+    """A plan for what the best forecast makes of a trace."""
+    # It makes plans itself.
+    from eplb.planning.backtest import expected_of
+
+    if weights is not None:
+        raise OptionError(
+            "weights go with arrays: the windows of a LoadTrace are weighed by a forecast; "
+            "plan for its loads to weigh them yourself"
+        )
+    expected = expected_of(trace, cluster, num_groups=num_groups, effort=effort, threads=threads)
+    made = plan(
+        expected.scenarios.loads,
+        cluster,
+        num_groups=num_groups,
+        weights=expected.scenarios.weights,
+        effort=effort,
+        threads=threads,
+        **moving,
+    )
+    said = () if expected.words is None else (expected.words,)
+    return replace(made, notes=(*said, *made.notes))
 
 
 def _plan_of(

@@ -14,7 +14,7 @@ from eplb.moving.frontier import frontier
 from eplb.placement import Placement
 from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY, Forecast, Recent
-from eplb.report.figures import Missing, Moved, Moves, Slots, Spare, Windows
+from eplb.report.figures import Missing, MoveCurve, Moved, Slots, Spare, Windows
 from eplb.report.sample import Asked, evenly
 
 __all__ = ["KNEE", "measure_moves", "measure_spare", "measure_windows"]
@@ -123,7 +123,7 @@ def measure_windows(asked: Asked, progress: Callable[[int, int], object]) -> Win
 
 def measure_moves(
     asked: Asked, current: Placement | None, rule: Forecast, command: Callable[[int], str]
-) -> Moves | Missing:
+) -> MoveCurve | Missing:
     """Balancedness against moves from the placement that runs; `command` makes so many."""
     if current is None:
         return Missing("no placement that runs was given (give --current)")
@@ -150,7 +150,7 @@ def measure_moves(
     ]
     goal = points[0].seen + _ENOUGH * (points[-1].seen - points[0].seen)
     enough = next(index for index, each in enumerate(points) if each.seen >= goal)
-    return Moves(tuple(points), enough, command(points[enough].moves))
+    return MoveCurve(tuple(points), enough, command(points[enough].moves))
 
 
 def _frontier(

@@ -11,18 +11,18 @@ from eplb.balance import Interval
 
 __all__ = [
     "Choice",
+    "Contender",
     "Estimated",
     "Figures",
     "Heat",
     "Hot",
     "Missing",
     "Moment",
+    "MoveCurve",
     "Moved",
-    "Moves",
     "Setting",
     "Slots",
     "Spare",
-    "Standing",
     "Through",
     "Windows",
 ]
@@ -89,7 +89,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Contender:
     """One way to place experts: balancedness, mean over windows and layers.
 
     Attributes:
@@ -205,7 +205,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Moves:
+class MoveCurve:
     """Balancedness against moves.
 
     Attributes:
@@ -314,26 +314,26 @@ class Figures:
     choice: Choice
     seen_windows: int
     unseen_windows: int
-    standings: tuple[Standing, ...]
+    standings: tuple[Contender, ...]
     unsure: str | None
     heat: Heat
     hot: tuple[Hot, ...]
     spare: Spare
     windows: Windows | Missing
-    moves: Moves | Missing
+    moves: MoveCurve | Missing
     through: Through | Missing
     estimated: Estimated | Missing
 
-    def standing(self, who: Who) -> Standing | None:
+    def standing(self, who: Who) -> Contender | None:
         """One of the standings, None where it was not asked for."""
         return next((each for each in self.standings if each.who == who), None)
 
     @property
-    def now(self) -> Standing:
+    def now(self) -> Contender:
         """What runs now."""
         return self.standings[0]
 
     @property
-    def plan(self) -> Standing:
+    def plan(self) -> Contender:
         """What is recommended."""
         return next(each for each in self.standings if each.who == "plan")

@@ -10,7 +10,7 @@ from eplb.placement import Placement
 from eplb.planning.forecast import Recent
 from eplb.replaying.compare import Comparison, score
 from eplb.replaying.policies import named_policy
-from eplb.report.figures import Heat, Hot, Standing, Who
+from eplb.report.figures import Contender, Heat, Hot, Who
 from eplb.report.sample import Asked, evenly
 
 __all__ = ["heat_of", "hottest", "standings_of", "why_unsure"]
@@ -22,7 +22,7 @@ _TYPICAL = 64
 
 def standings_of(
     asked: Asked, comparison: Comparison | None, made: Placement, current: Placement | None
-) -> tuple[Standing, ...]:
+) -> tuple[Contender, ...]:
     """All of them, what runs now first; on windows unseen as a comparison found."""
     seed = named_policy("seed")(
         asked.seen, asked.cluster, current=asked.start, num_groups=asked.num_groups
@@ -43,16 +43,16 @@ def standings_of(
 
 def _standing(
     who: Who, placement: Placement | None, asked: Asked, comparison: Comparison | None
-) -> Standing:
+) -> Contender:
     seen = interval = None
     if placement is not None:
         served = placement.serve(asked.seen)
         seen, interval = served.average(), served.interval()
     if comparison is None:
-        return Standing(who, seen, interval, None, None, None, None, None, None)
+        return Contender(who, seen, interval, None, None, None, None, None, None)
     replays = {each.name: each for each in comparison.replays}
     found = score(replays[who], replays.get("current", replays["contiguous"]))
-    return Standing(
+    return Contender(
         who,
         seen,
         interval,
@@ -65,7 +65,7 @@ def _standing(
     )
 
 
-def why_unsure(standings: tuple[Standing, ...], num_windows: int) -> str | None:
+def why_unsure(standings: tuple[Contender, ...], num_windows: int) -> str | None:
     """Why there are no intervals; None where there are."""
     if any(each.unseen_interval is not None for each in standings):
         return None

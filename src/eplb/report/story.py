@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eplb.checks import printable
 from eplb.report import sections
-from eplb.report.figures import Figures, Missing, Standing
+from eplb.report.figures import Contender, Figures, Missing
 from eplb.report.words import Section, counted, percent, printable_lines
 
 __all__ = ["Story", "tell"]
@@ -100,7 +100,7 @@ def _sentence(figures: Figures) -> str:
     return f"{costs}; {gives}; {_lasts(figures)}. Run the command below."
 
 
-def _best(standing: Standing) -> float:
+def _best(standing: Contender) -> float:
     value = standing.seen if standing.unseen is None else standing.unseen
     return 1.0 if value is None else value
 

@@ -257,9 +257,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"to": "trt"}, eplb.OptionError, "'trt' is not a known format of placements: give sglang, vllm, "),
+        (
+            {"to": "trt"},
+            eplb.OptionError,
+            "'trt' is not a known format of placements: give sglang, vllm, ",
+        ),
         ({"to": "tensorrt-llm"}, eplb.FormatError, "for tensorrt-llm ends with .yaml or .yml"),
-        ({"to": "vllm", "dense": [True] * 3}, eplb.LoadsError, "all layers are dense, so there are no experts"),
+        (
+            {"to": "vllm", "dense": [True] * 3},
+            eplb.LoadsError,
+            "all layers are dense, so there are no experts",
+        ),
         ({"to": "vllm", "dense": [True] * 2}, eplb.LoadsError, "dense has 2 layers, the placem"),
         ({"to": "vllm", "dense": [0, 1, 1]}, eplb.LoadsError, "dense has shape (3,) of int64"),
         ({"to": "vllm", "first_layer": -1}, eplb.OptionError, "first_layer is -1: give a layer's"),
