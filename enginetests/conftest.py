@@ -46,6 +46,6 @@ def switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test hears what plug-ins say once."""
-    from eplb.engines import say
+    from eplb.engines import log
 
-    monkeypatch.setattr(say, "_told", set())
+    monkeypatch.setattr(log, "_told", set())
