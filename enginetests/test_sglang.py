@@ -25,6 +25,7 @@ from sglang.srt.eplb.expert_location import ExpertLocationMetadata, ModelConfigF
 from sglang.srt.plugins import hook_registry
 
 import eplb
+from eplb.dispatching.rules import TABLES
 from eplb.engines.sglang import register
 from eplb.formats.placements import save_placement
 
@@ -236,3 +237,20 @@ def test_loud_when_on(hooked: None, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         register()
     assert "this planner replaces SGLang's algorithms" in caplog.text
+
+
+def test_rule_of_dispatch_is_the_engines_own(locate: Locate, traces: Path) -> None:
+    """Slot for slot, from every rank, with its seeded draws."""
+    cluster = eplb.Cluster(num_gpus=GPUS, num_nodes=4, slots_per_gpu=SLOTS // GPUS)
+    loads = load_recorded(traces, DEEPSEEK_V3[0])
+    placement = eplb.plan(loads[::6], cluster).placement
+    table = TABLES["sglang"](placement.log2phy, cluster)
+
+    def of_rank(_: object, rank: int) -> torch.Tensor:
+        found: torch.Tensor = expert_location.compute_logical_to_rank_dispatch_physical_map(
+            torch.tensor(placement.log2phy), GPUS, SLOTS, rank
+        )
+        return found
+
+    for rank in range(0, GPUS, 5):
+        assert (locate(of_rank, rank).numpy() == table[:, rank]).all()

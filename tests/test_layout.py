@@ -13,8 +13,9 @@ from recorded import ROOT
 SOURCE = ROOT / "src" / "eplb"
 
 ORDER = (
-    *("errors", "checks", "files", "cluster", "loads", "describe", "balance", "placement"),
-    *("formats", "synthetic", "solver", "planning", "cost", "moving", "replaying"),
+    *("errors", "checks", "files", "cluster", "loads", "describe", "balance", "solver"),
+    *("dispatching", "placement", "formats", "synthetic", "planning", "cost", "moving"),
+    "replaying",
     *("engines", "report", "cli"),
 )
 

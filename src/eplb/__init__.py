@@ -11,6 +11,7 @@ from eplb import _moved
 if TYPE_CHECKING:
     from eplb import cost, synthetic
     from eplb.cluster import Cluster
+    from eplb.dispatching.dispatch import Dispatch, dispatch
     from eplb.errors import (
         ClusterError,
         EplbError,
@@ -45,6 +46,7 @@ __all__ = [
     "Cluster",
     "ClusterError",
     "Decision",
+    "Dispatch",
     "EplbError",
     "FormatError",
     "Frontier",
@@ -65,6 +67,7 @@ __all__ = [
     "compare",
     "cost",
     "decide",
+    "dispatch",
     "forecast",
     "frontier",
     "load_placement",
@@ -83,6 +86,7 @@ __all__ = [
 _MODULE_OF = {
     "Cluster": "eplb.cluster",
     "Decision": "eplb.moving.decide",
+    "Dispatch": "eplb.dispatching.dispatch",
     "Frontier": "eplb.moving.frontier",
     "LoadTrace": "eplb.loads",
     "Migration": "eplb.moving.migrate",
@@ -93,6 +97,7 @@ _MODULE_OF = {
     "backtest": "eplb.planning.backtest",
     "compare": "eplb.replaying.compare",
     "decide": "eplb.moving.decide",
+    "dispatch": "eplb.dispatching.dispatch",
     "frontier": "eplb.moving.frontier",
     "load_placement": "eplb.formats",
     "load_trace": "eplb.formats",

@@ -11,6 +11,8 @@ Glossary:
     logcnt: [L, E] how many slots hold an expert.
     Load: tokens routed to a logical expert in a window of time.
     Balancedness: mean GPU load / max GPU load, 1 is perfect.
+    Dispatch: which replica takes a token. Split: [L, P] the part of its expert's load that each
+        slot takes. Rule: how an engine dispatches, and so what split it makes of a placement.
     Move: an expert that a GPU holds in a layer and did not hold before.
 
 Example: DeepSeek-V3 has 256 experts in a layer. With 32 redundant experts there are 288 slots, 9 on
@@ -166,18 +168,26 @@ class Placement:
         rows = np.sort(rows, axis=1)
         return int((rows[:, 1:] == rows[:, :-1]).sum())
 
-    def gpu_load(self, loads: Any) -> NDArray[np.float64]:
-        """Load of each GPU when an expert's load is split evenly over its replicas.
+    def gpu_load(self, loads: Any, dispatch: Any = "even") -> NDArray[np.float64]:
+        """Load of each GPU, by how tokens are split over the replicas of their expert.
 
         Args:
             loads: [..., L, E] tokens routed to each logical expert.
+            dispatch: "even"; "sglang" or "ascend", the rules of these engines; "best", each window
+                split anew so that GPUs are as evenly loaded as the placement allows; or a split
+                that holds for all windows, [L, P] or what `eplb.dispatch` made.
 
         Returns:
             [..., L, G], in the unit of the loads.
 
         Raises:
             LoadsError: loads of another shape, or values that are no numbers of tokens.
+            OptionError: a rule that is not known, or what is no split of this placement.
         """
+        if not isinstance(dispatch, str) or dispatch != "even":
+            from eplb.dispatching.dispatch import gpu_load
+
+            return gpu_load(self, loads, dispatch)
         of_slot = self.slot_load(loads)
         by_gpu = of_slot.reshape(*of_slot.shape[:-1], self.cluster.num_gpus, -1)
         # Slot after slot, as the planner adds, so that its peaks are these to the last bit.
@@ -203,23 +213,27 @@ class Placement:
         of_slot: NDArray[np.float64] = share[..., np.arange(self.num_layers)[:, None], self.phy2log]
         return of_slot
 
-    def balancedness(self, loads: Any, *, average: Average = "mean") -> float:
+    def balancedness(
+        self, loads: Any, dispatch: Any = "even", *, average: Average = "mean"
+    ) -> float:
         """Mean GPU load over max GPU load, averaged over windows and layers; 1 is perfect.
 
         Layers with no load are left out; where no layer has any, nothing waits and this is 1.
 
         Args:
             loads: [..., L, E] tokens routed to each logical expert.
+            dispatch: the rule by which tokens are split over replicas, as for `gpu_load`.
             average: "mean" of the ratios, or "pooled": sum of the means / sum of the maxima.
 
         Raises:
-            LoadsError: loads of another shape, or another average.
+            LoadsError: loads of another shape, or values that are no numbers of tokens.
+            OptionError: another rule or another average.
         """
-        return balancedness(self.gpu_load(loads), average)
+        return balancedness(self.gpu_load(loads, dispatch), average)
 
-    def serve(self, loads: NDArray[np.float64]) -> Served:
+    def serve(self, loads: NDArray[np.float64], dispatch: Any = "even") -> Served:
         """How evenly GPUs are loaded in each of the windows [T, L, E], one after the other."""
-        return Served.of(self.gpu_load(window) for window in loads)
+        return Served.of(self.gpu_load(window, dispatch) for window in loads)
 
     def moves_from(self, other: "Placement") -> int:
         """Moves from another placement to this: (layer, GPU, expert) held here and not there.

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster, check_shape
+from eplb.dispatching.dispatch import dispatch
 from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
@@ -208,11 +209,12 @@ def warmup() -> None:
     """
     # Two slots on a GPU and loads this uneven need every pass.
     loads = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
+    both = np.stack([loads, loads[:, ::-1]])
     for num_groups in (1, 4):
         cluster = Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2)
         made = plan(loads, cluster, num_groups=num_groups)
-        both = np.stack([loads, loads[:, ::-1]])
         plan(both, cluster, num_groups=num_groups)
         plan(both, cluster, num_groups=num_groups, current=made.placement)
         smaller = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=4)
         plan(loads, smaller, num_groups=num_groups, current=made.placement)
+    dispatch(made.placement, both)

@@ -1,0 +1,143 @@
+"""What rules of dispatch make of a plan, and the best split beside a linear programme in HiGHS.
+
+    python bench/dispatch.py --traces path/to/traces --check
+
+For each cluster, a plan is made for one recorded workload of DeepSeek-V3. The first table has its
+balancedness under each rule, on that workload and on the five others. The second has the times for
+all layers of one workload on one thread, and how far the peak is from the linear programme's; and
+one split for all six workloads.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from bars import Bar
+from numpy.typing import NDArray
+from options import OneLineParser
+from rich.table import Table
+from scipy.optimize import linprog
+from scipy.sparse import coo_matrix
+from tables import console_for_tables, show_bars
+
+import eplb
+from eplb.dispatching.dispatch import _level
+
+CELLS = {
+    "288/32/4": (288, eplb.Cluster(32, 4, 9), 5.0, 2.0),
+    "320/64/8": (320, eplb.Cluster(64, 8, 5), 10.0, 4.0),
+    "288/144/18": (288, eplb.Cluster(144, 18, 2), None, None),
+}
+RULES = ("even", "sglang", "ascend", "best")
+_REPEATS = 15
+
+
+def least_peak(windows: NDArray[np.float64], row: NDArray[np.int64], num_gpus: int) -> float:
+    """Mean peak over windows [T, E] of the best split for all of them, by HiGHS."""
+    (num_windows, num_experts), per_gpu = windows.shape, len(row) // num_gpus
+    edges = sorted({(int(expert), slot // per_gpu) for slot, expert in enumerate(row)})
+    experts, gpus = map(np.array, zip(*edges, strict=True))
+    number = len(edges)
+    window = np.repeat(np.arange(num_windows), number)
+    rows = np.r_[window * num_gpus + np.tile(gpus, num_windows), np.arange(num_windows * num_gpus)]
+    columns = np.r_[
+        np.tile(np.arange(number), num_windows),
+        number + np.repeat(np.arange(num_windows), num_gpus),
+    ]
+    values = np.r_[windows[:, experts].ravel(), -np.ones(num_windows * num_gpus)]
+    limits = coo_matrix((values, (rows, columns)))
+    whole = coo_matrix(
+        (np.ones(number), (experts, np.arange(number))), shape=(num_experts, number + num_windows)
+    )
+    cost = np.r_[np.zeros(number), np.full(num_windows, 1.0 / num_windows)]
+    found = linprog(
+        cost,
+        limits,
+        np.zeros(num_windows * num_gpus),
+        whole,
+        np.ones(num_experts),
+        method="highs",
+    )
+    return float(found.fun)
+
+
+def milliseconds(function: Callable[[], object]) -> float:
+    """The least of several runs."""
+    function()
+    times = []
+    for _ in range(_REPEATS):
+        begin = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begin)
+    return min(times) * 1e3
+
+
+def at_most(what: str, found: float, needed: float) -> Bar:
+    """A bar that a figure must not be above."""
+    return Bar(what, f"at most {needed:g}", f"{found:.3g}", found <= needed)
+
+
+def main() -> int:
+    """Print both tables, and with --check say which bars are missed."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--traces", type=Path, required=True, help="the folder of recorded loads")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
+    arguments = parser.parse_args()
+    files = sorted((arguments.traces / "deepseek_v3").glob("*.json"))
+    loads = np.stack([eplb.load_trace(file).loads[0] for file in files])
+    loads = loads[:, loads.sum(axis=(0, 2)) > 0.0]
+    scored = Table("slots/GPUs/nodes", *(f"{rule}, planned for" for rule in RULES))
+    for rule in RULES:
+        scored.add_column(f"{rule}, others", justify="right")
+    timed = Table(
+        "slots/GPUs/nodes", "all GPUs, ms", "peak alone, ms", "HiGHS, ms", "peak off by",
+        "six windows, ms", "mean peak over HiGHS",
+    )  # fmt: skip
+    bars = []
+    for name, (_, cluster, most, most_alone) in CELLS.items():
+        placement = eplb.plan(loads[0], cluster).placement
+        figures = [placement.balancedness(loads[0], rule) for rule in RULES]
+        figures += [placement.balancedness(loads[1:], rule) for rule in RULES]
+        scored.add_row(name, *(f"{figure:.4f}" for figure in figures))
+
+        later = loads[3]
+        whole = milliseconds(lambda: eplb.dispatch(placement, later, threads=1))  # noqa: B023
+        alone = milliseconds(lambda: _level(placement, later[None], 1, only_peak=True))  # noqa: B023
+        made = eplb.dispatch(placement, later)
+        begin = time.perf_counter()
+        best = [
+            least_peak(later[None, layer], row, cluster.num_gpus)
+            for layer, row in enumerate(placement.phy2log)
+        ]
+        peer = (time.perf_counter() - begin) * 1e3
+        off = float(np.abs(made.peak / best - 1.0).max())
+        windows = loads / loads.sum(axis=2, keepdims=True) * cluster.num_gpus
+        begin = time.perf_counter()
+        shared = eplb.dispatch(placement, windows)
+        six = (time.perf_counter() - begin) * 1e3
+        some = range(0, placement.num_layers, 6)
+        optimum = np.mean(
+            [least_peak(windows[:, i], placement.phy2log[i], cluster.num_gpus) for i in some]
+        )
+        over = float(shared.peak[::6].mean() / optimum - 1.0)
+        timed.add_row(
+            name, f"{whole:.2f}", f"{alone:.2f}", f"{peer:.0f}", f"{off:.0e}", f"{six:.0f}",
+            f"{over:.2%}",
+        )  # fmt: skip
+        bars.append(at_most(f"{name}: peak off HiGHS's by at most", off, 1e-9))
+        bars.append(at_most(f"{name}: one split, mean peak over HiGHS's", over, 0.002))
+        if most is not None and most_alone is not None:
+            bars.append(at_most(f"{name}: ms, all GPUs", whole, most))
+            bars.append(at_most(f"{name}: ms, the peak alone", alone, most_alone))
+    console = console_for_tables()
+    console.print(scored)
+    console.print(timed)
+    show_bars(bars)
+    return int(arguments.check and not all(bar.met for bar in bars))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Which copy of an expert takes which token: rules that engines follow, and splits."""

@@ -1,0 +1,293 @@
+"""Splits: which part of its expert's load each slot takes, by a rule or the best there is."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.checks import number_of_threads
+from eplb.cluster import Cluster
+from eplb.dispatching.rules import RULES, TABLES, split_evenly, split_of_table
+from eplb.errors import LoadsError, OptionError
+from eplb.loads import as_array, check_values
+
+__all__ = ["Dispatch", "Placed", "dispatch", "gpu_load", "split_of"]
+
+F64 = NDArray[np.float64]
+
+_WINDOWS_AT_ONCE = 64
+"""Windows that are levelled together: more would only take memory."""
+_LAYERS_AT_ONCE = 1, 8
+_ROUNDING = 1e-6
+"""By how much the parts of an expert may miss 1 in a split that is given."""
+
+
+class Placed(Protocol):
+    """What a split needs to know of a placement."""
+
+    @property
+    def phy2log(self) -> NDArray[np.int64]:
+        """[L, P] expert in each slot, -1 where a slot holds none."""
+        ...
+
+    @property
+    def log2phy(self) -> NDArray[np.int64]:
+        """[L, E, X] slots of each expert in rising order, padded with -1."""
+        ...
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        ...
+
+    @property
+    def cluster(self) -> Cluster:
+        """The GPUs, and the nodes that they are on."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Dispatch:
+    """A split of each expert's tokens over its slots, and what it makes of the loads it was for.
+
+    Attributes:
+        placement: the placement whose slots share the tokens.
+        rule: the rule that made the split.
+        split: [L, P] the part of its expert's tokens that each slot takes; over the slots of an
+            expert it sums to 1.
+        peak: [L] load of the busiest GPU, the mean over windows.
+        bound: [L] proven: no split of this placement, the same in all these windows, has a lower
+            mean peak.
+    """
+
+    placement: Placed
+    rule: str
+    split: F64
+    peak: F64
+    bound: F64
+
+    def gpu_load(self, loads: Any) -> F64:
+        """Load of each GPU [..., L, G] that the split makes of loads [..., L, E].
+
+        Raises:
+            LoadsError: loads of another shape, or values that are no numbers of tokens.
+        """
+        return _shared(self.placement, _loads_for(self.placement, loads), self.split)
+
+
+def dispatch(
+    placement: Placed,
+    loads: Any,
+    *,
+    rule: str = "best",
+    sources: Any = None,
+    threads: int | None = None,
+) -> Dispatch:
+    """Split each expert's tokens over its copies, by an engine's rule or as well as can be.
+
+    The best split of one window makes the loads of GPUs as even as the placement allows, so it is
+    the optimum of the linear programme that minimises the peak; it is found by water-filling and
+    augmenting paths, which prove it. For several windows there is one split for all of them, of the
+    least mean peak that a smoothed descent finds, with a bound from its dual.
+
+    Example:
+        >>> import eplb
+        >>> cluster = eplb.Cluster(num_gpus=2, slots_per_gpu=2)
+        >>> placement = eplb.Placement([[0, 1, 0, 2]], 3, cluster)
+        >>> made = eplb.dispatch(placement, [[60.0, 40.0, 20.0]])
+        >>> made.split
+        array([[0.33333333, 1.        , 0.66666667, 1.        ]])
+        >>> made.peak
+        array([60.])
+
+    Args:
+        placement: an `eplb.Placement`. Copies of an expert on one GPU count as one there and take
+            the same.
+        loads: tokens routed to each logical expert, of one window [L, E] or several [T, L, E]. An
+            expert without any is split evenly.
+        rule: "best"; or how an engine dispatches: "even" (vLLM), "sglang" (static), "ascend".
+        sources: [G] the part of all tokens that comes from each GPU, for rules by which that
+            matters; None for the same from each.
+        threads: most threads to use, None for one a processor.
+
+    Raises:
+        LoadsError: loads of another shape, or values that are no numbers of tokens.
+        OptionError: a rule that is not known, or sources that are no parts of a whole.
+
+    Source: S. Fujishige, "Lexicographically optimal base of a polymatroid with respect to a weight
+    vector", 1980; Y. Nesterov, "Smooth minimization of non-smooth functions", 2005.
+    """
+    array = _loads_for(placement, loads)
+    if array.ndim not in {2, 3}:
+        raise LoadsError(f"loads have shape {array.shape}: give [L, E] or [T, L, E]")
+    threads = number_of_threads(threads)
+    windows = array.reshape(-1, *array.shape[-2:])
+    if not windows.shape[0]:
+        raise LoadsError(f"loads have shape {array.shape}: give at least one window")
+    _, split, bounds = _level(placement, windows, threads, only_peak=rule != "best")
+    bound = bounds.mean(axis=0)
+    if rule != "best":
+        split = split_of(placement, rule, sources)
+    elif windows.shape[0] > 1:
+        split, proven = _share(placement, windows, threads)
+        bound = np.maximum(bound, proven)
+    else:
+        split = split[0]
+    peak = _shared(placement, windows, split).max(axis=-1).mean(axis=0)
+    made = Dispatch(placement, rule, split, peak, np.minimum(bound, peak))
+    for values in (made.split, made.peak, made.bound):
+        values.flags.writeable = False
+    return made
+
+
+def split_of(placement: Placed, rule: Any, sources: Any = None) -> F64:
+    """[L, P] split by a rule of an engine, or one that is given, checked.
+
+    Raises:
+        OptionError: neither a rule that is known nor a split of this placement.
+    """
+    phy2log, cluster = placement.phy2log, placement.cluster
+    if isinstance(rule, Dispatch):
+        rule = rule.split
+    if not isinstance(rule, str):
+        return _given(placement, rule)
+    if rule == "even":
+        return split_evenly(phy2log, placement.num_experts)
+    if rule not in TABLES:
+        known = ", ".join(RULES)
+        raise OptionError(f"dispatch is {rule!r}: give one of {known}, or a split [L, P]")
+    table = TABLES[rule](placement.log2phy, cluster)
+    return split_of_table(table, phy2log.shape[1], _parts_of(sources, cluster.num_gpus))
+
+
+def gpu_load(placement: Placed, loads: Any, rule: Any) -> F64:
+    """Load of each GPU [..., L, G] under a rule or a split; "best" splits each window anew.
+
+    Raises:
+        LoadsError: loads of another shape, or values that are no numbers of tokens.
+        OptionError: neither a rule that is known nor a split of this placement.
+    """
+    array = _loads_for(placement, loads)
+    if not isinstance(rule, str) or rule != "best":
+        return _shared(placement, array, split_of(placement, rule))
+    windows = array.reshape(-1, *array.shape[-2:])
+    threads = number_of_threads(None)
+    parts = [
+        _level(placement, windows[begin : begin + _WINDOWS_AT_ONCE], threads, with_split=False)[0]
+        for begin in range(0, windows.shape[0], _WINDOWS_AT_ONCE)
+    ]
+    num_gpus = placement.cluster.num_gpus
+    load = np.concatenate(parts) if parts else np.empty((0, array.shape[-2], num_gpus))
+    return load.reshape(*array.shape[:-1], num_gpus)
+
+
+def _loads_for(placement: Placed, loads: Any) -> F64:
+    """Loads [..., L, E] of the placement's shape, checked."""
+    array = as_array(loads)
+    num_layers = placement.phy2log.shape[0]
+    if array.shape[-2:] != (num_layers, placement.num_experts):
+        raise LoadsError(
+            f"loads have shape {array.shape}: the placement has "
+            f"{num_layers} layers of {placement.num_experts} experts"
+        )
+    check_values(array)
+    return array
+
+
+def _shared(placement: Placed, loads: F64, split: F64) -> F64:
+    """[..., L, G] loads of GPUs by a split [L, P]."""
+    phy2log = placement.phy2log
+    layers = np.arange(phy2log.shape[0])[:, None]
+    of_slot = loads[..., layers, phy2log] * split
+    by_gpu = of_slot.reshape(*of_slot.shape[:-1], placement.cluster.num_gpus, -1)
+    load: F64 = by_gpu.sum(axis=-1)
+    return load
+
+
+def _level(
+    placement: Placed,
+    windows: F64,
+    threads: int,
+    *,
+    only_peak: bool = False,
+    with_split: bool = True,
+) -> tuple[F64, F64, F64]:
+    """The most even loads of GPUs [T, L, G], the splits [T, L, P] and the bounds [T, L]."""
+    from eplb.solver.level import _level_layers
+    from eplb.solver.threads import run_kernel
+
+    # A copy: kernels would be compiled once more for an array that is read-only.
+    phy2log, num_gpus = np.array(placement.phy2log), placement.cluster.num_gpus
+    num_windows, num_layers, _ = windows.shape
+    windows = np.ascontiguousarray(windows)
+    load = np.empty((num_windows, num_layers, num_gpus))
+    split = np.empty((num_windows if with_split else 0, *phy2log.shape))
+    bounds = np.empty((num_windows, num_layers))
+
+    def work(begin: int, end: int) -> None:
+        _level_layers(windows, begin, end, phy2log, num_gpus, only_peak, load, split, bounds)
+
+    run_kernel(_level_layers, work, num_layers, _LAYERS_AT_ONCE, threads)
+    return load, split, bounds
+
+
+def _share(placement: Placed, windows: F64, threads: int) -> tuple[F64, F64]:
+    """One split [L, P] for all windows, and the bounds [L] of its mean peak."""
+    from eplb.solver.share import _share_layers
+    from eplb.solver.threads import run_kernel
+
+    phy2log, num_gpus = np.array(placement.phy2log), placement.cluster.num_gpus
+    windows = np.ascontiguousarray(windows)
+    split = np.empty(phy2log.shape)
+    peaks, bounds = np.empty((2, phy2log.shape[0]))
+
+    def work(begin: int, end: int) -> None:
+        _share_layers(windows, begin, end, phy2log, num_gpus, split, peaks, bounds)
+
+    run_kernel(_share_layers, work, phy2log.shape[0], _LAYERS_AT_ONCE, threads)
+    return split, bounds
+
+
+def _given(placement: Placed, split: Any) -> F64:
+    """A split that a user gives, checked."""
+    phy2log = placement.phy2log
+    try:
+        array = as_array(split)
+        check_values(array)
+    except LoadsError as error:
+        raise OptionError(f"dispatch is no split [L, P] of parts: {error}") from None
+    if array.shape != phy2log.shape:
+        raise OptionError(
+            f"dispatch is a split of shape {array.shape}: the placement has "
+            f"{phy2log.shape[0]} layers of {phy2log.shape[1]} slots"
+        )
+    layers = np.arange(phy2log.shape[0])[:, None]
+    whole = np.zeros((phy2log.shape[0], placement.num_experts))
+    np.add.at(whole, (layers, phy2log), array)
+    wrong = np.abs(whole - 1.0) > _ROUNDING
+    if wrong.any():
+        layer, expert = np.argwhere(wrong)[0]
+        raise OptionError(
+            f"dispatch is a split by which the slots of expert {expert} in layer {layer} take "
+            f"{whole[layer, expert]:.6g} of its tokens: their parts are to sum to 1"
+        )
+    return array
+
+
+def _parts_of(sources: Any, num_gpus: int) -> F64:
+    """[G] shares of the tokens that come from each GPU, in sum 1."""
+    if sources is None:
+        return np.full(num_gpus, 1.0 / num_gpus)
+    try:
+        array = as_array(sources)
+        check_values(array)
+    except LoadsError as error:
+        raise OptionError(f"sources are no numbers of tokens: {error}") from None
+    if array.shape != (num_gpus,) or not array.sum() > 0.0:
+        raise OptionError(
+            f"sources have shape {array.shape} and sum to {array.sum():g}: give a number above 0 "
+            f"in all for {num_gpus} GPUs"
+        )
+    shares: F64 = array / array.sum()
+    return shares

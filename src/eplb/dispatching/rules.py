@@ -1,0 +1,114 @@
+"""Rules of dispatch: which copy of an expert each engine sends a token to.
+
+A rule is a function of a placement's slots and says, for each source rank (a GPU that tokens come
+from), the slot that an expert's tokens go to: a table [L, R, E]. `even` is no table: it is what
+vLLM's hash of a token's place in the batch comes to.
+
+Each rule is the engine's own, written anew from its source and held against it by
+`make test-engines`:
+    sglang: SGLang 0.5.23, `compute_logical_to_rank_dispatch_physical_map` (`static`, its default
+        with an all-to-all backend). A source uses the copy on its own GPU, else the first on its
+        node where the node has some copies but not all, else what a fair draw with a fixed seed
+        gives it.
+    ascend: vllm-ascend of August 2026, `generate_log2phy_map` without tensor parallelism: source
+        rank modulo the number of copies.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.cluster import Cluster
+
+__all__ = ["RULES", "TABLES", "Ids", "split_evenly", "split_of_table"]
+
+Ids = NDArray[np.int64]
+F64 = NDArray[np.float64]
+
+_SEED = 42
+"""Of SGLang's draws."""
+
+
+def split_evenly(phy2log: Ids, num_experts: int) -> F64:
+    """[L, P] part of its expert's load that each slot takes where all its slots take the same."""
+    experts = np.maximum(phy2log, 0)
+    layers = np.arange(phy2log.shape[0])[:, None] * num_experts
+    held = (experts + layers)[phy2log >= 0]
+    counts = np.bincount(held, minlength=phy2log.shape[0] * num_experts)
+    counts = counts.reshape(-1, num_experts)
+    split: F64 = np.where(phy2log >= 0, 1.0 / np.take_along_axis(counts, experts, axis=1), 0.0)
+    return split
+
+
+def split_of_table(table: Ids, num_slots: int, sources: F64) -> F64:
+    """[L, P] part of its expert's load that each slot takes under a table [L, R, E], where source
+    rank r brings the share `sources[r]` of every expert's tokens.
+    """
+    num_layers = table.shape[0]
+    slots = (table + np.arange(num_layers)[:, None, None] * num_slots).ravel()
+    shares = np.broadcast_to(sources[:, None], table.shape).ravel()
+    split = np.bincount(slots, weights=shares, minlength=num_layers * num_slots)
+    return split.reshape(num_layers, num_slots).astype(np.float64, copy=False)
+
+
+def sglang(log2phy: Ids, cluster: Cluster) -> Ids:
+    """SGLang's table [L, G, E] of slots [L, E, X], padded with -1."""
+    draw = random.Random(_SEED)
+    per_gpu = cluster.slots_per_gpu
+    per_node = per_gpu * (cluster.num_gpus // cluster.num_nodes)
+    num_layers, num_experts, _ = log2phy.shape
+    table = np.empty((num_layers, cluster.num_gpus, num_experts), np.int64)
+    table[...] = log2phy[:, None, :, 0]
+    node_of = np.arange(cluster.num_gpus) * per_gpu // per_node
+    # In this order the engine draws.
+    for layer, expert in np.argwhere(log2phy[:, :, 1:2].max(axis=2, initial=-1) >= 0).tolist():
+        slots = log2phy[layer, expert]
+        slots = slots[slots >= 0]
+        column = np.full(cluster.num_gpus, -1)
+        nodes, firsts = np.unique(slots // per_node, return_index=True)
+        counts = np.bincount(slots // per_node, minlength=cluster.num_nodes)
+        if nodes.size > 1:
+            first_on = np.full(cluster.num_nodes, -1)
+            first_on[nodes] = slots[firsts]
+            near = counts[node_of] > 0
+            column[near] = first_on[node_of][near]
+        gpus, firsts = np.unique(slots // per_gpu, return_index=True)
+        column[gpus] = slots[firsts]
+        left = np.flatnonzero(column < 0)
+        if left.size:
+            column[left] = _fair_choices(slots.tolist(), left.size, draw)
+        table[layer, :, expert] = column
+    return table
+
+
+def _fair_choices(slots: Sequence[int], number: int, draw: random.Random) -> list[int]:
+    """So many of the slots, each as often as any other but for one, in drawn order."""
+    whole, rest = divmod(number, len(slots))
+    choices = [*slots] * whole + draw.sample(slots, rest)
+    draw.shuffle(choices)
+    return choices
+
+
+def ascend(log2phy: Ids, cluster: Cluster) -> Ids:
+    """vllm-ascend's table [L, G, E] of slots [L, E, X], padded with -1. The engine knows one copy
+    of an expert on a GPU, the last.
+    """
+    gpus = np.where(log2phy >= 0, log2phy // cluster.slots_per_gpu, -1)
+    last = np.ones(log2phy.shape, np.bool_)
+    last[..., :-1] = gpus[..., :-1] != gpus[..., 1:]
+    last &= log2phy >= 0
+    order = np.argsort(~last, axis=2, kind="stable")
+    slots = np.take_along_axis(log2phy, order, axis=2)
+    copies = last.sum(axis=2)
+    index = np.arange(cluster.num_gpus)[None, :, None] % copies[:, None, :]
+    table: Ids = np.take_along_axis(slots.transpose(0, 2, 1), index, axis=1)
+    return table
+
+
+TABLES: dict[str, Callable[[Ids, Cluster], Ids]] = {"sglang": sglang, "ascend": ascend}
+"""Rules that are tables: a function of log2phy and the cluster each."""
+
+RULES = ("even", *TABLES, "best")
+"""Every rule that has a name; `best` splits each window anew."""

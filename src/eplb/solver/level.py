@@ -1,0 +1,363 @@
+"""The most even loads of GPUs that a placement allows, when the tokens of an expert may be split
+over its copies in any parts.
+
+Of all splits one makes the loads of GPUs as even as can be; it minimises every convex function of
+them at once, so the peak too, and it is the optimum of the linear programme that minimises the
+peak. Water-filling comes near it: each copied expert in turn is spread over its GPUs so that their
+levels are alike. It is slow to end where copies join GPUs of nearly one level, so two rounds of it
+are only the start. Then a block of GPUs, at first all of them, is brought to its mean: load is
+pushed along paths of copies, from a GPU above the mean to one below. Where no path is left, the
+GPUs that can be reached from those above the mean hold nothing that could be anywhere else: they
+are a block of their own, and so are the others. A block that is level is done; the level of the
+highest one is the peak, and what it holds proves it.
+
+Source: decomposition of a base polytope (S. Fujishige, "Lexicographically optimal base of a
+polymatroid with respect to a weight vector", 1980), here with augmenting paths for the flow.
+"""
+
+import numpy as np
+
+from eplb.solver.jit import inner, kernel
+from eplb.solver.packing import F64, I64
+
+__all__: list[str] = []
+
+_ROUNDS = 2
+"""Rounds of water-filling before paths are looked for (docs/experiments.md, dispatch)."""
+_ROUNDING = 1e-13
+"""Of the mean: loads nearer to each other than this are the same."""
+
+
+@kernel
+def _level_layers(
+    loads: F64,
+    begin: int,
+    end: int,
+    phy2log: I64,
+    num_gpus: int,
+    only_peak: bool,
+    gpu_load: F64,
+    split: F64,
+    bounds: F64,
+) -> None:
+    """Level layers `begin` to `end` of `loads` [T, L, E], each window for itself.
+
+    It fills `gpu_load` [T, L, G] and `bounds` [T, L], proven to be no higher than the peak, and
+    `split` [T, L, P], or nothing of it where its first axis is 0. With `only_peak`, GPUs below the
+    peak are left as they are then. Slots of -1 hold nothing, and a GPU of such slots takes part in
+    nothing.
+    """
+    num_windows, _, num_experts = loads.shape
+    num_slots = phy2log.shape[1]
+    slots_per_gpu = num_slots // num_gpus
+    # An edge is an expert on a GPU, however many copies of it are there.
+    edge_of_slot = np.empty(num_slots, np.int64)
+    first = np.empty(num_experts + 1, np.int64)
+    filled = np.empty(num_experts, np.int64)
+    gpu_of = np.empty(num_slots, np.int64)
+    expert_of = np.empty(num_slots, np.int64)
+    copies = np.empty(num_slots, np.int64)
+    copied = np.empty(num_experts, np.int64)
+    gpu_first = np.empty(num_gpus + 1, np.int64)
+    gpu_edges = np.empty(num_slots, np.int64)
+    flow = np.empty(num_slots)
+    alive = np.empty(num_gpus, np.int64)
+    scratch = np.empty((7, num_gpus), np.int64)
+    blocks = np.empty((num_gpus + 1, 2), np.int64)
+    for layer in range(begin, end):
+        row = phy2log[layer]
+        num_copied = _edges(
+            row, slots_per_gpu, first, filled, gpu_of, expert_of, copies, edge_of_slot, copied
+        )
+        num_alive = _edges_of_gpus(
+            row, slots_per_gpu, first, edge_of_slot, expert_of, gpu_first, gpu_edges, alive
+        )
+        for window in range(num_windows):
+            load = loads[window, layer]
+            level = gpu_load[window, layer]
+            _fill(load, first, gpu_of, copied[:num_copied], flow, level, scratch[0])
+            bounds[window, layer] = _level(
+                load, first, gpu_of, expert_of, gpu_first, gpu_edges, alive[:num_alive], flow,
+                level, only_peak, blocks, scratch,
+            )  # fmt: skip
+            if split.shape[0] > 0:
+                for slot in range(num_slots):
+                    expert = row[slot]
+                    if expert < 0:
+                        split[window, layer, slot] = 0.0
+                        continue
+                    edge = edge_of_slot[slot]
+                    total = 0.0
+                    slots = 0
+                    for other in range(first[expert], first[expert + 1]):
+                        total += flow[other]
+                        slots += copies[other]
+                    part = flow[edge] / total / copies[edge] if total > 0.0 else 1.0 / slots
+                    split[window, layer, slot] = part
+
+
+@inner
+def _edges(
+    row: I64,
+    slots_per_gpu: int,
+    first: I64,
+    filled: I64,
+    gpu_of: I64,
+    expert_of: I64,
+    copies: I64,
+    edge_of_slot: I64,
+    copied: I64,
+) -> int:
+    """Edges of a layer, those of expert e at `first[e]` to `first[e + 1]`, by GPU; how many experts
+    are on several GPUs, and which these are, in `copied`.
+    """
+    num_experts = filled.shape[0]
+    for expert in range(num_experts):
+        filled[expert] = 0
+        first[expert] = -1  # the GPU that an edge was last counted on
+    for slot in range(row.shape[0]):
+        expert = row[slot]
+        if expert >= 0 and first[expert] != slot // slots_per_gpu:
+            first[expert] = slot // slots_per_gpu
+            filled[expert] += 1
+    num_copied = 0
+    start = 0
+    for expert in range(num_experts):
+        if filled[expert] > 1:
+            copied[num_copied] = expert
+            num_copied += 1
+        first[expert] = start
+        start += filled[expert]
+        filled[expert] = 0
+    first[num_experts] = start
+    for slot in range(row.shape[0]):
+        expert = row[slot]
+        if expert < 0:
+            continue
+        gpu = slot // slots_per_gpu
+        edge = first[expert] + filled[expert] - 1
+        if filled[expert] == 0 or gpu_of[edge] != gpu:
+            edge += 1
+            filled[expert] += 1
+            gpu_of[edge] = gpu
+            expert_of[edge] = expert
+            copies[edge] = 0
+        copies[edge] += 1
+        edge_of_slot[slot] = edge
+    return num_copied
+
+
+@inner
+def _edges_of_gpus(
+    row: I64,
+    slots_per_gpu: int,
+    first: I64,
+    edge_of_slot: I64,
+    expert_of: I64,
+    gpu_first: I64,
+    gpu_edges: I64,
+    alive: I64,
+) -> int:
+    """Edges of experts on several GPUs, those of GPU g at `gpu_first[g]` to `gpu_first[g + 1]`; and
+    the GPUs that hold anything, in `alive`.
+    """
+    num_alive = 0
+    number = 0
+    for gpu in range(gpu_first.shape[0] - 1):
+        gpu_first[gpu] = number
+        holds = False
+        for slot in range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu):
+            expert = row[slot]
+            if expert < 0:
+                continue
+            holds = True
+            edge = edge_of_slot[slot]
+            if first[expert + 1] - first[expert] < 2:
+                continue
+            seen = False
+            for i in range(gpu_first[gpu], number):
+                seen = seen or gpu_edges[i] == edge
+            if not seen:
+                gpu_edges[number] = edge
+                number += 1
+        if holds:
+            alive[num_alive] = gpu
+            num_alive += 1
+    gpu_first[gpu_first.shape[0] - 1] = number
+    return num_alive
+
+
+@inner
+def _fill(
+    load: F64, first: I64, gpu_of: I64, copied: I64, flow: F64, level: F64, order: I64
+) -> None:
+    """Rounds of water-filling, from nothing."""
+    level[:] = 0.0
+    for expert in range(load.shape[0]):
+        if first[expert + 1] - first[expert] == 1:
+            flow[first[expert]] = load[expert]
+            level[gpu_of[first[expert]]] += load[expert]
+        else:
+            for edge in range(first[expert], first[expert + 1]):
+                flow[edge] = 0.0
+    for _ in range(_ROUNDS):
+        for i in range(copied.shape[0]):
+            expert = copied[i]
+            begin, end = first[expert], first[expert + 1]
+            n = 0
+            for edge in range(begin, end):
+                gpu = gpu_of[edge]
+                level[gpu] -= flow[edge]
+                j = n
+                while j > 0 and level[gpu_of[order[j - 1]]] > level[gpu]:
+                    order[j] = order[j - 1]
+                    j -= 1
+                order[j] = edge
+                n += 1
+            total = load[expert]
+            height = 0.0
+            wet = 0
+            for j in range(n):
+                total += level[gpu_of[order[j]]]
+                wet = j + 1
+                height = total / wet
+                if wet < n and height <= level[gpu_of[order[wet]]]:
+                    break
+            for j in range(n):
+                edge = order[j]
+                gpu = gpu_of[edge]
+                flow[edge] = max(0.0, height - level[gpu]) if j < wet else 0.0
+                level[gpu] += flow[edge]
+
+
+@inner
+def _level(
+    load: F64,
+    first: I64,
+    gpu_of: I64,
+    expert_of: I64,
+    gpu_first: I64,
+    gpu_edges: I64,
+    alive: I64,
+    flow: F64,
+    level: F64,
+    only_peak: bool,
+    blocks: I64,
+    scratch: I64,
+) -> float:
+    """Level blocks of GPUs until each is one; return what the highest block proves."""
+    member, block_of, seen, from_edge, to_edge, queue, moved = scratch
+    total = 0.0
+    for i in range(alive.shape[0]):
+        member[i] = alive[i]
+        total += level[alive[i]]
+    block_of[:] = -1
+    for i in range(alive.shape[0]):
+        block_of[alive[i]] = 0
+    if total == 0.0:
+        return 0.0
+    rounding = _ROUNDING * total / alive.shape[0]
+    num_blocks = 1
+    waiting = 1
+    blocks[0, 0], blocks[0, 1] = 0, alive.shape[0]
+    highest = -1.0
+    proven = 0.0
+    while waiting > 0:
+        waiting -= 1
+        begin, end = blocks[waiting]
+        block = block_of[member[begin]]
+        total = 0.0
+        for i in range(begin, end):
+            total += level[member[i]]
+            seen[member[i]] = -1
+        mean = total / (end - begin)
+        num_dead = 0
+        for i in range(begin, end):
+            source = member[i]
+            while level[source] > mean + rounding and seen[source] != -2:
+                # Breadth first, so that paths are short. GPUs that were found to lead nowhere are
+                # marked -2: no push along other paths opens a way out of them.
+                head, tail = 0, 1
+                queue[0] = source
+                seen[source] = i
+                sink = -1
+                while head < tail and sink < 0:
+                    gpu = queue[head]
+                    head += 1
+                    for j in range(gpu_first[gpu], gpu_first[gpu + 1]):
+                        edge = gpu_edges[j]
+                        if flow[edge] <= rounding:
+                            continue
+                        expert = expert_of[edge]
+                        for other in range(first[expert], first[expert + 1]):
+                            target = gpu_of[other]
+                            if block_of[target] != block or seen[target] == i or seen[target] == -2:
+                                continue
+                            seen[target] = i
+                            from_edge[target] = edge
+                            to_edge[target] = other
+                            queue[tail] = target
+                            tail += 1
+                            if level[target] < mean - rounding:
+                                sink = target
+                                break
+                        if sink >= 0:
+                            break
+                if sink < 0:
+                    for j in range(tail):
+                        seen[queue[j]] = -2
+                    num_dead += tail
+                    break
+                amount = min(level[source] - mean, mean - level[sink])
+                gpu = sink
+                while gpu != source:
+                    amount = min(amount, flow[from_edge[gpu]])
+                    gpu = gpu_of[from_edge[gpu]]
+                gpu = sink
+                while gpu != source:
+                    flow[from_edge[gpu]] -= amount
+                    flow[to_edge[gpu]] += amount
+                    gpu = gpu_of[from_edge[gpu]]
+                level[source] -= amount
+                level[sink] += amount
+                for j in range(tail):
+                    seen[queue[j]] = -1
+        if num_dead == 0 or num_dead == end - begin:
+            if mean > highest:
+                highest = mean
+                proven = _held_by(load, first, gpu_of, block_of, block) / (end - begin)
+            continue
+        # The GPUs that hold too much first, in a block of their own; the others after them.
+        kept = 0
+        place = begin
+        for i in range(begin, end):
+            if seen[member[i]] == -2:
+                member[place] = member[i]
+                place += 1
+            else:
+                moved[kept] = member[i]
+                kept += 1
+        for i in range(kept):
+            member[place + i] = moved[i]
+        for i in range(begin, place):
+            block_of[member[i]] = num_blocks
+        num_blocks += 1
+        if not only_peak:
+            blocks[waiting, 0], blocks[waiting, 1] = place, end
+            waiting += 1
+        blocks[waiting, 0], blocks[waiting, 1] = begin, place
+        waiting += 1
+    return proven
+
+
+@inner
+def _held_by(load: F64, first: I64, gpu_of: I64, block_of: I64, block: int) -> float:
+    """Load of the experts that are on GPUs of a block and on no others."""
+    held = 0.0
+    for expert in range(load.shape[0]):
+        inside = first[expert] < first[expert + 1]
+        for edge in range(first[expert], first[expert + 1]):
+            inside = inside and block_of[gpu_of[edge]] == block
+        if inside:
+            held += load[expert]
+    return held

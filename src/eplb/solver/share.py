@@ -1,0 +1,219 @@
+"""One split for several windows: each expert's tokens shared over its copies in the same parts in
+every window, so that the mean peak over windows is least.
+
+That is a linear programme. Here its maxima are smoothed (the logarithm of a sum of exponentials),
+and the split goes down the slope of that with momentum, on the simplex of each expert; then the
+smoothing is made finer. The weights by which GPUs count in the slope are a dual solution: they
+prove a bound as they go.
+
+Source: Y. Nesterov, "Smooth minimization of non-smooth functions", 2005; the method of A. Auslender
+and M. Teboulle, 2006, of which every point is a split.
+"""
+
+import math
+
+import numpy as np
+
+from eplb.solver.jit import inner, kernel
+from eplb.solver.level import _edges
+from eplb.solver.packing import F64, I64
+
+__all__: list[str] = []
+
+_SMOOTHING = (0.03, 0.006, 0.0015)
+"""Of the mean peak, one stage each."""
+_STEPS = 400
+"""Steps of a stage (docs/experiments.md, dispatch)."""
+_STRIDE = 16.0
+"""How much longer a step is than is safe for every input. The best split is kept, so that one that
+oversteps costs nothing but itself (docs/experiments.md, dispatch)."""
+_DONE = 2e-4
+"""Gap to the bound at which a layer is done."""
+
+
+@kernel
+def _share_layers(
+    loads: F64,
+    begin: int,
+    end: int,
+    phy2log: I64,
+    num_gpus: int,
+    split: F64,
+    peaks: F64,
+    bounds: F64,
+) -> None:
+    """Find one split for all windows in layers `begin` to `end` of `loads` [T, L, E]: fill `split`
+    [L, P], the mean peak over windows and its bound, `peaks` and `bounds` [L]. Slots of -1 hold
+    nothing.
+    """
+    num_windows, _, num_experts = loads.shape
+    num_slots = phy2log.shape[1]
+    edge_of_slot = np.empty(num_slots, np.int64)
+    first = np.empty(num_experts + 1, np.int64)
+    filled = np.empty(num_experts, np.int64)
+    gpu_of = np.empty(num_slots, np.int64)
+    expert_of = np.empty(num_slots, np.int64)
+    copies = np.empty(num_slots, np.int64)
+    copied = np.empty(num_experts, np.int64)
+    base = np.empty((num_windows, num_gpus))
+    level = np.empty((num_windows, num_gpus))
+    part = np.empty((5, num_slots))
+    slope = np.empty(num_slots)
+    for layer in range(begin, end):
+        row = phy2log[layer]
+        number = _edges(
+            row,
+            num_slots // num_gpus,
+            first,
+            filled,
+            gpu_of,
+            expert_of,
+            copies,
+            edge_of_slot,
+            copied,
+        )
+        load = loads[:, layer]
+        for window in range(num_windows):
+            for gpu in range(num_gpus):
+                base[window, gpu] = 0.0
+            for expert in range(num_experts):
+                if first[expert + 1] - first[expert] == 1:
+                    base[window, gpu_of[first[expert]]] += load[window, expert]
+        _share(load, first, gpu_of, copied[:number], base, level, part, slope, peaks, bounds, layer)
+        for slot in range(num_slots):
+            split[layer, slot] = 0.0
+            if row[slot] >= 0:
+                edge = edge_of_slot[slot]
+                alone = first[row[slot] + 1] - first[row[slot]] == 1
+                split[layer, slot] = (1.0 if alone else part[3, edge]) / copies[edge]
+
+
+@inner
+def _share(
+    load: F64,
+    first: I64,
+    gpu_of: I64,
+    copied: I64,
+    base: F64,
+    level: F64,
+    part: F64,
+    slope: F64,
+    peaks: F64,
+    bounds: F64,
+    layer: int,
+) -> None:
+    """The best parts into `part[3]`, of which `peaks` and `bounds` at `layer` tell."""
+    here, ahead, at, best, average = part
+    num_windows, num_gpus = base.shape
+    most = np.zeros(num_gpus, np.int64)
+    crowd = 1
+    for i in range(copied.shape[0]):
+        expert = copied[i]
+        for edge in range(first[expert], first[expert + 1]):
+            best[edge] = 1.0 / (first[expert + 1] - first[expert])
+            here[edge] = best[edge]
+            ahead[edge] = best[edge]
+            most[gpu_of[edge]] += 1
+            crowd = max(crowd, most[gpu_of[edge]])
+    peaks[layer] = np.inf
+    bounds[layer] = 0.0
+    scale = 0.0
+    for stage in range(len(_SMOOTHING)):
+        for edge in range(first[first.shape[0] - 1]):
+            here[edge] = best[edge]
+            ahead[edge] = best[edge]
+            average[edge] = 0.0
+        average_base = 0.0
+        for step in range(_STEPS):
+            pace = 2.0 / (step + 2.0)
+            for i in range(copied.shape[0]):
+                for edge in range(first[copied[i]], first[copied[i] + 1]):
+                    at[edge] = (1.0 - pace) * here[edge] + pace * ahead[edge]
+                    slope[edge] = 0.0
+            smoothing = _SMOOTHING[stage] * scale
+            peak = 0.0
+            bound = 0.0
+            for window in range(num_windows):
+                for gpu in range(num_gpus):
+                    level[window, gpu] = base[window, gpu]
+                for i in range(copied.shape[0]):
+                    expert = copied[i]
+                    for edge in range(first[expert], first[expert + 1]):
+                        level[window, gpu_of[edge]] += load[window, expert] * at[edge]
+                highest = 0.0
+                for gpu in range(num_gpus):
+                    highest = max(highest, level[window, gpu])
+                peak += highest / num_windows
+            if scale == 0.0:
+                scale = peak
+                smoothing = _SMOOTHING[stage] * scale
+            if scale == 0.0:
+                peaks[layer] = 0.0
+                return
+            for window in range(num_windows):
+                highest = 0.0
+                for gpu in range(num_gpus):
+                    highest = max(highest, level[window, gpu])
+                total = 0.0
+                for gpu in range(num_gpus):
+                    level[window, gpu] = math.exp((level[window, gpu] - highest) / smoothing)
+                    total += level[window, gpu]
+                for gpu in range(num_gpus):
+                    level[window, gpu] /= total * num_windows
+                    bound += level[window, gpu] * base[window, gpu]
+                for i in range(copied.shape[0]):
+                    expert = copied[i]
+                    for edge in range(first[expert], first[expert + 1]):
+                        slope[edge] += load[window, expert] * level[window, gpu_of[edge]]
+            # The mean of dual solutions is one too, and a better one than the last.
+            average_base += pace * (bound - average_base)
+            bound = average_base
+            for i in range(copied.shape[0]):
+                least = np.inf
+                for edge in range(first[copied[i]], first[copied[i] + 1]):
+                    average[edge] += pace * (slope[edge] - average[edge])
+                    least = min(least, average[edge])
+                bound += least
+            bounds[layer] = max(bounds[layer], bound)
+            if peak < peaks[layer]:
+                peaks[layer] = peak
+                for i in range(copied.shape[0]):
+                    for edge in range(first[copied[i]], first[copied[i] + 1]):
+                        best[edge] = at[edge]
+            if peaks[layer] <= bounds[layer] * (1.0 + _DONE):
+                return
+            for i in range(copied.shape[0]):
+                expert = copied[i]
+                heaviest = 0.0
+                for window in range(num_windows):
+                    heaviest = max(heaviest, load[window, expert])
+                if heaviest == 0.0:
+                    continue
+                length = _STRIDE * smoothing / (pace * crowd * heaviest * heaviest)
+                for edge in range(first[expert], first[expert + 1]):
+                    ahead[edge] -= length * slope[edge]
+                _project(ahead, first[expert], first[expert + 1])
+                for edge in range(first[expert], first[expert + 1]):
+                    here[edge] = (1.0 - pace) * here[edge] + pace * ahead[edge]
+
+
+@inner
+def _project(values: F64, begin: int, end: int) -> None:
+    """Onto the simplex: no part below 0, all of them 1, as near as can be."""
+    # Parts that would be negative are dropped until none is.
+    number = end - begin
+    level = -np.inf
+    while True:
+        total = 0.0
+        kept = 0
+        for i in range(begin, end):
+            if values[i] > level:
+                total += values[i]
+                kept += 1
+        above = (total - 1.0) / kept
+        if kept == number or above <= level:
+            break
+        number = kept
+        level = above
+    for i in range(begin, end):
+        values[i] = max(0.0, values[i] - above)
