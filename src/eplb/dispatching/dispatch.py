@@ -1,12 +1,12 @@
 """Splits: which part of its expert's load each slot takes, by a rule or the best there is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import number_of_threads
+from eplb.checks import number_of_threads, whole_number
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import RULES, TABLES, split_evenly, split_of_table
 from eplb.errors import LoadsError, OptionError
@@ -66,6 +66,8 @@ class Dispatch:
     split: F64
     peak: F64
     bound: F64
+    _windows: F64 = field(repr=False)
+    _threads: int = field(repr=False)
 
     def gpu_load(self, loads: Any) -> F64:
         """Load of each GPU [..., L, G] that the split makes of loads [..., L, E].
@@ -74,6 +76,50 @@ class Dispatch:
             LoadsError: loads of another shape, or values that are no numbers of tokens.
         """
         return _shared(self.placement, _loads_for(self.placement, loads), self.split)
+
+    def table(
+        self, num_sources: int | None = None, *, keep_local: bool = False
+    ) -> NDArray[np.int64]:
+        """The slot that each source rank sends an expert's tokens to, for engines that dispatch by
+        a table: whole entries, as balanced on the loads of this dispatch as a seeded search finds,
+        and as near as that leaves room for.
+
+        The same part of all tokens is taken to come from each source. `split_of_table` and
+        `near_share` in `eplb.dispatching.rules` say what a table makes of a placement.
+
+        Args:
+            num_sources: R, ranks that tokens come from, in the order of GPUs; None for one a GPU.
+            keep_local: whether every token that SGLang's own rule keeps on its GPU or its node is
+                to stay there. Otherwise a few leave, where that balances GPUs.
+
+        Returns:
+            [L, R, E] slots.
+
+        Raises:
+            OptionError: sources that neither divide the GPUs nor are divided by them, or that do
+                not divide over the nodes.
+        """
+        from eplb.solver.table import _table_layers
+        from eplb.solver.threads import run_kernel
+
+        phy2log, cluster = np.array(self.placement.phy2log), self.placement.cluster
+        num_gpus, num_nodes = cluster.num_gpus, cluster.num_nodes
+        sources = num_gpus if num_sources is None else whole_number(num_sources, "num_sources")
+        divides = num_gpus % sources == 0 or sources % num_gpus == 0
+        if not divides or sources % num_nodes:
+            raise OptionError(
+                f"{sources} sources do not divide over {num_gpus} GPUs on {num_nodes} nodes: "
+                f"{num_gpus} would"
+            )
+        table = np.empty((phy2log.shape[0], sources, self.placement.num_experts), np.int64)
+
+        def work(begin: int, end: int) -> None:
+            _table_layers(
+                self._windows, begin, end, phy2log, num_gpus, num_nodes, keep_local, table
+            )
+
+        run_kernel(_table_layers, work, phy2log.shape[0], _LAYERS_AT_ONCE, self._threads)
+        return table
 
 
 def dispatch(
@@ -135,7 +181,7 @@ def dispatch(
     else:
         split = split[0]
     peak = _shared(placement, windows, split).max(axis=-1).mean(axis=0)
-    made = Dispatch(placement, rule, split, peak, np.minimum(bound, peak))
+    made = Dispatch(placement, rule, split, peak, np.minimum(bound, peak), windows, threads)
     for values in (made.split, made.peak, made.bound):
         values.flags.writeable = False
     return made

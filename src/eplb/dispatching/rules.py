@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 
-__all__ = ["RULES", "TABLES", "Ids", "split_evenly", "split_of_table"]
+__all__ = ["RULES", "TABLES", "Ids", "near_share", "split_evenly", "split_of_table"]
 
 Ids = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -51,6 +51,17 @@ def split_of_table(table: Ids, num_slots: int, sources: F64) -> F64:
     shares = np.broadcast_to(sources[:, None], table.shape).ravel()
     split = np.bincount(slots, weights=shares, minlength=num_layers * num_slots)
     return split.reshape(num_layers, num_slots).astype(np.float64, copy=False)
+
+
+def near_share(table: Ids, loads: F64, cluster: Cluster) -> float:
+    """Part of all tokens of loads [L, E] that a table [L, R, E] keeps on the node they come from,
+    the same number coming from each source.
+    """
+    num_sources = table.shape[1]
+    nodes = table // (cluster.num_slots // cluster.num_nodes)
+    mine = np.arange(num_sources) * cluster.num_nodes // num_sources
+    near = (nodes == mine[:, None]).mean(axis=1)
+    return float((near * loads).sum() / loads.sum())
 
 
 def sglang(log2phy: Ids, cluster: Cluster) -> Ids:

@@ -217,4 +217,4 @@ def warmup() -> None:
         plan(both, cluster, num_groups=num_groups, current=made.placement)
         smaller = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=4)
         plan(loads, smaller, num_groups=num_groups, current=made.placement)
-    dispatch(made.placement, both)
+    dispatch(made.placement, both).table()

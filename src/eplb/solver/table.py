@@ -1,0 +1,251 @@
+"""A table of dispatch: which copy of an expert each source of tokens uses, for engines that send
+all of a source's tokens of an expert to one copy.
+
+A source brings the same part of every expert's tokens, so what balances GPUs is how many sources of
+a node use a copy: the *quota* of the node at the copy. At first a source on a node that has copies
+uses one of them, so that its tokens stay there. Then quotas are changed by one, at seeded random,
+where that lowers the sum of a high power of GPU loads and a price for tokens that leave such a
+node, or else by a chance that falls with the steps (simulated annealing: whole entries of a table
+leave valleys that no single change gets out of). With `keep_local` no token leaves such a node, and
+a source with a copy on its own GPU uses that.
+"""
+
+import math
+
+import numpy as np
+
+from eplb.solver.jit import inner, kernel
+from eplb.solver.level import _edges
+from eplb.solver.packing import F64, I64
+
+__all__: list[str] = []
+
+_STEPS = 200_000
+_FAR = 40.0
+"""What it costs, beside the sum of powers, that load of one mean GPU leaves a node that has a copy.
+"""
+_HOT, _COLD = 1.0, 3e-3
+"""Temperatures at the first and the last step (docs/experiments.md, dispatch)."""
+_MULTIPLIER, _INCREMENT, _MASK = 1664525, 1013904223, 0xFFFFFFFF
+"""Of a linear congruential generator: W. H. Press and others, "Numerical Recipes"."""
+
+
+@kernel
+def _table_layers(
+    loads: F64,
+    begin: int,
+    end: int,
+    phy2log: I64,
+    num_gpus: int,
+    num_nodes: int,
+    keep_local: bool,
+    table: I64,
+) -> None:
+    """Fill the slots that each source uses in layers `begin` to `end`, `table` [L, R, E], so that
+    GPUs are as evenly loaded as can be in all windows of `loads` [T, L, E].
+    """
+    num_windows, _, num_experts = loads.shape
+    num_slots = phy2log.shape[1]
+    num_sources = table.shape[1]
+    slots_per_gpu = num_slots // num_gpus
+    gpus_per_node = num_gpus // num_nodes
+    sources_per_node = num_sources // num_nodes
+    edge_of_slot = np.empty(num_slots, np.int64)
+    first = np.empty(num_experts + 1, np.int64)
+    filled = np.empty(num_experts, np.int64)
+    gpu_of = np.empty(num_slots, np.int64)
+    expert_of = np.empty(num_slots, np.int64)
+    copies = np.empty(num_slots, np.int64)
+    copied = np.empty(num_experts, np.int64)
+    quota = np.empty((num_slots, num_nodes), np.int64)
+    level = np.empty((num_windows, num_gpus))
+    inverse = np.empty(num_windows)
+    # A choice is an edge that sources of a node may use beside others: expert, node, first and last
+    # edge of those.
+    choices = np.empty((num_experts * num_nodes, 5), np.int64)
+    own = np.empty(num_slots, np.int64)
+    turn = np.empty(num_slots, np.int64)
+    for layer in range(begin, end):
+        row = phy2log[layer]
+        load = loads[:, layer]
+        number = _edges(
+            row, slots_per_gpu, first, filled, gpu_of, expert_of, copies, edge_of_slot, copied
+        )
+        level[:] = 0.0
+        for window in range(num_windows):
+            total = 0.0
+            for expert in range(num_experts):
+                total += load[window, expert]
+                if first[expert + 1] - first[expert] == 1:
+                    level[window, gpu_of[first[expert]]] += load[window, expert]
+            inverse[window] = num_gpus / total if total > 0.0 else 0.0
+        for edge in range(first[num_experts]):
+            own[edge] = 0
+            if keep_local:
+                for source in range(num_sources):
+                    if _is_own(source, num_sources, gpu_of[edge], num_gpus):
+                        own[edge] += 1
+            for node in range(num_nodes):
+                quota[edge, node] = 0
+        num_choices = 0
+        for i in range(number):
+            expert = copied[i]
+            for node in range(num_nodes):
+                low, high = first[expert], first[expert + 1]
+                while low < high and gpu_of[low] // gpus_per_node < node:
+                    low += 1
+                while low < high and gpu_of[high - 1] // gpus_per_node > node:
+                    high -= 1
+                if low == high:
+                    low, high = first[expert], first[expert + 1]
+                near = gpu_of[low] // gpus_per_node == node
+                left = sources_per_node
+                for edge in range(low, high):
+                    if gpu_of[edge] // gpus_per_node == node:
+                        quota[edge, node] = min(own[edge], left)
+                        left -= quota[edge, node]
+                # Evenly at first, on from the edges that have the least.
+                while left > 0:
+                    least = low
+                    for edge in range(low, high):
+                        if _sum(quota[edge]) < _sum(quota[least]):
+                            least = edge
+                    quota[least, node] += 1
+                    left -= 1
+                for edge in range(low, high):
+                    for window in range(num_windows):
+                        part = load[window, expert] * quota[edge, node] / num_sources
+                        level[window, gpu_of[edge]] += part
+                if not keep_local:
+                    low, high = first[expert], first[expert + 1]
+                if high - low > 1:
+                    choices[num_choices, 0] = expert
+                    choices[num_choices, 1] = node if near else -1
+                    choices[num_choices, 2] = low
+                    choices[num_choices, 3] = high
+                    choices[num_choices, 4] = node
+                    num_choices += 1
+        for window in range(num_windows):
+            for gpu in range(num_gpus):
+                level[window, gpu] *= inverse[window]
+        _anneal(
+            load, inverse, gpu_of, gpus_per_node, own, choices[:num_choices], quota, level,
+            num_sources,
+        )  # fmt: skip
+        for expert in range(num_experts):
+            low, high = first[expert], first[expert + 1]
+            for edge in range(low, high):
+                turn[edge] = 0
+            for source in range(num_sources):
+                table[layer, source, expert] = -1
+            if high - low == 1:
+                for node in range(num_nodes):
+                    quota[low, node] = sources_per_node
+            # A source's own GPU first, then whatever its node has left, in order.
+            for edge in range(low, high):
+                for source in range(num_sources):
+                    node = source // sources_per_node
+                    mine = _is_own(source, num_sources, gpu_of[edge], num_gpus)
+                    if mine and table[layer, source, expert] < 0 and quota[edge, node] > 0:
+                        quota[edge, node] -= 1
+                        table[layer, source, expert] = edge
+            for source in range(num_sources):
+                node = source // sources_per_node
+                for edge in range(low, high):
+                    if table[layer, source, expert] < 0 and quota[edge, node] > 0:
+                        quota[edge, node] -= 1
+                        table[layer, source, expert] = edge
+            # From edges to slots: copies on one GPU take turns.
+            for source in range(num_sources):
+                edge = table[layer, source, expert]
+                skip = turn[edge] % copies[edge]
+                turn[edge] += 1
+                slot = gpu_of[edge] * slots_per_gpu
+                while row[slot] != expert or skip > 0:
+                    if row[slot] == expert:
+                        skip -= 1
+                    slot += 1
+                table[layer, source, expert] = slot
+
+
+@inner
+def _is_own(source: int, num_sources: int, gpu: int, num_gpus: int) -> bool:
+    """Whether a source's tokens come from a GPU; there may be several of either for one of the
+    other.
+    """
+    if num_sources >= num_gpus:
+        return source // (num_sources // num_gpus) == gpu
+    return gpu // (num_gpus // num_sources) == source
+
+
+@inner
+def _sum(quota: I64) -> int:
+    total = 0
+    for node in range(quota.shape[0]):
+        total += quota[node]
+    return total
+
+
+@inner
+def _power(value: float) -> float:
+    """Its 64th power."""
+    for _ in range(6):
+        value *= value
+    return value
+
+
+@inner
+def _anneal(
+    load: F64,
+    inverse: F64,
+    gpu_of: I64,
+    gpus_per_node: int,
+    own: I64,
+    choices: I64,
+    quota: I64,
+    level: F64,
+    num_sources: int,
+) -> None:
+    """Change quotas by one until the steps are spent; `level` [T, G] goes along, 1 is the mean."""
+    if choices.shape[0] == 0:
+        return
+    num_windows = level.shape[0]
+    state = 12345
+    temperature = _HOT
+    cooling = (_COLD / _HOT) ** (1.0 / _STEPS)
+    for _ in range(_STEPS):
+        temperature *= cooling
+        state = (state * _MULTIPLIER + _INCREMENT) & _MASK
+        choice = (state >> 8) % choices.shape[0]
+        expert, near, low, high, node = choices[choice]
+        state = (state * _MULTIPLIER + _INCREMENT) & _MASK
+        source = low + (state >> 8) % (high - low)
+        state = (state * _MULTIPLIER + _INCREMENT) & _MASK
+        target = low + (source - low + 1 + (state >> 8) % (high - low - 1)) % (high - low)
+        leaves = gpu_of[source] // gpus_per_node == near
+        arrives = gpu_of[target] // gpus_per_node == near
+        at_least = own[source] if gpu_of[source] // gpus_per_node == node else 0
+        if quota[source, node] <= at_least:
+            continue
+        gone = 0.0
+        if near >= 0 and leaves != arrives:
+            for window in range(num_windows):
+                gone += load[window, expert] * inverse[window] / num_sources
+            gone = (gone if leaves else -gone) / num_windows
+        change = 0.0
+        for window in range(num_windows):
+            unit = load[window, expert] * inverse[window] / num_sources
+            before, after = level[window, gpu_of[source]], level[window, gpu_of[target]]
+            change += _power(before - unit) - _power(before)
+            change += _power(after + unit) - _power(after)
+        change = change / num_windows + _FAR * gone
+        if change > 0.0:
+            state = (state * _MULTIPLIER + _INCREMENT) & _MASK
+            if (state >> 8) / 16777216.0 >= math.exp(-change / temperature):
+                continue
+        quota[source, node] -= 1
+        quota[target, node] += 1
+        for window in range(num_windows):
+            unit = load[window, expert] * inverse[window] / num_sources
+            level[window, gpu_of[source]] -= unit
+            level[window, gpu_of[target]] += unit
