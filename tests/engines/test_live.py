@@ -21,6 +21,13 @@ def window(
     return np.random.default_rng(number).lognormal(0.0, 1.0, shape)
 
 
+def shown(
+    history: History, loads: np.ndarray[tuple[int, int], np.dtype[np.float64]], call: Call = CALL
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    history.see(call, loads.shape, scaling=False)
+    return history.add(call, loads)
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_plugins_load_without_their_engine(engine: str) -> None:
     code = (
@@ -108,46 +115,39 @@ def test_misspelt_variables_are_found() -> None:
 def test_history_is_bounded_and_in_order() -> None:
     history = History(3)
     for number in range(5):
-        history.see(CALL, scaling=False)
-        windows = history.add(window(number))
+        windows = shown(history, window(number))
     assert np.array_equal(windows, [window(2), window(3), window(4)])
 
 
 def test_history_of_one_model_is_not_that_of_another() -> None:
     history = History(3)
-    history.see(CALL, scaling=False)
-    history.add(window(0))
-    assert len(history.add(window(1, (1, 8)))) == 1
-    assert len(history.add(window(2))) == 2
+    others = [(CALL, (1, 8)), (Call(16, 1, 1, 4), (2, 8)), (Call(12, 2, 1, 4), (2, 8))]
+    for number in range(1, 4):
+        assert len(shown(history, window(number))) == number
+        for call, shape in others:
+            assert len(shown(history, window(number, shape), call)) == number
 
 
 @pytest.mark.parametrize(
     "call",
     [
         Call(15, 1, 1, 5),
-        Call(12, 2, 1, 4),
+        Call(9, 1, 1, 3),
         Call(12, 1, 2, 4),
-        Call(12, 1, 1, 6),
     ],
 )
 def test_history_ends_where_ranks_are_others(call: Call) -> None:
     history = History(3)
-    history.see(CALL, scaling=False)
-    history.add(window(0))
-    history.add(window(0, (1, 8)))
-    history.see(call, scaling=False)
-    assert len(history.add(window(1))) == 1
-    assert len(history.add(window(1, (1, 8)))) == 1
-    history.see(CALL, scaling=False)
-    assert len(history.add(window(2))) == 1
+    for each in (CALL, call, CALL):
+        for shape in ((2, 8), (1, 8)):
+            assert len(shown(history, window(0, shape), each)) == 1
 
 
 def test_history_ends_where_slots_are_empty() -> None:
     history = History(3)
-    history.see(CALL, scaling=False)
-    history.add(window(0))
-    history.see(CALL, scaling=True)
-    assert len(history.add(window(1))) == 1
+    shown(history, window(0))
+    history.see(CALL, (2, 8), scaling=True)
+    assert len(history.add(CALL, window(1))) == 1
 
 
 def test_ranks_to_come_hold_nothing() -> None:

@@ -2,7 +2,7 @@
 
 Every rank of vLLM plans for itself and nothing is sent between them, so what a rank remembers must
 follow from calls that every rank has seen. Ranks that join later have seen fewer; when they join,
-the number of ranks or slots changes, or slots are empty, and then every rank forgets everything.
+the number of ranks changes, or slots are empty, and then every rank forgets the model's windows.
 """
 
 from collections import deque
@@ -63,7 +63,7 @@ def next_placement(
         **moving,
     )
     phy2log: NDArray[np.int64] = made.placement.phy2log.copy()
-    if current is not None and not moving:
+    if current is not None and not moving and current.cluster.num_slots == cluster.num_slots:
         idle = ~windows.any(axis=(0, 2))
         phy2log[idle] = current.phy2log[idle]
     return phy2log
@@ -122,7 +122,8 @@ class Call:
 class History:
     """The last windows of each model that an engine runs, as [L, E] loads.
 
-    Models are told apart by L and E: an engine that drafts with a second model shows both in turn.
+    Models are told apart by L, E, slots of a rank and groups: an engine that drafts with a second
+    model shows both in turn.
 
     Args:
         most: windows to keep of a model.
@@ -130,22 +131,27 @@ class History:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._call: Call | None = None
-        self._windows: dict[tuple[int, ...], deque[NDArray[np.float64]]] = {}
+        self._models: dict[tuple[Any, ...], tuple[Call, deque[NDArray[np.float64]]]] = {}
 
-    def see(self, call: Call, *, scaling: bool) -> None:
-        """Forget everything where the ranks are not those of the call before.
+    def see(self, call: Call, shape: tuple[int, ...], *, scaling: bool) -> None:
+        """Forget a model's windows where its ranks are not those of its call before.
 
         Args:
             call: what this call is for.
+            shape: (L, E) of the model.
             scaling: whether slots are empty now, or are to be left: ranks come or go.
         """
-        if scaling or call != self._call:
-            self._windows.clear()
-        self._call = call
+        model = _model(call, shape)
+        if scaling or model not in self._models or self._models[model][0] != call:
+            self._models[model] = call, deque(maxlen=self._most)
 
-    def add(self, loads: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Add a window [L, E]; return those of this model, [T, L, E], this one last."""
-        windows = self._windows.setdefault(loads.shape, deque(maxlen=self._most))
+    def add(self, call: Call, loads: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Add a window [L, E] of the call seen; return its model's, [T, L, E], this one last."""
+        windows = self._models[_model(call, loads.shape)][1]
         windows.append(loads)
         return np.stack(windows)
+
+
+def _model(call: Call, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """What tells a model from others, and stays the same where ranks come or go."""
+    return shape, call.num_slots // max(call.num_gpus, 1), call.num_groups

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 
 from eplb.checks import in_one_line
@@ -21,8 +22,15 @@ def once(logger: logging.Logger, key: str, message: str) -> None:
 
 
 def failure(logger: logging.Logger, error: Exception, instead: str) -> None:
-    """Warn, once for each kind of error, of what went wrong and of what is done instead."""
-    once(logger, f"{type(error).__name__} {instead}", f"{in_one_line(error)}; {instead}")
+    """Warn, once for each cause, of what went wrong and of what is done instead.
+
+    Errors have one cause where they differ in numbers alone, or in the file that a disk refused.
+    """
+    message = in_one_line(error)
+    cause = error.strerror if isinstance(error, OSError) and error.strerror else message
+    # Letters beside digits belong to them in the hexadecimal names of temporary files.
+    cause = re.sub(r"[0-9a-f]*[0-9][0-9a-f.]*", "#", cause)
+    once(logger, f"{type(error).__name__} {cause} {instead}", f"{message}; {instead}")
     logger.debug("eplb: where that came from", exc_info=error)
 
 

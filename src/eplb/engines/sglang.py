@@ -126,13 +126,19 @@ def _answer(
 
 
 def _windows(tokens: Any, most: int) -> NDArray[np.float64]:
-    """Steps [S, L, E] added up to a few windows [T, L, E], in float64; unused steps are left out.
+    """Steps [S, L, E] added up to a few windows [T, L, E], in float64.
 
-    They are added up where they lie, on the GPU as a rule, so that little is copied.
+    Steps that are unused, or hold what is no number of tokens, are left out. The others are added
+    up where they lie, on the GPU as a rule, so that little is copied.
     """
     import torch
 
-    used = torch.nonzero(tokens.flatten(1).any(dim=1)).flatten()
+    steps = tokens.flatten(1)
+    # Comparisons with NaN are false.
+    sound = (steps.amin(dim=1) >= 0) & (steps.amax(dim=1) < float("inf"))
+    if not sound.all():
+        once(_logger, "unsound", "steps with loads that are no numbers of tokens are left out")
+    used = torch.nonzero(steps.any(dim=1) & sound).flatten()
     if len(used) == 0:
         return np.zeros((1, *tokens.shape[1:]))
     wide = torch.float64 if tokens.is_floating_point() else torch.int64

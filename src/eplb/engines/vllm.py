@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from eplb.engines.live import Call, History
 from eplb.engines.log import failure, switched_on
 from eplb.engines.settings import Settings, is_on, settings_from
-from eplb.errors import PolicyError
+from eplb.errors import LoadsError, PolicyError
 
 __all__ = ["make_policy", "register"]
 
@@ -88,9 +88,12 @@ def make_policy(theirs: Any, settings: Settings) -> Any:
     lock = threading.Lock()
     recorder = None
     if settings.record is not None:
-        from eplb.engines.recording import Recorder
+        try:
+            from eplb.engines.recording import Recorder
 
-        recorder = Recorder(settings.record, settings.record_files, _logger)
+            recorder = Recorder(settings.record, settings.record_files, _logger)
+        except Exception as error:
+            failure(_logger, error, "loads are not recorded, and planning goes on")
 
     class EplbPolicy(theirs):  # type: ignore[misc]  # known where the engine runs
         """vLLM's policy, but for the planning."""
@@ -130,26 +133,34 @@ def _answer(
 
     from eplb.cluster import Cluster
     from eplb.engines.live import next_placement, running_placement
-    from eplb.loads import check_loads
+    from eplb.loads import as_array, check_loads
 
     running = None if old is None else old.detach().to("cpu", torch.int64).numpy()
     scaling = running is not None and (
         running.shape[1] != call.num_slots or bool((running < 0).any())
     )
-    history.see(call, scaling=scaling)
-    loads = check_loads(weight)
+    loads = as_array(weight)
+    history.see(call, loads.shape, scaling=scaling)
+    try:
+        loads = check_loads(loads)
+    except LoadsError as error:
+        if loads.ndim != 2 or loads.size == 0:
+            raise
+        # The ranks have added these loads up among them, so each of them leaves the window out.
+        failure(_logger, error, "this window is left out")
+        loads = np.zeros(loads.shape)
     cluster = Cluster.with_slots(call.num_slots, call.num_gpus, call.num_nodes)
     current = None
     if running is not None:
         current = running_placement(running, loads.shape[1], cluster.slots_per_gpu)
     phy2log: NDArray[np.int64]
     if loads.any():
-        windows = history.add(loads)
+        windows = history.add(call, loads)
         if recorder is not None:
             _record(recorder, loads)
         phy2log = next_placement(windows, cluster, call.num_groups, current, settings)
     elif current is not None and not scaling:
-        # No load was counted: so it is when the engine starts and tries what a plan costs.
+        # No load is known: so it is when the engine starts and tries what a plan costs.
         phy2log = current.phy2log.copy()
         _warm_up()
     else:
@@ -167,14 +178,15 @@ def _warm_up() -> None:
 
 
 def _record(recorder: Any, loads: NDArray[np.float64]) -> None:
-    """Record loads on the first rank of those that share them."""
+    """Record loads on the first rank of those that share them.
+
+    It never raises: this rank alone would then answer with another map than the others.
+    """
     try:
         from vllm.distributed.parallel_state import get_ep_group
 
         group = get_ep_group()
-        first, mine = group.ranks[0], group.rank_in_group == 0
+        if group.rank_in_group == 0:
+            recorder.add(loads, group.ranks[0])
     except Exception as error:
-        failure(_logger, error, "loads are not recorded: it is not known which rank this is")
-        return
-    if mine:
-        recorder.add(loads, first)
+        failure(_logger, error, "loads are not recorded, and planning goes on")
