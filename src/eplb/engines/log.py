@@ -29,7 +29,7 @@ def failure(logger: logging.Logger, error: Exception, instead: str) -> None:
     message = in_one_line(error)
     cause = error.strerror if isinstance(error, OSError) and error.strerror else message
     # Letters beside digits belong to them in the hexadecimal names of temporary files.
-    cause = re.sub(r"[0-9a-f]*[0-9][0-9a-f.]*", "#", cause)
+    cause = re.sub(r"[0-9a-f]*[0-9][0-9a-f.+-]*", "#", cause)
     once(logger, f"{type(error).__name__} {cause} {instead}", f"{message}; {instead}")
     logger.debug("eplb: where that came from", exc_info=error)
 
