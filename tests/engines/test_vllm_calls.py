@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="vLLM shows tensors")
 
-from eplb.engines import live, log, recording, vllm  # noqa: E402
+from eplb.engines import live, log, recording, sglang, vllm  # noqa: E402
 from eplb.engines.settings import Settings  # noqa: E402
 
 LAYERS, EXPERTS, SLOTS = 3, 16, 5  # slots of a rank
@@ -188,3 +188,30 @@ def test_each_cause_is_told_once(
     told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(told) == 5
     assert all("vLLM's own policy answers" in message for message in told)
+
+
+def test_a_warm_up_that_fails_changes_no_map(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise MemoryError("no memory to compile in")
+
+    monkeypatch.setattr("eplb.planning.plan.warmup", fail)
+    vllm._warm_up.cache_clear()
+    policy = vllm.make_policy(Theirs, Settings())
+    running = start(4)
+    for _ in range(2):
+        assert torch.equal(rebalanced(policy, torch.zeros(LAYERS, EXPERTS), running), running)
+    vllm._warm_up.cache_clear()
+    assert caplog.text.count("the planner is compiled at the first plan") == 1
+
+
+def test_steps_of_no_numbers_are_left_out_for_sglang(caplog: pytest.LogCaptureFixture) -> None:
+    steps = torch.stack([loads(number).double() for number in range(5)])
+    for step, value in ((1, float("nan")), (3, -1.0), (4, float("inf"))):
+        steps[step, 1, 2] = value
+    expected = sglang._windows(steps[[0, 2]], 2)
+    for _ in range(2):
+        assert np.array_equal(sglang._windows(steps, 2), expected)
+    assert not sglang._windows(steps[[1, 3]], 2).any()
+    assert caplog.text.count("no numbers of tokens are left out") == 1

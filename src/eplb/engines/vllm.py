@@ -171,10 +171,16 @@ def _answer(
 
 @cache
 def _warm_up() -> None:
-    """Compile the planner, once, while the engine starts and waits for nothing else."""
-    from eplb.planning.plan import warmup
+    """Compile the planner, once, while the engine starts and waits for nothing else.
 
-    warmup()
+    It never raises: this rank alone would then answer with another map than the others.
+    """
+    try:
+        from eplb.planning.plan import warmup
+
+        warmup()
+    except Exception as error:
+        failure(_logger, error, "the planner is compiled at the first plan")
 
 
 def _record(recorder: Any, loads: NDArray[np.float64]) -> None:
