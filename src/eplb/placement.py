@@ -35,6 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eplb.balance import Average, Served, balancedness
 from eplb.cluster import Cluster
+from eplb.dispatching.dispatch import gpu_load, of_gpus
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import as_array, check_values, is_tensor
 
@@ -185,16 +186,8 @@ class Placement:
             OptionError: a rule that is not known, or what is no split of this placement.
         """
         if not isinstance(dispatch, str) or dispatch != "even":
-            from eplb.dispatching.dispatch import gpu_load
-
             return gpu_load(self, loads, dispatch)
-        of_slot = self.slot_load(loads)
-        by_gpu = of_slot.reshape(*of_slot.shape[:-1], self.cluster.num_gpus, -1)
-        # Slot after slot, as the planner adds, so that its peaks are these to the last bit.
-        load: NDArray[np.float64] = by_gpu[..., 0].copy()
-        for slot in range(1, self.cluster.slots_per_gpu):
-            load += by_gpu[..., slot]
-        return load
+        return of_gpus(self.slot_load(loads), self.cluster.num_gpus)
 
     def slot_load(self, loads: Any) -> NDArray[np.float64]:
         """Load of each physical expert, [..., L, P], from loads [..., L, E].
@@ -232,8 +225,13 @@ class Placement:
         return balancedness(self.gpu_load(loads, dispatch), average)
 
     def serve(self, loads: NDArray[np.float64], dispatch: Any = "even") -> Served:
-        """How evenly GPUs are loaded in each of the windows [T, L, E], one after the other."""
-        return Served.of(self.gpu_load(window, dispatch) for window in loads)
+        """How evenly GPUs are loaded in each of the windows [T, L, E], one after the other, by a
+        rule of dispatch as for `gpu_load`.
+        """
+        if isinstance(dispatch, str) and dispatch == "even":
+            return Served.of(self.gpu_load(window) for window in loads)
+        # At once: a rule makes its split for all windows.
+        return Served.of(self.gpu_load(loads, dispatch))
 
     def moves_from(self, other: "Placement") -> int:
         """Moves from another placement to this: (layer, GPU, expert) held here and not there.

@@ -5,49 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dispatch import least_peak
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from recorded import DEEPSEEK_V3, load_recorded
-from scipy.optimize import linprog
-from scipy.sparse import coo_matrix
 
 import eplb
 from eplb.dispatching.rules import TABLES, near_share, split_of_table
 
 CLUSTER = eplb.Cluster(num_gpus=32, num_nodes=4, slots_per_gpu=9)
-
-
-def least_peak(windows: NDArray[np.float64], row: NDArray[np.int64], num_gpus: int) -> float:
-    """Mean peak over windows [T, E] of the best split for all of them, by HiGHS."""
-    (num_windows, num_experts), per_gpu = windows.shape, len(row) // num_gpus
-    edges = sorted({(int(expert), slot // per_gpu) for slot, expert in enumerate(row)})
-    number = len(edges)
-    rows, columns, values = [], [], []
-    for window in range(num_windows):
-        for edge, (expert, gpu) in enumerate(edges):
-            rows.append(window * num_gpus + gpu)
-            columns.append(edge)
-            values.append(windows[window, expert])
-        for gpu in range(num_gpus):
-            rows.append(window * num_gpus + gpu)
-            columns.append(number + window)
-            values.append(-1.0)
-    shape = (num_windows * num_gpus, number + num_windows)
-    whole = coo_matrix(
-        (np.ones(number), ([expert for expert, _ in edges], range(number))),
-        shape=(num_experts, number + num_windows),
-    )
-    cost = np.r_[np.zeros(number), np.full(num_windows, 1.0 / num_windows)]
-    found = linprog(
-        cost,
-        coo_matrix((values, (rows, columns)), shape=shape),
-        np.zeros(shape[0]),
-        whole,
-        np.ones(num_experts),
-        method="highs",
-    )
-    return float(found.fun)
 
 
 @pytest.fixture(scope="module")
@@ -218,9 +185,23 @@ def test_bad_loads_and_sources_are_refused() -> None:
         eplb.dispatch(placement, np.ones((1, 1, 1, 3)))
     with pytest.raises(eplb.OptionError, match="give one of even, sglang, ascend, best"):
         eplb.dispatch(placement, [[1.0, 2.0, 3.0]], rule="lp")
+    with pytest.raises(eplb.OptionError, match=r"rule is .*give one of even"):
+        eplb.dispatch(placement, [[1.0, 2.0, 3.0]], rule=[0.5, 1.0])  # type: ignore[arg-type]
     for sources in ([1.0], [0.0, 0.0], [1.0, -1.0]):
-        with pytest.raises(eplb.OptionError, match="sources"):
-            eplb.dispatch(placement, [[1.0, 2.0, 3.0]], rule="sglang", sources=sources)
+        for rule in ("sglang", "best"):
+            with pytest.raises(eplb.OptionError, match="sources"):
+                eplb.dispatch(placement, [[1.0, 2.0, 3.0]], rule=rule, sources=sources)
+
+
+def test_a_dispatch_keeps_its_loads() -> None:
+    """What the caller does with his array afterwards changes no table."""
+    cluster = eplb.Cluster(num_gpus=4, slots_per_gpu=3)
+    loads = np.random.default_rng(0).lognormal(size=(1, 8)) * 1000.0
+    placement = eplb.plan(loads, cluster).placement
+    made = eplb.dispatch(placement, loads)
+    table = made.table()
+    loads[:] = loads[:, ::-1].copy()
+    assert np.array_equal(made.table(), table)
 
 
 @pytest.mark.parametrize("num_sources", [16, 32, 64])

@@ -10,7 +10,11 @@ import pytest
 CODE = """
 import gc
 import eplb
+import numpy as np
 eplb.warmup()
+placement = eplb.plan(np.ones((1, 4)), eplb.Cluster(2, 1, 3)).placement
+eplb.dispatch(placement, np.ones((2, 1, 4))).table()
+placement.gpu_load(np.ones((2, 1, 4)), "best")
 from numba.core.dispatcher import Dispatcher
 for each in gc.get_objects():
     if isinstance(each, Dispatcher) and each.py_func.__module__.startswith("eplb."):

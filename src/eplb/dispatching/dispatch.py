@@ -8,17 +8,18 @@ from numpy.typing import NDArray
 
 from eplb.checks import number_of_threads, whole_number
 from eplb.cluster import Cluster
-from eplb.dispatching.rules import RULES, TABLES, split_evenly, split_of_table
+from eplb.dispatching.rules import RULES, TABLES, split_of_table
 from eplb.errors import LoadsError, OptionError
 from eplb.loads import as_array, check_values
 
-__all__ = ["Dispatch", "Placed", "dispatch", "gpu_load", "split_of"]
+__all__ = ["Dispatch", "Placed", "dispatch", "gpu_load", "of_gpus"]
 
 F64 = NDArray[np.float64]
 
 _WINDOWS_AT_ONCE = 64
 """Windows that are levelled together: more would only take memory."""
 _LAYERS_AT_ONCE = 1, 8
+"""Fewest and most layers that a thread takes at a time."""
 _ROUNDING = 1e-6
 """By how much the parts of an expert may miss 1 in a split that is given."""
 
@@ -34,6 +35,11 @@ class Placed(Protocol):
     @property
     def log2phy(self) -> NDArray[np.int64]:
         """[L, E, X] slots of each expert in rising order, padded with -1."""
+        ...
+
+    @property
+    def logcnt(self) -> NDArray[np.int64]:
+        """[L, E] slots of each expert."""
         ...
 
     @property
@@ -164,17 +170,19 @@ def dispatch(
     Source: S. Fujishige, "Lexicographically optimal base of a polymatroid with respect to a weight
     vector", 1980; Y. Nesterov, "Smooth minimization of non-smooth functions", 2005.
     """
+    if not isinstance(rule, str) or rule not in RULES:
+        raise OptionError(f"rule is {rule!r}: give one of {', '.join(RULES)}")
+    shares = _parts_of(sources, placement.cluster.num_gpus)
     array = _loads_for(placement, loads)
     if array.ndim not in {2, 3}:
         raise LoadsError(f"loads have shape {array.shape}: give [L, E] or [T, L, E]")
     threads = number_of_threads(threads)
-    windows = array.reshape(-1, *array.shape[-2:])
-    if not windows.shape[0]:
-        raise LoadsError(f"loads have shape {array.shape}: give at least one window")
+    # A copy: a table is made of them later.
+    windows = array.reshape(-1, *array.shape[-2:]).copy()
     _, split, bounds = _level(placement, windows, threads, only_peak=rule != "best")
     bound = bounds.mean(axis=0)
     if rule != "best":
-        split = split_of(placement, rule, sources)
+        split = _split_of(placement, rule, shares)
     elif windows.shape[0] > 1:
         split, proven = _share(placement, windows, threads)
         bound = np.maximum(bound, proven)
@@ -187,8 +195,9 @@ def dispatch(
     return made
 
 
-def split_of(placement: Placed, rule: Any, sources: Any = None) -> F64:
-    """[L, P] split by a rule of an engine, or one that is given, checked.
+def _split_of(placement: Placed, rule: Any, shares: F64) -> F64:
+    """[L, P] split by a rule of an engine, [G] shares of all tokens coming from each GPU; or a
+    split that is given, checked.
 
     Raises:
         OptionError: neither a rule that is known nor a split of this placement.
@@ -199,12 +208,13 @@ def split_of(placement: Placed, rule: Any, sources: Any = None) -> F64:
     if not isinstance(rule, str):
         return _given(placement, rule)
     if rule == "even":
-        return split_evenly(phy2log, placement.num_experts)
+        even: F64 = 1.0 / np.take_along_axis(placement.logcnt, phy2log, axis=1)
+        return even
     if rule not in TABLES:
         known = ", ".join(RULES)
         raise OptionError(f"dispatch is {rule!r}: give one of {known}, or a split [L, P]")
     table = TABLES[rule](placement.log2phy, cluster)
-    return split_of_table(table, phy2log.shape[1], _parts_of(sources, cluster.num_gpus))
+    return split_of_table(table, phy2log.shape[1], shares)
 
 
 def gpu_load(placement: Placed, loads: Any, rule: Any) -> F64:
@@ -216,16 +226,26 @@ def gpu_load(placement: Placed, loads: Any, rule: Any) -> F64:
     """
     array = _loads_for(placement, loads)
     if not isinstance(rule, str) or rule != "best":
-        return _shared(placement, array, split_of(placement, rule))
+        shares = _parts_of(None, placement.cluster.num_gpus)
+        return _shared(placement, array, _split_of(placement, rule, shares))
     windows = array.reshape(-1, *array.shape[-2:])
     threads = number_of_threads(None)
     parts = [
         _level(placement, windows[begin : begin + _WINDOWS_AT_ONCE], threads, with_split=False)[0]
         for begin in range(0, windows.shape[0], _WINDOWS_AT_ONCE)
     ]
-    num_gpus = placement.cluster.num_gpus
-    load = np.concatenate(parts) if parts else np.empty((0, array.shape[-2], num_gpus))
-    return load.reshape(*array.shape[:-1], num_gpus)
+    return np.concatenate(parts).reshape(*array.shape[:-1], placement.cluster.num_gpus)
+
+
+def of_gpus(of_slot: F64, num_gpus: int) -> F64:
+    """Loads of GPUs [..., G] from those of their slots [..., P], added slot after slot, as the
+    planner adds, so that its peaks are these to the last bit.
+    """
+    by_gpu = of_slot.reshape(*of_slot.shape[:-1], num_gpus, -1)
+    load: F64 = by_gpu[..., 0].copy()
+    for slot in range(1, by_gpu.shape[-1]):
+        load += by_gpu[..., slot]
+    return load
 
 
 def _loads_for(placement: Placed, loads: Any) -> F64:
@@ -245,10 +265,7 @@ def _shared(placement: Placed, loads: F64, split: F64) -> F64:
     """[..., L, G] loads of GPUs by a split [L, P]."""
     phy2log = placement.phy2log
     layers = np.arange(phy2log.shape[0])[:, None]
-    of_slot = loads[..., layers, phy2log] * split
-    by_gpu = of_slot.reshape(*of_slot.shape[:-1], placement.cluster.num_gpus, -1)
-    load: F64 = by_gpu.sum(axis=-1)
-    return load
+    return of_gpus(loads[..., layers, phy2log] * split, placement.cluster.num_gpus)
 
 
 def _level(
@@ -266,7 +283,6 @@ def _level(
     # A copy: kernels would be compiled once more for an array that is read-only.
     phy2log, num_gpus = np.array(placement.phy2log), placement.cluster.num_gpus
     num_windows, num_layers, _ = windows.shape
-    windows = np.ascontiguousarray(windows)
     load = np.empty((num_windows, num_layers, num_gpus))
     split = np.empty((num_windows if with_split else 0, *phy2log.shape))
     bounds = np.empty((num_windows, num_layers))
@@ -284,7 +300,6 @@ def _share(placement: Placed, windows: F64, threads: int) -> tuple[F64, F64]:
     from eplb.solver.threads import run_kernel
 
     phy2log, num_gpus = np.array(placement.phy2log), placement.cluster.num_gpus
-    windows = np.ascontiguousarray(windows)
     split = np.empty(phy2log.shape)
     peaks, bounds = np.empty((2, phy2log.shape[0]))
 

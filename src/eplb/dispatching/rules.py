@@ -22,24 +22,13 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 
-__all__ = ["RULES", "TABLES", "Ids", "near_share", "split_evenly", "split_of_table"]
+__all__ = ["RULES", "TABLES", "Ids", "near_share", "split_of_table"]
 
 Ids = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
 _SEED = 42
 """Of SGLang's draws."""
-
-
-def split_evenly(phy2log: Ids, num_experts: int) -> F64:
-    """[L, P] part of its expert's load that each slot takes where all its slots take the same."""
-    experts = np.maximum(phy2log, 0)
-    layers = np.arange(phy2log.shape[0])[:, None] * num_experts
-    held = (experts + layers)[phy2log >= 0]
-    counts = np.bincount(held, minlength=phy2log.shape[0] * num_experts)
-    counts = counts.reshape(-1, num_experts)
-    split: F64 = np.where(phy2log >= 0, 1.0 / np.take_along_axis(counts, experts, axis=1), 0.0)
-    return split
 
 
 def split_of_table(table: Ids, num_slots: int, sources: F64) -> F64:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster, check_shape
-from eplb.dispatching.dispatch import dispatch
 from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
@@ -202,7 +201,7 @@ def _plan_of(
 
 
 def warmup() -> None:
-    """Compile every kernel, or load it from disk, so that no later plan waits for that.
+    """Compile every kernel of plans, or load it from disk, so that no later plan waits for that.
 
     Servers call this when they start. What is compiled is kept beside the package, or in the
     user's cache where that cannot be written, so only the first process on a machine compiles.
@@ -217,4 +216,3 @@ def warmup() -> None:
         plan(both, cluster, num_groups=num_groups, current=made.placement)
         smaller = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=4)
         plan(loads, smaller, num_groups=num_groups, current=made.placement)
-    dispatch(made.placement, both).table()

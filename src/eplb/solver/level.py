@@ -15,6 +15,8 @@ Source: decomposition of a base polytope (S. Fujishige, "Lexicographically optim
 polymatroid with respect to a weight vector", 1980), here with augmenting paths for the flow.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from eplb.solver.jit import inner, kernel
@@ -26,6 +28,41 @@ _ROUNDS = 2
 """Rounds of water-filling before paths are looked for (docs/experiments.md, dispatch)."""
 _ROUNDING = 1e-13
 """Of the mean: loads nearer to each other than this are the same."""
+
+
+class Edges(NamedTuple):
+    """Who is where in one layer: an edge is an expert on a GPU, however many copies of it are
+    there. Those of an expert stand together, by GPU.
+    """
+
+    first: I64
+    """[E + 1] where an expert's edges begin."""
+    number: I64
+    """[E] GPUs that hold an expert."""
+    gpu_of: I64
+    """[P] GPU of an edge."""
+    expert_of: I64
+    """[P] expert of an edge."""
+    copies: I64
+    """[P] slots of an edge."""
+    of_slot: I64
+    """[P] edge of a slot that is not empty."""
+    copied: I64
+    """[E] experts that are on several GPUs, as many as `_find_edges` says."""
+
+
+@inner
+def _new_edges(num_experts: int, num_slots: int) -> Edges:
+    """Memory for the edges of a layer."""
+    return Edges(
+        np.empty(num_experts + 1, np.int64),
+        np.empty(num_experts, np.int64),
+        np.empty(num_slots, np.int64),
+        np.empty(num_slots, np.int64),
+        np.empty(num_slots, np.int64),
+        np.empty(num_slots, np.int64),
+        np.empty(num_experts, np.int64),
+    )
 
 
 @kernel
@@ -50,14 +87,8 @@ def _level_layers(
     num_windows, _, num_experts = loads.shape
     num_slots = phy2log.shape[1]
     slots_per_gpu = num_slots // num_gpus
-    # An edge is an expert on a GPU, however many copies of it are there.
-    edge_of_slot = np.empty(num_slots, np.int64)
-    first = np.empty(num_experts + 1, np.int64)
-    filled = np.empty(num_experts, np.int64)
-    gpu_of = np.empty(num_slots, np.int64)
-    expert_of = np.empty(num_slots, np.int64)
-    copies = np.empty(num_slots, np.int64)
-    copied = np.empty(num_experts, np.int64)
+    edges = _new_edges(num_experts, num_slots)
+    first, gpu_of, copied = edges.first, edges.gpu_of, edges.copied
     gpu_first = np.empty(num_gpus + 1, np.int64)
     gpu_edges = np.empty(num_slots, np.int64)
     flow = np.empty(num_slots)
@@ -66,18 +97,14 @@ def _level_layers(
     blocks = np.empty((num_gpus + 1, 2), np.int64)
     for layer in range(begin, end):
         row = phy2log[layer]
-        num_copied = _edges(
-            row, slots_per_gpu, first, filled, gpu_of, expert_of, copies, edge_of_slot, copied
-        )
-        num_alive = _edges_of_gpus(
-            row, slots_per_gpu, first, edge_of_slot, expert_of, gpu_first, gpu_edges, alive
-        )
+        num_copied = _find_edges(row, slots_per_gpu, edges)
+        num_alive = _edges_of_gpus(row, slots_per_gpu, edges, gpu_first, gpu_edges, alive)
         for window in range(num_windows):
             load = loads[window, layer]
             level = gpu_load[window, layer]
             _fill(load, first, gpu_of, copied[:num_copied], flow, level, scratch[0])
             bounds[window, layer] = _level(
-                load, first, gpu_of, expert_of, gpu_first, gpu_edges, alive[:num_alive], flow,
+                load, first, gpu_of, edges.expert_of, gpu_first, gpu_edges, alive[:num_alive], flow,
                 level, only_peak, blocks, scratch,
             )  # fmt: skip
             if split.shape[0] > 0:
@@ -86,31 +113,22 @@ def _level_layers(
                     if expert < 0:
                         split[window, layer, slot] = 0.0
                         continue
-                    edge = edge_of_slot[slot]
+                    edge = edges.of_slot[slot]
                     total = 0.0
                     slots = 0
                     for other in range(first[expert], first[expert + 1]):
                         total += flow[other]
-                        slots += copies[other]
-                    part = flow[edge] / total / copies[edge] if total > 0.0 else 1.0 / slots
+                        slots += edges.copies[other]
+                    part = flow[edge] / total / edges.copies[edge] if total > 0.0 else 1.0 / slots
                     split[window, layer, slot] = part
 
 
 @inner
-def _edges(
-    row: I64,
-    slots_per_gpu: int,
-    first: I64,
-    filled: I64,
-    gpu_of: I64,
-    expert_of: I64,
-    copies: I64,
-    edge_of_slot: I64,
-    copied: I64,
-) -> int:
-    """Edges of a layer, those of expert e at `first[e]` to `first[e + 1]`, by GPU; how many experts
-    are on several GPUs, and which these are, in `copied`.
+def _find_edges(row: I64, slots_per_gpu: int, edges: Edges) -> int:
+    """Fill the edges of a layer from its slots [P], -1 where a slot is empty; return how many
+    experts are on several GPUs.
     """
+    first, filled, gpu_of, expert_of, copies, edge_of_slot, copied = edges
     num_experts = filled.shape[0]
     for expert in range(num_experts):
         filled[expert] = 0
@@ -149,14 +167,7 @@ def _edges(
 
 @inner
 def _edges_of_gpus(
-    row: I64,
-    slots_per_gpu: int,
-    first: I64,
-    edge_of_slot: I64,
-    expert_of: I64,
-    gpu_first: I64,
-    gpu_edges: I64,
-    alive: I64,
+    row: I64, slots_per_gpu: int, edges: Edges, gpu_first: I64, gpu_edges: I64, alive: I64
 ) -> int:
     """Edges of experts on several GPUs, those of GPU g at `gpu_first[g]` to `gpu_first[g + 1]`; and
     the GPUs that hold anything, in `alive`.
@@ -171,8 +182,8 @@ def _edges_of_gpus(
             if expert < 0:
                 continue
             holds = True
-            edge = edge_of_slot[slot]
-            if first[expert + 1] - first[expert] < 2:
+            edge = edges.of_slot[slot]
+            if edges.number[expert] < 2:
                 continue
             seen = False
             for i in range(gpu_first[gpu], number):

@@ -10,12 +10,10 @@ Source: Y. Nesterov, "Smooth minimization of non-smooth functions", 2005; the me
 and M. Teboulle, 2006, of which every point is a split.
 """
 
-import math
-
 import numpy as np
 
 from eplb.solver.jit import inner, kernel
-from eplb.solver.level import _edges
+from eplb.solver.level import _find_edges, _new_edges
 from eplb.solver.packing import F64, I64
 
 __all__: list[str] = []
@@ -48,30 +46,15 @@ def _share_layers(
     """
     num_windows, _, num_experts = loads.shape
     num_slots = phy2log.shape[1]
-    edge_of_slot = np.empty(num_slots, np.int64)
-    first = np.empty(num_experts + 1, np.int64)
-    filled = np.empty(num_experts, np.int64)
-    gpu_of = np.empty(num_slots, np.int64)
-    expert_of = np.empty(num_slots, np.int64)
-    copies = np.empty(num_slots, np.int64)
-    copied = np.empty(num_experts, np.int64)
+    edges = _new_edges(num_experts, num_slots)
+    first, gpu_of = edges.first, edges.gpu_of
     base = np.empty((num_windows, num_gpus))
     level = np.empty((num_windows, num_gpus))
     part = np.empty((5, num_slots))
     slope = np.empty(num_slots)
     for layer in range(begin, end):
         row = phy2log[layer]
-        number = _edges(
-            row,
-            num_slots // num_gpus,
-            first,
-            filled,
-            gpu_of,
-            expert_of,
-            copies,
-            edge_of_slot,
-            copied,
-        )
+        number = _find_edges(row, num_slots // num_gpus, edges)
         load = loads[:, layer]
         for window in range(num_windows):
             for gpu in range(num_gpus):
@@ -79,13 +62,25 @@ def _share_layers(
             for expert in range(num_experts):
                 if first[expert + 1] - first[expert] == 1:
                     base[window, gpu_of[first[expert]]] += load[window, expert]
-        _share(load, first, gpu_of, copied[:number], base, level, part, slope, peaks, bounds, layer)
+        _share(
+            load,
+            first,
+            gpu_of,
+            edges.copied[:number],
+            base,
+            level,
+            part,
+            slope,
+            peaks,
+            bounds,
+            layer,
+        )
         for slot in range(num_slots):
             split[layer, slot] = 0.0
             if row[slot] >= 0:
-                edge = edge_of_slot[slot]
-                alone = first[row[slot] + 1] - first[row[slot]] == 1
-                split[layer, slot] = (1.0 if alone else part[3, edge]) / copies[edge]
+                edge = edges.of_slot[slot]
+                part_of_gpu = 1.0 if edges.number[row[slot]] == 1 else part[3, edge]
+                split[layer, slot] = part_of_gpu / edges.copies[edge]
 
 
 @inner
@@ -156,7 +151,7 @@ def _share(
                     highest = max(highest, level[window, gpu])
                 total = 0.0
                 for gpu in range(num_gpus):
-                    level[window, gpu] = math.exp((level[window, gpu] - highest) / smoothing)
+                    level[window, gpu] = _exponential((level[window, gpu] - highest) / smoothing)
                     total += level[window, gpu]
                 for gpu in range(num_gpus):
                     level[window, gpu] /= total * num_windows
@@ -217,3 +212,21 @@ def _project(values: F64, begin: int, end: int) -> None:
         level = above
     for i in range(begin, end):
         values[i] = max(0.0, values[i] - above)
+
+
+@inner
+def _exponential(value: float) -> float:
+    """Of a value of 0 or less, to 1e-12 of it, by sums and products alone: a library's function
+    differs between processors by the last bit.
+    """
+    if value < -60.0:
+        return 0.0
+    part = value / 64.0
+    term = 1.0
+    total = 1.0
+    for degree in range(1, 17):
+        term *= part / degree
+        total += term
+    for _ in range(6):
+        total *= total
+    return total

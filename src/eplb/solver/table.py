@@ -10,22 +10,23 @@ leave valleys that no single change gets out of). With `keep_local` no token lea
 a source with a copy on its own GPU uses that.
 """
 
-import math
-
 import numpy as np
 
 from eplb.solver.jit import inner, kernel
-from eplb.solver.level import _edges
+from eplb.solver.level import _find_edges, _new_edges
 from eplb.solver.packing import F64, I64
+from eplb.solver.share import _exponential
 
 __all__: list[str] = []
 
 _STEPS = 200_000
+"""Of a layer (docs/experiments.md, dispatch)."""
 _FAR = 40.0
 """What it costs, beside the sum of powers, that load of one mean GPU leaves a node that has a copy.
 """
-_HOT, _COLD = 1.0, 3e-3
-"""Temperatures at the first and the last step (docs/experiments.md, dispatch)."""
+_HOT, _COOLING = 1.0, 0.999970955
+"""The temperature at first, and what a step leaves of it: .003 at the end (docs/experiments.md,
+dispatch)."""
 _MULTIPLIER, _INCREMENT, _MASK = 1664525, 1013904223, 0xFFFFFFFF
 """Of a linear congruential generator: W. H. Press and others, "Numerical Recipes"."""
 
@@ -50,33 +51,26 @@ def _table_layers(
     slots_per_gpu = num_slots // num_gpus
     gpus_per_node = num_gpus // num_nodes
     sources_per_node = num_sources // num_nodes
-    edge_of_slot = np.empty(num_slots, np.int64)
-    first = np.empty(num_experts + 1, np.int64)
-    filled = np.empty(num_experts, np.int64)
-    gpu_of = np.empty(num_slots, np.int64)
-    expert_of = np.empty(num_slots, np.int64)
-    copies = np.empty(num_slots, np.int64)
-    copied = np.empty(num_experts, np.int64)
+    edges = _new_edges(num_experts, num_slots)
+    first, gpu_of = edges.first, edges.gpu_of
     quota = np.empty((num_slots, num_nodes), np.int64)
     level = np.empty((num_windows, num_gpus))
     inverse = np.empty(num_windows)
-    # A choice is an edge that sources of a node may use beside others: expert, node, first and last
-    # edge of those.
+    # A choice is what sources of a node may use of an expert: the expert; the node, or -1 where it
+    # has no copy; the first edge and the one past the last; the node.
     choices = np.empty((num_experts * num_nodes, 5), np.int64)
     own = np.empty(num_slots, np.int64)
     turn = np.empty(num_slots, np.int64)
     for layer in range(begin, end):
         row = phy2log[layer]
         load = loads[:, layer]
-        number = _edges(
-            row, slots_per_gpu, first, filled, gpu_of, expert_of, copies, edge_of_slot, copied
-        )
+        number = _find_edges(row, slots_per_gpu, edges)
         level[:] = 0.0
         for window in range(num_windows):
             total = 0.0
             for expert in range(num_experts):
                 total += load[window, expert]
-                if first[expert + 1] - first[expert] == 1:
+                if edges.number[expert] == 1:
                     level[window, gpu_of[first[expert]]] += load[window, expert]
             inverse[window] = num_gpus / total if total > 0.0 else 0.0
         for edge in range(first[num_experts]):
@@ -89,7 +83,7 @@ def _table_layers(
                 quota[edge, node] = 0
         num_choices = 0
         for i in range(number):
-            expert = copied[i]
+            expert = edges.copied[i]
             for node in range(num_nodes):
                 low, high = first[expert], first[expert + 1]
                 while low < high and gpu_of[low] // gpus_per_node < node:
@@ -158,7 +152,7 @@ def _table_layers(
             # From edges to slots: copies on one GPU take turns.
             for source in range(num_sources):
                 edge = table[layer, source, expert]
-                skip = turn[edge] % copies[edge]
+                skip = turn[edge] % edges.copies[edge]
                 turn[edge] += 1
                 slot = gpu_of[edge] * slots_per_gpu
                 while row[slot] != expert or skip > 0:
@@ -212,9 +206,8 @@ def _anneal(
     num_windows = level.shape[0]
     state = 12345
     temperature = _HOT
-    cooling = (_COLD / _HOT) ** (1.0 / _STEPS)
     for _ in range(_STEPS):
-        temperature *= cooling
+        temperature *= _COOLING
         state = (state * _MULTIPLIER + _INCREMENT) & _MASK
         choice = (state >> 8) % choices.shape[0]
         expert, near, low, high, node = choices[choice]
@@ -241,7 +234,7 @@ def _anneal(
         change = change / num_windows + _FAR * gone
         if change > 0.0:
             state = (state * _MULTIPLIER + _INCREMENT) & _MASK
-            if (state >> 8) / 16777216.0 >= math.exp(-change / temperature):
+            if (state >> 8) / 16777216.0 >= _exponential(-change / temperature):
                 continue
         quota[source, node] -= 1
         quota[target, node] += 1
