@@ -8,7 +8,6 @@ from numba import njit
 
 from eplb.solver.share import _exponential
 
-
 # Numba's types, where it has any, do not know all that it compiles.
 _compiled: Any = njit
 
