@@ -88,23 +88,19 @@ def frontier(
     free = np.zeros(num_layers)
     least = int(relocation.pieces.base_moves.sum())
     most = least + int(relocation.pieces.moves.sum())
-    # Second copies on a GPU, which the curve begins without, may run now.
-    start = np.zeros(num_layers, np.int64)
-    rest = points - (moves(relocation, start) < least)
-    shares = np.linspace(1.0, 0.0, rest)[::-1] ** 2
-    budgets = least + np.round((most - least) * shares).astype(np.int64)
-    choices = [start, *(choose(relocation, int(budget), free) for budget in np.unique(budgets))]
-    found: dict[int, tuple[float, float, Placement]] = {}
-    for chosen in choices:
+    shares = np.linspace(0.0, 1.0, points) ** 2
+    found: list[tuple[int, float, float, Placement]] = []
+    for budget in np.unique(least + np.round((most - least) * shares).astype(np.int64)):
+        chosen = choose(relocation, int(budget), free)
         phy2log, peaks = settle(relocation, chosen)
-        placement = Placement._trusted(phy2log, num_experts, cluster)
-        taken = moves(relocation, chosen)
         peak = float(peaks.sum())
-        if not found or peak < min(each[1] for each in found.values()):
-            found[taken] = placement.balancedness(problem.windows), peak, placement
-    moves_of = sorted(found)
-    balancedness, peak_of, placements = zip(*(found[taken] for taken in moves_of), strict=True)
-    arrays = np.array(moves_of), np.array(balancedness), np.array(peak_of)
+        # What falls by no more than rounding does not fall.
+        if not found or peak < found[-1][2] * (1.0 - 1e-12):
+            placement = Placement._trusted(phy2log, num_experts, cluster)
+            balancedness = placement.balancedness(problem.windows)
+            found.append((moves(relocation, chosen), balancedness, peak, placement))
+    *figures, placements = zip(*found, strict=True)
+    arrays = [np.array(each) for each in figures]
     for array in arrays:
         array.flags.writeable = False
     return Frontier(*arrays, placements)

@@ -288,7 +288,8 @@ def _search(
     def work(begin: int, end: int) -> None:
         _search_layers(
             problem.windows, problem.weight, which[begin:end], problem.nodes, cluster.num_gpus,
-            layers.phy2log, anywhere, drive, layers.bounds, enough, most_steps, steps,
+            layers.phy2log, anywhere, drive, layers.bounds, enough, most_steps,
+            enough, steps,
         )  # fmt: skip
 
     run_kernel(_search_layers, work, which.size, _FEW, problem.threads)
