@@ -168,9 +168,8 @@ def relocate(
     from eplb.solver.search import Drive
 
     drive = Drive(False, False, near or NEAR_ENOUGH)
-    enough = layers.bounds * (1.0 + drive.near)
-    if afresh and near is None:
-        np.maximum(enough, layers.peaks, out=enough)
+    nearest = layers.bounds * (1.0 + drive.near)
+    enough = np.maximum(nearest, layers.peaks) if afresh and near is None else nearest
     before = _before(current, problem.cluster)
     held = current.held_by(problem.cluster.num_gpus)
     start = _start(problem, current, before, held)
@@ -201,8 +200,8 @@ def relocate(
         _walk(problem, going, start, held, drive, enough, least + reach, at_price, steps)
         held_back = (steps.moves[ends] >= least + reach) & (steps.peaks[ends] > enough)
         # What is near enough is all the same, so that no move is spent on less.
-        np.maximum(steps.peaks, enough[:, None], out=steps.peaks)
-        pieces = hulls(steps, named_moves, np.maximum(layers.peaks, enough))
+        np.maximum(steps.peaks, nearest[:, None], out=steps.peaks)
+        pieces = hulls(steps, named_moves, np.maximum(layers.peaks, nearest))
         # A layer that goes far into its walk may want to go beyond it.
         chosen = choose_pieces(pieces, budget, at_price, steps)
         taken = steps.moves[np.arange(num_layers), np.maximum(chosen, 0)]
