@@ -18,17 +18,19 @@ __all__ = ["Frontier", "frontier"]
 _NEAR = 1e-4
 """Peak over bound, less 1, at which a layer's curve ends: further than plans go, as a curve shows
 all that moves can buy."""
+_LOWER = 1.0 - 1e-12
+"""A peak is lower than another where it is below so much of it: the rest is rounding."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Frontier:
-    """K placements, each the best found for its moves, from none (or the least that the cluster
-    needs) to as many as a plan made afresh is worth.
+    """K placements, from no moves (or the fewest that the cluster needs) to as many as a plan made
+    afresh is worth. Each has a lower peak and a higher balancedness than all with fewer moves.
 
     Attributes:
         moves: [K] experts that GPUs must receive, rising.
-        balancedness: [K] mean GPU load / max GPU load, mean over windows and layers; of the loads
-            that it was planned for.
+        balancedness: [K] mean GPU load / max GPU load, mean over windows and layers, of the loads
+            that it was planned for, which rises.
         peak: [K] sum over layers of the expected load of the busiest GPU, which falls.
         placements: [K] the placements.
     """
@@ -93,11 +95,10 @@ def frontier(
     for budget in np.unique(least + np.round((most - least) * shares).astype(np.int64)):
         chosen = choose(relocation, int(budget), free)
         phy2log, peaks = settle(relocation, chosen)
-        peak = float(peaks.sum())
-        # What falls by no more than rounding does not fall.
-        if not found or peak < found[-1][2] * (1.0 - 1e-12):
-            placement = Placement._trusted(phy2log, num_experts, cluster)
-            balancedness = placement.balancedness(problem.windows)
+        placement = Placement._trusted(phy2log, num_experts, cluster)
+        balancedness, peak = placement.balancedness(problem.windows), float(peaks.sum())
+        # Of several windows the one may fall while the other does.
+        if not found or (balancedness > found[-1][1] and peak < found[-1][2] * _LOWER):
             found.append((moves(relocation, chosen), balancedness, peak, placement))
     *figures, placements = zip(*found, strict=True)
     arrays = [np.array(each) for each in figures]

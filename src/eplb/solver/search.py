@@ -56,8 +56,8 @@ _PATIENCE = 0.25
 _LEAST_PATIENCE = 10
 """Tabu ends where it has found no lower peak for this share of its steps, and so many."""
 _LEAST_PERSISTENCE = 50
-"""Descend ends where the peak and the price of the moves together have not fallen for `_PATIENCE`
-of its steps and so many more, so that small layers are walked to the end."""
+"""Where moves have a price, descend ends where the peak and the price of the moves together have
+not fallen for `_PATIENCE` of its steps and so many more; small layers are walked to the end."""
 _PROMISING = 0.5
 """Tabu swaps with GPUs that promise at least this share of what the most promising one does."""
 
@@ -411,7 +411,7 @@ def _descend(
     while length < most and steps.peaks[layer, length] > enough:
         if steps.moves[layer, length] >= most_moves:
             break
-        if length - cheapest >= _LEAST_PERSISTENCE + _PATIENCE * cheapest:
+        if price > 0.0 and length - cheapest >= _LEAST_PERSISTENCE + _PATIENCE * cheapest:
             break
         excess = 0.0
         for gpu in range(num_gpus):
