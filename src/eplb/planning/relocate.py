@@ -176,9 +176,11 @@ def relocate(
     least = _received(start, held)
     spare = None if budget is None else budget - int(least.sum())
     if spare is not None and spare < 0:
+        # Groups come home with the fewest moves, but then may lack room.
+        proven = "are the least that" if problem.nodes == 1 else "are enough to"
         raise OptionError(
-            f"max_moves is {budget}: {int(least.sum())} are the least that give every expert a "
-            "slot on this cluster"
+            f"max_moves is {budget}: {int(least.sum())} {proven} give every expert a slot on this "
+            "cluster"
         )
     num_layers, num_slots = start.shape
     steps = step_memory(num_layers, _MOST_STEPS * num_slots)
