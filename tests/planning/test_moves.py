@@ -1,16 +1,18 @@
 """`plan` from the placement that runs: budgets, prices, slots that stay, clusters that change."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import naive
 import naive_moves
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from recorded import DEEPSEEK_V3, load_recorded
+from strategies import COMPILED
 from strategies import loads as some_loads
 
 from eplb import Cluster, LoadsError, OptionError, Placement, Plan, plan
@@ -152,6 +154,7 @@ def test_no_budget(case: tuple[F64, Placement, dict[str, Any]]) -> None:
 
 
 @given(cases(), st.sampled_from(["fast", "default"]))
+@settings(max_examples=40 if COMPILED else 5)
 def test_more_budget_is_never_worse(
     case: tuple[F64, Placement, dict[str, Any]], effort: Any
 ) -> None:
@@ -200,6 +203,48 @@ def test_price(case: tuple[F64, Placement, dict[str, Any]]) -> None:
             assert gained <= (last.moves - made.moves) * price * unit * (1.0 + 1e-9) + 1e-9 * unit
             assert gained >= -1e-9 * made.peak.sum()
         last = made
+
+
+@given(cases(), st.sampled_from(["fast", "default"]), st.integers(0, 9), st.randoms())
+@settings(max_examples=40 if COMPILED else 5)
+def test_order_and_windows_that_count_for_nothing_change_nothing(
+    case: tuple[F64, Placement, dict[str, Any]], effort: Any, moves: int, random: Random
+) -> None:
+    windows, current, how = case
+    counts = np.array([random.choice([0.5, 1.0, 2.0]) for _ in windows])
+    order = random.sample(range(len(windows)), len(windows))
+    at = random.randrange(len(windows) + 1)
+    others = [
+        (windows[order], counts[order]),
+        (np.insert(windows, at, 0.0, axis=0), np.insert(counts, at, 1.0)),
+        (np.insert(windows, at, windows[0, ::-1] * 1e-9, axis=0), np.insert(counts, at, 0.0)),
+    ]
+    budget = least_budget(windows, current, how) + moves
+    for more in ({}, {"max_moves": budget}, {"move_cost": 0.1, "max_moves": budget}):
+        how_all = {"current": current, "effort": effort, **more, **how}
+        made = plan(windows, weights=counts, **how_all)
+        for some, of_them in others:
+            again = plan(some, weights=of_them, **how_all)
+            assert again.placement == made.placement
+            assert (again.peak.tolist(), again.moves) == (made.peak.tolist(), made.moves)
+
+
+@given(cases(same_cluster=True), st.integers(0, 9))
+@settings(max_examples=40 if COMPILED else 5)
+def test_layers_without_load_cost_nothing(
+    case: tuple[F64, Placement, dict[str, Any]], moves: int
+) -> None:
+    """Others are planned as if they were not there, within any budget and at any price."""
+    windows, current, how = case
+    loaded = np.flatnonzero(windows.any(axis=(0, 2)))
+    alone = Placement(current.phy2log[loaded], current.num_experts, current.cluster)
+    budget = least_budget(windows, current, how) + moves
+    for more in ({}, {"max_moves": budget}, {"move_cost": 0.1}):
+        made = plan(windows, current=current, **more, **how)
+        assert made.moves == made.placement.moves_by_layer(current)[loaded].sum()
+        wanted = plan(windows[:, loaded], current=alone, **more, **how)
+        assert np.array_equal(made.placement.phy2log[loaded], wanted.placement.phy2log)
+        assert (made.moves, made.peak[loaded].tolist()) == (wanted.moves, wanted.peak.tolist())
 
 
 def test_moves_to_recorded_loads(traces: Path) -> None:
