@@ -282,7 +282,7 @@ def _search(
         return
     steps = step_memory(problem.loads.shape[0], int(most_steps.max()))
     anywhere = np.ones((1, cluster.num_gpus, num_experts), np.bool_)
-    drive = Drive(True, smooth, 0.0)
+    drive = Drive(True, smooth, 0.0, True)
     enough = layers.bounds * (1.0 + _near_enough())
 
     def work(begin: int, end: int) -> None:

@@ -32,12 +32,6 @@ _AT_ONCE = (1, 4)
 _MOST_STEPS = 2
 """Steps of a walk that are kept, in slots of a layer."""
 
-_SHARE = 1.25
-"""Where there is a budget, layers walk up to so many times their even share of it, and more; those
-that go `_FAR` of it walk on, twice as far each time."""
-_SOME_MOVES = 8
-_FAR = 0.95
-
 
 @dataclass(frozen=True, eq=False)
 class Relocation:
@@ -157,17 +151,16 @@ def relocate(
         budget: most moves in all that will be asked for, None for any.
         price: [L] least that a move is to gain that will be asked for, None for any.
         near: peak over bound, less 1, at which a layer needs no further step, whatever the peaks of
-            plans made afresh; None for what is near enough.
+            plans made afresh and however little is gained; None for what is near enough.
 
     Raises:
         OptionError: a budget with which not every expert would have a slot.
     """
-    from eplb.solver.curve import choose as choose_pieces
     from eplb.solver.curve import hulls
     from eplb.solver.layers import NEAR_ENOUGH
     from eplb.solver.search import Drive
 
-    drive = Drive(False, False, near or NEAR_ENOUGH)
+    drive = Drive(False, False, near or NEAR_ENOUGH, near is None)
     nearest = layers.bounds * (1.0 + drive.near)
     enough = np.maximum(nearest, layers.peaks) if afresh and near is None else nearest
     before = _before(current, problem.cluster)
@@ -186,31 +179,19 @@ def relocate(
     steps = step_memory(num_layers, _MOST_STEPS * num_slots)
     steps.moves[:, 0] = least
     steps.peaks[:, 0] = peaks_of(problem, problem.loaded, start)
-    going = problem.loaded
     named, named_moves = start, np.full(num_layers, -1)
     if afresh:
         named, named_moves = _named(
             problem, layers, held, np.flatnonzero(steps.peaks[:, 0] > enough)
         )
+    # Every budget sees the same walk, as far as it reaches, so that more is never worse.
     limit = num_slots if spare is None else min(spare, num_slots)
-    reach = limit
-    if spare is not None:
-        reach = min(limit, int(_SHARE * spare) // max(going.size, 1) + _SOME_MOVES)
     at_price = np.zeros(num_layers) if price is None else price
-    ends = np.arange(num_layers), steps.length
-    while True:
-        _walk(problem, going, start, held, drive, enough, least + reach, at_price, steps)
-        held_back = (steps.moves[ends] >= least + reach) & (steps.peaks[ends] > enough)
-        # What is near enough is all the same, so that no move is spent on less.
-        np.maximum(steps.peaks, nearest[:, None], out=steps.peaks)
-        pieces = hulls(steps, named_moves, np.maximum(layers.peaks, nearest))
-        # A layer that goes far into its walk may want to go beyond it.
-        chosen = choose_pieces(pieces, budget, at_price, steps)
-        taken = steps.moves[np.arange(num_layers), np.maximum(chosen, 0)]
-        going = np.flatnonzero(held_back & (taken >= least + _FAR * reach))
-        if reach >= limit or not going.size:
-            return Relocation(problem, before, start, steps, pieces, named)
-        reach = min(limit, 2 * reach)
+    _walk(problem, start, held, drive, enough, least + limit, at_price, steps)
+    # What is near enough is all the same, so that no move is spent on less.
+    np.maximum(steps.peaks, nearest[:, None], out=steps.peaks)
+    pieces = hulls(steps, named_moves, np.maximum(layers.peaks, nearest))
+    return Relocation(problem, before, start, steps, pieces, named)
 
 
 def _before(current: Placement, cluster: Cluster) -> NDArray[np.int64]:
@@ -266,7 +247,6 @@ def _received(phy2log: NDArray[np.int64], held: NDArray[np.bool_]) -> NDArray[np
 
 def _walk(
     problem: Problem,
-    layers: NDArray[np.int64],
     start: NDArray[np.int64],
     held: NDArray[np.bool_],
     drive: Drive,
@@ -277,7 +257,7 @@ def _walk(
 ) -> None:
     from eplb.solver.search import _search_layers
 
-    num_gpus = problem.cluster.num_gpus
+    num_gpus, layers = problem.cluster.num_gpus, problem.loaded
     bounds = np.zeros(enough.shape)
 
     def walk(begin: int, end: int) -> None:

@@ -56,8 +56,8 @@ _PATIENCE = 0.25
 _LEAST_PATIENCE = 10
 """Tabu ends where it has found no lower peak for this share of its steps, and so many."""
 _LEAST_PERSISTENCE = 50
-"""Where moves have a price, descend ends where the peak and the price of the moves together have
-not fallen for `_PATIENCE` of its steps and so many more; small layers are walked to the end."""
+"""Descend ends where the peak and the price of the moves together have not fallen for `_PATIENCE`
+of its steps and so many more; small layers are walked to the end."""
 _PROMISING = 0.5
 """Tabu swaps with GPUs that promise at least this share of what the most promising one does."""
 
@@ -71,6 +71,8 @@ class Drive(NamedTuple):
     """Whether to begin with swaps under norms."""
     near: float
     """For descend: loads up to this above the least peak, as a share, are no excess."""
+    patience: bool
+    """For descend: whether it ends where steps gain nothing for long."""
 
 
 class Steps(NamedTuple):
@@ -358,7 +360,15 @@ def _search_layers(
         goal = enough[layer] / unit * (1.0 + _ROUNDING)
         if not drive.tabu:
             _descend(
-                state, of_layer, num_nodes, goal, most[layer], price[layer] / unit, layer, steps
+                state,
+                of_layer,
+                num_nodes,
+                drive.patience,
+                goal,
+                most[layer],
+                price[layer] / unit,
+                layer,
+                steps,
             )
         else:
             if drive.smooth:
@@ -381,6 +391,7 @@ def _descend(
     state: State,
     held: B,
     num_nodes: int,
+    patience: bool,
     enough: float,
     most_moves: int,
     price: float,
@@ -411,7 +422,7 @@ def _descend(
     while length < most and steps.peaks[layer, length] > enough:
         if steps.moves[layer, length] >= most_moves:
             break
-        if price > 0.0 and length - cheapest >= _LEAST_PERSISTENCE + _PATIENCE * cheapest:
+        if patience and length - cheapest >= _LEAST_PERSISTENCE + _PATIENCE * cheapest:
             break
         excess = 0.0
         for gpu in range(num_gpus):
