@@ -100,8 +100,8 @@ def frontier(
         # Of several windows the one may fall while the other does.
         if not found or (balancedness > found[-1][1] and peak < found[-1][2] * _LOWER):
             found.append((moves(relocation, chosen), balancedness, peak, placement))
-    *figures, placements = zip(*found, strict=True)
-    arrays = [np.array(each) for each in figures]
+    moves_of, balancedness_of, peak_of, placements = zip(*found, strict=True)
+    arrays = np.array(moves_of), np.array(balancedness_of), np.array(peak_of)
     for array in arrays:
         array.flags.writeable = False
     return Frontier(*arrays, placements)

@@ -73,8 +73,9 @@ def plan(
 
     With a current placement, the search starts from it. Each layer goes as far as the move budget,
     which all layers share, or the price of a move allows, and never further than to the peak of a
-    plan from scratch. Experts that stay on a GPU keep their slot. A layer with no load stays as it
-    is.
+    plan from scratch. Every move pays for itself, also where a GPU holds a second replica of an
+    expert. Experts that stay on a GPU keep their slot. A layer with no load stays as it is, whether
+    or not its groups are on nodes.
 
     Example:
         >>> import numpy as np

@@ -224,7 +224,7 @@ def _start(
         here = np.arange(nodes)[:, None] == home[:, None, :]
         stays &= ~loaded | (on_node == here).all(axis=(1, 2))
         home[~loaded] = 0
-    start = before.copy()
+    start: NDArray[np.int64] = before.copy()
     for some, num_nodes in ((~stays & loaded, nodes), (~stays & ~loaded, 1)):
         which = np.flatnonzero(some)
         if which.size:
