@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.search import Steps
 
 __all__ = [
-    "Effort", "Layers", "Problem", "check_effort", "check_problem", "peaks_of", "solve",
+    "Effort", "Layers", "Problem", "check_effort", "check_problem", "looks", "peaks_of", "solve",
     "solve_mean", "step_memory",
 ]  # fmt: skip
 
@@ -252,10 +252,10 @@ def _worth(problem: Problem, effort: Effort) -> float:
     """Peak over bound, less 1, from which a layer is searched."""
     if effort == "thorough":
         return _near_enough()
-    return _WORTH_A_SHORT_SEARCH if _looks(problem) <= _SHORT_LOOKS else _WORTH_A_SEARCH
+    return _WORTH_A_SHORT_SEARCH if looks(problem) <= _SHORT_LOOKS else _WORTH_A_SEARCH
 
 
-def _looks(problem: Problem) -> int:
+def looks(problem: Problem) -> int:
     """Changes that a step of the search looks at, in each window."""
     cluster = problem.cluster
     slots_per_gpu = cluster.slots_per_gpu
@@ -301,10 +301,10 @@ def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
     """[L] steps that a search may make, for the windows in which a layer has load."""
     steps = _STEPS[effort]
     num_windows = np.maximum((problem.weight > 0.0).sum(axis=0), 1)
-    looks = _looks(problem) * num_windows
+    all_looks = looks(problem) * num_windows
     most = np.maximum(
-        np.minimum(steps, _MOST_LOOKS * steps // looks),
-        np.minimum(_MORE_STEPS * steps // num_windows, _FEW_LOOKS * steps // looks),
+        np.minimum(steps, _MOST_LOOKS * steps // all_looks),
+        np.minimum(_MORE_STEPS * steps // num_windows, _FEW_LOOKS * steps // all_looks),
     )
     return np.where(most >= _FEWEST_STEPS, most, 0)
 

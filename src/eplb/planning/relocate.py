@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.errors import OptionError, PlacementError
 from eplb.placement import Placement
-from eplb.planning.passes import Layers, Problem, peaks_of, step_memory
+from eplb.planning.passes import Layers, Problem, looks, peaks_of, step_memory
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
@@ -31,6 +31,15 @@ _AT_ONCE = (1, 4)
 
 _MOST_STEPS = 2
 """Steps of a walk that are kept, in slots of a layer."""
+
+_SMALL = 20_000_000
+"""Looks up to which layers are walked to the end whatever the budget, so that more is never worse;
+a few hundredths of a second at most."""
+_SHARE = 1.25
+"""Larger ones walk up to so many times their even share of the budget, and more; those that go
+`_FAR` of it walk on, twice as far each time."""
+_SOME_MOVES = 8
+_FAR = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +165,7 @@ def relocate(
     Raises:
         OptionError: a budget with which not every expert would have a slot.
     """
+    from eplb.solver.curve import choose as choose_pieces
     from eplb.solver.curve import hulls
     from eplb.solver.layers import NEAR_ENOUGH
     from eplb.solver.search import Drive
@@ -184,14 +194,26 @@ def relocate(
         named, named_moves = _named(
             problem, layers, held, np.flatnonzero(steps.peaks[:, 0] > enough)
         )
-    # Every budget sees the same walk, as far as it reaches, so that more is never worse.
-    limit = num_slots if spare is None else min(spare, num_slots)
+    limit = reach = num_slots if spare is None else min(spare, num_slots)
+    going = problem.loaded
+    most_looks = steps.slots.shape[1] * looks(problem) * problem.windows.shape[0] * going.size
+    if spare is not None and most_looks > _SMALL:
+        reach = min(limit, int(_SHARE * spare) // max(going.size, 1) + _SOME_MOVES)
     at_price = np.zeros(num_layers) if price is None else price
-    _walk(problem, start, held, drive, enough, least + limit, at_price, steps)
-    # What is near enough is all the same, so that no move is spent on less.
-    np.maximum(steps.peaks, nearest[:, None], out=steps.peaks)
-    pieces = hulls(steps, named_moves, np.maximum(layers.peaks, nearest))
-    return Relocation(problem, before, start, steps, pieces, named)
+    ends = np.arange(num_layers), steps.length
+    while True:
+        _walk(problem, going, start, held, drive, enough, least + reach, at_price, steps)
+        # What is near enough is all the same, so that no move is spent on less.
+        np.maximum(steps.peaks, nearest[:, None], out=steps.peaks)
+        pieces = hulls(steps, named_moves, np.maximum(layers.peaks, nearest))
+        if reach >= limit:
+            return Relocation(problem, before, start, steps, pieces, named)
+        # A layer that goes far into its walk may want to go beyond it.
+        chosen = choose_pieces(pieces, budget, at_price, steps)
+        taken = steps.moves[np.arange(num_layers), np.maximum(chosen, 0)]
+        held_back = (steps.moves[ends] >= least + reach) & (steps.peaks[ends] > enough)
+        going = np.flatnonzero(held_back & (taken >= least + _FAR * reach))
+        reach = min(limit, 2 * reach) if going.size else limit
 
 
 def _before(current: Placement, cluster: Cluster) -> NDArray[np.int64]:
@@ -247,6 +269,7 @@ def _received(phy2log: NDArray[np.int64], held: NDArray[np.bool_]) -> NDArray[np
 
 def _walk(
     problem: Problem,
+    layers: NDArray[np.int64],
     start: NDArray[np.int64],
     held: NDArray[np.bool_],
     drive: Drive,
@@ -257,7 +280,7 @@ def _walk(
 ) -> None:
     from eplb.solver.search import _search_layers
 
-    num_gpus, layers = problem.cluster.num_gpus, problem.loaded
+    num_gpus = problem.cluster.num_gpus
     bounds = np.zeros(enough.shape)
 
     def walk(begin: int, end: int) -> None:

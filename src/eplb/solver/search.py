@@ -55,9 +55,9 @@ _LONGEST_BAR = 24
 _PATIENCE = 0.25
 _LEAST_PATIENCE = 10
 """Tabu ends where it has found no lower peak for this share of its steps, and so many."""
-_LEAST_PERSISTENCE = 50
+_PERSISTENCE = 200_000
 """Descend ends where the peak and the price of the moves together have not fallen for `_PATIENCE`
-of its steps and so many more; small layers are walked to the end."""
+of its steps and so many looks, or `_LEAST_PATIENCE` steps; small layers are walked to the end."""
 _PROMISING = 0.5
 """Tabu swaps with GPUs that promise at least this share of what the most promising one does."""
 
@@ -414,6 +414,8 @@ def _descend(
             if change.slot >= 0:
                 length = _make(state, change, held, layer, length, steps)
                 steps.tidy[layer] = length
+    looks = state.part.size * (2 * slots_per_gpu + 1) + slots_per_gpu * state.loads.size
+    long = max(_LEAST_PATIENCE, _PERSISTENCE // looks)
     cheapest, lowest = length, np.inf
     for step in range(steps.tidy[layer], length + 1):
         cost = steps.peaks[layer, step] + price * steps.moves[layer, step]
@@ -422,7 +424,7 @@ def _descend(
     while length < most and steps.peaks[layer, length] > enough:
         if steps.moves[layer, length] >= most_moves:
             break
-        if patience and length - cheapest >= _LEAST_PERSISTENCE + _PATIENCE * cheapest:
+        if patience and length - cheapest >= long + _PATIENCE * cheapest:
             break
         excess = 0.0
         for gpu in range(num_gpus):
