@@ -15,7 +15,7 @@ from recorded import DEEPSEEK_V3, load_recorded
 from strategies import COMPILED
 from strategies import loads as some_loads
 
-from eplb import Cluster, LoadsError, OptionError, Placement, Plan, plan
+from eplb import Cluster, LoadsError, OptionError, Placement, Plan, frontier, plan
 
 F64 = NDArray[np.float64]
 
@@ -381,6 +381,22 @@ def test_windows_without_load_are_said(with_current: bool) -> None:
     windows[2:8] = 0.0
     notes = plan(windows, cluster, current=current).notes
     assert notes == ("7 of 9 windows have no load and were left out: 1, 2, 3, 4, 5, ...",)
+
+
+def test_tiny_loads_and_the_highest_prices() -> None:
+    """Squares of these loads are 0; a price is in their unit."""
+    rng = np.random.default_rng(3)
+    loads, cluster = rng.lognormal(size=(3, 24)), Cluster(16, 1, 2)
+    current, unit = plan(rng.lognormal(size=(3, 24)), cluster).placement, 2.0**-900
+    wanted = plan(loads, cluster, current=current, move_cost=0.1)
+    made = plan(loads * unit, cluster, current=current, move_cost=0.1 * unit)
+    assert made.placement == wanted.placement
+    assert made.peak.tolist() == (wanted.peak * unit).tolist()
+    for some in (loads, loads * unit):
+        assert plan(some, cluster, current=current, move_cost=1e308).moves == 0
+    points = frontier(loads, cluster, current)
+    of_tiny = frontier(loads * unit, cluster, current)
+    assert of_tiny.peak.tolist() == (points.peak * unit).tolist()
 
 
 def test_second_copies_stay_where_they_cost_nothing() -> None:

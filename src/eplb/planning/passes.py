@@ -47,6 +47,9 @@ _WORTH_A_SHORT_SEARCH = 1e-3
 """The same where a step of the search is at most so many looks that it hardly takes longer."""
 _SHORT_LOOKS = 1000
 
+_TINY = 1e-100
+"""Squares of loads much below this would underflow."""
+
 _QUICK = (4, 8)
 """Layers that a thread takes at a time, least and most, where each takes microseconds."""
 _FEW = (1, 4)
@@ -64,6 +67,7 @@ class Problem:
             windows each layer has one total, that of their mean.
         weight: [T, L] what windows count in a layer, 0 where it has no load; adds up to 1.
         loads: [L, E] the mean over windows.
+        exponent: of a power of two, the unit of all these loads; 0 unless they are tiny.
         cluster: the GPUs and their slots.
         num_groups: groups that the model routes by.
         nodes: nodes that groups are kept on, 1 if they go anywhere.
@@ -74,6 +78,7 @@ class Problem:
     windows: NDArray[np.float64]
     weight: NDArray[np.float64]
     loads: NDArray[np.float64]
+    exponent: int
     cluster: Cluster
     num_groups: int
     nodes: int
@@ -143,7 +148,11 @@ def check_problem(
         mean, weight_of = windows[0], np.ones((1, num_layers))
     else:
         windows, weight_of, mean = _scaled(windows, weight)
-    return Problem(windows, weight_of, mean, cluster, num_groups, nodes, threads, notes)
+    largest = mean.max()
+    exponent = int(np.frexp(largest)[1]) if largest < _TINY else 0
+    if exponent:
+        windows, mean = np.ldexp(windows, -exponent), np.ldexp(mean, -exponent)
+    return Problem(windows, weight_of, mean, exponent, cluster, num_groups, nodes, threads, notes)
 
 
 def solve(problem: Problem, effort: Effort) -> Layers:

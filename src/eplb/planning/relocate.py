@@ -96,7 +96,7 @@ def settle(
     phy2log = np.where((chosen == AFRESH)[:, None], relocation.afresh, relocation.start)
     _follow_layers(relocation.steps, chosen, phy2log)
     _keep_slots(phy2log, relocation.before, problem.cluster.slots_per_gpu)
-    return phy2log, peaks_of(problem, problem.loaded, phy2log)
+    return phy2log, np.ldexp(peaks_of(problem, problem.loaded, phy2log), problem.exponent)
 
 
 def check_current(current: object, num_layers: int, num_experts: int) -> Placement:
@@ -203,9 +203,10 @@ def relocate(
     ends = np.arange(num_layers), steps.length
     while True:
         _walk(problem, going, start, held, drive, enough, least + reach, at_price, steps)
-        # What is near enough is all the same, so that no move is spent on less.
-        np.maximum(steps.peaks, nearest[:, None], out=steps.peaks)
-        pieces = hulls(steps, named_moves, np.maximum(layers.peaks, nearest))
+        # Where a walk comes near enough, no move is spent on the rest.
+        lowest = steps.peaks.min(axis=1)
+        worse = np.where(lowest <= nearest, np.maximum(lowest, layers.peaks), layers.peaks)
+        pieces = hulls(steps, named_moves, worse)
         if reach >= limit:
             return Relocation(problem, before, start, steps, pieces, named)
         # A layer that goes far into its walk may want to go beyond it.
