@@ -25,7 +25,8 @@ from race import Load
 from tables import show_bars
 
 import eplb
-from eplb import Cluster, Frontier, Placement, synthetic
+from eplb import Cluster, Frontier, Placement, Plan, synthetic
+from eplb.planning.plan import DEFAULT_MOVE_COST
 
 _CLUSTER = Cluster(num_gpus=32, slots_per_gpu=9)
 _FROM, _PREFILL, _DECODE = "prefill_in512", "prefill_in2048", "decode_in500out1500"
@@ -37,6 +38,13 @@ _ROUNDING = 1e-12
 
 _GPT_OSS, _SMALL, _EVERY = "gptoss20b_domains_2048.npz", Cluster(num_gpus=8, slots_per_gpu=5), 4
 _LEAST_BALANCE, _MOST_MOVES = 0.98, 0.15
+
+_MANY_GPUS = Cluster(num_gpus=256, slots_per_gpu=2)
+_MANY_LAYERS, _MANY_WINDOWS = 8, 16
+_MOST_WORK, _MOST_ABOVE = 3.0, 1.005
+_WITHOUT_LIMIT = 1.5474
+"""Peak and price of the moves there, in mean GPU loads, when a walk had no limit of work and took
+30 times as long as a plan from scratch."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +129,16 @@ def times(old: Placement, change: Change) -> Iterator[Bar]:
         )
 
 
-def _seconds(call: Callable[[], Any]) -> list[float]:
+def _seconds(
+    call: Callable[[], Any],
+    repeats: int = _REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
     seconds = []
-    for _ in range(_REPEATS):
-        begin = time.perf_counter()
+    for _ in range(repeats):
+        begin = clock()
         call()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(clock() - begin)
     return seconds
 
 
@@ -180,6 +192,47 @@ def windows(traces: Path | None, number: int | None) -> Iterator[Bar]:
         )
 
 
+def without_a_budget() -> Iterator[Bar]:
+    """Two slots on each of many GPUs, and a load that has become another: the work of a plan from
+    what runs, and its peak and the price of its moves beside those who move all or nothing.
+    """
+    rng = np.random.default_rng(0)
+    shape = (_MANY_LAYERS, 256)
+    loads = rng.lognormal(0.0, 0.8, shape) * rng.lognormal(0.0, 0.3, (_MANY_WINDOWS, *shape))
+    old = eplb.plan(rng.lognormal(0.0, 0.8, shape), _MANY_GPUS, effort="fast").placement
+    what = f"{_MANY_WINDOWS} windows, {_MANY_GPUS.num_slots} slots on {_MANY_GPUS.num_gpus} GPUs"
+
+    def scratch() -> Plan:
+        return eplb.plan(loads, _MANY_GPUS, threads=1)
+
+    def moving() -> Plan:
+        return eplb.plan(loads, _MANY_GPUS, current=old, threads=1)
+
+    # Processor time: other programs do not count.
+    both = [_seconds(call, 3, time.process_time) for call in (scratch, moving)]
+    ratio = min(both[1]) / min(both[0])
+    yield Bar(
+        f"{what}: work of a plan without a budget, of a plan from scratch",
+        f"at most {_MOST_WORK:g} times",
+        f"{ratio:.2f} times",
+        ratio <= _MOST_WORK,
+    )
+    unit = loads.sum(axis=2).mean(axis=0) / _MANY_GPUS.num_gpus
+
+    def cost(made: Plan) -> float:
+        moves = made.placement.moves_from(old) / _MANY_LAYERS
+        return float((made.peak / unit).mean()) + DEFAULT_MOVE_COST * moves
+
+    keeping = eplb.plan(loads, _MANY_GPUS, current=old, max_moves=0, effort="fast")
+    most = _MOST_ABOVE * min(cost(keeping), cost(scratch()), _WITHOUT_LIMIT)
+    yield Bar(
+        f"{what}: peak and price of the moves, in mean GPU loads",
+        f"at most {most:.4f}",
+        f"{cost(moving()):.4f}",
+        cost(moving()) <= most,
+    )
+
+
 def main() -> int:
     """Run what the command line asks for; return the exit code."""
     parser = OneLineParser(prog="bench/moves.py", description=(__doc__ or "").split("\n", 1)[0])
@@ -187,7 +240,7 @@ def main() -> int:
     add("--peer", action="append", type=Path, default=[], metavar="FILE", help="beside ours")
     add("--traces", type=Path, metavar="DIR", help="recorded loads; made ones without")
     add("--windows", type=positive, help="only so many windows of gpt-oss")
-    add("--only", choices=["moves", "times", "peers", "windows"], help="one part")
+    add("--only", choices=["moves", "times", "peers", "work", "windows"], help="one part")
     add("--check", action="store_true", help="exit with 1 if a bar is missed")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
@@ -209,7 +262,7 @@ def main() -> int:
 def _bars(options: argparse.Namespace) -> Iterator[Bar]:
     wanted = options.only
     peers = [*built_in(), *(load_replanner(path) for path in options.peer)]
-    if wanted != "windows":
+    if wanted not in ("work", "windows"):
         old, changed = changes(options.traces)
         for change in changed:
             if wanted in (None, "moves"):
@@ -218,6 +271,8 @@ def _bars(options: argparse.Namespace) -> Iterator[Bar]:
                 yield from times(old, change)
             if wanted in (None, "peers"):
                 yield from beside_peers(old, change, peers)
+    if wanted in (None, "work"):
+        yield from without_a_budget()
     if wanted in (None, "windows"):
         yield from windows(options.traces, options.windows)
 

@@ -53,6 +53,7 @@ def check(found: Frontier, old: Placement, cluster: Cluster, most: int) -> None:
     assert 1 <= len(found.placements) <= most
     assert found.moves.tolist() == sorted(set(found.moves.tolist()))
     assert (np.diff(found.peak) < 0.0).all()
+    assert (np.diff(found.balancedness) > 0.0).all()
     for moves, placement in zip(found.moves.tolist(), found.placements, strict=True):
         assert Placement(placement.phy2log, old.num_experts, cluster) == placement
         assert moved(old, placement) == moves
@@ -75,7 +76,8 @@ def test_any_frontier(seed: int, num_windows: int, points: int, num_groups: int)
     after = found.placements[0].gpu_load(loads).max(axis=2)
     assert after == pytest.approx(before)
     afresh = eplb.plan(loads, SMALL, num_groups=num_groups)
-    assert found.peak[-1] <= afresh.peak.sum() * NEAR_ENOUGH
+    # Of several windows a lower peak may be less balanced.
+    assert num_windows > 1 or found.peak[-1] <= afresh.peak.sum() * NEAR_ENOUGH
     for balancedness, placement in zip(found.balancedness, found.placements, strict=True):
         seen = loads[loads.any(axis=(1, 2))]
         wanted = placement.balancedness(seen) if len(seen) else 1.0

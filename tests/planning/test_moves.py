@@ -1,19 +1,21 @@
 """`plan` from the placement that runs: budgets, prices, slots that stay, clusters that change."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import naive
 import naive_moves
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from recorded import DEEPSEEK_V3, load_recorded
+from strategies import COMPILED
 from strategies import loads as some_loads
 
-from eplb import Cluster, LoadsError, OptionError, Placement, Plan, plan
+from eplb import Cluster, LoadsError, OptionError, Placement, Plan, frontier, plan
 
 F64 = NDArray[np.float64]
 
@@ -75,9 +77,6 @@ def check(
     assert placement == Placement(placement.phy2log, num_experts, cluster)
     num_gpus, size = cluster.num_gpus, cluster.slots_per_gpu
     old_size = min(size, current.cluster.slots_per_gpu)
-    node_experts = num_experts
-    if num_groups % cluster.num_nodes == 0:
-        node_experts //= cluster.num_nodes
     moves = 0
     for layer, slots in enumerate(placement.phy2log.tolist()):
         before = held(current, layer, num_gpus)
@@ -89,7 +88,10 @@ def check(
             for expert in set(now):
                 kept = sum(now[slot] == was[slot] == expert for slot in range(old_size))
                 assert kept == min(now.count(expert), was[:old_size].count(expert))
-        if num_groups % cluster.num_nodes == 0:
+        loaded = windows[:, layer].any()
+        if not loaded and cluster == current.cluster:
+            assert slots == current.phy2log[layer].tolist()
+        if num_groups % cluster.num_nodes == 0 and loaded:
             group_size = num_experts // num_groups
             nodes = [
                 {expert // group_size for expert in node}
@@ -98,7 +100,7 @@ def check(
             assert sorted(group for node in nodes for group in node) == list(range(num_groups))
             assert {len(node) for node in nodes} == {num_groups // cluster.num_nodes}
         peak = 0.0
-        if windows[:, layer].any():
+        if loaded:
             of_layer = windows[:, layer].tolist()
             peak = naive.expected_peak(slots, of_layer, [1.0] * len(of_layer), num_gpus)
         assert made.peak[layer] == pytest.approx(peak, rel=1e-9)
@@ -131,30 +133,47 @@ def test_every_budget(
         check(made, windows, current, **how)
         assert made.moves <= most
     if least:
-        with pytest.raises(OptionError, match=f"max_moves is {least - 1}: {least} are the least"):
+        grouped = how["num_groups"] % how["cluster"].num_nodes == 0 and how["cluster"].num_nodes > 1
+        words = "enough to" if grouped else "the least that"
+        with pytest.raises(OptionError, match=f"max_moves is {least - 1}: {least} are {words}"):
             plan(windows, current=current, max_moves=least - 1, effort=effort, **how)
 
 
 @given(cases())
 def test_no_budget(case: tuple[F64, Placement, dict[str, Any]]) -> None:
     """Each layer comes as near to its bound as a plan made afresh, or nearer, where moves are
-    free; and no GPU has a second copy that it need not, in layers with any load.
+    free.
     """
     windows, current, how = case
     priced = plan(windows, current=current, **how)
     free = plan(windows, current=current, move_cost=0.0, **how)
     afresh = plan(windows, **how)
     assert (free.peak <= np.maximum(afresh.peak, afresh.bound * (1.0 + 4e-4)) * (1.0 + 1e-9)).all()
-    cluster = how["cluster"]
-    node_experts = windows.shape[2]
-    if how["num_groups"] % cluster.num_nodes == 0:
-        node_experts //= cluster.num_nodes
-    too_many = cluster.num_gpus * max(0, cluster.slots_per_gpu - node_experts)
     for made in (priced, free):
         check(made, windows, current, **how)
-        for layer in np.flatnonzero(windows.any(axis=(0, 2))):
-            slots = made.placement.phy2log[layer].tolist()
-            assert naive.num_duplicates(slots, cluster.num_gpus) == too_many
+
+
+@given(cases(), st.sampled_from(["fast", "default"]))
+@settings(max_examples=40 if COMPILED else 5)
+def test_more_budget_is_never_worse(
+    case: tuple[F64, Placement, dict[str, Any]], effort: Any
+) -> None:
+    """Whatever runs, second copies on a GPU too; at a price the peaks and what moves cost."""
+    windows, current, how = case
+    unit = windows.sum(axis=2).mean(axis=0).max() / how["cluster"].num_gpus
+    least = least_budget(windows, current, how)
+    for price in (None, 0.02 * unit):
+        last = None
+        for budget in (*range(least, least + 7), least + 12, least + 30):
+            made = plan(
+                windows, current=current, max_moves=budget, move_cost=price, effort=effort, **how
+            )
+            if last is not None:
+                assert made.peak.sum() <= last.peak.sum() * (1.0 + 1e-9)
+                falls = last.peak.sum() - made.peak.sum()
+                paid = (price or 0.0) * (made.moves - last.moves)
+                assert falls >= paid - 1e-9 * unit
+            last = made
 
 
 @given(cases())
@@ -184,6 +203,48 @@ def test_price(case: tuple[F64, Placement, dict[str, Any]]) -> None:
             assert gained <= (last.moves - made.moves) * price * unit * (1.0 + 1e-9) + 1e-9 * unit
             assert gained >= -1e-9 * made.peak.sum()
         last = made
+
+
+@given(cases(), st.sampled_from(["fast", "default"]), st.integers(0, 9), st.randoms())
+@settings(max_examples=40 if COMPILED else 5)
+def test_order_and_windows_that_count_for_nothing_change_nothing(
+    case: tuple[F64, Placement, dict[str, Any]], effort: Any, moves: int, random: Random
+) -> None:
+    windows, current, how = case
+    counts = np.array([random.choice([0.5, 1.0, 2.0]) for _ in windows])
+    order = random.sample(range(len(windows)), len(windows))
+    at = random.randrange(len(windows) + 1)
+    others = [
+        (windows[order], counts[order]),
+        (np.insert(windows, at, 0.0, axis=0), np.insert(counts, at, 1.0)),
+        (np.insert(windows, at, windows[0, ::-1] * 1e-9, axis=0), np.insert(counts, at, 0.0)),
+    ]
+    budget = least_budget(windows, current, how) + moves
+    for more in ({}, {"max_moves": budget}, {"move_cost": 0.1, "max_moves": budget}):
+        how_all = {"current": current, "effort": effort, **more, **how}
+        made = plan(windows, weights=counts, **how_all)
+        for some, of_them in others:
+            again = plan(some, weights=of_them, **how_all)
+            assert again.placement == made.placement
+            assert (again.peak.tolist(), again.moves) == (made.peak.tolist(), made.moves)
+
+
+@given(cases(same_cluster=True), st.integers(0, 9))
+@settings(max_examples=40 if COMPILED else 5)
+def test_layers_without_load_cost_nothing(
+    case: tuple[F64, Placement, dict[str, Any]], moves: int
+) -> None:
+    """Others are planned as if they were not there, within any budget and at any price."""
+    windows, current, how = case
+    loaded = np.flatnonzero(windows.any(axis=(0, 2)))
+    alone = Placement(current.phy2log[loaded], current.num_experts, current.cluster)
+    budget = least_budget(windows, current, how) + moves
+    for more in ({}, {"max_moves": budget}, {"move_cost": 0.1}):
+        made = plan(windows, current=current, **more, **how)
+        assert made.moves == made.placement.moves_by_layer(current)[loaded].sum()
+        wanted = plan(windows[:, loaded], current=alone, **more, **how)
+        assert np.array_equal(made.placement.phy2log[loaded], wanted.placement.phy2log)
+        assert (made.moves, made.peak[loaded].tolist()) == (wanted.moves, wanted.peak.tolist())
 
 
 def test_moves_to_recorded_loads(traces: Path) -> None:
@@ -322,16 +383,34 @@ def test_windows_without_load_are_said(with_current: bool) -> None:
     assert notes == ("7 of 9 windows have no load and were left out: 1, 2, 3, 4, 5, ...",)
 
 
-def test_second_copies_stay_where_the_budget_is_too_small() -> None:
-    """Both second copies go, or none: the least budget for both is two moves."""
+def test_tiny_loads_and_the_highest_prices() -> None:
+    """Squares of these loads are 0; a price is in their unit."""
+    rng = np.random.default_rng(3)
+    loads, cluster = rng.lognormal(size=(3, 24)), Cluster(16, 1, 2)
+    current, unit = plan(rng.lognormal(size=(3, 24)), cluster).placement, 2.0**-900
+    wanted = plan(loads, cluster, current=current, move_cost=0.1)
+    made = plan(loads * unit, cluster, current=current, move_cost=0.1 * unit)
+    assert made.placement == wanted.placement
+    assert made.peak.tolist() == (wanted.peak * unit).tolist()
+    for some in (loads, loads * unit):
+        assert plan(some, cluster, current=current, move_cost=1e308).moves == 0
+    points = frontier(loads, cluster, current)
+    of_tiny = frontier(loads * unit, cluster, current)
+    assert of_tiny.peak.tolist() == (points.peak * unit).tolist()
+
+
+def test_second_copies_stay_where_they_cost_nothing() -> None:
+    """They go where that lowers the peak by what it costs, and only there."""
     cluster = Cluster(2, 1, 3)
     current = Placement(np.array([[0, 0, 1, 2, 2, 3]]), 4, cluster)
-    loads = [[1.0, 1.0, 1.0, 1.0]]
-    assert plan(loads, cluster, current=current, max_moves=1).placement.num_duplicates >= 1
-    made = plan(loads, cluster, current=current, max_moves=2)
-    assert made.placement.num_duplicates == 0
-    assert made.moves == 2
-    assert plan(loads, cluster, current=current).placement.num_duplicates == 0
+    for more in ({}, {"max_moves": 2}, {"move_cost": 0.0}):
+        assert plan([[1.0, 1.0, 1.0, 1.0]], cluster, current=current, **more).moves == 0
+    made = plan([[3.0, 1.0, 2.0, 2.0]], cluster, current=current, max_moves=0)
+    assert made.peak.tolist() == [4.0]
+    loads = [[8.0, 1.0, 1.0, 1.0]]
+    assert plan(loads, cluster, current=current, move_cost=4.0).moves == 0
+    made = plan(loads, cluster, current=current, move_cost=1.0)
+    assert 0 < made.moves <= 9.0 - made.peak[0]
 
 
 GROWN = [

@@ -1,5 +1,7 @@
 """The search: what changes are worth, every state of both drivers, and the curve that they make."""
 
+from unittest import mock
+
 import naive
 import naive_moves
 import numpy as np
@@ -204,7 +206,7 @@ def searched(
     for moves in most_moves:
         _search_layers(
             problem.windows, problem.weight, np.arange(1), problem.nodes, num_gpus, start, held,
-            drive, np.zeros(1), enough, np.array([moves]), steps,
+            drive, np.zeros(1), enough, np.array([moves]), np.zeros(1), steps,
         )  # fmt: skip
     return steps
 
@@ -240,7 +242,7 @@ def test_every_state_of_a_descent(seed: int) -> None:
     enough = np.array([float(windows.sum()) * float(rng.choice([0.0, 0.4]))])
     cluster = Cluster(num_gpus, num_nodes, size)
     problem = check_problem(windows, cluster, num_nodes, weight, 1)
-    descend = Drive(False, False, 4e-4)
+    descend = Drive(False, False, 4e-4, False)
     stops = [most_moves // 2, most_moves]
     steps = searched(problem, start[None], held[None], descend, 2 * start.size, stops, enough)
 
@@ -303,7 +305,7 @@ def test_every_state_of_a_tabu_search(seed: int, smooth: bool) -> None:
     held = held_by(start, num_gpus, num_experts)
     begun, cluster = start[None].copy(), Cluster(num_gpus, num_nodes, size)
     problem = check_problem(windows, cluster, num_nodes, weight, 1)
-    drive = Drive(True, smooth, 0.0)
+    drive = Drive(True, smooth, 0.0, True)
     steps = searched(problem, begun, held[None], drive, 40, [40], np.zeros(1))
     if not smooth:
         assert np.array_equal(begun[0], start)
@@ -315,41 +317,26 @@ def test_every_state_of_a_tabu_search(seed: int, smooth: bool) -> None:
         check_state(steps, step, state, held, windows, weight, num_nodes)
 
 
-def states_of(
-    steps: Steps, layer: int, first: int, moves: int, peak: float
-) -> list[tuple[int, float]]:
-    """Moves and peak of all states of a layer that may be chosen."""
-    end = int(steps.length[layer]) + 1
-    states = list(
-        zip(
-            steps.moves[layer, first:end].tolist(),
-            steps.peaks[layer, first:end].tolist(),
-            strict=True,
-        )
-    )
-    return states + ([(moves, peak)] if moves >= 0 else [])
-
-
-@given(seeds)
-def test_choice_against_every_choice(seed: int) -> None:
+@given(seeds, st.sampled_from([0, 1_000_000]))
+def test_choice_against_every_choice(seed: int, looks: int) -> None:
     """A price is answered by the least of peak and price; a budget is never passed, and is spent
-    best where it ends at a corner of the curve, and in between no worse than at the corner before.
+    best: at the corners of the curve and beyond them, or everywhere where layers are small.
     """
     rng = np.random.default_rng(seed)
     num_layers, most = int(rng.integers(1, 4)), 6
     length = rng.integers(0, most + 1, num_layers)
-    first = rng.integers(0, length + 1)
     moves = rng.integers(0, 9, (num_layers, most + 1))
     peaks = rng.integers(1, 12, (num_layers, most + 1)).astype(np.float64)
     slots = np.zeros((num_layers, most, 2), np.int64)
-    steps = Steps(length, first, moves, peaks, slots, slots)
+    steps = Steps(length, np.zeros_like(length), moves, peaks, slots, slots)
     afresh_moves = rng.integers(-1, 12, num_layers)
     afresh_peaks = rng.integers(1, 12, num_layers).astype(np.float64)
-    pieces = hulls(steps, first, afresh_moves, afresh_peaks)
-    states = [
-        states_of(steps, layer, first[layer], afresh_moves[layer], afresh_peaks[layer])
-        for layer in range(num_layers)
-    ]
+    pieces = hulls(steps, afresh_moves, afresh_peaks)
+    states = []
+    for layer, end in enumerate((length + 1).tolist()):
+        walked = zip(moves[layer, :end].tolist(), peaks[layer, :end].tolist(), strict=True)
+        named = (int(afresh_moves[layer]), float(afresh_peaks[layer]))
+        states.append([*walked, *([named] if named[0] >= 0 else [])])
 
     def measured(chosen: I64) -> tuple[list[int], list[float]]:
         taken, reached = [], []
@@ -357,7 +344,7 @@ def test_choice_against_every_choice(seed: int) -> None:
             if step == AFRESH:
                 assert afresh_moves[layer] >= 0
             else:
-                assert first[layer] <= step <= length[layer]
+                assert 0 <= step <= length[layer]
             taken.append(int(afresh_moves[layer] if step == AFRESH else moves[layer, step]))
             reached.append(float(afresh_peaks[layer] if step == AFRESH else peaks[layer, step]))
         return taken, reached
@@ -372,13 +359,17 @@ def test_choice_against_every_choice(seed: int) -> None:
     base = sum(min(count for count, _ in each) for each in states)
     top = sum(max(count for count, _ in each) for each in states)
     assert pieces.base_moves.sum() == base
-    least = naive_moves.least_sums(states, top)
+    price = np.full(num_layers, rng.choice([0.0, 0.1, 1.0]))
+    costs = [[(count, peak + price[0] * count) for count, peak in each] for each in states]
+    least = naive_moves.least_sums(costs, top)
     corners = set((base + np.cumsum(np.append(0, pieces.moves))).tolist())
     last = np.inf
     for budget in range(base, top + 1):
-        taken_all, peaks_all = measured(choose(pieces, budget, np.zeros(num_layers), steps))
+        with mock.patch("eplb.solver.curve._LOOKS", looks):
+            taken_all, peaks_all = measured(choose(pieces, budget, price, steps))
         assert sum(taken_all) <= budget
-        assert sum(peaks_all) >= least[budget] - NEAR
-        if budget in corners:
-            last = least[budget]
-        assert sum(peaks_all) <= last + NEAR
+        cost = sum(peaks_all) + price[0] * sum(taken_all)
+        assert least[budget] - NEAR <= cost <= last + NEAR
+        if looks or budget in corners:
+            assert cost <= least[budget] + NEAR
+        last = cost

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eplb.balance import Interval, ratio_interval
 from eplb.checks import real_number
 from eplb.cluster import Cluster
-from eplb.loads import check_windows
+from eplb.loads import check_weights, check_windows
 from eplb.moving.service import Service
 from eplb.placement import Placement
 from eplb.planning.passes import Effort
@@ -107,6 +107,7 @@ def decide(
     seconds = real_number(seconds, "seconds", "seconds")
     margin = real_number(margin, "margin", "times the cost", least=1.0, above=False)
     windows = check_windows(loads)
+    check_weights(weights, len(windows))
     current = check_current(current, *windows.shape[1:])
     forced = cluster != current.cluster
 
@@ -119,7 +120,7 @@ def decide(
             weights=counts,
             current=current,
             max_moves=max_moves,
-            move_cost=_price(some, current, service, seconds, margin),
+            move_cost=_price(_counting(some, counts)[0], current, service, seconds, margin),
             effort=effort,
             threads=threads,
         )
@@ -127,7 +128,7 @@ def decide(
     made = planned(windows, weights)
     outlook = Outlook(0.0, None, tried=False)
     if made.moves and not forced:
-        outlook = _outlook(windows, weights, current, made.placement, planned)
+        outlook = _outlook(*_counting(windows, weights), current, made.placement, planned)
     moving = service.moving_seconds(current, made.placement)
     gained = service.gained_seconds(outlook.gain, seconds)
     lost = service.lost_seconds(moving)
@@ -176,6 +177,15 @@ class Outlook:
     tried: bool
 
 
+def _counting(
+    windows: NDArray[np.float64], weights: Any
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """The windows that have any load and count for something, and what they count."""
+    counts = None if weights is None else np.asarray(weights)
+    some = windows.any(axis=(1, 2)) & (True if counts is None else counts > 0.0)
+    return windows[some], None if counts is None else counts[some]
+
+
 def _price(
     windows: NDArray[np.float64],
     current: Placement,
@@ -184,7 +194,7 @@ def _price(
     margin: float,
 ) -> float:
     """What a layer's peak is to fall by for each move, to be worth a margin times its cost."""
-    peak = float(_peaks(current, windows).mean())
+    peak = float(_peaks(current, windows).mean()) if len(windows) else 0.0
     worth = service.gained_seconds(1.0, seconds) / peak if peak > 0.0 else 0.0
     cost = margin * service.move_seconds(current.cluster)
     if cost == 0.0:
@@ -195,7 +205,7 @@ def _price(
 
 def _outlook(
     windows: NDArray[np.float64],
-    weights: Any,
+    weights: NDArray[np.float64] | None,
     current: Placement,
     made: Placement,
     planned: Callable[[NDArray[np.float64], Any], Plan],
@@ -210,9 +220,7 @@ def _outlook(
     now = _peaks(current, windows[first:])
     then = np.empty(now.shape)
     for begin in range(first, num_windows, length):
-        counts = None if weights is None else np.asarray(weights)[:begin]
-        if counts is not None and not counts.any():
-            counts = None
+        counts = None if weights is None else weights[:begin]
         tried = planned(windows[:begin], counts).placement
         some = windows[begin : begin + length]
         then[begin - first : begin - first + length] = _peaks(tried, some)

@@ -18,17 +18,19 @@ __all__ = ["Frontier", "frontier"]
 _NEAR = 1e-4
 """Peak over bound, less 1, at which a layer's curve ends: further than plans go, as a curve shows
 all that moves can buy."""
+_LOWER = 1.0 - 1e-12
+"""A peak is lower than another where it is below so much of it: the rest is rounding."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Frontier:
-    """K placements, each the best found for its moves, from none (or the least that the cluster
-    needs) to as many as a plan made afresh is worth.
+    """K placements, from no moves (or the fewest that the cluster needs) to as many as a plan made
+    afresh is worth. Each has a lower peak and a higher balancedness than all with fewer moves.
 
     Attributes:
         moves: [K] experts that GPUs must receive, rising.
-        balancedness: [K] mean GPU load / max GPU load, mean over windows and layers; of the loads
-            that it was planned for.
+        balancedness: [K] mean GPU load / max GPU load, mean over windows and layers, of the loads
+            that it was planned for, which rises.
         peak: [K] sum over layers of the expected load of the busiest GPU, which falls.
         placements: [K] the placements.
     """
@@ -88,23 +90,18 @@ def frontier(
     free = np.zeros(num_layers)
     least = int(relocation.pieces.base_moves.sum())
     most = least + int(relocation.pieces.moves.sum())
-    # Second copies on a GPU, which the curve begins without, may run now.
-    start = np.zeros(num_layers, np.int64)
-    rest = points - (moves(relocation, start) < least)
-    shares = np.linspace(1.0, 0.0, rest)[::-1] ** 2
-    budgets = least + np.round((most - least) * shares).astype(np.int64)
-    choices = [start, *(choose(relocation, int(budget), free) for budget in np.unique(budgets))]
-    found: dict[int, tuple[float, float, Placement]] = {}
-    for chosen in choices:
+    shares = np.linspace(0.0, 1.0, points) ** 2
+    found: list[tuple[int, float, float, Placement]] = []
+    for budget in np.unique(least + np.round((most - least) * shares).astype(np.int64)):
+        chosen = choose(relocation, int(budget), free)
         phy2log, peaks = settle(relocation, chosen)
         placement = Placement._trusted(phy2log, num_experts, cluster)
-        taken = moves(relocation, chosen)
-        peak = float(peaks.sum())
-        if not found or peak < min(each[1] for each in found.values()):
-            found[taken] = placement.balancedness(problem.windows), peak, placement
-    moves_of = sorted(found)
-    balancedness, peak_of, placements = zip(*(found[taken] for taken in moves_of), strict=True)
-    arrays = np.array(moves_of), np.array(balancedness), np.array(peak_of)
+        balancedness, peak = placement.balancedness(problem.windows), float(peaks.sum())
+        # Of several windows the one may fall while the other does.
+        if not found or (balancedness > found[-1][1] and peak < found[-1][2] * _LOWER):
+            found.append((moves(relocation, chosen), balancedness, peak, placement))
+    moves_of, balancedness_of, peak_of, placements = zip(*found, strict=True)
+    arrays = np.array(moves_of), np.array(balancedness_of), np.array(peak_of)
     for array in arrays:
         array.flags.writeable = False
     return Frontier(*arrays, placements)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.search import Steps
 
 __all__ = [
-    "Effort", "Layers", "Problem", "check_effort", "check_problem", "peaks_of", "solve",
+    "Effort", "Layers", "Problem", "check_effort", "check_problem", "looks", "peaks_of", "solve",
     "solve_mean", "step_memory",
 ]  # fmt: skip
 
@@ -47,6 +47,9 @@ _WORTH_A_SHORT_SEARCH = 1e-3
 """The same where a step of the search is at most so many looks that it hardly takes longer."""
 _SHORT_LOOKS = 1000
 
+_TINY = 1e-100
+"""Squares of loads much below this would underflow."""
+
 _QUICK = (4, 8)
 """Layers that a thread takes at a time, least and most, where each takes microseconds."""
 _FEW = (1, 4)
@@ -64,6 +67,7 @@ class Problem:
             windows each layer has one total, that of their mean.
         weight: [T, L] what windows count in a layer, 0 where it has no load; adds up to 1.
         loads: [L, E] the mean over windows.
+        exponent: of a power of two, the unit of all these loads; 0 unless they are tiny.
         cluster: the GPUs and their slots.
         num_groups: groups that the model routes by.
         nodes: nodes that groups are kept on, 1 if they go anywhere.
@@ -74,6 +78,7 @@ class Problem:
     windows: NDArray[np.float64]
     weight: NDArray[np.float64]
     loads: NDArray[np.float64]
+    exponent: int
     cluster: Cluster
     num_groups: int
     nodes: int
@@ -143,7 +148,11 @@ def check_problem(
         mean, weight_of = windows[0], np.ones((1, num_layers))
     else:
         windows, weight_of, mean = _scaled(windows, weight)
-    return Problem(windows, weight_of, mean, cluster, num_groups, nodes, threads, notes)
+    largest = mean.max()
+    exponent = int(np.frexp(largest)[1]) if largest < _TINY else 0
+    if exponent:
+        windows, mean = np.ldexp(windows, -exponent), np.ldexp(mean, -exponent)
+    return Problem(windows, weight_of, mean, exponent, cluster, num_groups, nodes, threads, notes)
 
 
 def solve(problem: Problem, effort: Effort) -> Layers:
@@ -252,10 +261,10 @@ def _worth(problem: Problem, effort: Effort) -> float:
     """Peak over bound, less 1, from which a layer is searched."""
     if effort == "thorough":
         return _near_enough()
-    return _WORTH_A_SHORT_SEARCH if _looks(problem) <= _SHORT_LOOKS else _WORTH_A_SEARCH
+    return _WORTH_A_SHORT_SEARCH if looks(problem) <= _SHORT_LOOKS else _WORTH_A_SEARCH
 
 
-def _looks(problem: Problem) -> int:
+def looks(problem: Problem) -> int:
     """Changes that a step of the search looks at, in each window."""
     cluster = problem.cluster
     slots_per_gpu = cluster.slots_per_gpu
@@ -282,13 +291,14 @@ def _search(
         return
     steps = step_memory(problem.loads.shape[0], int(most_steps.max()))
     anywhere = np.ones((1, cluster.num_gpus, num_experts), np.bool_)
-    drive = Drive(True, smooth, 0.0)
+    drive = Drive(True, smooth, 0.0, True)
     enough = layers.bounds * (1.0 + _near_enough())
 
     def work(begin: int, end: int) -> None:
         _search_layers(
             problem.windows, problem.weight, which[begin:end], problem.nodes, cluster.num_gpus,
-            layers.phy2log, anywhere, drive, layers.bounds, enough, most_steps, steps,
+            layers.phy2log, anywhere, drive, layers.bounds, enough, most_steps,
+            enough, steps,
         )  # fmt: skip
 
     run_kernel(_search_layers, work, which.size, _FEW, problem.threads)
@@ -300,10 +310,10 @@ def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
     """[L] steps that a search may make, for the windows in which a layer has load."""
     steps = _STEPS[effort]
     num_windows = np.maximum((problem.weight > 0.0).sum(axis=0), 1)
-    looks = _looks(problem) * num_windows
+    all_looks = looks(problem) * num_windows
     most = np.maximum(
-        np.minimum(steps, _MOST_LOOKS * steps // looks),
-        np.minimum(_MORE_STEPS * steps // num_windows, _FEW_LOOKS * steps // looks),
+        np.minimum(steps, _MOST_LOOKS * steps // all_looks),
+        np.minimum(_MORE_STEPS * steps // num_windows, _FEW_LOOKS * steps // all_looks),
     )
     return np.where(most >= _FEWEST_STEPS, most, 0)
 

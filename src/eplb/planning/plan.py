@@ -18,6 +18,8 @@ __all__ = ["DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "warmup
 
 DEFAULT_MOVE_COST = 5e-4
 """What a move is to gain where nothing else is said, as a share of the mean GPU load."""
+_DEAREST = 1e200
+"""The highest price of a move; products of it are finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +75,9 @@ def plan(
 
     With a current placement, the search starts from it. Each layer goes as far as the move budget,
     which all layers share, or the price of a move allows, and never further than to the peak of a
-    plan from scratch. Experts that stay on a GPU keep their slot. A layer with no load stays as it
-    is.
+    plan from scratch. Every move pays for itself, also where a GPU holds a second replica of an
+    expert. Experts that stay on a GPU keep their slot. A layer with no load stays as it is, whether
+    or not its groups are on nodes.
 
     Example:
         >>> import numpy as np
@@ -136,11 +139,15 @@ def plan(
         if max_moves is not None or move_cost is not None:
             raise OptionError("max_moves and move_cost need a current placement to move from")
         layers = solve(problem, effort)
-        return _plan_of(problem, layers.bounds, layers.phy2log, layers.peaks)
+        peaks = np.ldexp(layers.peaks, problem.exponent)
+        return _plan_of(problem, layers.bounds, layers.phy2log, peaks)
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
     max_moves, move_cost = check_moves(max_moves, move_cost)
-    price = np.full(num_layers, move_cost or 0.0)
+    with np.errstate(over="ignore"):
+        price = np.ldexp(np.full(num_layers, move_cost or 0.0), -problem.exponent)
+    # No peak is so high.
+    np.minimum(price, _DEAREST, out=price)
     if move_cost is None and max_moves is None:
         price = DEFAULT_MOVE_COST * problem.loads.sum(axis=1) / cluster.num_gpus
     # A plan made afresh for many windows takes longer than all that follows.
@@ -193,7 +200,7 @@ def _plan_of(
     moves: int = 0,
 ) -> Plan:
     # Rounding may leave a proven bound above the peak that attains it.
-    bounds = np.minimum(bounds, peaks)
+    bounds = np.minimum(np.ldexp(bounds, problem.exponent), peaks)
     for array in (peaks, bounds):
         array.flags.writeable = False
     placement = Placement._trusted(phy2log, problem.loads.shape[1], problem.cluster)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.errors import OptionError, PlacementError
 from eplb.placement import Placement
-from eplb.planning.passes import Layers, Problem, peaks_of, step_memory
+from eplb.planning.passes import Layers, Problem, looks, peaks_of, step_memory
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.curve import Pieces
-    from eplb.solver.search import Steps
+    from eplb.solver.search import Drive, Steps
 
 __all__ = ["Relocation", "check_current", "check_moves", "choose", "moves", "relocate", "settle"]
 
@@ -32,14 +32,14 @@ _AT_ONCE = (1, 4)
 _MOST_STEPS = 2
 """Steps of a walk that are kept, in slots of a layer."""
 
+_SMALL = 20_000_000
+"""Looks up to which layers are walked to the end whatever the budget, so that more is never worse;
+a few hundredths of a second at most."""
 _SHARE = 1.25
-"""Where there is a budget, layers walk up to so many times their even share of it, and more; those
-that go `_FAR` of it walk on, twice as far each time."""
+"""Larger ones walk up to so many times their even share of the budget, and more; those that go
+`_FAR` of it walk on, twice as far each time."""
 _SOME_MOVES = 8
 _FAR = 0.95
-
-_FEW_MOVES = 0.3
-"""Share of the slots up to which a plan made afresh hardly ever moves less than a walk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,6 @@ class Relocation:
         steps: the walks.
         pieces: the curve.
         afresh: [L, P] the plan made afresh, its GPUs named so that they receive least.
-        afresh_moves: [L] moves to it, -1 where it is not needed.
     """
 
     problem: Problem
@@ -62,7 +61,6 @@ class Relocation:
     steps: Steps
     pieces: Pieces
     afresh: NDArray[np.int64]
-    afresh_moves: NDArray[np.int64]
 
 
 def choose(
@@ -81,7 +79,7 @@ def moves(relocation: Relocation, chosen: NDArray[np.int64]) -> int:
     from eplb.solver.curve import AFRESH
 
     walked = relocation.steps.moves[np.arange(chosen.size), np.maximum(chosen, 0)]
-    return int(np.where(chosen == AFRESH, relocation.afresh_moves, walked).sum())
+    return int(np.where(chosen == AFRESH, relocation.pieces.afresh_moves, walked).sum())
 
 
 def settle(
@@ -98,7 +96,7 @@ def settle(
     phy2log = np.where((chosen == AFRESH)[:, None], relocation.afresh, relocation.start)
     _follow_layers(relocation.steps, chosen, phy2log)
     _keep_slots(phy2log, relocation.before, problem.cluster.slots_per_gpu)
-    return phy2log, peaks_of(problem, problem.loaded, phy2log)
+    return phy2log, np.ldexp(peaks_of(problem, problem.loaded, phy2log), problem.exponent)
 
 
 def check_current(current: object, num_layers: int, num_experts: int) -> Placement:
@@ -162,7 +160,7 @@ def relocate(
         budget: most moves in all that will be asked for, None for any.
         price: [L] least that a move is to gain that will be asked for, None for any.
         near: peak over bound, less 1, at which a layer needs no further step, whatever the peaks of
-            plans made afresh; None for what is near enough.
+            plans made afresh and however little is gained; None for what is near enough.
 
     Raises:
         OptionError: a budget with which not every expert would have a slot.
@@ -170,48 +168,53 @@ def relocate(
     from eplb.solver.curve import choose as choose_pieces
     from eplb.solver.curve import hulls
     from eplb.solver.layers import NEAR_ENOUGH
+    from eplb.solver.search import Drive
 
-    enough = layers.bounds * (1.0 + (near or NEAR_ENOUGH))
-    if afresh and near is None:
-        np.maximum(enough, layers.peaks, out=enough)
+    drive = Drive(False, False, near or NEAR_ENOUGH, near is None)
+    nearest = layers.bounds * (1.0 + drive.near)
+    enough = np.maximum(nearest, layers.peaks) if afresh and near is None else nearest
     before = _before(current, problem.cluster)
     held = current.held_by(problem.cluster.num_gpus)
     start = _start(problem, current, before, held)
     least = _received(start, held)
     spare = None if budget is None else budget - int(least.sum())
     if spare is not None and spare < 0:
+        # Groups come home with the fewest moves, but then may lack room.
+        proven = "are the least that" if problem.nodes == 1 else "are enough to"
         raise OptionError(
-            f"max_moves is {budget}: {int(least.sum())} are the least that give every expert a "
-            "slot on this cluster"
+            f"max_moves is {budget}: {int(least.sum())} {proven} give every expert a slot on this "
+            "cluster"
         )
     num_layers, num_slots = start.shape
     steps = step_memory(num_layers, _MOST_STEPS * num_slots)
     steps.moves[:, 0] = least
-    steps.peaks[:, 0] = 0.0  # of layers with no load, which stay as they are
-    limit = num_slots if spare is None else min(spare, num_slots)
-    reach = limit
-    if spare is not None:
-        reach = min(limit, int(_SHARE * spare) // num_layers + _SOME_MOVES)
+    steps.peaks[:, 0] = peaks_of(problem, problem.loaded, start)
+    named, named_moves = start, np.full(num_layers, -1)
+    if afresh:
+        named, named_moves = _named(
+            problem, layers, held, np.flatnonzero(steps.peaks[:, 0] > enough)
+        )
+    limit = reach = num_slots if spare is None else min(spare, num_slots)
+    going = problem.loaded
+    most_looks = steps.slots.shape[1] * looks(problem) * problem.windows.shape[0] * going.size
+    if spare is not None and most_looks > _SMALL:
+        reach = min(limit, int(_SHARE * spare) // max(going.size, 1) + _SOME_MOVES)
     at_price = np.zeros(num_layers) if price is None else price
     ends = np.arange(num_layers), steps.length
-    going = problem.loaded
-    named, named_moves = start, np.full(num_layers, -1)
     while True:
-        _walk(problem, going, start, held, near or NEAR_ENOUGH, enough, least + reach, steps)
-        held_back = (steps.moves[ends] >= least + reach) & (steps.peaks[ends] > enough)
-        if afresh:
-            named, named_moves = _named(problem, layers, held, steps, enough, held_back)
-        # Second copies on a GPU go first, where the budget is enough for all of them.
-        tidied = int(steps.moves[np.arange(num_layers), steps.tidy].sum())
-        first = steps.tidy if budget is None or budget >= tidied else np.zeros_like(steps.tidy)
-        pieces = hulls(steps, first, named_moves, layers.peaks)
+        _walk(problem, going, start, held, drive, enough, least + reach, at_price, steps)
+        # Where a walk comes near enough, no move is spent on the rest.
+        lowest = steps.peaks.min(axis=1)
+        worse = np.where(lowest <= nearest, np.maximum(lowest, layers.peaks), layers.peaks)
+        pieces = hulls(steps, named_moves, worse)
+        if reach >= limit:
+            return Relocation(problem, before, start, steps, pieces, named)
         # A layer that goes far into its walk may want to go beyond it.
         chosen = choose_pieces(pieces, budget, at_price, steps)
         taken = steps.moves[np.arange(num_layers), np.maximum(chosen, 0)]
+        held_back = (steps.moves[ends] >= least + reach) & (steps.peaks[ends] > enough)
         going = np.flatnonzero(held_back & (taken >= least + _FAR * reach))
-        if reach >= limit or not going.size:
-            return Relocation(problem, before, start, steps, pieces, named, named_moves)
-        reach = min(limit, 2 * reach)
+        reach = min(limit, 2 * reach) if going.size else limit
 
 
 def _before(current: Placement, cluster: Cluster) -> NDArray[np.int64]:
@@ -229,26 +232,29 @@ def _start(
     problem: Problem, current: Placement, before: NDArray[np.int64], held: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """[L, P] a placement on the cluster that is as near as can be to what its GPUs hold."""
-    cluster = problem.cluster
-    same = (cluster.num_gpus, cluster.slots_per_gpu) == (
-        current.cluster.num_gpus,
-        current.cluster.slots_per_gpu,
-    )
+    from eplb.solver.adopt import _adopt_layers, homes
+
+    cluster, nodes = problem.cluster, problem.nodes
     num_layers, _, num_experts = held.shape
     home = np.zeros((num_layers, num_experts), np.int64)
-    if problem.nodes > 1:
-        from eplb.solver.adopt import homes
-
-        home = homes(held, problem.num_groups, problem.nodes)
-        on_node = held.reshape(num_layers, problem.nodes, -1, num_experts).any(axis=2)
-        here = np.arange(problem.nodes)[:, None] == home[:, None, :]
-        same = same and bool((on_node == here).all())
-    if same:
-        return before
-    from eplb.solver.adopt import _adopt_layers
-
-    start = np.empty(before.shape, np.int64)
-    _adopt_layers(problem.loads, held, before, home, problem.nodes, cluster.slots_per_gpu, start)
+    # What needs no change stays as it is, groups or not where there is no load.
+    stays = np.full(num_layers, cluster.num_gpus == current.cluster.num_gpus)
+    stays &= cluster.slots_per_gpu == current.cluster.slots_per_gpu
+    loaded = problem.loads.any(axis=1)
+    if nodes > 1:
+        home = homes(held, problem.num_groups, nodes)
+        on_node = held.reshape(num_layers, nodes, -1, num_experts).any(axis=2)
+        here = np.arange(nodes)[:, None] == home[:, None, :]
+        stays &= ~loaded | (on_node == here).all(axis=(1, 2))
+        home[~loaded] = 0
+    start: NDArray[np.int64] = before.copy()
+    for some, num_nodes in ((~stays & loaded, nodes), (~stays & ~loaded, 1)):
+        which = np.flatnonzero(some)
+        if which.size:
+            adopted = start[which]
+            of_them = problem.loads[which], held[which], before[which], home[which]
+            _adopt_layers(*of_them, num_nodes, cluster.slots_per_gpu, adopted)
+            start[which] = adopted
     return start
 
 
@@ -267,47 +273,37 @@ def _walk(
     layers: NDArray[np.int64],
     start: NDArray[np.int64],
     held: NDArray[np.bool_],
-    near: float,
+    drive: Drive,
     enough: NDArray[np.float64],
     most_moves: NDArray[np.int64],
+    price: NDArray[np.float64],
     steps: Steps,
 ) -> None:
-    from eplb.solver.search import Drive, _search_layers
+    from eplb.solver.search import _search_layers
 
     num_gpus = problem.cluster.num_gpus
-    drive = Drive(False, False, near)
     bounds = np.zeros(enough.shape)
 
     def walk(begin: int, end: int) -> None:
         _search_layers(
             problem.windows, problem.weight, layers[begin:end], problem.nodes, num_gpus, start,
-            held, drive, bounds, enough, most_moves, steps,
+            held, drive, bounds, enough, most_moves, price, steps,
         )  # fmt: skip
 
     run_kernel(_search_layers, walk, layers.size, _AT_ONCE, problem.threads)
 
 
 def _named(
-    problem: Problem,
-    layers: Layers,
-    held: NDArray[np.bool_],
-    steps: Steps,
-    enough: NDArray[np.float64],
-    held_back: NDArray[np.bool_],
+    problem: Problem, layers: Layers, held: NDArray[np.bool_], which: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The plan made afresh with its GPUs named so that they receive least, [L, P], and its moves,
-    [L], -1 where a walk has come as far by few moves, or is held back and may come so far.
+    """The plan made afresh with the GPUs of some layers named so that they receive least, [L, P],
+    and its moves, [L], -1 in others.
     """
     from eplb.solver.match import name_gpus
 
-    ends = np.arange(steps.length.size), steps.length
-    moves = steps.moves[ends]
-    far = (steps.peaks[ends] > enough) & ~held_back
-    long = moves > _FEW_MOVES * layers.phy2log.shape[1]
     named = layers.phy2log.copy()
-    which = np.flatnonzero(far | long)
     for layer in which:
         named[layer] = name_gpus(layers.phy2log[layer], held[layer], problem.nodes)
-    named_moves = np.full(moves.size, -1)
+    named_moves = np.full(len(named), -1)
     named_moves[which] = _received(named[which], held[which])
     return named, named_moves

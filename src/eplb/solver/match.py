@@ -21,12 +21,12 @@ def name_gpus(phy2log: I64, held: B, num_nodes: int) -> I64:
         held: [G, E] what GPUs hold.
         num_nodes: nodes whose GPUs are to stay together, in any order.
     """
-    num_gpus, num_experts = held.shape
+    num_gpus = held.shape[0]
     hosts = phy2log.reshape(num_gpus, -1)
-    holds = np.zeros((num_gpus, num_experts))
-    holds[np.arange(num_gpus)[:, None], hosts] = 1.0
-    # Sums of ones: exact whatever their order.
-    alike = holds @ held.T
+    holds = np.sort(hosts, axis=1)
+    # A second copy on a GPU is no second expert.
+    first = np.diff(holds, axis=1, prepend=-1) > 0
+    alike = (held[:, holds] & first).sum(axis=2).T
     node_gpus = num_gpus // num_nodes
     blocks = alike.reshape(num_nodes, node_gpus, num_nodes, node_gpus).transpose(0, 2, 1, 3)
     kept = np.empty((num_nodes, num_nodes))

@@ -55,6 +55,9 @@ _LONGEST_BAR = 24
 _PATIENCE = 0.25
 _LEAST_PATIENCE = 10
 """Tabu ends where it has found no lower peak for this share of its steps, and so many."""
+_PERSISTENCE = 200_000
+"""Descend ends where the peak and the price of the moves together have not fallen for `_PATIENCE`
+of its steps and so many looks, or `_LEAST_PATIENCE` steps; small layers are walked to the end."""
 _PROMISING = 0.5
 """Tabu swaps with GPUs that promise at least this share of what the most promising one does."""
 
@@ -68,6 +71,8 @@ class Drive(NamedTuple):
     """Whether to begin with swaps under norms."""
     near: float
     """For descend: loads up to this above the least peak, as a share, are no excess."""
+    patience: bool
+    """For descend: whether it ends where steps gain nothing for long."""
 
 
 class Steps(NamedTuple):
@@ -135,6 +140,8 @@ class State(NamedTuple):
     """[T, P] load above the target of a slot's GPU without the slot."""
     above: F64
     """[G] excess of a GPU."""
+    settled: B
+    """[G] whether no change was found for a GPU since it last changed."""
     relief: F64
     """[P] what its GPU's excess falls by if a slot's expert has one more replica elsewhere."""
     burden: F64
@@ -181,6 +188,7 @@ def _new_state(num_experts: int, num_gpus: int, num_slots: int, num_windows: int
         np.empty((num_windows, num_gpus)),
         np.empty((num_windows, num_slots)),
         np.empty(num_gpus),
+        np.empty(num_gpus, np.bool_),
         np.empty(num_slots),
         np.empty(num_slots),
         np.empty(num_experts),
@@ -239,6 +247,7 @@ def _renew(state: State, gpu: int) -> None:
     slots_per_gpu = state.slots.shape[0] // state.above.shape[0]
     slots = range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu)
     above = 0.0
+    state.settled[gpu] = False
     for slot in slots:
         state.relief[slot] = 0.0
         state.burden[slot] = 0.0
@@ -298,6 +307,7 @@ def _search_layers(
     bounds: F64,
     enough: F64,
     most: I64,
+    price: F64,
     steps: Steps,
 ) -> None:
     """Search from `start` [L, P] through `layers` of `windows` [T, L, E], each of which has some
@@ -349,7 +359,17 @@ def _search_layers(
         of_layer = held[layer % held.shape[0]]
         goal = enough[layer] / unit * (1.0 + _ROUNDING)
         if not drive.tabu:
-            _descend(state, of_layer, num_nodes, goal, most[layer], layer, steps)
+            _descend(
+                state,
+                of_layer,
+                num_nodes,
+                drive.patience,
+                goal,
+                most[layer],
+                price[layer] / unit,
+                layer,
+                steps,
+            )
         else:
             if drive.smooth:
                 _swap_under_norms(
@@ -371,8 +391,10 @@ def _descend(
     state: State,
     held: B,
     num_nodes: int,
+    patience: bool,
     enough: float,
     most_moves: int,
+    price: float,
     layer: int,
     steps: Steps,
 ) -> None:
@@ -392,8 +414,17 @@ def _descend(
             if change.slot >= 0:
                 length = _make(state, change, held, layer, length, steps)
                 steps.tidy[layer] = length
+    looks = state.part.size * (2 * slots_per_gpu + 1) + slots_per_gpu * state.loads.size
+    long = max(_LEAST_PATIENCE, _PERSISTENCE // looks)
+    cheapest, lowest = length, np.inf
+    for step in range(steps.tidy[layer], length + 1):
+        cost = steps.peaks[layer, step] + price * steps.moves[layer, step]
+        if cost < lowest:
+            cheapest, lowest = step, cost
     while length < most and steps.peaks[layer, length] > enough:
         if steps.moves[layer, length] >= most_moves:
+            break
+        if patience and length - cheapest >= long + _PATIENCE * cheapest:
             break
         excess = 0.0
         for gpu in range(num_gpus):
@@ -402,6 +433,9 @@ def _descend(
         if change.slot < 0:
             break
         length = _make(state, change, held, layer, length, steps)
+        cost = steps.peaks[layer, length] + price * steps.moves[layer, length]
+        if cost < lowest:
+            cheapest, lowest = length, cost
     steps.length[layer] = length
 
 
@@ -472,7 +506,7 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
         gpu = np.int64(-1)
         for i in range(num_gpus):
             later = state.above[i] < last or (state.above[i] == last and i > before)
-            if later and (gpu < 0 or state.above[i] > state.above[gpu]):
+            if later and not state.settled[i] and (gpu < 0 or state.above[i] > state.above[gpu]):
                 gpu = i
         if gpu < 0 or state.above[gpu] <= 0.0:
             break
@@ -485,6 +519,7 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
         best = _best_of_swapping(state, gpu, held, num_nodes, share, best)
         if best.slot >= 0 or share > 0.0:
             return best
+        state.settled[gpu] = True
     return _none(floor)
 
 
