@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 
 __all__ = ["main"]
 
@@ -19,10 +20,14 @@ def _run() -> int | str | None:
     from eplb.checks import printable
     from eplb.cli.commands import app
     from eplb.errors import EplbError
+    from eplb.formats import FileWarning
 
     signal.signal(signal.SIGINT, before)
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", FileWarning)
+            warnings.showwarning = _show
+            app()
     except SystemExit as done:
         return done.code
     except KeyboardInterrupt:
@@ -46,6 +51,11 @@ def _flushed(code: int | str | None) -> int | str | None:
             return code  # an error has been told
         return _fail(f"the output cannot be written: {error.strerror}")
     return code
+
+
+def _show(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line, beside what is printed."""
+    print(f"eplb: note: {message}", file=sys.stderr)  # noqa: T201
 
 
 def _fail(line: str) -> int:

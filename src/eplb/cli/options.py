@@ -7,16 +7,15 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from eplb.checks import printable
-from eplb.cli.terminal import ranges, say
+from eplb.checks import LAYERS, layers_from, printable, ranges, rising_layers
+from eplb.cli.terminal import say
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import EXPERT_BYTES, MODELS, find_model
 from eplb.errors import OptionError
-from eplb.formats import load_placement
+from eplb.formats import load_placement, load_trace
 from eplb.formats.placements import (
     ENGINES,
-    LAYERS,
     MOE_ONLY,
     Engine,
     check_placement_path,
@@ -43,11 +42,13 @@ __all__ = [
     "Gpus",
     "Groups",
     "History",
+    "Layers",
     "MaxMoves",
     "Merge",
     "ModelName",
     "Nodes",
     "Output",
+    "PlacementLayers",
     "PlainExpertBytes",
     "Policies",
     "Rates",
@@ -69,6 +70,8 @@ __all__ = [
     "load_current",
     "moe_slots",
     "rates_of",
+    "read_loads",
+    "read_placement",
     "service_of",
     "target_of",
 ]
@@ -121,11 +124,27 @@ TraceTarget = Annotated[
     ),
 ]
 FirstLayer = Annotated[
-    int,
+    int | None,
     typer.Option(
         metavar="N",
         help="The model's number of the first layer in the loads. Give it if the loads leave out "
         "the dense layers before it.",
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="The model's numbers of all layers in the loads, as 3-60 or 1,3,5,7. Give it in place "
+        "of --first-layer if they do not follow each other.",
+    ),
+]
+PlacementLayers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="The model's numbers of all layers in the placement's file, as 3-61. Give it if the "
+        "file does not number them and has others than the loads.",
     ),
 ]
 Merge = Annotated[
@@ -232,6 +251,59 @@ MaxMoves = Annotated[
 ]
 
 
+def read_loads(
+    path: Path, merge: int = 1, first_layer: int | None = None, layers: str | None = None
+) -> LoadTrace:
+    """The loads in a file or folder, with the numbers that options give their layers.
+
+    Raises:
+        EplbError: as for `eplb.load_trace`, and options that do not fit.
+    """
+    loads = load_trace(path).merged(merge)
+    numbers = _numbers_of(first_layer, layers, loads.num_layers)
+    return loads if numbers is None else replace(loads, layers=numbers)
+
+
+def _numbers_of(
+    first_layer: int | None, layers: str | None, num_layers: int
+) -> tuple[int, ...] | None:
+    if layers is not None:
+        if first_layer is not None:
+            raise OptionError("--first-layer and --layers say the same: give one of them")
+        return rising_layers(layers_from(layers, "--layers"), num_layers, "--layers")
+    if first_layer is None:
+        return None
+    if not 0 <= first_layer < LAYERS:
+        raise OptionError(f"--first-layer is {first_layer}: give 0 to {LAYERS - 1}")
+    return tuple(range(first_layer, first_layer + num_layers))
+
+
+def read_placement(
+    path: Path,
+    trace: LoadTrace,
+    gpus: int | None,
+    nodes: int | None,
+    placement_layers: str | None = None,
+) -> Placement:
+    """The placement in a file, its rows at the layers of the loads.
+
+    Raises:
+        EplbError: as for `eplb.load_placement`.
+    """
+    numbers = None
+    if placement_layers is not None:
+        numbers = layers_from(placement_layers, "--placement-layers")
+    return load_placement(
+        path,
+        gpus,
+        nodes,
+        num_experts=trace.num_experts,
+        dense=trace.dense,
+        layers=trace.layers,
+        placement_layers=numbers,
+    )
+
+
 def load_current(
     path: Path,
     trace: LoadTrace,
@@ -239,7 +311,7 @@ def load_current(
     nodes: int | None,
     slots: int | None,
     current_gpus: int | None,
-    first_layer: int = 0,
+    placement_layers: str | None = None,
 ) -> tuple[Placement, Cluster]:
     """The placement in a file, and the cluster asked for: its own, or one with other GPUs or slots.
 
@@ -248,13 +320,7 @@ def load_current(
     """
 
     def load(num_gpus: int | None) -> Placement:
-        return load_placement(
-            path,
-            num_gpus,
-            num_experts=trace.num_experts,
-            dense=trace.dense,
-            first_layer=first_layer,
-        )
+        return read_placement(path, trace, num_gpus, None, placement_layers)
 
     try:
         current = load(current_gpus)
@@ -272,7 +338,7 @@ def load_current(
         cluster = cluster_of(trace.num_experts, num_gpus, num_nodes, slots)
     if (had.num_gpus, had.slots_per_gpu) == (cluster.num_gpus, cluster.slots_per_gpu):
         # Files do not always tell nodes: the GPUs are the same, wherever they stand.
-        current = Placement(current.phy2log, current.num_experts, cluster)
+        current = replace(current, cluster=cluster)
     return current, cluster
 
 
@@ -464,7 +530,6 @@ class Target:
 
     path: Path
     engine: Engine
-    first_layer: int
 
     def write(self, made: Plan, trace: LoadTrace) -> None:
         """Write the placement that was planned for a trace."""
@@ -473,12 +538,13 @@ class Target:
             self.path,
             to=self.engine,
             dense=trace.dense,
-            first_layer=self.first_layer,
+            layers=trace.layers,
         )
 
     def say(self, trace: LoadTrace) -> None:
         """Tell what was written."""
-        left_out = np.flatnonzero(trace.dense) + self.first_layer
+        numbers = np.array(trace.layers or range(trace.num_layers))
+        left_out = numbers[trace.dense]
         without = ""
         if self.engine in MOE_ONLY and left_out.size:
             without = f", without the layers that have no load ({ranges(left_out.tolist())})"
@@ -486,12 +552,10 @@ class Target:
         say(line)
 
 
-def target_of(output: Path | None, to: str | None, first_layer: int = 0) -> Target | None:
+def target_of(output: Path | None, to: str | None) -> Target | None:
     """What was asked for, found out before any work is done."""
     if output is None:
         if to is not None:
             raise OptionError("--to is the format of the file of --output: give --output too")
         return None
-    if not 0 <= first_layer < LAYERS:
-        raise OptionError(f"--first-layer is {first_layer}: give 0 to {LAYERS - 1}")
-    return Target(output, check_placement_path(output, to or ENGINES[0]), first_layer)
+    return Target(output, check_placement_path(output, to or ENGINES[0]))

@@ -12,10 +12,10 @@ from eplb.formats.folder import read_file, read_folder
 from eplb.formats.loads.arrays import write_npz
 from eplb.formats.loads.tables import write_csv, write_parquet
 from eplb.formats.placements import load_placement, save_placement
-from eplb.formats.safe import naming
+from eplb.formats.safe import FileWarning, naming
 from eplb.loads import LoadTrace
 
-__all__ = ["load_placement", "load_trace", "save_placement", "save_trace"]
+__all__ = ["FileWarning", "load_placement", "load_trace", "save_placement", "save_trace"]
 
 _WRITERS = {".csv": write_csv, ".npz": write_npz, ".parquet": write_parquet}
 

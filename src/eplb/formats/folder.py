@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eplb.checks import ranges
 from eplb.errors import FormatError
 from eplb.formats.loads.arrays import read_npy, read_npz
 from eplb.formats.loads.json import read_json
@@ -103,7 +104,7 @@ def _concatenated(first: LoadTrace, files: list[Path]) -> LoadTrace:
     values = array("d")
     names: list[str] = []
     times: list[float] | None = []
-    top_k, model, shape = first.top_k, first.model, first.loads.shape[1:]
+    top_k, model, layers, shape = first.top_k, first.model, first.layers, first.loads.shape[1:]
     for number, path in enumerate(files):
         trace = first if not number else _read(path)
         if isinstance(trace, Passes):
@@ -124,5 +125,10 @@ def _concatenated(first: LoadTrace, files: list[Path]) -> LoadTrace:
         times = None if times is None or trace.times is None else times + trace.times.tolist()
         top_k = top_k if top_k == trace.top_k else None
         model = model if model == trace.model else None
+        if trace.layers != layers:
+            raise FormatError(
+                f"{path}: has layers {ranges(trace.layers or ()) or 'without numbers'}, "
+                f"{files[0].name} has {ranges(layers or ()) or 'some without numbers'}"
+            )
     loads = frozen(values, (len(names), *shape))
-    return LoadTrace(loads, names, None if times is None else np.array(times), top_k, model)
+    return LoadTrace(loads, names, None if times is None else np.array(times), top_k, model, layers)

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import printable
 from eplb.errors import EplbError, FormatError, LoadsError, MissingExtraError
 
 __all__ = [
+    "FileWarning",
     "LARGEST",
     "check_regular",
     "check_size",
@@ -36,6 +38,7 @@ __all__ = [
     "reason",
     "tensor_array",
     "unique_keys",
+    "warn",
     "zip_names",
 ]
 
@@ -46,18 +49,23 @@ _LARGEST_TEXT = 16 << 20
 """Bytes of the longest text of a placement or a note: 94 layers of 2,048 slots take 6 MB."""
 
 
+class FileWarning(UserWarning):
+    """What was left out of a file, or taken for what the file does not say."""
+
+
+def warn(path: Path, text: str) -> None:
+    """Tell what was left out of a file, or taken for what the file does not say."""
+    warnings.warn(printable(f"{path}: {text}"), FileWarning, stacklevel=2)
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Turn what goes wrong with a file into one FormatError that begins with its path."""
     try:
         yield
     except FormatError as error:
-        text = str(error)
-        if text.isprintable():
-            raise
         # What a file says must not break lines, or speak to the user's terminal.
-        plain = (each if each.isprintable() else ascii(each)[1:-1] for each in text)
-        raise FormatError("".join(plain)) from None
+        raise FormatError(printable(error)) from None
     except LoadsError as error:
         raise FormatError(f"{path}: {error}") from None
     except OSError as error:

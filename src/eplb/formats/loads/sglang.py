@@ -45,14 +45,14 @@ def read_pt(path: Path) -> LoadTrace | Passes:
     """Loads in a `.pt` file: a recorder's dump, or a bare tensor as vllm-ascend's tool reads it."""
     content = load_pt(path)
     if not isinstance(content, dict):
-        return _trace(path, tensor_array(path, content, "the file"), drop_unused=False)
+        return _trace(path, tensor_array(path, content, "the file"), recorded=False)
     if "records" in content:
         return _read_passes(path, content)
     if "logical_count" not in content:
         keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"
         raise FormatError(f"{path}: expected the key 'logical_count' or 'records', found {keys}")
     counts = tensor_array(path, content["logical_count"], "logical_count")
-    return _trace(path, counts, drop_unused=True)
+    return _trace(path, counts, recorded=True)
 
 
 def dump_time(path: Path) -> float | None:
@@ -100,20 +100,24 @@ def joined(parts: Iterable[Passes]) -> LoadTrace:
         total[number] = sums.pop(pass_id)
     total.flags.writeable = False
     times = [_first_time(ranks[pass_id].values()) for pass_id in chosen]
-    return LoadTrace(total, list(map(str, chosen)), _times(times))
+    layers = tuple(range(shape[0]))
+    return LoadTrace(total, list(map(str, chosen)), _times(times), layers=layers)
 
 
-def _trace(path: Path, counts: NDArray[Any], *, drop_unused: bool) -> LoadTrace:
+def _trace(path: Path, counts: NDArray[Any], *, recorded: bool) -> LoadTrace:
     """A trace of [L, E] or [T, L, E]; of a recorder's buffer, the steps that were used."""
     steps = np.arange(len(counts) if counts.ndim == 3 else 1)
-    if drop_unused and counts.ndim == 3 and counts.size:
+    if recorded and counts.ndim == 3 and counts.size:
         used: NDArray[np.bool_] = np.any(counts, axis=(1, 2))
         if not used.any():
             raise FormatError(f"{path}: all {len(counts)} steps are unused: nothing was recorded")
         steps = _in_order(used)
         counts = counts[steps]
     check_size(path, "the tensor", counts.size)
-    return LoadTrace(floats(counts), list(map(str, steps)), _times([dump_time(path)] * len(steps)))
+    times = _times([dump_time(path)] * len(steps))
+    # The recorder has a row for each hidden layer.
+    layers = tuple(range(counts.shape[-2])) if recorded else None
+    return LoadTrace(floats(counts), list(map(str, steps)), times, layers=layers)
 
 
 def _in_order(used: NDArray[np.bool_]) -> NDArray[np.intp]:

@@ -60,7 +60,8 @@ def read_statistics(folder: Path) -> LoadTrace:
     total.flags.writeable = False
     iterations = sorted({key[0] for key in first})
     with naming(folder):
-        return LoadTrace(total, list(map(str, iterations)), top_k=top_k)
+        layers = tuple(range(total.shape[1]))
+        return LoadTrace(total, list(map(str, iterations)), top_k=top_k, layers=layers)
 
 
 def _read_meta(path: Path) -> tuple[int, int]:

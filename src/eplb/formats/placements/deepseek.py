@@ -5,6 +5,7 @@ Where only phy2log is there, alone or as a bare array, that is enough.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _NUMBERS = ("num_gpus", "num_nodes")
 
 
 def write_arrays(
-    placement: Placement, path: Path, _moe: NDArray[np.bool_], _first_layer: int
+    placement: Placement, path: Path, _moe: NDArray[np.bool_], _numbers: Sequence[int]
 ) -> None:
     """Write the arrays of all layers that the placement has."""
     arrays: dict[str, Any] = {
@@ -139,7 +140,6 @@ def _checked(
         "deepseek",
         phy2log,
         names,
-        list(range(num_layers)),
         num_gpus=numbers.get("num_gpus"),
         num_nodes=numbers.get("num_nodes"),
     )

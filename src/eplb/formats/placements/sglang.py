@@ -6,6 +6,7 @@ hidden layer, dense ones too. The recorder's modes `per_pass` and `per_token` wr
 that ran, `last_physical_to_logical_map`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ MAP = "physical_to_logical_map"
 _LAST = "last_physical_to_logical_map"
 
 
-def write_map(placement: Placement, path: Path, _moe: NDArray[np.bool_], first_layer: int) -> None:
-    """Write the map of all layers; those before the first one are laid out as the engine does."""
-    before = np.tile(contiguous_row(placement.num_experts, placement.cluster), (first_layer, 1))
-    rows = np.concatenate([before, placement.phy2log])
+def write_map(
+    placement: Placement, path: Path, _moe: NDArray[np.bool_], numbers: Sequence[int]
+) -> None:
+    """Write the map of all layers, those that the placement lacks laid out as the engine does."""
+    start = contiguous_row(placement.num_experts, placement.cluster)
+    rows = np.tile(start, (numbers[-1] + 1, 1))
+    rows[list(numbers)] = placement.phy2log
     write_text(path, f'{{"{MAP}": {rows_text(rows)}}}\n')
 
 

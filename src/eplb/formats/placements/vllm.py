@@ -5,6 +5,7 @@ This is the project's own JSON for it: the map by the name and in the shape that
 """
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ MARK = "eplb_placement"
 _MAP = "physical_to_logical_map"
 
 
-def write_own(placement: Placement, path: Path, moe: NDArray[np.bool_], first_layer: int) -> None:
+def write_own(
+    placement: Placement, path: Path, moe: NDArray[np.bool_], numbers: Sequence[int]
+) -> None:
     """Write the MoE layers, a layer a line."""
     layers = np.flatnonzero(moe)
     about = {
@@ -32,7 +35,7 @@ def write_own(placement: Placement, path: Path, moe: NDArray[np.bool_], first_la
         "num_gpus": placement.cluster.num_gpus,
         "num_nodes": placement.cluster.num_nodes,
         "num_experts": placement.num_experts,
-        "layers": (layers + first_layer).tolist(),
+        "layers": [numbers[layer] for layer in layers.tolist()],
     }
     rows = rows_text(placement.phy2log[layers])
     write_text(path, f'{json.dumps(about)[:-1]},\n"{_MAP}": {rows}}}\n')
