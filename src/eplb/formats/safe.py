@@ -22,8 +22,8 @@ from eplb.checks import printable
 from eplb.errors import EplbError, FormatError, LoadsError, MissingExtraError
 
 __all__ = [
-    "FileWarning",
     "LARGEST",
+    "FileWarning",
     "check_regular",
     "check_size",
     "floats",

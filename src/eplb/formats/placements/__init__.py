@@ -9,13 +9,23 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.checks import LAYERS, rising_layers, whole_number
+from eplb.checks import LAYERS, ranges, rising_layers, whole_number
 from eplb.cluster import Cluster
 from eplb.errors import ClusterError, FormatError, LoadsError, OptionError
-from eplb.formats.placements import ascend, deepseek, sglang, tensorrt_llm, vllm
+from eplb.formats.placements import ascend, bare, deepseek, sglang, tensorrt_llm, vllm
 from eplb.formats.placements.layout import Layout, contiguous_row
 from eplb.formats.placements.matching import matched
-from eplb.formats.safe import check_regular, naming, read_json_text, read_text, zip_names
+from eplb.formats.safe import (
+    check_regular,
+    load_pt,
+    naming,
+    read_json_text,
+    read_npy,
+    read_text,
+    tensor_array,
+    warn,
+    zip_names,
+)
 from eplb.placement import Placement
 
 __all__ = [
@@ -163,6 +173,8 @@ def load_placement(
             raise FormatError(f"{source}: does not exist")
         check_regular(source)
         layout = _layout_of(source)
+        if num_experts is not None:
+            layout = _without_shared(source, layout, num_experts, num_gpus)
         found = int(layout.rows.max()) + 1
         if num_experts is not None and found != num_experts:
             raise FormatError(
@@ -184,23 +196,37 @@ def _layout_of(path: Path) -> Layout:
     with path.open("rb") as file:
         head = file.read(6)
     if head == b"\x93NUMPY":
-        return deepseek.read_npy_map(path)
+        return bare.read_array(path, read_npy(path))
     if head[:2] == b"PK":
         names = zip_names(path, ".npz or .pt")
         if any(name.endswith(".npy") for name in names):
             return deepseek.read_npz_maps(path)
         if any(name.endswith("/data.pkl") for name in names):
-            return sglang.read_pt_map(path)
+            return _layout_in_pt(path)
         raise FormatError(f"{path}: is an archive of no arrays and no tensors")
     text = read_text(path)
     first = text.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     yaml = path.suffix.lower() in _ENDINGS["tensorrt-llm"] or first not in {b"{", b"["}
     content = tensorrt_llm.read_yaml(path, text) if yaml else read_json_text(path, text)
     if isinstance(content, list):
-        return deepseek.read_bare(path, content)
+        return bare.read_list(path, content)
     if not isinstance(content, dict):
         raise FormatError(f"{path}: is no placement, but {type(content).__name__}")
     return _layout_in(path, content)
+
+
+def _layout_in_pt(path: Path) -> Layout:
+    content = load_pt(path)
+    if not isinstance(content, dict):
+        return bare.read_array(path, tensor_array(path, content, "the file"))
+    if deepseek.MAP in content:
+        return deepseek.read_tensors(path, content)
+    if sglang.MAP in content or sglang.LAST in content:
+        return sglang.read_pt_map(path, content)
+    raise FormatError(
+        f"{path}: is no placement: expected the key {sglang.MAP!r}, {sglang.LAST!r} or "
+        f"{deepseek.MAP!r}"
+    )
 
 
 def _layout_in(path: Path, content: dict[Any, Any]) -> Layout:
@@ -214,6 +240,13 @@ def _layout_in(path: Path, content: dict[Any, Any]) -> Layout:
         return ascend.read_expert_map(path, content)
     if not (tensorrt_llm.KEYS | {"moe_config"}).isdisjoint(content):
         return tensorrt_llm.read_assignments(path, content)
+    if vllm.SNAPSHOTS in content:
+        return vllm.read_snapshots(path, content)
+    found = bare.read_by_layer(path, content) or bare.read_models(
+        path, content, lambda model: _layout_in(path, model)
+    )
+    if found is not None:
+        return found
     if any(key in content for key in _LOADS):
         raise FormatError(f"{path}: holds loads, and no placement")
     keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"
@@ -221,6 +254,27 @@ def _layout_in(path: Path, content: dict[Any, Any]) -> Layout:
         f"{path}: is no placement: expected a key as 'physical_to_logical_map', 'layer_list', "
         f"'initial_global_assignments' or 'phy2log', found {keys}"
     )
+
+
+def _without_shared(path: Path, layout: Layout, num_experts: int, num_gpus: int | None) -> Layout:
+    """The layout without experts beyond the model's that each GPU has, in each layer."""
+    gpus = layout.num_gpus or num_gpus
+    if gpus is None or layout.rows.max() < num_experts or layout.rows.shape[1] % gpus:
+        return layout
+    by_gpu = layout.rows.reshape(len(layout.rows), gpus, -1)
+    shared = np.unique(by_gpu[by_gpu >= num_experts])
+    if not all((by_gpu == expert).sum(axis=2).all() for expert in shared):
+        return layout
+    own = by_gpu < num_experts
+    if np.unique(own.sum(axis=2)).size > 1 or not own.any():
+        return layout
+    ids = ranges(shared.tolist())
+    warn(
+        path,
+        f"expert {ids} is on every GPU, and the loads have experts 0 to {num_experts - 1}: "
+        "it is left out as a shared expert",
+    )
+    return replace(layout, rows=by_gpu[own].reshape(len(layout.rows), -1))
 
 
 def _check_whole(path: Path, layout: Layout, num_experts: int) -> None:

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from eplb.errors import FormatError
 from eplb.files import write_text
 from eplb.formats.placements.layout import Layout, contiguous_row, rows_of, rows_text
-from eplb.formats.safe import load_pt, tensor_array
+from eplb.formats.safe import tensor_array
 from eplb.placement import Placement
 
-__all__ = ["MAP", "read_map", "read_pt_map", "write_map"]
+__all__ = ["LAST", "MAP", "read_map", "read_pt_map", "write_map"]
 
 MAP = "physical_to_logical_map"
-_LAST = "last_physical_to_logical_map"
+LAST = "last_physical_to_logical_map"
 
 
 def write_map(
@@ -49,12 +49,9 @@ def read_map(path: Path, content: dict[str, Any]) -> Layout:
     return _layout(rows_of(path, rows, names), names)
 
 
-def read_pt_map(path: Path) -> Layout:
+def read_pt_map(path: Path, content: dict[Any, Any]) -> Layout:
     """The map in a `.pt` file: for `--init-expert-location`, or in a dump of the recorder."""
-    content = load_pt(path)
-    key = next((key for key in (MAP, _LAST) if isinstance(content, dict) and key in content), None)
-    if key is None:
-        raise FormatError(f"{path}: is no placement: expected the key {MAP!r} or {_LAST!r}")
+    key = MAP if MAP in content else LAST
     array = tensor_array(path, content[key], key)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "iu":
         raise FormatError(f"{path}: {key} is no map of layers and slots [L, P] of whole numbers")

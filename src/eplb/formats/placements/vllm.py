@@ -18,9 +18,10 @@ from eplb.files import write_text
 from eplb.formats.placements.layout import Layout, number_of, rows_of, rows_text
 from eplb.placement import Placement
 
-__all__ = ["MARK", "read_own", "write_own"]
+__all__ = ["MARK", "SNAPSHOTS", "read_own", "read_snapshots", "write_own"]
 
 MARK = "eplb_placement"
+SNAPSHOTS = "snapshots"
 _MAP = "physical_to_logical_map"
 
 
@@ -66,3 +67,15 @@ def read_own(path: Path, content: dict[str, Any]) -> Layout:
         num_gpus=number_of(path, content, "num_gpus"),
         num_nodes=number_of(path, content, "num_nodes"),
     )
+
+
+def read_snapshots(path: Path, content: dict[str, Any]) -> Layout:
+    """The map that ran at the last of the snapshots that branches of vLLM write."""
+    snapshots = content[SNAPSHOTS]
+    last = snapshots[-1] if isinstance(snapshots, list) and snapshots else None
+    rows = last.get(_MAP) if isinstance(last, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise FormatError(f"{path}: {SNAPSHOTS}[-1] has no {_MAP} with layers in it")
+    names = [f"{SNAPSHOTS}[-1].{_MAP}[{row}]" for row in range(len(rows))]
+    gpus = number_of(path, content, "world_size")
+    return Layout("vllm", rows_of(path, rows, names), names, num_gpus=gpus)
