@@ -1,9 +1,11 @@
 """The command line: parse, call, print. Errors are one line on stderr and exit code 2."""
 
+import logging
 import os
 import signal
 import sys
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = ["main"]
 
@@ -20,13 +22,10 @@ def _run() -> int | str | None:
     from eplb.checks import printable
     from eplb.cli.commands import app
     from eplb.errors import EplbError
-    from eplb.formats import FileWarning
 
     signal.signal(signal.SIGINT, before)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", FileWarning)
-            warnings.showwarning = _show
+        with _telling_notes():
             app()
     except SystemExit as done:
         return done.code
@@ -53,9 +52,17 @@ def _flushed(code: int | str | None) -> int | str | None:
     return code
 
 
-def _show(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning as one line, beside what is printed."""
-    print(f"eplb: note: {message}", file=sys.stderr)  # noqa: T201
+@contextmanager
+def _telling_notes() -> Iterator[None]:
+    """What readers of files leave to the log, as lines beside what is printed."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("eplb: note: %(message)s"))
+    logger = logging.getLogger("eplb.formats")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _fail(line: str) -> int:

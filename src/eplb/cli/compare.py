@@ -10,7 +10,9 @@ from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_
 from eplb.cli.options import (
     DEFAULT_POLICIES,
     AsJson,
+    Axes,
     Between,
+    Counters,
     ExpertShare,
     First,
     GpuName,
@@ -52,6 +54,8 @@ def command(
     every: Annotated[int, typer.Option(help="Number of windows between plans.")] = 1,
     history: History = HISTORY,
     first: First = 1,
+    axes: Axes = None,
+    counters: Counters = False,
     merge: Merge = 1,
     expert_bytes: PlainExpertBytes = None,
     window_seconds: Annotated[
@@ -80,7 +84,7 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), printing_to_stderr():
         policies = named_policies(policy or DEFAULT_POLICIES)
-        loads = read_loads(trace, merge)
+        loads = read_loads(trace, axes, counters, merge)
     cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
     service = None
     more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)

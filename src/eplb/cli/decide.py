@@ -12,7 +12,9 @@ from eplb.checks import budget_from, whole_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
+    Axes,
     Between,
+    Counters,
     Current,
     CurrentGpus,
     ExpertBytes,
@@ -78,6 +80,8 @@ def command(
         ),
     ] = None,
     current_gpus: CurrentGpus = None,
+    axes: Axes = None,
+    counters: Counters = False,
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
@@ -94,7 +98,7 @@ def command(
         check_placement_path(output, "sglang")
         check_writable(output, trace)
     whole_number(history, "--history")
-    loads = read_loads(trace, merge, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers
     )

@@ -10,6 +10,8 @@ from rich.console import Console
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
+    Axes,
+    Counters,
     FirstLayer,
     Groups,
     Layers,
@@ -54,6 +56,8 @@ def command(
         ),
     ] = None,
     groups: Groups = 1,
+    axes: Axes = None,
+    counters: Counters = False,
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
@@ -62,7 +66,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Score the placement that runs now, and show what a plan for the same slots would gain."""
-    loads = read_loads(trace, merge, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
     running = read_placement(placement, loads, gpus, nodes, placement_layers)
     console = Console(stderr=True)
     with (

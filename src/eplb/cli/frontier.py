@@ -11,6 +11,8 @@ from rich.console import Console
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
+    Axes,
+    Counters,
     Current,
     CurrentGpus,
     FirstLayer,
@@ -56,6 +58,8 @@ def command(
         Effort, typer.Option(help="Work that the plan from scratch may take.")
     ] = "default",
     current_gpus: CurrentGpus = None,
+    axes: Axes = None,
+    counters: Counters = False,
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
@@ -70,7 +74,7 @@ def command(
     if plot is not None:
         check_plot_path(plot)
         check_writable(plot, trace)
-    loads = read_loads(trace, merge, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers
     )

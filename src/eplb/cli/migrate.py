@@ -13,7 +13,9 @@ from eplb.checks import ranges
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
+    Axes,
     Between,
+    Counters,
     ExpertBytes,
     FirstLayer,
     GpuName,
@@ -87,6 +89,8 @@ def command(
     expert_bytes: ExpertBytes = None,
     bandwidth_within: Within = None,
     bandwidth_between: Between = None,
+    axes: Axes = None,
+    counters: Counters = False,
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
@@ -110,7 +114,7 @@ def command(
     after_nodes = nodes if new_nodes is None else new_nodes
     trace = None
     if loads is not None:
-        trace = read_loads(loads, 1, first_layer, layers)
+        trace = read_loads(loads, axes, counters, 1, first_layer, layers)
         before = read_placement(old, trace, gpus, nodes, placement_layers)
         after = read_placement(new, trace, after_gpus, after_nodes, placement_layers)
     else:

@@ -31,7 +31,9 @@ from eplb.replaying.policies import POLICIES
 __all__ = [
     "DEFAULT_POLICIES",
     "AsJson",
+    "Axes",
     "Between",
+    "Counters",
     "Current",
     "CurrentGpus",
     "ExpertBytes",
@@ -147,6 +149,23 @@ PlacementLayers = Annotated[
         "file does not number them and has others than the loads.",
     ),
 ]
+Axes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="What the axes of a plain array are, such as layers,ranks,local (experts numbered "
+        "within their rank), ranks,layers,experts or tokens,layers,choices. [default: (windows,) "
+        "layers, experts]",
+        show_default=False,
+    ),
+]
+Counters = Annotated[
+    bool,
+    typer.Option(
+        "--counters",
+        help="The loads count from the engine's start. A window is what it adds to the one before.",
+    ),
+]
 Merge = Annotated[
     int,
     typer.Option(
@@ -252,14 +271,19 @@ MaxMoves = Annotated[
 
 
 def read_loads(
-    path: Path, merge: int = 1, first_layer: int | None = None, layers: str | None = None
+    path: Path,
+    axes: str | None,
+    counters: bool,
+    merge: int = 1,
+    first_layer: int | None = None,
+    layers: str | None = None,
 ) -> LoadTrace:
     """The loads in a file or folder, with the numbers that options give their layers.
 
     Raises:
         EplbError: as for `eplb.load_trace`, and options that do not fit.
     """
-    loads = load_trace(path).merged(merge)
+    loads = load_trace(path, axes=axes, counters=counters).merged(merge)
     numbers = _numbers_of(first_layer, layers, loads.num_layers)
     return loads if numbers is None else replace(loads, layers=numbers)
 

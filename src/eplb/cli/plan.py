@@ -12,6 +12,8 @@ from eplb.checks import budget_from, printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
+    Axes,
+    Counters,
     CurrentGpus,
     FirstLayer,
     Gpus,
@@ -94,6 +96,8 @@ def command(
             show_default=False,
         ),
     ] = None,
+    axes: Axes = None,
+    counters: Counters = False,
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
@@ -111,7 +115,7 @@ def command(
     check_moves_options(current, max_moves, move_cost, current_gpus)
     if forecast != BEST:
         named_forecast(forecast)
-    loads = read_loads(trace, 1, first_layer, layers)
+    loads = read_loads(trace, axes, counters, 1, first_layer, layers)
     moves: RunningPlacement | None = None
     if current is None:
         cluster = cluster_of(loads.num_experts, gpus, nodes, slots)

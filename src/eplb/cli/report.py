@@ -11,6 +11,8 @@ from rich.progress import Progress
 from eplb.checks import printable, real_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
+    Axes,
+    Counters,
     FirstLayer,
     Gpus,
     Groups,
@@ -74,6 +76,8 @@ def command(
             show_default=False,
         ),
     ] = None,
+    axes: Axes = None,
+    counters: Counters = False,
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
@@ -102,7 +106,7 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), _Steps(console) as steps:
         steps("reading", 0, 1)
-        loads = read_loads(trace, merge, first_layer, layers)
+        loads = read_loads(trace, axes, counters, merge, first_layer, layers)
         running = None
         if current is not None:
             running = read_placement(current, loads, gpus, nodes, placement_layers)

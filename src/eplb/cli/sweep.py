@@ -12,6 +12,8 @@ from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_
 from eplb.cli.options import (
     DEFAULT_POLICIES,
     AsJson,
+    Axes,
+    Counters,
     First,
     Groups,
     History,
@@ -55,6 +57,8 @@ def command(
     groups: Groups = 1,
     history: History = HISTORY,
     first: First = 1,
+    axes: Axes = None,
+    counters: Counters = False,
     merge: Merge = 1,
     expert_bytes: PlainExpertBytes = None,
     jobs: Annotated[
@@ -72,7 +76,7 @@ def command(
     policies = policy or DEFAULT_POLICIES
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
-        loads = read_loads(trace, merge)
+        loads = read_loads(trace, axes, counters, merge)
     clusters = [
         cluster_of(loads.num_experts, size, nodes, None, spare=more)
         for size, more in itertools.product(gpus, spare or [1])

@@ -5,6 +5,7 @@ here check sizes before memory is taken. What goes wrong becomes one line that b
 """
 
 import json
+import logging
 import pickle
 import re
 import stat
@@ -23,7 +24,6 @@ from eplb.errors import EplbError, FormatError, LoadsError, MissingExtraError
 
 __all__ = [
     "LARGEST",
-    "FileWarning",
     "check_regular",
     "check_size",
     "floats",
@@ -42,6 +42,8 @@ __all__ = [
     "zip_names",
 ]
 
+_logger = logging.getLogger("eplb.formats")
+
 LARGEST = 4 << 30
 """Bytes of the largest array of loads that is read."""
 
@@ -49,13 +51,9 @@ _LARGEST_TEXT = 16 << 20
 """Bytes of the longest text of a placement or a note: 94 layers of 2,048 slots take 6 MB."""
 
 
-class FileWarning(UserWarning):
-    """What was left out of a file, or taken for what the file does not say."""
-
-
 def warn(path: Path, text: str) -> None:
-    """Tell what was left out of a file, or taken for what the file does not say."""
-    warnings.warn(printable(f"{path}: {text}"), FileWarning, stacklevel=2)
+    """Tell in the log what was left out of a file, or taken for what the file does not say."""
+    _logger.warning("%s", printable(f"{path}: {text}"))
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from notes import told
 
 import eplb
-from eplb.formats import FileWarning
 
 ROWS = np.array([[0, 1, 2, 0], [2, 0, 1, 2], [1, 0, 2, 1]])
 SMALL = eplb.Placement(ROWS, 3, eplb.Cluster(2, 1, 2))
@@ -64,7 +64,7 @@ def test_maps_by_layer(tmp_path: Path, name: str) -> None:
     assert found.phy2log.tolist() == ROWS[[1, 2, 0]].tolist()
 
 
-def test_maps_of_two_models(tmp_path: Path) -> None:
+def test_maps_of_two_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def named(*sizes: int) -> dict[str, Any]:
         maps = [{"physical_to_logical_map": ROWS[:size].tolist()} for size in sizes]
         return dict(zip(("mtp", "target"), maps, strict=True))
@@ -80,7 +80,7 @@ def test_maps_of_two_models(tmp_path: Path) -> None:
         eplb.load_placement(path, 2)
 
 
-def test_shared_expert_on_every_device(tmp_path: Path) -> None:
+def test_shared_expert_on_every_device(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is left out if the loads have no such expert, and stays if they have."""
     held = [[*gpu, 3] for gpu in ROWS.reshape(6, 2).tolist()]
     layers = [
@@ -91,7 +91,7 @@ def test_shared_expert_on_every_device(tmp_path: Path) -> None:
         for layer in range(3)
     ]
     path = write(tmp_path / "a.json", {"moe_layer_count": 3, "layer_list": layers})
-    with pytest.warns(FileWarning, match=r"expert 3 is on every GPU.* as a shared expert"):
+    with told(caplog, r"expert 3 is on every GPU.* as a shared expert"):
         assert eplb.load_placement(path, num_experts=3) == SMALL
     assert eplb.load_placement(path, num_experts=4).cluster.slots_per_gpu == 3
     layers[1]["device_list"][0]["device_expert"][2] = 0  # type: ignore[index]

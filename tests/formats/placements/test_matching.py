@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import run
+from notes import told
 from numpy.typing import NDArray
 
 import eplb
-from eplb.formats import FileWarning
 
 CLUSTER = eplb.Cluster(2, 1, 2)
 START = [0, 1, 2, 0]
@@ -72,7 +72,9 @@ COUNTED: list[Writer] = [ascend_by_position, bare]
 
 
 @pytest.mark.parametrize("write", NUMBERED)
-def test_a_row_too_many_is_left_out(tmp_path: Path, write: Writer) -> None:
+def test_a_row_too_many_is_left_out(
+    tmp_path: Path, write: Writer, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write(tmp_path / "a.json", [2, 3, 4, 5])
     for dense, layers, expected in (
         (HIDDEN, None, EXPECTED),
@@ -81,7 +83,7 @@ def test_a_row_too_many_is_left_out(tmp_path: Path, write: Writer) -> None:
         # A layer without a token by chance is no dense one.
         (np.array([True, True, False, True, False]), None, EXPECTED),
     ):
-        with pytest.warns(FileWarning, match=r"a\.\w+: layer 5 is left out"):
+        with told(caplog, r"a\.\w+: layer 5 is left out"):
             found = eplb.load_placement(path, 2, dense=dense, layers=layers)
         assert found.phy2log.tolist() == expected
 
@@ -102,7 +104,10 @@ def test_as_many_rows_as_layers_say_nothing(tmp_path: Path, write: Writer) -> No
     [*((write, MOE) for write in [*NUMBERED, *COUNTED]), *((write, HIDDEN) for write in COUNTED)],
 )
 def test_what_nothing_numbers_is_asked_for(
-    tmp_path: Path, write: Writer, dense: NDArray[np.bool_]
+    tmp_path: Path,
+    write: Writer,
+    dense: NDArray[np.bool_],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = write(tmp_path / "a.json", [2, 3, 4, 5])
     rows = 6 if write is sglang else 4
@@ -116,7 +121,7 @@ def test_what_nothing_numbers_is_asked_for(
     answer: dict[str, Any] = {"first_layer": 0 if dense is HIDDEN else 2}
     if write in COUNTED:
         answer["placement_layers"] = range(2, 6)
-    with pytest.warns(FileWarning, match="layer 5 is left out"):
+    with told(caplog, "layer 5 is left out"):
         found = eplb.load_placement(path, 2, dense=dense, **answer)
     assert found.phy2log.tolist() == (EXPECTED if dense is HIDDEN else EXPECTED[2:])
 

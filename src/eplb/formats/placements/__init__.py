@@ -141,6 +141,8 @@ def load_placement(
     configuration of TensorRT-LLM that holds a balancer's, and a bare array [L, P] in JSON or
     `.npy`. Nothing in a file is ever run.
 
+    Rows of layers that the loads do not have are left out, which the log of `eplb.formats` tells.
+
     Args:
         path: the file.
         num_gpus: GPUs that it is for; SGLang, TensorRT-LLM and bare arrays do not tell.
@@ -161,9 +163,6 @@ def load_placement(
         ClusterError: GPUs that its slots do not divide over, or nodes that do not divide the GPUs.
         LoadsError: a `dense` that is no list of layers.
         MissingExtraError: a format whose package is not installed.
-
-    Warns:
-        FileWarning: rows of layers that the loads do not have, which are left out.
     """
     source = Path(path)
     mask = None if dense is None else _mask(dense, None)
