@@ -3,6 +3,7 @@
 import re
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from eplb.formats.loads.arrays import read_npy, read_npz
 from eplb.formats.loads.bare import Bare, understood
 from eplb.formats.loads.json import read_json
 from eplb.formats.loads.lists import Listed, joined_lists, read_jsonl
-from eplb.formats.loads.sglang import Passes, dump_time, joined, read_pt
+from eplb.formats.loads.sglang import NothingRecordedError, Passes, dump_time, joined, read_pt
 from eplb.formats.loads.tables import read_csv, read_parquet
 from eplb.formats.loads.tensorrt_llm import is_statistics, read_statistics
-from eplb.formats.safe import LARGEST, check_regular, frozen, naming
+from eplb.formats.safe import LARGEST, check_regular, frozen, naming, warn
 from eplb.loads import LoadTrace
 
 __all__ = ["read_file", "read_folder"]
@@ -56,13 +57,15 @@ def read_folder(folder: Path, axes: tuple[str, ...] | None = None) -> LoadTrace:
         if is_statistics(folder):
             return read_statistics(folder)
         groups = _by_rank(folder, _files(folder))
-    first = _read(groups[0][0], axes)
+    first: LoadTrace | Passes | Listed | None = None
+    with suppress(NothingRecordedError):
+        first = _read(groups[0][0], axes)
     if isinstance(first, Passes):
         return joined(_recording(first, [path for group in groups for path in group]))
     if isinstance(first, Listed):
         with naming(groups[0][0]):
             return joined_lists([[_list_of(path, axes) for path in group] for group in groups])
-    return _concatenated(groups, axes)
+    return _concatenated(groups, axes, first)
 
 
 def _read(path: Path, axes: tuple[str, ...] | None = None) -> LoadTrace | Passes | Listed:
@@ -154,11 +157,13 @@ def _by_rank(folder: Path, files: list[Path]) -> list[list[Path]]:
     return [list(group) for group in zip(*ranks.values(), strict=True)]
 
 
-def _together(group: list[Path], axes: tuple[str, ...] | None) -> LoadTrace:
+def _together(
+    group: list[Path], axes: tuple[str, ...] | None, first: LoadTrace | None
+) -> LoadTrace:
     """The trace of a file, or of a file of each rank: tokens added up, or local experts joined."""
     parts: list[LoadTrace] = []
     for path in group:
-        part = _read(path, axes)
+        part = first if first is not None and not parts else _read(path, axes)
         if not isinstance(part, LoadTrace):
             raise FormatError(
                 f"{path}: has a rank's passes or a list, and other files have windows: "
@@ -178,14 +183,23 @@ def _together(group: list[Path], axes: tuple[str, ...] | None) -> LoadTrace:
     return replace(parts[0], loads=whole)
 
 
-def _concatenated(groups: list[list[Path]], axes: tuple[str, ...] | None) -> LoadTrace:
+def _concatenated(
+    groups: list[list[Path]], axes: tuple[str, ...] | None, read: LoadTrace | None
+) -> LoadTrace:
     """The windows of all files, each file's after those of the file before, ranks added up."""
     values = array("d")
     names: list[str] = []
     times: list[float] | None = []
     first: LoadTrace | None = None
     for group in groups:
-        path, trace = group[0], _together(group, axes)
+        path = group[0]
+        try:
+            trace = _together(group, axes, read if group is groups[0] else None)
+        except NothingRecordedError:
+            if first is None and group is groups[-1]:
+                raise
+            warn(path, "is left out: nothing was recorded")
+            continue
         if first is None:
             first = trace
             top_k, model, layers, shape = (

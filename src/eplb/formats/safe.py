@@ -63,7 +63,7 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except FormatError as error:
         # What a file says must not break lines, or speak to the user's terminal.
-        raise FormatError(printable(error)) from None
+        raise type(error)(printable(error)) from None
     except LoadsError as error:
         raise FormatError(f"{path}: {error}") from None
     except OSError as error:

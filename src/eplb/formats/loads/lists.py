@@ -29,7 +29,8 @@ _LAYER = ("layer", "layer_id", "layer_idx", "layer_index")
 _WINDOW = ("window", "step", "iteration", "forward_pass_id")
 _CHOSEN = ("topk_ids", "topk_idx", "expert_ids", "routed_experts")
 
-_MOST_EXPERTS = 1_000_000
+_MOST_EXPERTS = 16_384
+"""Some times more than any model has: an array is made for all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +163,7 @@ def list_in_array(path: Path, array: NDArray[np.float64]) -> Listed | None:
     # Of most rows the next one is the next expert of the same layer.
     if not rising.all() or 2 * (new_layer == 0).sum() < len(array) or experts.max() < 3:
         return None
-    if experts.max() >= len(array) or (layers != np.floor(layers)).any():
+    if experts.max() >= 4 * len(array) or (layers != np.floor(layers)).any():
         return None
     what = "layer, expert, count" if len(columns) == 3 else "expert, count"
     warn(path, f"its {len(columns)} columns are taken for {what}")

@@ -20,11 +20,15 @@ from eplb.formats.loads.bare import Bare
 from eplb.formats.safe import check_size, floats, load_pt, tensor_array
 from eplb.loads import LoadTrace
 
-__all__ = ["Passes", "dump_time", "joined", "read_pt"]
+__all__ = ["NothingRecordedError", "Passes", "dump_time", "joined", "read_pt"]
 
 _ROUTED = "routed_experts"
 
 _DUMP = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_\d+)?", re.ASCII)
+
+
+class NothingRecordedError(FormatError):
+    """A dump without a token: written while nothing was served."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +125,13 @@ def _trace(path: Path, counts: NDArray[Any]) -> LoadTrace:
     if counts.ndim == 3 and counts.size:
         used: NDArray[np.bool_] = np.any(counts, axis=(1, 2))
         if not used.any():
-            raise FormatError(f"{path}: all {len(counts)} steps are unused: nothing was recorded")
+            raise NothingRecordedError(
+                f"{path}: all {len(counts)} steps are unused: nothing was recorded"
+            )
         steps = _in_order(used)
         counts = counts[steps]
+    elif counts.size and not counts.any():
+        raise NothingRecordedError(f"{path}: has no token: nothing was recorded")
     check_size(path, "the tensor", counts.size)
     times = _times([dump_time(path)] * len(steps))
     # The recorder has a row for each hidden layer.

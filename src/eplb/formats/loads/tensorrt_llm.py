@@ -127,8 +127,9 @@ def _check_stage(
     """
     layers = frozenset(layer for _, layer in keys)
     iterations = sorted({iteration for iteration, _ in keys})
-    for other, expected in stages.items():
-        if other & layers:
+    own = [expected for other, expected in stages.items() if other & layers]
+    for expected in own or stages.values():
+        if own:
             _check_same(path, keys, first, expected)
         elif {iteration for iteration, _ in expected} != set(iterations):
             raise FormatError(f"{path}: has other iterations than {first.name}")
