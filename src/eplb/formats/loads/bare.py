@@ -97,7 +97,8 @@ def understood(path: Path, bare: Bare, axes: tuple[str, ...] | None) -> LoadTrac
                 "numbers. If it is an expert's load, give the table a heading",
             )
             return LoadTrace(floats(array[:, 1:]), layers=tuple(range(first, last + 1)))
-    trace = LoadTrace(floats(array))
+    # What a reader made float64 is not copied once more.
+    trace = LoadTrace(array if array.dtype == np.float64 else floats(array))
     _warn_of_axes(path, trace)
     return trace
 

@@ -23,6 +23,10 @@ _RANK = re.compile(r"rank(\d{1,6})\.safetensors", re.ASCII)
 _KEY = re.compile(r"(\d{1,18})_(\d{1,18})", re.ASCII)
 
 _MOST_LAYERS = 10_000
+
+_Stages = dict[frozenset[int], tuple[Path, dict[tuple[int, int], str]]]
+"""By its layers, a rank of each pipeline stage, and its names."""
+
 _MOST_EXPERTS = 1_000_000
 
 
@@ -39,7 +43,7 @@ def read_statistics(folder: Path) -> LoadTrace:
         raise MissingExtraError("safetensors", "formats", f"reading {folder}") from None
     num_experts, top_k = _read_meta(folder / _META)
     files = _rank_files(folder)
-    stages: dict[frozenset[int], dict[tuple[int, int], str]] = {}
+    stages: _Stages = {}
     parts: dict[int, NDArray[np.float64]] = {}
     for path in files:
         with naming(path):
@@ -49,7 +53,7 @@ def read_statistics(folder: Path) -> LoadTrace:
                 safetensors.safe_open(str(path), framework="np") as file,
             ):
                 keys = _keys(path, list(file.keys()))
-                rows = _check_stage(path, keys, files[0], stages)
+                rows = _check_stage(path, keys, stages)
                 check_size(path, "the folder", len(rows) * _num_layers(stages) * num_experts)
                 for (iteration, layer), key in keys.items():
                     if layer not in parts:
@@ -117,8 +121,7 @@ def _keys(path: Path, names: list[str]) -> dict[tuple[int, int], str]:
 def _check_stage(
     path: Path,
     keys: dict[tuple[int, int], str],
-    first: Path,
-    stages: dict[frozenset[int], dict[tuple[int, int], str]],
+    stages: _Stages,
 ) -> dict[int, int]:
     """Rows of the iterations, where the rank has all that others of its stage have, and no other's.
 
@@ -127,8 +130,8 @@ def _check_stage(
     """
     layers = frozenset(layer for _, layer in keys)
     iterations = sorted({iteration for iteration, _ in keys})
-    own = [expected for other, expected in stages.items() if other & layers]
-    for expected in own or stages.values():
+    own = [stage for other, stage in stages.items() if other & layers]
+    for first, expected in own or stages.values():
         if own:
             _check_same(path, keys, first, expected)
         elif {iteration for iteration, _ in expected} != set(iterations):
@@ -138,11 +141,11 @@ def _check_stage(
             (it, la) for it in iterations for la in sorted(layers) if (it, la) not in keys
         )
         raise FormatError(f"{path}: lacks iteration {missing[0]}, layer {missing[1]}")
-    stages[layers] = keys
+    stages.setdefault(layers, (path, keys))
     return {iteration: row for row, iteration in enumerate(iterations)}
 
 
-def _num_layers(stages: dict[frozenset[int], dict[tuple[int, int], str]]) -> int:
+def _num_layers(stages: _Stages) -> int:
     return 1 + max(map(max, stages))
 
 

@@ -53,6 +53,8 @@ def matched(
         return found
     without = f" ({num_layers - moe.size} of them without load)" if dense.any() else ""
     settles = "say which layers of the model the file has, as in --placement-layers 3-61"
+    if layers is None and not dense.any():
+        settles += ", and the loads: --first-layer 3"
     if layout.layers:
         settles = (
             "say which layers of the model the loads have: --first-layer or --layers "
