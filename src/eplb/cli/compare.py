@@ -10,16 +10,13 @@ from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_
 from eplb.cli.options import (
     DEFAULT_POLICIES,
     AsJson,
-    Axes,
     Between,
-    Counters,
     ExpertShare,
     First,
     GpuName,
     Gpus,
     Groups,
     History,
-    Merge,
     ModelName,
     Nodes,
     PlainExpertBytes,
@@ -31,8 +28,13 @@ from eplb.cli.options import (
     Within,
     cluster_of,
     rates_of,
-    read_loads,
     service_of,
+)
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    Merge,
+    read_loads,
 )
 from eplb.cli.records import check_ending, write_comparison
 from eplb.cli.terminal import print_comparison, printing_to_stderr, progress_bar, say

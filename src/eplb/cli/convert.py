@@ -1,6 +1,12 @@
 """`eplb convert`: a trace in another form."""
 
-from eplb.cli.options import Axes, Counters, Merge, TraceFile, TraceTarget, read_loads
+from eplb.cli.options import TraceFile, TraceTarget
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    Merge,
+    read_loads,
+)
 from eplb.cli.terminal import say
 from eplb.files import check_writable
 from eplb.formats import save_trace

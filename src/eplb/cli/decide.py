@@ -12,21 +12,15 @@ from eplb.checks import budget_from, whole_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
-    Axes,
     Between,
-    Counters,
     Current,
     CurrentGpus,
     ExpertBytes,
     ExpertShare,
-    FirstLayer,
     GpuName,
     Groups,
-    Layers,
     MaxMoves,
-    Merge,
     ModelName,
-    PlacementLayers,
     SomeGpus,
     SomeNodes,
     SomeSlots,
@@ -34,11 +28,19 @@ from eplb.cli.options import (
     Threads,
     TraceFile,
     Within,
-    load_current,
     moe_slots,
     rates_of,
-    read_loads,
     service_of,
+)
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    Merge,
+    PlacementLayers,
+    load_current,
+    read_loads,
 )
 from eplb.cli.terminal import print_decision, say
 from eplb.files import check_writable

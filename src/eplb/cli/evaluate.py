@@ -8,16 +8,14 @@ import typer
 from rich.console import Console
 
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import (
-    AsJson,
+from eplb.cli.options import AsJson, Groups, Threads
+from eplb.cli.reading import (
     Axes,
     Counters,
     FirstLayer,
-    Groups,
     Layers,
     Merge,
     PlacementLayers,
-    Threads,
     read_loads,
     read_placement,
 )

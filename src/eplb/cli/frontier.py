@@ -11,25 +11,27 @@ from rich.console import Console
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
-    Axes,
-    Counters,
     Current,
     CurrentGpus,
-    FirstLayer,
     Groups,
-    Layers,
-    Merge,
-    PlacementLayers,
     SomeGpus,
     SomeNodes,
     SomeSlots,
     Threads,
     TraceFile,
-    load_current,
     moe_slots,
-    read_loads,
 )
 from eplb.cli.plot import check_plot_path, plot_frontier
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    Merge,
+    PlacementLayers,
+    load_current,
+    read_loads,
+)
 from eplb.cli.terminal import print_frontier, say
 from eplb.errors import LoadsError
 from eplb.files import check_writable

@@ -4,7 +4,13 @@ import json
 
 from rich.console import Console
 
-from eplb.cli.options import AsJson, Axes, Counters, Merge, TraceFile, read_loads
+from eplb.cli.options import AsJson, TraceFile
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    Merge,
+    read_loads,
+)
 from eplb.cli.terminal import print_inspection
 from eplb.describe import inspect_trace
 

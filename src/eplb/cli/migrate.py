@@ -13,17 +13,19 @@ from eplb.checks import ranges
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
-    Axes,
     Between,
-    Counters,
     ExpertBytes,
-    FirstLayer,
     GpuName,
-    Layers,
     ModelName,
-    PlacementLayers,
     Within,
     rates_of,
+)
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    PlacementLayers,
     read_loads,
     read_placement,
 )

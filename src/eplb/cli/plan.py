@@ -12,26 +12,28 @@ from eplb.checks import budget_from, printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
-    Axes,
-    Counters,
     CurrentGpus,
-    FirstLayer,
     Gpus,
     Groups,
-    Layers,
     MaxMoves,
     Nodes,
-    PlacementLayers,
     RunningPlacement,
     Slots,
     Threads,
     TraceFile,
     check_moves_options,
     cluster_of,
-    load_current,
     moe_slots,
-    read_loads,
     target_of,
+)
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    PlacementLayers,
+    load_current,
+    read_loads,
 )
 from eplb.cli.terminal import print_summary, say
 from eplb.cluster import Cluster

@@ -11,19 +11,21 @@ from rich.progress import Progress
 from eplb.checks import printable, real_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
-    Axes,
-    Counters,
-    FirstLayer,
     Gpus,
     Groups,
-    Layers,
-    Merge,
     Nodes,
-    PlacementLayers,
     Slots,
     Threads,
     TraceFile,
     cluster_of,
+)
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    Merge,
+    PlacementLayers,
     read_loads,
     read_placement,
 )

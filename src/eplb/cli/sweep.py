@@ -12,18 +12,20 @@ from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_
 from eplb.cli.options import (
     DEFAULT_POLICIES,
     AsJson,
-    Axes,
-    Counters,
     First,
     Groups,
     History,
-    Merge,
     Nodes,
     PlainExpertBytes,
     Policies,
     SweepRecord,
     TraceFile,
     cluster_of,
+)
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    Merge,
     read_loads,
 )
 from eplb.cli.records import check_ending, write_sweep

@@ -120,7 +120,7 @@ def joined_lists(groups: Sequence[Sequence[Listed]]) -> LoadTrace:
     parts = [part for group in groups for part in group]
     path = parts[0].path
     if len({part.numbered for part in parts}) > 1:
-        raise FormatError(f"{path}: tells layers, and another file of the folder does not, or vice")
+        raise FormatError(f"{path}: tells layers, and another file of the folder does not")
     layers = np.unique(np.concatenate([np.unique(part.layers) for part in parts]))
     num_experts = 1 + max(int(part.experts.max()) for part in parts)
     names: list[str] = []
