@@ -8,24 +8,32 @@ import math
 import operator
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
 from typing import TypeVar
 
 from eplb.errors import EplbError, OptionError
 
 __all__ = [
+    "LAYERS",
     "Budget",
     "budget_from",
     "find_named",
     "in_one_line",
+    "layers_from",
     "number_of_threads",
     "printable",
+    "ranges",
     "real_number",
+    "rising_layers",
     "share_of_one",
     "whole_number",
 ]
+
+LAYERS = 10_000
+"""More than any model has."""
 
 _Figures = TypeVar("_Figures")
 
@@ -94,6 +102,55 @@ def share_of_one(value: object, name: str) -> float:
     if not 0.0 < number <= 1.0:
         raise OptionError(f"{name} is {value!r}: give a share, above 0 and at most 1")
     return number
+
+
+def rising_layers(
+    values: object, number: int | None, name: str, error: type[EplbError] = OptionError
+) -> tuple[int, ...]:
+    """Numbers that layers have in a model, each higher than the one before.
+
+    Raises:
+        OptionError: other values, or not as many as `number`; or an error of the kind given. The
+            message calls them by `name`.
+    """
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise error(f"{name} are {values!r}: give the number that each layer has in the model")
+    layers = tuple(
+        whole_number(each, f"a number in {name}", least=0, most=LAYERS - 1, error=error)
+        for each in values
+    )
+    if number is not None and len(layers) != number:
+        raise error(f"{name} are {len(layers)} numbers for {number} layers: give one for each")
+    for low, high in pairwise(layers):
+        if low >= high:
+            raise error(f"{name} have {high} after {low}: give rising numbers")
+    return layers
+
+
+def layers_from(text: str, name: str) -> tuple[int, ...]:
+    """Layers as a user writes them: "3-60", "1,3,5,7" or both.
+
+    Raises:
+        OptionError: what is none of them.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if not (low.isascii() and low.isdecimal() and (high or low).isdecimal() and len(part) < 20):
+            raise OptionError(f"{name} is {text!r}: give numbers of layers, as 3-60 or 1,3,5,7")
+        layers += range(int(low), min(int(high or low), LAYERS) + 1)
+    return rising_layers(layers, None, name)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers with runs drawn together: "0-2, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
 
 
 def number_of_threads(threads: int | None) -> int:

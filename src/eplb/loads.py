@@ -4,14 +4,14 @@ the loads of one model over time.
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import printable, whole_number
+from eplb.checks import printable, rising_layers, whole_number
 from eplb.errors import LoadsError
 
 __all__ = [
@@ -137,11 +137,13 @@ class LoadTrace:
             None.
         top_k: experts that a token is routed to in a layer, where the source tells.
         model: name of the model, where the source tells.
+        layers: L numbers that the layers have in the model, rising; None where the source does not
+            tell whether it counts dense layers. Traces that differ in nothing else are equal.
 
     Raises:
         LoadsError: loads of another rank, empty, or with a value that is no number of tokens; names
             or times of another number than there are windows, or of another type; a top_k that no
-            token could have.
+            token could have; layers that are not L rising numbers.
     """
 
     loads: NDArray[np.float64]
@@ -149,6 +151,7 @@ class LoadTrace:
     times: NDArray[np.float64] | None = None
     top_k: int | None = None
     model: str | None = None
+    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         loads = _frozen(self.loads)
@@ -171,6 +174,9 @@ class LoadTrace:
         if self.top_k is not None:
             top_k = whole_number(self.top_k, "top_k", most=loads.shape[2], error=LoadsError)
             object.__setattr__(self, "top_k", top_k)
+        if self.layers is not None:
+            layers = rising_layers(self.layers, loads.shape[1], "layers", LoadsError)
+            object.__setattr__(self, "layers", layers)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrays come writable out of a pickle."""
@@ -257,12 +263,11 @@ class LoadTrace:
         # Windows that follow each other are shared, not copied.
         steps = np.diff(chosen)
         rising = slice(chosen[0], chosen[-1] + 1) if (steps == 1).all() else chosen
-        return LoadTrace(
-            self.loads[rising],
-            [self.names[number] for number in chosen],
-            None if self.times is None else self.times[chosen],
-            self.top_k,
-            self.model,
+        return replace(
+            self,
+            loads=self.loads[rising],
+            names=[self.names[number] for number in chosen],
+            times=None if self.times is None else self.times[chosen],
         )
 
     def merged(self, size: int) -> "LoadTrace":
@@ -280,12 +285,11 @@ class LoadTrace:
         for number, window in enumerate(loads):
             self.loads[number * size : (number + 1) * size].sum(axis=0, out=window)
         loads.flags.writeable = False
-        return LoadTrace(
-            loads,
-            self.names[: loads.shape[0] * size : size],
-            None if self.times is None else self.times[: loads.shape[0] * size : size],
-            self.top_k,
-            self.model,
+        return replace(
+            self,
+            loads=loads,
+            names=self.names[: loads.shape[0] * size : size],
+            times=None if self.times is None else self.times[: loads.shape[0] * size : size],
         )
 
 

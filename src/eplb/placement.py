@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eplb.balance import Average, Served, balancedness
+from eplb.checks import rising_layers
 from eplb.cluster import Cluster
 from eplb.dispatching.dispatch import gpu_load, of_gpus
 from eplb.errors import LoadsError, PlacementError
@@ -50,6 +51,8 @@ class Placement:
         phy2log: [L, P] logical expert in each slot; slots are numbered GPU by GPU.
         num_experts: E, logical experts of a layer.
         cluster: the GPUs that the slots are on.
+        layers: L numbers of the layers in the model, where they are known. Placements that differ
+            in nothing else are equal.
 
     Raises:
         PlacementError: a shape that is not the cluster's, an expert out of range, or one that no
@@ -59,6 +62,7 @@ class Placement:
     phy2log: NDArray[np.int64]
     num_experts: int
     cluster: Cluster
+    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_experts, int | np.integer) or self.num_experts < 1:
@@ -87,6 +91,9 @@ class Placement:
             layer, expert = np.argwhere(missing)[0]
             raise PlacementError(f"layer {layer} has no slot for expert {expert}: each needs one")
         phy2log.flags.writeable = False
+        if self.layers is not None:
+            layers = rising_layers(self.layers, len(phy2log), "layers", PlacementError)
+            object.__setattr__(self, "layers", layers)
 
     @classmethod
     def _trusted(

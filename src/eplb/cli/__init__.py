@@ -1,8 +1,11 @@
 """The command line: parse, call, print. Errors are one line on stderr and exit code 2."""
 
+import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = ["main"]
 
@@ -22,7 +25,8 @@ def _run() -> int | str | None:
 
     signal.signal(signal.SIGINT, before)
     try:
-        app()
+        with _telling_notes():
+            app()
     except SystemExit as done:
         return done.code
     except KeyboardInterrupt:
@@ -46,6 +50,19 @@ def _flushed(code: int | str | None) -> int | str | None:
             return code  # an error has been told
         return _fail(f"the output cannot be written: {error.strerror}")
     return code
+
+
+@contextmanager
+def _telling_notes() -> Iterator[None]:
+    """What readers of files leave to the log, as lines beside what is printed."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("eplb: note: %(message)s"))
+    logger = logging.getLogger("eplb.formats")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _fail(line: str) -> int:

@@ -17,7 +17,6 @@ from eplb.cli.options import (
     Gpus,
     Groups,
     History,
-    Merge,
     ModelName,
     Nodes,
     PlainExpertBytes,
@@ -31,10 +30,15 @@ from eplb.cli.options import (
     rates_of,
     service_of,
 )
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    Merge,
+    read_loads,
+)
 from eplb.cli.records import check_ending, write_comparison
 from eplb.cli.terminal import print_comparison, printing_to_stderr, progress_bar, say
 from eplb.errors import EplbError
-from eplb.formats import load_trace
 from eplb.planning.forecast import HISTORY
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import named_policies
@@ -52,6 +56,8 @@ def command(
     every: Annotated[int, typer.Option(help="Number of windows between plans.")] = 1,
     history: History = HISTORY,
     first: First = 1,
+    axes: Axes = None,
+    counters: Counters = False,
     merge: Merge = 1,
     expert_bytes: PlainExpertBytes = None,
     window_seconds: Annotated[
@@ -80,7 +86,7 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), printing_to_stderr():
         policies = named_policies(policy or DEFAULT_POLICIES)
-        loads = load_trace(trace).merged(merge)
+        loads = read_loads(trace, axes, counters, merge)
     cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
     service = None
     more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)

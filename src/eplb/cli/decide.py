@@ -17,11 +17,9 @@ from eplb.cli.options import (
     CurrentGpus,
     ExpertBytes,
     ExpertShare,
-    FirstLayer,
     GpuName,
     Groups,
     MaxMoves,
-    Merge,
     ModelName,
     SomeGpus,
     SomeNodes,
@@ -30,14 +28,22 @@ from eplb.cli.options import (
     Threads,
     TraceFile,
     Within,
-    load_current,
     moe_slots,
     rates_of,
     service_of,
 )
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    Merge,
+    PlacementLayers,
+    load_current,
+    read_loads,
+)
 from eplb.cli.terminal import print_decision, say
 from eplb.files import check_writable
-from eplb.formats import load_trace
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide
 from eplb.planning.forecast import HISTORY
@@ -76,7 +82,11 @@ def command(
         ),
     ] = None,
     current_gpus: CurrentGpus = None,
-    first_layer: FirstLayer = 0,
+    axes: Axes = None,
+    counters: Counters = False,
+    first_layer: FirstLayer = None,
+    layers: Layers = None,
+    placement_layers: PlacementLayers = None,
     merge: Merge = 1,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -90,8 +100,10 @@ def command(
         check_placement_path(output, "sglang")
         check_writable(output, trace)
     whole_number(history, "--history")
-    loads = load_trace(trace).merged(merge)
-    running, cluster = load_current(current, loads, gpus, nodes, slots, current_gpus, first_layer)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
+    running, cluster = load_current(
+        current, loads, gpus, nodes, slots, current_gpus, placement_layers
+    )
     rates = rates_of(
         cluster,
         model,
@@ -130,9 +142,7 @@ def command(
     else:
         print_decision(Console(), f"{trace}, {current} running", found)
     if goes is not None and found.placement is not None:
-        save_placement(
-            found.placement, goes, to="sglang", dense=loads.dense, first_layer=first_layer
-        )
+        save_placement(found.placement, goes, to="sglang", dense=loads.dense, layers=loads.layers)
         if not as_json:
             say(f"Placement written to {goes} for sglang.")
 

@@ -8,9 +8,18 @@ import typer
 from rich.console import Console
 
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads
+from eplb.cli.options import AsJson, Groups, Threads
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    Merge,
+    PlacementLayers,
+    read_loads,
+    read_placement,
+)
 from eplb.cli.terminal import print_evaluation
-from eplb.formats import load_placement, load_trace
 from eplb.replaying.evaluate import evaluate_placement
 
 __all__ = ["command"]
@@ -45,21 +54,18 @@ def command(
         ),
     ] = None,
     groups: Groups = 1,
-    first_layer: FirstLayer = 0,
+    axes: Axes = None,
+    counters: Counters = False,
+    first_layer: FirstLayer = None,
+    layers: Layers = None,
+    placement_layers: PlacementLayers = None,
     merge: Merge = 1,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the placement that runs now, and show what a plan for the same slots would gain."""
-    loads = load_trace(trace).merged(merge)
-    running = load_placement(
-        placement,
-        gpus,
-        nodes,
-        num_experts=loads.num_experts,
-        dense=loads.dense,
-        first_layer=first_layer,
-    )
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
+    running = read_placement(placement, loads, gpus, nodes, placement_layers)
     console = Console(stderr=True)
     with (
         quitting_on_interrupt(console),

@@ -13,22 +13,28 @@ from eplb.cli.options import (
     AsJson,
     Current,
     CurrentGpus,
-    FirstLayer,
     Groups,
-    Merge,
     SomeGpus,
     SomeNodes,
     SomeSlots,
     Threads,
     TraceFile,
-    load_current,
     moe_slots,
 )
 from eplb.cli.plot import check_plot_path, plot_frontier
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    Merge,
+    PlacementLayers,
+    load_current,
+    read_loads,
+)
 from eplb.cli.terminal import print_frontier, say
 from eplb.errors import LoadsError
 from eplb.files import check_writable
-from eplb.formats import load_trace
 from eplb.moving.frontier import Frontier, frontier
 from eplb.planning.forecast import Recent, Scenarios
 from eplb.planning.plan import Effort
@@ -54,7 +60,11 @@ def command(
         Effort, typer.Option(help="Work that the plan from scratch may take.")
     ] = "default",
     current_gpus: CurrentGpus = None,
-    first_layer: FirstLayer = 0,
+    axes: Axes = None,
+    counters: Counters = False,
+    first_layer: FirstLayer = None,
+    layers: Layers = None,
+    placement_layers: PlacementLayers = None,
     merge: Merge = 1,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -66,8 +76,10 @@ def command(
     if plot is not None:
         check_plot_path(plot)
         check_writable(plot, trace)
-    loads = load_trace(trace).merged(merge)
-    running, cluster = load_current(current, loads, gpus, nodes, slots, current_gpus, first_layer)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
+    running, cluster = load_current(
+        current, loads, gpus, nodes, slots, current_gpus, placement_layers
+    )
     num_slots = moe_slots(loads, cluster)
     if not num_slots:
         raise LoadsError(f"{trace}: no layer has any load: there is nothing to balance")

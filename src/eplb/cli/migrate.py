@@ -9,13 +9,32 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
+from eplb.checks import ranges
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson, Between, ExpertBytes, GpuName, ModelName, Within, rates_of
+from eplb.cli.options import (
+    AsJson,
+    Between,
+    ExpertBytes,
+    GpuName,
+    ModelName,
+    Within,
+    rates_of,
+)
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    PlacementLayers,
+    read_loads,
+    read_placement,
+)
 from eplb.cli.terminal import print_migration, say
 from eplb.errors import FormatError
 from eplb.files import check_writable, write_text
-from eplb.formats import load_placement, load_trace
+from eplb.formats import load_placement
 from eplb.moving.migrate import Migration, migrate
+from eplb.placement import Placement
 
 __all__ = ["command"]
 
@@ -72,6 +91,11 @@ def command(
     expert_bytes: ExpertBytes = None,
     bandwidth_within: Within = None,
     bandwidth_between: Between = None,
+    axes: Axes = None,
+    counters: Counters = False,
+    first_layer: FirstLayer = None,
+    layers: Layers = None,
+    placement_layers: PlacementLayers = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write every transfer and copy to this .json file."),
@@ -88,16 +112,17 @@ def command(
             raise FormatError(f"{output}: transfers end with {_ENDING}")
         for path in (old, new, loads):
             check_writable(output, path)
-    trace = None if loads is None else load_trace(loads)
-    dense = None if trace is None else trace.dense
-    before = load_placement(old, gpus, nodes, dense=dense)
-    after = load_placement(
-        new,
-        gpus if new_gpus is None else new_gpus,
-        nodes if new_nodes is None else new_nodes,
-        num_experts=before.num_experts,
-        dense=dense,
-    )
+    after_gpus = gpus if new_gpus is None else new_gpus
+    after_nodes = nodes if new_nodes is None else new_nodes
+    trace = None
+    if loads is not None:
+        trace = read_loads(loads, axes, counters, 1, first_layer, layers)
+        before = read_placement(old, trace, gpus, nodes, placement_layers)
+        after = read_placement(new, trace, after_gpus, after_nodes, placement_layers)
+    else:
+        before = load_placement(old, gpus, nodes)
+        after = load_placement(new, after_gpus, after_nodes, num_experts=before.num_experts)
+        _check_same_layers(before, after, new)
     rates = rates_of(
         after.cluster,
         model,
@@ -131,6 +156,14 @@ def command(
         write_text(output, json.dumps({**figures, **_rows_of(found)}) + "\n")
         if not as_json:
             say(f"The transfers are in {output}.")
+
+
+def _check_same_layers(before: Placement, after: Placement, path: Path) -> None:
+    if before.layers and after.layers and before.layers != after.layers:
+        raise FormatError(
+            f"{path}: has layers {ranges(after.layers)}, and OLD has {ranges(before.layers)}: "
+            "give loads, whose layers are then taken from both (--loads)"
+        )
 
 
 def _figures(found: Migration) -> dict[str, Any]:

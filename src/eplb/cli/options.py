@@ -7,16 +7,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from eplb.checks import printable
-from eplb.cli.terminal import ranges, say
+from eplb.checks import printable, ranges
+from eplb.cli.terminal import say
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import EXPERT_BYTES, MODELS, find_model
 from eplb.errors import OptionError
-from eplb.formats import load_placement
 from eplb.formats.placements import (
     ENGINES,
-    LAYERS,
     MOE_ONLY,
     Engine,
     check_placement_path,
@@ -38,13 +36,11 @@ __all__ = [
     "ExpertBytes",
     "ExpertShare",
     "First",
-    "FirstLayer",
     "GpuName",
     "Gpus",
     "Groups",
     "History",
     "MaxMoves",
-    "Merge",
     "ModelName",
     "Nodes",
     "Output",
@@ -66,7 +62,6 @@ __all__ = [
     "Within",
     "check_moves_options",
     "cluster_of",
-    "load_current",
     "moe_slots",
     "rates_of",
     "service_of",
@@ -118,21 +113,6 @@ TraceTarget = Annotated[
     typer.Argument(
         metavar="OUT",
         help="The file to write: .npz (this project's own format, small), .csv or .parquet.",
-    ),
-]
-FirstLayer = Annotated[
-    int,
-    typer.Option(
-        metavar="N",
-        help="The model's number of the first layer in the loads. Give it if the loads leave out "
-        "the dense layers before it.",
-    ),
-]
-Merge = Annotated[
-    int,
-    typer.Option(
-        metavar="N",
-        help="Add up every N windows into one. Windows left over at the end are dropped.",
     ),
 ]
 
@@ -230,50 +210,6 @@ MaxMoves = Annotated[
         "share of the slots of layers with load.",
     ),
 ]
-
-
-def load_current(
-    path: Path,
-    trace: LoadTrace,
-    gpus: int | None,
-    nodes: int | None,
-    slots: int | None,
-    current_gpus: int | None,
-    first_layer: int = 0,
-) -> tuple[Placement, Cluster]:
-    """The placement in a file, and the cluster asked for: its own, or one with other GPUs or slots.
-
-    Raises:
-        EplbError: as for `eplb.load_placement` and `Cluster`.
-    """
-
-    def load(num_gpus: int | None) -> Placement:
-        return load_placement(
-            path,
-            num_gpus,
-            num_experts=trace.num_experts,
-            dense=trace.dense,
-            first_layer=first_layer,
-        )
-
-    try:
-        current = load(current_gpus)
-    except OptionError:
-        if current_gpus is not None or gpus is None:
-            raise
-        current = load(gpus)
-    had = current.cluster
-    num_gpus = had.num_gpus if gpus is None else gpus
-    num_nodes = nodes
-    if num_nodes is None:
-        num_nodes = had.num_nodes if num_gpus == had.num_gpus else 1
-    cluster = Cluster(num_gpus, num_nodes, had.slots_per_gpu)
-    if slots is not None or cluster.num_slots < trace.num_experts:
-        cluster = cluster_of(trace.num_experts, num_gpus, num_nodes, slots)
-    if (had.num_gpus, had.slots_per_gpu) == (cluster.num_gpus, cluster.slots_per_gpu):
-        # Files do not always tell nodes: the GPUs are the same, wherever they stand.
-        current = Placement(current.phy2log, current.num_experts, cluster)
-    return current, cluster
 
 
 def moe_slots(trace: LoadTrace, cluster: Cluster) -> int:
@@ -464,7 +400,6 @@ class Target:
 
     path: Path
     engine: Engine
-    first_layer: int
 
     def write(self, made: Plan, trace: LoadTrace) -> None:
         """Write the placement that was planned for a trace."""
@@ -473,12 +408,13 @@ class Target:
             self.path,
             to=self.engine,
             dense=trace.dense,
-            first_layer=self.first_layer,
+            layers=trace.layers,
         )
 
     def say(self, trace: LoadTrace) -> None:
         """Tell what was written."""
-        left_out = np.flatnonzero(trace.dense) + self.first_layer
+        numbers = np.array(trace.layers or range(trace.num_layers))
+        left_out = numbers[trace.dense]
         without = ""
         if self.engine in MOE_ONLY and left_out.size:
             without = f", without the layers that have no load ({ranges(left_out.tolist())})"
@@ -486,12 +422,10 @@ class Target:
         say(line)
 
 
-def target_of(output: Path | None, to: str | None, first_layer: int = 0) -> Target | None:
+def target_of(output: Path | None, to: str | None) -> Target | None:
     """What was asked for, found out before any work is done."""
     if output is None:
         if to is not None:
             raise OptionError("--to is the format of the file of --output: give --output too")
         return None
-    if not 0 <= first_layer < LAYERS:
-        raise OptionError(f"--first-layer is {first_layer}: give 0 to {LAYERS - 1}")
-    return Target(output, check_placement_path(output, to or ENGINES[0]), first_layer)
+    return Target(output, check_placement_path(output, to or ENGINES[0]))

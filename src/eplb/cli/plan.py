@@ -13,7 +13,6 @@ from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
     CurrentGpus,
-    FirstLayer,
     Gpus,
     Groups,
     MaxMoves,
@@ -24,17 +23,22 @@ from eplb.cli.options import (
     TraceFile,
     check_moves_options,
     cluster_of,
-    load_current,
     moe_slots,
     target_of,
+)
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    PlacementLayers,
+    load_current,
+    read_loads,
 )
 from eplb.cli.terminal import print_summary, say
 from eplb.cluster import Cluster
 from eplb.files import check_writable
-from eplb.formats import load_trace
-from eplb.formats.placements import (
-    ENGINES,
-)
+from eplb.formats.placements import ENGINES
 from eplb.loads import LoadTrace
 from eplb.planning.backtest import BEST, Expected, expected_of
 from eplb.planning.forecast import FORECASTS, Scenarios, named_forecast
@@ -94,7 +98,11 @@ def command(
             show_default=False,
         ),
     ] = None,
-    first_layer: FirstLayer = 0,
+    axes: Axes = None,
+    counters: Counters = False,
+    first_layer: FirstLayer = None,
+    layers: Layers = None,
+    placement_layers: PlacementLayers = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,19 +111,19 @@ def command(
     If there are several windows, each forecast is first tried on them and scored on the windows
     that follow. The plan is then for what the best forecast expects.
     """
-    target = target_of(output, to, first_layer)
+    target = target_of(output, to)
     if output is not None:
         check_writable(output, trace)
     check_moves_options(current, max_moves, move_cost, current_gpus)
     if forecast != BEST:
         named_forecast(forecast)
-    loads = load_trace(trace)
+    loads = read_loads(trace, axes, counters, 1, first_layer, layers)
     moves: RunningPlacement | None = None
     if current is None:
         cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
     else:
         running, cluster = load_current(
-            current, loads, gpus, nodes, slots, current_gpus, first_layer
+            current, loads, gpus, nodes, slots, current_gpus, placement_layers
         )
         num_slots = moe_slots(loads, cluster)
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)

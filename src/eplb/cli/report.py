@@ -11,22 +11,29 @@ from rich.progress import Progress
 from eplb.checks import printable, real_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
-    FirstLayer,
     Gpus,
     Groups,
-    Merge,
     Nodes,
     Slots,
     Threads,
     TraceFile,
     cluster_of,
 )
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    FirstLayer,
+    Layers,
+    Merge,
+    PlacementLayers,
+    read_loads,
+    read_placement,
+)
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import MODELS
 from eplb.errors import MissingExtraError
 from eplb.files import check_writable, write_text
-from eplb.formats import load_placement, load_trace
 from eplb.placement import Placement
 from eplb.report import STEPS, Figures, measure, print_report, render_page
 
@@ -71,7 +78,11 @@ def command(
             show_default=False,
         ),
     ] = None,
-    first_layer: FirstLayer = 0,
+    axes: Axes = None,
+    counters: Counters = False,
+    first_layer: FirstLayer = None,
+    layers: Layers = None,
+    placement_layers: PlacementLayers = None,
     merge: Merge = 1,
     output: Annotated[
         Path | None,
@@ -97,17 +108,10 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), _Steps(console) as steps:
         steps("reading", 0, 1)
-        loads = load_trace(trace).merged(merge)
+        loads = read_loads(trace, axes, counters, merge, first_layer, layers)
         running = None
         if current is not None:
-            running = load_placement(
-                current,
-                gpus,
-                nodes,
-                num_experts=loads.num_experts,
-                dense=loads.dense,
-                first_layer=first_layer,
-            )
+            running = read_placement(current, loads, gpus, nodes, placement_layers)
         found = measure(
             loads,
             _cluster(loads.num_experts, gpus, nodes, slots, running),
@@ -120,13 +124,20 @@ def command(
             tokens_per_gpu=tokens_per_gpu,
             window_seconds=window_seconds,
             merged=merge,
-            first_layer=first_layer,
+            layers=_layers_words(first_layer, layers),
             threads=threads,
             progress=steps,
         )
         steps("drawing", 0, 1)
         page = None if target is None else render_page(found)
     _put(target, page, found, text)
+
+
+def _layers_words(first_layer: int | None, layers: str | None) -> tuple[str, ...]:
+    """The options that say which layers the loads have, for the command in the report."""
+    if layers is not None:
+        return ("--layers", layers)
+    return () if first_layer is None else ("--first-layer", str(first_layer))
 
 
 def _put(target: Path | None, page: str | None, found: Figures, text: bool) -> None:

@@ -15,7 +15,6 @@ from eplb.cli.options import (
     First,
     Groups,
     History,
-    Merge,
     Nodes,
     PlainExpertBytes,
     Policies,
@@ -23,10 +22,15 @@ from eplb.cli.options import (
     TraceFile,
     cluster_of,
 )
+from eplb.cli.reading import (
+    Axes,
+    Counters,
+    Merge,
+    read_loads,
+)
 from eplb.cli.records import check_ending, write_sweep
 from eplb.cli.terminal import print_sweep, printing_to_stderr, progress_bar, say
 from eplb.errors import EplbError
-from eplb.formats import load_trace
 from eplb.planning.forecast import HISTORY
 from eplb.replaying.sweep import SweepRow, sweep_rows
 
@@ -55,6 +59,8 @@ def command(
     groups: Groups = 1,
     history: History = HISTORY,
     first: First = 1,
+    axes: Axes = None,
+    counters: Counters = False,
     merge: Merge = 1,
     expert_bytes: PlainExpertBytes = None,
     jobs: Annotated[
@@ -72,7 +78,7 @@ def command(
     policies = policy or DEFAULT_POLICIES
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
-        loads = load_trace(trace).merged(merge)
+        loads = read_loads(trace, axes, counters, merge)
     clusters = [
         cluster_of(loads.num_experts, size, nodes, None, spare=more)
         for size, more in itertools.product(gpus, spare or [1])

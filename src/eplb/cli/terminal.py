@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eplb.balance import with_interval
-from eplb.checks import printable
+from eplb.checks import printable, ranges
 from eplb.cli.plot import finding
 from eplb.describe import Inspection
 from eplb.loads import LoadTrace
@@ -34,7 +34,6 @@ __all__ = [
     "print_sweep",
     "printing_to_stderr",
     "progress_bar",
-    "ranges",
     "say",
 ]
 
@@ -68,17 +67,6 @@ def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], N
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, wanted: progress.update(task, completed=done, total=wanted)
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Rising numbers with runs drawn together: "0-2, 7"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
 
 
 def print_summary(

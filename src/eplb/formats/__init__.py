@@ -10,6 +10,7 @@ from pathlib import Path
 from eplb.errors import FormatError
 from eplb.formats.folder import read_file, read_folder
 from eplb.formats.loads.arrays import write_npz
+from eplb.formats.loads.bare import check_axes, check_windows_of, differences
 from eplb.formats.loads.tables import write_csv, write_parquet
 from eplb.formats.placements import load_placement, save_placement
 from eplb.formats.safe import naming
@@ -20,7 +21,9 @@ __all__ = ["load_placement", "load_trace", "save_placement", "save_trace"]
 _WRITERS = {".csv": write_csv, ".npz": write_npz, ".parquet": write_parquet}
 
 
-def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
+def load_trace(
+    path: str | os.PathLike[str], *, axes: str | None = None, counters: bool = False
+) -> LoadTrace:
     """The trace in a file or a folder, in any format that an engine or this project writes.
 
     - `.json`: `{"logical_count": [L][E] or [T][L][E]}` or the bare array, as SGLang takes it;
@@ -35,6 +38,8 @@ def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
       above: these follow each other by the time or the numbers in their names, and windows are
       named after them. Hidden files, folders and other endings are passed over.
 
+    What is taken for something that it is not certain to be is told in the log of `eplb.formats`.
+
     Nothing in a file is ever run, and loads that would take more than 4 GiB are refused before
     memory is taken. Reading a whole file takes at most 256 MiB and four times the resulting array.
     Pages of `.pt` and `.npy` files do not count: these are mapped, and the system takes them back
@@ -42,6 +47,10 @@ def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
 
     Args:
         path: a file, whose ending tells the format, or a folder.
+        axes: what the axes of plain arrays are, where they are not (windows,) layers, experts:
+            "layers,ranks,local" for experts numbered within their rank, "ranks,layers,experts" for
+            ranks to be added up, "tokens,layers,choices" for the experts that tokens chose.
+        counters: whether counts are since the engine's start, so that windows are what each adds.
 
     Returns:
         All windows and all layers that the source has; those of dense layers are all zero.
@@ -50,13 +59,19 @@ def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
         FormatError: a file that cannot be read, or is not what its ending says; the message begins
             with the path of that file.
         MissingExtraError: a format whose package is not installed.
+        OptionError: axes that do not say what each is, or that the source tells itself.
     """
     source = Path(path)
     with naming(source):
         folder = source.is_dir()
         if not folder and not source.exists():
             raise FormatError(f"{source}: does not exist")
-        return read_folder(source) if folder else read_file(source)
+        words = None if axes is None else check_axes(axes)
+        trace = read_folder(source, words) if folder else read_file(source, words)
+        if counters:
+            return differences(trace)
+        check_windows_of(source, trace)
+        return trace
 
 
 def save_trace(trace: LoadTrace, path: str | os.PathLike[str]) -> None:

@@ -5,6 +5,7 @@ here check sizes before memory is taken. What goes wrong becomes one line that b
 """
 
 import json
+import logging
 import pickle
 import re
 import stat
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import printable
 from eplb.errors import EplbError, FormatError, LoadsError, MissingExtraError
 
 __all__ = [
@@ -36,8 +38,11 @@ __all__ = [
     "reason",
     "tensor_array",
     "unique_keys",
+    "warn",
     "zip_names",
 ]
+
+_logger = logging.getLogger("eplb.formats")
 
 LARGEST = 4 << 30
 """Bytes of the largest array of loads that is read."""
@@ -46,18 +51,19 @@ _LARGEST_TEXT = 16 << 20
 """Bytes of the longest text of a placement or a note: 94 layers of 2,048 slots take 6 MB."""
 
 
+def warn(path: Path, text: str) -> None:
+    """Tell in the log what was left out of a file, or taken for what the file does not say."""
+    _logger.warning("%s", printable(f"{path}: {text}"))
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Turn what goes wrong with a file into one FormatError that begins with its path."""
     try:
         yield
     except FormatError as error:
-        text = str(error)
-        if text.isprintable():
-            raise
         # What a file says must not break lines, or speak to the user's terminal.
-        plain = (each if each.isprintable() else ascii(each)[1:-1] for each in text)
-        raise FormatError("".join(plain)) from None
+        raise type(error)(printable(error)) from None
     except LoadsError as error:
         raise FormatError(f"{path}: {error}") from None
     except OSError as error:

@@ -189,7 +189,8 @@ def _plan_trace(
         **moving,
     )
     said = () if expected.words is None else (expected.words,)
-    return replace(made, notes=(*said, *made.notes))
+    placement = replace(made.placement, layers=trace.layers)
+    return replace(made, placement=placement, notes=(*said, *made.notes))
 
 
 def _plan_of(

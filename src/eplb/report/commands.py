@@ -11,34 +11,41 @@ MERGED = "merged.npz"
 
 
 def plan_command(
-    asked: Asked, name: str, forecast: str | None, merged: int, first_layer: int
+    asked: Asked, name: str, forecast: str | None, merged: int, layers: tuple[str, ...]
 ) -> str:
     """What makes the plan, in as many lines as it takes."""
     lines = []
     if merged > 1:
         lines.append(["eplb", "convert", name, MERGED, "--merge", str(merged)])
         name = MERGED
-    words = _plan_words(asked, name, forecast, first_layer)
+    words = _plan_words(asked, name, forecast, layers)
     return "\n".join(map(shlex.join, [*lines, [*words, "-o", "placement.json"]]))
 
 
 def moves_command(
-    asked: Asked, name: str, forecast: str | None, first_layer: int, current: str, moves: int
+    asked: Asked,
+    name: str,
+    forecast: str | None,
+    layers: tuple[str, ...],
+    current: str,
+    moves: int,
 ) -> str:
     """What makes a plan so many moves from the placement that runs."""
     return shlex.join(
         [
-            *_plan_words(asked, name, forecast, first_layer),
+            *_plan_words(asked, name, forecast, layers),
             *("--current", current, "--max-moves", str(moves)),
             *("-o", "placement.json"),
         ]
     )
 
 
-def _plan_words(asked: Asked, name: str, forecast: str | None, first_layer: int) -> list[str]:
+def _plan_words(
+    asked: Asked, name: str, forecast: str | None, layers: tuple[str, ...]
+) -> list[str]:
     words = ["eplb", "plan", name, *_cluster_words(asked)]
     words += [] if forecast is None else ["--forecast", forecast]
-    return words + (["--first-layer", str(first_layer)] if first_layer else [])
+    return [*words, *layers]
 
 
 def compare_command(asked: Asked, name: str, forecast: str | None, merged: int, every: int) -> str:

@@ -47,7 +47,7 @@ def measure(
     window_seconds: float | None = None,
     assumptions: Assumptions | None = None,
     merged: int = 1,
-    first_layer: int = 0,
+    layers: tuple[str, ...] = (),
     threads: int | None = None,
     progress: Callable[[str, int, int], object] | None = None,
 ) -> Figures:
@@ -67,7 +67,7 @@ def measure(
         window_seconds: time that a window stands for; by default as the trace says.
         assumptions: of the estimates.
         merged: windows that were added up to one of `trace`, for the command.
-        first_layer: the model's number of the first layer of `trace`, for the command.
+        layers: options that say which layers the trace has, for the command.
         threads: most threads to plan with, None for one a processor.
         progress: called with one of `STEPS`, how much of it is done and how much there is.
 
@@ -119,7 +119,7 @@ def measure(
         current,
         rule,
         lambda number: moves_command(
-            asked, source, forecast, first_layer, current_name or "current.json", number
+            asked, source, forecast, layers, current_name or "current.json", number
         ),
     )
     through = measure_through(
@@ -141,7 +141,7 @@ def measure(
         setting=_setting(asked, name, current_name, every),
         choice=Choice(
             forecast,
-            plan_command(asked, name, forecast, merged, first_layer),
+            plan_command(asked, name, forecast, merged, layers),
             None if comparison is None else compare_command(asked, name, forecast, merged, every),
             tried,
             _mean_gap(made.gap, trace),

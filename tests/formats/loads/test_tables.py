@@ -178,8 +178,10 @@ def test_headings_and_indices_of_plain_csv(tmp_path: Path, heading: str) -> None
     assert load_trace(path) == trace_of(rows)
     if indexed:
         path.write_text("\n".join([heading, *lines[1:]]))
+        assert load_trace(path).layers == (1, 2)
         name = heading.partition(",")[0]
-        message = f"column '{name}' has 1 in row 1 of the table, expected 0"
+        path.write_text("\n".join([heading, *lines[::-1]]))
+        message = f"column '{name}' has 1 in row 2 of the table, expected 3 or more: layers stand"
         with pytest.raises(FormatError, match=message):
             load_trace(path)
     else:
@@ -204,13 +206,14 @@ def test_index_of_plain_parquet(tmp_path: Path, names: list[str]) -> None:
 
     columns = {"0": [3, 4, 5], "1": [6, 7, 8]}
     path = tmp_path / "a.parquet"
-    for index in ([0, 1, 2], [0, 1, 3]):
+    for index in ([0, 1, 2], [0, 1, 3], [0, 3, 1]):
         table = pa.table({name: columns.get(name, index) for name in names})
         pq.write_table(table, path, row_group_size=2)
-        if index[-1] == 2:
+        if index[-1] >= 2:
             assert load_trace(path) == trace_of([[3, 6], [4, 7], [5, 8]])
+            assert load_trace(path).layers == (None if index[-1] == 2 else (0, 1, 3))
         else:
-            with pytest.raises(FormatError, match="has 3 in row 3 of the table, expected 2"):
+            with pytest.raises(FormatError, match="has 1 in row 3 of the table, expected 4 or mo"):
                 load_trace(path)
 
 

@@ -72,7 +72,7 @@ def test_round_trip(
         cluster.num_nodes,
         num_experts=placement.num_experts,
         dense=dense,
-        first_layer=0 if engine == "deepseek" else first_layer,
+        first_layer=first_layer,
     )
     assert back.cluster == cluster
     assert back.num_experts == placement.num_experts
@@ -270,7 +270,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         ),
         ({"to": "vllm", "dense": [True] * 2}, eplb.LoadsError, "dense has 2 layers, the placem"),
         ({"to": "vllm", "dense": [0, 1, 1]}, eplb.LoadsError, "dense has shape (3,) of int64"),
-        ({"to": "vllm", "first_layer": -1}, eplb.OptionError, "first_layer is -1: give a layer's"),
+        ({"to": "vllm", "first_layer": -1}, eplb.OptionError, "first_layer is -1: give 0 to 9999"),
     ],
 )
 def test_what_cannot_be_written(

@@ -252,7 +252,7 @@ def test_another_model_and_other_gpus(tmp_path: Path) -> None:
         (
             {"num_gpus": 2, "dense": np.zeros(3, np.bool_), "first_layer": 1},
             eplb.FormatError,
-            "has 1 layers from 1 on, the loads have 3: it is of another model",
+            "has 2 layers (0-1), the loads have 3 (1-3), and it has none for layer 2-3",
         ),
         ({"num_gpus": 2, "first_layer": 2}, eplb.FormatError, "has no layer from 2 on"),
     ):

@@ -12,23 +12,24 @@ import numpy as np
 from eplb.errors import FormatError
 from eplb.files import replacing
 from eplb.formats import safe
+from eplb.formats.loads.bare import Bare
 from eplb.formats.loads.note import about_text, trace_about
 from eplb.loads import LoadTrace
 
 __all__ = ["read_npy", "read_npz", "write_npz"]
 
-_NAMES = ("logical_count", "loads", "counts", "load")
+_NAMES = ("logical_count", "loads", "counts", "load", "routed_experts")
 """Names of the array in an `.npz` that has several, the first found is taken."""
 
 _OWN = ("about", "loads", "times")
 
 
-def read_npy(path: Path) -> LoadTrace:
-    """Loads [L, E] or [T, L, E] in a `.npy` file."""
-    return LoadTrace(safe.read_npy(path))
+def read_npy(path: Path) -> Bare:
+    """The array in a `.npy` file."""
+    return Bare(safe.read_npy(path))
 
 
-def read_npz(path: Path) -> LoadTrace:
+def read_npz(path: Path) -> LoadTrace | Bare:
     """Loads in a `.npz` file: the project's own, its only array, or the one named as loads are."""
 
     def choose(names: list[str]) -> list[str]:
@@ -44,7 +45,8 @@ def read_npz(path: Path) -> LoadTrace:
 
     arrays = safe.read_npz(path, choose)
     if "about" not in arrays or "loads" not in arrays:
-        return LoadTrace(next(iter(arrays.values())))
+        name, array = next(iter(arrays.items()))
+        return Bare(array, name)
     with np.errstate(invalid="ignore"):
         text = arrays["about"].astype(np.uint8).tobytes()
     return trace_about(path, text, arrays["loads"], [], arrays.get("times"))

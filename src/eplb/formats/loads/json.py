@@ -1,4 +1,5 @@
-"""Loads in JSON, under `logical_count` as SGLang takes them or `load_history` as ADRS has them.
+"""Loads in JSON, under `logical_count` as SGLang takes them, `load_history` as ADRS has them, or
+`snapshots` as branches of vLLM write them.
 
 A file of any size is read window by window: Python's own objects take twenty times the memory of
 the text that they come from, so no more than one window is ever made of them.
@@ -12,7 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eplb.errors import FormatError
+from eplb.formats.loads.bare import Bare
 from eplb.formats.safe import LARGEST, frozen, reason, unique_keys
 from eplb.loads import LoadTrace
 
@@ -30,36 +35,42 @@ _REAL = {int, float}
 
 _HISTORY = "load_history"
 _COUNT = "logical_count"
+_SNAPSHOTS = "snapshots"
+_ROUTED = "routed_experts"
 
 
-def read_json(path: Path) -> LoadTrace:
-    """Loads in a JSON file: `logical_count` or `load_history` of an object, or a bare array."""
+def read_json(path: Path) -> LoadTrace | Bare:
+    """Loads in a JSON file: under one of the keys of an object, or a bare array."""
     with path.open(encoding="utf-8-sig") as file:
         text = _Text(path, file)
         if text.next() == "{":
-            trace = _read_object(path, text)
+            found = _read_object(path, text)
         else:
-            trace = _collect(path, text.elements(), "the array")
+            found = Bare(_collect(path, text.elements(), "the array"))
         text.end()
-    return trace
+    return found
 
 
-def _read_object(path: Path, text: "_Text") -> LoadTrace:
-    found: dict[str, LoadTrace] = {}
+def _read_object(path: Path, text: "_Text") -> LoadTrace | Bare:
+    found: dict[str, NDArray[np.float64]] = {}
     others: list[str] = []
     for key in text.members():
         if key in found:
             raise FormatError(f"{path}: the key {key!r} stands there twice")
         if key == _HISTORY:
             found[key] = _collect(path, _windows(path, text.elements()), key)
-        elif key == _COUNT:
+        elif key == _SNAPSHOTS:
+            found[key] = _collect(path, _logical(path, text.elements()), key)
+        elif key in {_COUNT, _ROUTED}:
             found[key] = _collect(path, text.elements(), key)
         else:
             others = [*others, key][:5]
             text.skip()
-    for key in (_HISTORY, _COUNT):
+    for key in (_HISTORY, _SNAPSHOTS, _COUNT):
         if key in found:
-            return found[key]
+            return LoadTrace(found[key])
+    if _ROUTED in found:
+        return Bare(found[_ROUTED], _ROUTED)
     if "num_experts" in others:
         raise FormatError(f"{path}: is one file of TensorRT-LLM's statistics: give its folder")
     keys = ", ".join(repr(key[:40]) for key in others) or "none"
@@ -183,8 +194,31 @@ def _windows(path: Path, history: Any) -> Iterator[Any]:
         yield item["logical_expert_load"]
 
 
-def _collect(path: Path, items: Any, name: str) -> LoadTrace:
-    """A trace of windows [L][E] as they come, or of one window whose rows [E] come."""
+def _logical(path: Path, snapshots: Any) -> Iterator[Any]:
+    """Loads of experts in each of the `snapshots` of vLLM's branches, from those of slots."""
+    if not isinstance(snapshots, Iterator):
+        raise FormatError(f"{path}: {_SNAPSHOTS} is no list of windows")
+    for number, item in enumerate(snapshots):
+        place = f"{_SNAPSHOTS}[{number}]"
+        keys = ("window_expert_load", "physical_to_logical_map")
+        if not isinstance(item, dict) or not all(key in item for key in keys):
+            raise FormatError(
+                f"{path}: {place} is no object with the keys {keys[0]!r}, {keys[1]!r}"
+            )
+        slots, experts = (_collect(path, iter(item[key]), f"{place}.{key}") for key in keys)
+        if slots.shape != experts.shape or slots.ndim != 2:
+            raise FormatError(f"{path}: {place} has loads {slots.shape}, and a map {experts.shape}")
+        if not (experts.min() >= 0 and experts.max() < slots.shape[1]):
+            raise FormatError(f"{path}: {place}.{keys[1]} has experts outside its slots")
+        width = int(experts.max()) + 1
+        yield [
+            np.bincount(row.astype(np.int64), load, width).tolist()
+            for row, load in zip(experts, slots, strict=True)
+        ]
+
+
+def _collect(path: Path, items: Any, name: str) -> NDArray[np.float64]:
+    """The array of windows [L][E] as they come, or of one window whose rows [E] come."""
     if not isinstance(items, Iterator):
         raise FormatError(f"{path}: {name} is {type(items).__name__}, expected rows of numbers")
     values = array("d")
@@ -200,7 +234,7 @@ def _collect(path: Path, items: Any, name: str) -> LoadTrace:
         shape = found
     if not number:
         raise FormatError(f"{path}: {name} is empty, expected rows of numbers")
-    return LoadTrace(frozen(values, (number, *shape)))
+    return frozen(values, (number, *shape))
 
 
 def _append(path: Path, values: "array[float]", item: Any, place: str) -> tuple[int, ...]:

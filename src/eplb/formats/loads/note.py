@@ -17,12 +17,14 @@ _LONGEST_NAME = 10_000
 
 
 def about_text(trace: LoadTrace, *, names: bool) -> str:
-    """One line of JSON in ASCII: top_k and model where known, and the names where asked for."""
+    """One line of JSON in ASCII: what is known beside loads, and the names where asked for."""
     about: dict[str, Any] = {"eplb": 1}
     if trace.top_k is not None:
         about["top_k"] = int(trace.top_k)
     if trace.model is not None:
         about["model"] = trace.model
+    if trace.layers is not None:
+        about["layers"] = list(trace.layers)
     if names:
         about["names"] = list(trace.names)
     return json.dumps(about)
@@ -59,4 +61,4 @@ def trace_about(
         raise FormatError(f"{path}: model is no name, but {type(model).__name__}")
     if not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
         raise FormatError(f"{path}: names are no list of names")
-    return LoadTrace(loads, named, times, top_k, model)
+    return LoadTrace(loads, named, times, top_k, model, about.get("layers"))

@@ -16,12 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import FormatError
+from eplb.formats.loads.bare import Bare
 from eplb.formats.safe import check_size, floats, load_pt, tensor_array
 from eplb.loads import LoadTrace
 
-__all__ = ["Passes", "dump_time", "joined", "read_pt"]
+__all__ = ["NothingRecordedError", "Passes", "dump_time", "joined", "read_pt"]
+
+_ROUTED = "routed_experts"
 
 _DUMP = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_\d+)?", re.ASCII)
+
+
+class NothingRecordedError(FormatError):
+    """A dump without a token: written while nothing was served."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +48,20 @@ class Passes:
     phy2log: NDArray[np.int64]
 
 
-def read_pt(path: Path) -> LoadTrace | Passes:
+def read_pt(path: Path) -> LoadTrace | Passes | Bare:
     """Loads in a `.pt` file: a recorder's dump, or a bare tensor as vllm-ascend's tool reads it."""
     content = load_pt(path)
     if not isinstance(content, dict):
-        return _trace(path, tensor_array(path, content, "the file"), drop_unused=False)
+        return _bare(path, content, "the file")
     if "records" in content:
         return _read_passes(path, content)
+    if _ROUTED in content:
+        return _bare(path, content[_ROUTED], _ROUTED)
     if "logical_count" not in content:
         keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"
         raise FormatError(f"{path}: expected the key 'logical_count' or 'records', found {keys}")
     counts = tensor_array(path, content["logical_count"], "logical_count")
-    return _trace(path, counts, drop_unused=True)
+    return _trace(path, counts)
 
 
 def dump_time(path: Path) -> float | None:
@@ -100,20 +109,34 @@ def joined(parts: Iterable[Passes]) -> LoadTrace:
         total[number] = sums.pop(pass_id)
     total.flags.writeable = False
     times = [_first_time(ranks[pass_id].values()) for pass_id in chosen]
-    return LoadTrace(total, list(map(str, chosen)), _times(times))
+    layers = tuple(range(shape[0]))
+    return LoadTrace(total, list(map(str, chosen)), _times(times), layers=layers)
 
 
-def _trace(path: Path, counts: NDArray[Any], *, drop_unused: bool) -> LoadTrace:
-    """A trace of [L, E] or [T, L, E]; of a recorder's buffer, the steps that were used."""
+def _bare(path: Path, value: Any, name: str) -> Bare:
+    array = tensor_array(path, value, name)
+    check_size(path, name, array.size)
+    return Bare(array, name)
+
+
+def _trace(path: Path, counts: NDArray[Any]) -> LoadTrace:
+    """A trace of [L, E] or of a buffer [T, L, E], of which the steps that were used are taken."""
     steps = np.arange(len(counts) if counts.ndim == 3 else 1)
-    if drop_unused and counts.ndim == 3 and counts.size:
+    if counts.ndim == 3 and counts.size:
         used: NDArray[np.bool_] = np.any(counts, axis=(1, 2))
         if not used.any():
-            raise FormatError(f"{path}: all {len(counts)} steps are unused: nothing was recorded")
+            raise NothingRecordedError(
+                f"{path}: all {len(counts)} steps are unused: nothing was recorded"
+            )
         steps = _in_order(used)
         counts = counts[steps]
+    elif counts.size and not counts.any():
+        raise NothingRecordedError(f"{path}: has no token: nothing was recorded")
     check_size(path, "the tensor", counts.size)
-    return LoadTrace(floats(counts), list(map(str, steps)), _times([dump_time(path)] * len(steps)))
+    times = _times([dump_time(path)] * len(steps))
+    # The recorder has a row for each hidden layer.
+    layers = tuple(range(counts.shape[-2])) if counts.ndim in {2, 3} else None
+    return LoadTrace(floats(counts), list(map(str, steps)), times, layers=layers)
 
 
 def _in_order(used: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -189,7 +212,10 @@ def _physical_counts(
     for layer, chosen in enumerate(ids):
         real = chosen[chosen != -1].astype(np.int64)
         if real.size and not 0 <= real.min() <= real.max() < shape[1]:
-            raise FormatError(f"{path}: {place}[{layer}] has ids outside -1 to {shape[1] - 1}")
+            raise FormatError(
+                f"{path}: {place}[{layer}] has ids outside -1 to {shape[1] - 1}: is a shared "
+                "expert fused into the routed ones? Record without that, or leave its ids out"
+            )
         counts[layer] = np.bincount(real, minlength=shape[1])
     return counts
 

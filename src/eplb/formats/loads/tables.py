@@ -8,16 +8,21 @@ stands in CSV's first line, `# {...}`, and in the metadata of Parquet's schema.
 """
 
 import csv
+import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eplb.checks import LAYERS
 from eplb.errors import FormatError, MissingExtraError
 from eplb.files import replacing
+from eplb.formats.loads.bare import Bare
+from eplb.formats.loads.lists import Listed, list_columns, listed
 from eplb.formats.loads.note import about_text, plain_names, trace_about
 from eplb.formats.safe import LARGEST, check_size, frozen, reading, reason
 from eplb.loads import LoadTrace
@@ -32,12 +37,15 @@ _NOTE = b"eplb"
 _GROUP = 32 << 20
 """Least bytes of loads that are written to Parquet at once, as one group of rows."""
 
+_SEPARATED = re.compile(r"[0-9]{1,3}([ ,.'_\u00a0\u2009\u202f])[0-9]{3}(\1[0-9]{3})*")
+"""A number with marks between its thousands. One that is a plain number too is taken for that."""
+
 _INDEX = {"index", "layer", "layer_id", "__index_level_0__"}
 """Names of columns that number the rows of a plain table, as data frames are written."""
 
 
-def read_csv(path: Path) -> LoadTrace:
-    """Loads in a CSV file: a plain table, whose heading is passed over, or a long one."""
+def read_csv(path: Path) -> LoadTrace | Bare | Listed:
+    """Loads in a CSV file: a plain table, whose heading is passed over, a long one, or a list."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = _lines(path, file)
@@ -46,11 +54,16 @@ def read_csv(path: Path) -> LoadTrace:
             if first.startswith("#"):
                 about = first[1:].strip()
                 first = next(lines, "")
-            heading = next(csv.reader([first]), [])
+            mark = _delimiter(first)
+            heading = next(csv.reader([first], delimiter=mark), [])
             before = _num_headings(path, heading)
             if before:
                 return _read_long(path, len(heading), before, lines, about)
-            return _read_plain(path, first, lines)
+            rows = csv.reader(chain([first], lines), strict=True, delimiter=mark)
+            columns = list_columns(path, heading) if _is_heading(path, heading) else None
+            if columns is not None:
+                return _read_list(path, rows, columns)
+            return _read_plain(path, rows)
     except (UnicodeDecodeError, csv.Error) as error:
         raise FormatError(f"{path}: not a CSV file ({reason(error)})") from None
 
@@ -85,18 +98,48 @@ def _lines(path: Path, file: IO[str]) -> Iterator[str]:
         yield line
 
 
-def _read_plain(path: Path, first: str, lines: Iterator[str]) -> LoadTrace:
+def _delimiter(line: str) -> str:
+    """What separates columns: some spreadsheets write semicolons or tabs."""
+    return next((mark for mark in ";\t" if mark in line and "," not in line), ",")
+
+
+def _read_list(path: Path, rows: Iterator[list[str]], columns: tuple[int | None, ...]) -> Listed:
+    """A list of layers, experts and counts; other columns, as that of a rank, are passed over."""
+    width = len(next(rows))
+    windows: list[str] = []
+    values = [array("d") for _ in columns[1:]]
+    for number, row in enumerate(rows, start=2):
+        if not row:
+            continue
+        if len(row) != width:
+            raise FormatError(f"{path}: line {number} has {len(row)} columns, the heading {width}")
+        cells = [row[column] if column is not None else "0" for column in columns]
+        try:
+            for found, value in zip(values, _numbers(cells[1:]), strict=True):
+                found.append(value)
+        except ValueError:
+            raise _no_number(path, f"line {number}", cells[1:]) from None
+        windows.append(windows[-1] if windows and windows[-1] == cells[0] else cells[0])
+        _check_length(path, values[0])
+    layers, experts, counts = map(np.array, values)
+    told = None if columns[1] is None else layers
+    return listed(path, None if columns[0] is None else windows, told, experts, counts)
+
+
+def _read_plain(path: Path, rows: Iterator[list[str]]) -> LoadTrace | Bare:
     values = array("d")
     heading: list[str] = []
     index: list[int] = []
+    layers: dict[str, list[float]] = {}
     width = num_rows = 0
-    for number, row in enumerate(_rows(first, lines), start=1):
+    for number, row in enumerate(rows, start=1):
         if not row:
             continue
         if not width:
             width = len(row)
-            if _is_heading(row):
+            if _is_heading(path, row):
                 heading, index = row, _index_columns(path, row)
+                layers = {row[column]: [] for column in index}
                 continue
         if len(row) != width:
             raise FormatError(f"{path}: line {number} has {len(row)} columns, lines before {width}")
@@ -105,14 +148,43 @@ def _read_plain(path: Path, first: str, lines: Iterator[str]) -> LoadTrace:
         except ValueError:
             raise _no_number(path, f"line {number}", row) from None
         for column in index:
-            if numbers.pop(column) != num_rows:
-                raise _index_error(path, heading[column], num_rows, row[column])
+            layers[heading[column]].append(numbers.pop(column))
         values.fromlist(numbers)
         _check_length(path, values)
         num_rows += 1
     if not num_rows:
         raise FormatError(f"{path}: has no line of numbers")
-    return LoadTrace(frozen(values, (num_rows, width - len(index))))
+    loads = frozen(values, (num_rows, width - len(index)))
+    return LoadTrace(loads, layers=_numbers_of(path, layers, num_rows)) if heading else Bare(loads)
+
+
+def _numbers_of(
+    path: Path, numbers: Mapping[str, ArrayLike], num_rows: int
+) -> tuple[int, ...] | None:
+    """Numbers of the layers from the columns that have them; None where they count rows only.
+
+    Raises:
+        FormatError: a column that does not rise, in whole numbers from 0 on.
+    """
+    told = None
+    for name, values in numbers.items():
+        column = np.array(values, np.float64)
+        before = np.concatenate([[-1.0], column[:-1]])
+        wrong = np.flatnonzero(
+            ~((column > before) & (column == np.floor(column)) & (column < LAYERS))
+        )
+        if wrong.size:
+            row = int(wrong[0])
+            raise FormatError(
+                f"{path}: column {name[:40]!r} has {column[row]:g} in row {row + 1} of the table, "
+                f"expected {max(before[row], -1) + 1:g} or more: layers stand in order, each once"
+            )
+        # A data frame's own index goes behind a column that is called after layers.
+        if told is None or "layer" in name.lower():
+            told = column
+    if told is None or np.array_equal(told, np.arange(num_rows)):
+        return None
+    return tuple(map(int, told))
 
 
 def _read_long(path: Path, width: int, before: int, lines: Iterator[str], about: str) -> LoadTrace:
@@ -143,14 +215,16 @@ def _read_long(path: Path, width: int, before: int, lines: Iterator[str], about:
     return trace_about(path, about, loads, names, found)
 
 
-def _is_heading(row: list[str]) -> bool:
-    """Whether the first line names columns: some by no number, or all by their own number."""
+def _is_heading(path: Path, row: list[str]) -> bool:
+    """Whether the first line names columns: some by no number, or all by their own number.
+
+    Raises:
+        FormatError: a cell that is a number as people write it, which names nothing.
+    """
+    odd = next((cell for cell in row if _SEPARATED.fullmatch(cell.strip())), None)
+    if odd is not None:
+        raise FormatError(f"{path}: line 1 has {odd[:40]!r}: write numbers without separators")
     return row == [*map(str, range(len(row)))] or not all(map(_is_number, row))
-
-
-def _rows(first: str, lines: Iterator[str]) -> Iterator[list[str]]:
-    yield from csv.reader([first], strict=True)
-    yield from csv.reader(lines, strict=True)
 
 
 def _check_length(path: Path, values: "array[float]") -> None:
@@ -183,7 +257,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def read_parquet(path: Path) -> LoadTrace:
+def read_parquet(path: Path) -> LoadTrace | Listed:
     """Loads in a Parquet file: numeric columns only, a row a layer, or a long table."""
     _import(path)
     import pyarrow.parquet as pq
@@ -194,6 +268,7 @@ def read_parquet(path: Path) -> LoadTrace:
             schema, about = source.schema_arrow, source.metadata
         names = schema.names
         before = _num_headings(path, names)
+        columns = None if before else list_columns(path, names)
         index = [] if before else _index_columns(path, names)
         _check_columns(path, schema, about.num_columns, before)
         if about.num_rows < 1:
@@ -210,15 +285,20 @@ def read_parquet(path: Path) -> LoadTrace:
             texts = _texts(path, table) if before else []
     if table.num_rows != about.num_rows:
         raise FormatError(f"{path}: has {table.num_rows} rows, and claims {about.num_rows}")
-    for column in index:
-        _check_index(path, names[column], _values(path, table, column))
+    if columns is not None:
+        found: list[Any] = [
+            None if column is None else _values(path, table, column).astype(np.float64)
+            for column in columns
+        ]
+        return listed(path, None if found[0] is None else found[0].tolist(), *found[1:])
+    numbers = {names[column]: _values(path, table, column) for column in index}
     experts = [column for column in range(before, len(names)) if column not in index]
     loads = np.empty((table.num_rows, len(experts)))
     for number, column in enumerate(experts):
         loads[:, number] = _values(path, table, column)
     loads.flags.writeable = False
     if not before:
-        return LoadTrace(loads)
+        return LoadTrace(loads, layers=_numbers_of(path, numbers, len(loads)))
     times = _values(path, table, 1).astype(np.float64) if before == 3 else None
     layers = _values(path, table, before - 1)
     windows, times, num_layers = _windows_of(path, texts, times, layers)
@@ -279,12 +359,6 @@ def _check_columns(path: Path, schema: Any, num_columns: int, before: int) -> No
             )
 
 
-def _check_index(path: Path, name: str, values: NDArray[Any]) -> None:
-    wrong = np.flatnonzero(values != np.arange(len(values)))
-    if len(wrong):
-        raise _index_error(path, name, int(wrong[0]), values[wrong[0]])
-
-
 def _values(path: Path, table: Any, column: int) -> NDArray[Any]:
     values = table.column(column)
     if values.null_count:
@@ -324,14 +398,6 @@ def _index_columns(path: Path, columns: Sequence[str]) -> list[int]:
     if found and len(found) == len(columns):
         raise FormatError(f"{path}: has no column of an expert")
     return found[::-1]
-
-
-def _index_error(path: Path, name: str, row: int, value: object) -> FormatError:
-    """The error of a row, counted from 0, that an index gives another number."""
-    return FormatError(
-        f"{path}: column {name[:40]!r} has {str(value)[:40]} in row {row + 1} of the table, "
-        f"expected {row}: layers stand in order, from 0 on, without gaps"
-    )
 
 
 def _num_headings(path: Path, columns: Sequence[str]) -> int:

@@ -1,7 +1,8 @@
 """TensorRT-LLM's statistics of experts: the folder that `EXPERT_STATISTIC_PATH` names.
 
 `meta_info.json` has `num_experts` and `num_experts_per_token`; `rank{r}.safetensors` has for each
-"{iteration}_{layer}" the tokens [E] that the rank sent to each expert.
+"{iteration}_{layer}" the tokens [E] that the rank sent to each expert. Ranks of other pipeline
+stages have other layers.
 """
 
 import re
@@ -22,6 +23,10 @@ _RANK = re.compile(r"rank(\d{1,6})\.safetensors", re.ASCII)
 _KEY = re.compile(r"(\d{1,18})_(\d{1,18})", re.ASCII)
 
 _MOST_LAYERS = 10_000
+
+_Stages = dict[frozenset[int], tuple[Path, dict[tuple[int, int], str]]]
+"""By its layers, a rank of each pipeline stage, and its names."""
+
 _MOST_EXPERTS = 1_000_000
 
 
@@ -38,8 +43,8 @@ def read_statistics(folder: Path) -> LoadTrace:
         raise MissingExtraError("safetensors", "formats", f"reading {folder}") from None
     num_experts, top_k = _read_meta(folder / _META)
     files = _rank_files(folder)
-    first: dict[tuple[int, int], str] = {}
-    total = np.empty((0, 0, 0))
+    stages: _Stages = {}
+    parts: dict[int, NDArray[np.float64]] = {}
     for path in files:
         with naming(path):
             check_regular(path)
@@ -48,19 +53,22 @@ def read_statistics(folder: Path) -> LoadTrace:
                 safetensors.safe_open(str(path), framework="np") as file,
             ):
                 keys = _keys(path, list(file.keys()))
-                if not first:
-                    first = keys
-                    total = _zeros(path, keys, num_experts)
-                _check_same(path, keys, files[0], first)
-                rows = {it: row for row, it in enumerate(sorted({key[0] for key in first}))}
+                rows = _check_stage(path, keys, stages)
+                check_size(path, "the folder", len(rows) * _num_layers(stages) * num_experts)
                 for (iteration, layer), key in keys.items():
-                    total[rows[iteration], layer] += _counts(
+                    if layer not in parts:
+                        parts[layer] = np.zeros((len(rows), num_experts))
+                    parts[layer][rows[iteration]] += _counts(
                         path, key, file.get_tensor(key), num_experts
                     )
+    total = np.zeros((len(rows), _num_layers(stages), num_experts))
+    for layer in sorted(parts):
+        total[:, layer] = parts.pop(layer)
     total.flags.writeable = False
-    iterations = sorted({key[0] for key in first})
+    iterations = sorted(rows)
     with naming(folder):
-        return LoadTrace(total, list(map(str, iterations)), top_k=top_k)
+        layers = tuple(range(total.shape[1]))
+        return LoadTrace(total, list(map(str, iterations)), top_k=top_k, layers=layers)
 
 
 def _read_meta(path: Path) -> tuple[int, int]:
@@ -110,15 +118,35 @@ def _keys(path: Path, names: list[str]) -> dict[tuple[int, int], str]:
     return keys
 
 
-def _zeros(path: Path, keys: dict[tuple[int, int], str], num_experts: int) -> NDArray[np.float64]:
-    """[T, L, E] zeros, after every iteration has been found to have the same layers."""
+def _check_stage(
+    path: Path,
+    keys: dict[tuple[int, int], str],
+    stages: _Stages,
+) -> dict[int, int]:
+    """Rows of the iterations, where the rank has all that others of its stage have, and no other's.
+
+    Raises:
+        FormatError: iterations or layers that are missing here or there.
+    """
+    layers = frozenset(layer for _, layer in keys)
     iterations = sorted({iteration for iteration, _ in keys})
-    layers = sorted({layer for _, layer in keys})
+    own = [stage for other, stage in stages.items() if other & layers]
+    for first, expected in own or stages.values():
+        if own:
+            _check_same(path, keys, first, expected)
+        elif {iteration for iteration, _ in expected} != set(iterations):
+            raise FormatError(f"{path}: has other iterations than {first.name}")
     if len(keys) < len(iterations) * len(layers):
-        missing = next((it, la) for it in iterations for la in layers if (it, la) not in keys)
+        missing = next(
+            (it, la) for it in iterations for la in sorted(layers) if (it, la) not in keys
+        )
         raise FormatError(f"{path}: lacks iteration {missing[0]}, layer {missing[1]}")
-    check_size(path, "the folder", len(iterations) * (layers[-1] + 1) * num_experts)
-    return np.zeros((len(iterations), layers[-1] + 1, num_experts))
+    stages.setdefault(layers, (path, keys))
+    return {iteration: row for row, iteration in enumerate(iterations)}
+
+
+def _num_layers(stages: _Stages) -> int:
+    return 1 + max(map(max, stages))
 
 
 def _check_same(

@@ -1,23 +1,35 @@
 """Placements as files: what each engine loads, written from a Placement and read back to one."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eplb.checks import LAYERS, ranges, rising_layers, whole_number
 from eplb.cluster import Cluster
 from eplb.errors import ClusterError, FormatError, LoadsError, OptionError
-from eplb.formats.placements import ascend, deepseek, sglang, tensorrt_llm, vllm
+from eplb.formats.placements import ascend, bare, deepseek, sglang, tensorrt_llm, vllm
 from eplb.formats.placements.layout import Layout, contiguous_row
-from eplb.formats.safe import check_regular, naming, read_json_text, read_text, zip_names
+from eplb.formats.placements.matching import matched
+from eplb.formats.safe import (
+    check_regular,
+    load_pt,
+    naming,
+    read_json_text,
+    read_npy,
+    read_text,
+    tensor_array,
+    warn,
+    zip_names,
+)
 from eplb.placement import Placement
 
 __all__ = [
     "ENGINES",
-    "LAYERS",
     "MOE_ONLY",
     "Engine",
     "check_placement_path",
@@ -33,10 +45,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 MOE_ONLY = ("vllm", "tensorrt-llm", "ascend")
 """Those whose placements have no row for a dense layer."""
 
-LAYERS = 10_000
-"""More than any model has."""
-
-_Writer = Callable[[Placement, Path, NDArray[np.bool_], int], None]
+_Writer = Callable[[Placement, Path, NDArray[np.bool_], Sequence[int]], None]
 
 _WRITERS: dict[Engine, _Writer] = {
     "sglang": sglang.write_map,
@@ -80,7 +89,8 @@ def save_placement(
     *,
     to: Engine,
     dense: ArrayLike | None = None,
-    first_layer: int = 0,
+    first_layer: int | None = None,
+    layers: Iterable[int] | None = None,
 ) -> None:
     """Write a placement as an engine loads it, whole or not at all.
 
@@ -93,21 +103,24 @@ def save_placement(
         dense: [L] which layers of the placement are dense, as `LoadTrace.dense` has them. vLLM,
             TensorRT-LLM and vllm-ascend count MoE layers only, so these are left out for them.
         first_layer: the model's number of the placement's first layer, where the loads that it was
-            made from left out dense layers before it. SGLang, which wants all layers, gets rows for
-            them too.
+            made from left out dense layers before it.
+        layers: L numbers of the layers in the model, where they do not follow each other; by
+            default those that the placement has. SGLang, which wants all layers, gets rows for
+            those in between too.
 
     Raises:
-        OptionError: another engine, or a first layer below 0.
+        OptionError: another engine, or layers that are no L rising numbers.
         FormatError: another ending, or a path that cannot be written.
         LoadsError: dense layers of another number than the placement has, or no others.
         PlacementError: an expert twice on a GPU, which vllm-ascend cannot hold.
     """
     engine = check_placement_path(path, to)
-    first_layer = _whole(first_layer, "first_layer")
+    count = placement.num_layers
+    numbers = _numbers(first_layer, layers, count) or placement.layers or tuple(range(count))
     moe = np.logical_not(_mask(dense, placement.num_layers))
     if not moe.any():
         raise LoadsError("all layers are dense, so there are no experts to place")
-    _WRITERS[engine](placement, Path(path), moe, first_layer)
+    _WRITERS[engine](placement, Path(path), moe, numbers)
 
 
 def load_placement(
@@ -117,7 +130,9 @@ def load_placement(
     *,
     num_experts: int | None = None,
     dense: ArrayLike | None = None,
-    first_layer: int = 0,
+    first_layer: int | None = None,
+    layers: Iterable[int] | None = None,
+    placement_layers: Iterable[int] | None = None,
 ) -> Placement:
     """The placement in a file of any engine, told by what is in it.
 
@@ -126,33 +141,39 @@ def load_placement(
     configuration of TensorRT-LLM that holds a balancer's, and a bare array [L, P] in JSON or
     `.npy`. Nothing in a file is ever run.
 
+    Rows of layers that the loads do not have are left out, which the log of `eplb.formats` tells.
+
     Args:
         path: the file.
         num_gpus: GPUs that it is for; SGLang, TensorRT-LLM and bare arrays do not tell.
         num_nodes: nodes that they stand on, 1 where nothing tells.
         num_experts: experts that the model has, to be held against the file's.
-        dense: [L] which layers of the model are dense, as `LoadTrace.dense` has them: MoE layers
-            of a file are put at the others, and dense layers laid out as engines start. Without it
-            the placement has the layers of the file.
-        first_layer: layers of the model before this one are left out, where loads have none of
-            them.
+        dense: [L] which layers of the loads are dense, as `LoadTrace.dense` has them: rows of the
+            file are put at the layers that they are for, and dense layers without a row laid out as
+            engines start. Without it the placement has the layers of the file.
+        first_layer: the model's number of the loads' first layer, where others follow one by one.
+        layers: L numbers that the loads' layers have in the model, as `LoadTrace.layers` has them.
+        placement_layers: numbers that the file's rows have in the model, where it does not tell.
 
     Raises:
         FormatError: a file that cannot be read, is no placement, or is one of another model or
             for other GPUs; the message begins with its path.
-        OptionError: a file that does not say how many GPUs it is for, and no num_gpus.
+        OptionError: a file that does not say how many GPUs it is for, and no num_gpus; layers that
+            are no rising numbers.
         ClusterError: GPUs that its slots do not divide over, or nodes that do not divide the GPUs.
         LoadsError: a `dense` that is no list of layers.
         MissingExtraError: a format whose package is not installed.
     """
     source = Path(path)
-    first_layer = _whole(first_layer, "first_layer")
     mask = None if dense is None else _mask(dense, None)
+    numbers = _numbers(first_layer, layers, None if mask is None else len(mask))
     with naming(source):
         if not source.exists():
             raise FormatError(f"{source}: does not exist")
         check_regular(source)
         layout = _layout_of(source)
+        if num_experts is not None:
+            layout = _without_shared(source, layout, num_experts, num_gpus)
         found = int(layout.rows.max()) + 1
         if num_experts is not None and found != num_experts:
             raise FormatError(
@@ -161,8 +182,12 @@ def load_placement(
             )
         _check_whole(source, layout, found)
         cluster = _cluster_of(source, layout, num_gpus, num_nodes)
-        phy2log = _aligned(source, layout, contiguous_row(found, cluster), mask, first_layer)
-        return Placement(phy2log, found, cluster)
+        if placement_layers is not None:
+            named = rising_layers(placement_layers, len(layout.rows), "placement_layers")
+            layout = replace(layout, layers=list(named), every_layer=False)
+        start = contiguous_row(found, cluster)
+        phy2log, numbers = _aligned(source, layout, start, mask, numbers, first_layer)
+        return Placement(phy2log, found, cluster, numbers)
 
 
 def _layout_of(path: Path) -> Layout:
@@ -170,23 +195,37 @@ def _layout_of(path: Path) -> Layout:
     with path.open("rb") as file:
         head = file.read(6)
     if head == b"\x93NUMPY":
-        return deepseek.read_npy_map(path)
+        return bare.read_array(path, read_npy(path))
     if head[:2] == b"PK":
         names = zip_names(path, ".npz or .pt")
         if any(name.endswith(".npy") for name in names):
             return deepseek.read_npz_maps(path)
         if any(name.endswith("/data.pkl") for name in names):
-            return sglang.read_pt_map(path)
+            return _layout_in_pt(path)
         raise FormatError(f"{path}: is an archive of no arrays and no tensors")
     text = read_text(path)
     first = text.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     yaml = path.suffix.lower() in _ENDINGS["tensorrt-llm"] or first not in {b"{", b"["}
     content = tensorrt_llm.read_yaml(path, text) if yaml else read_json_text(path, text)
     if isinstance(content, list):
-        return deepseek.read_bare(path, content)
+        return bare.read_list(path, content)
     if not isinstance(content, dict):
         raise FormatError(f"{path}: is no placement, but {type(content).__name__}")
     return _layout_in(path, content)
+
+
+def _layout_in_pt(path: Path) -> Layout:
+    content = load_pt(path)
+    if not isinstance(content, dict):
+        return bare.read_array(path, tensor_array(path, content, "the file"))
+    if deepseek.MAP in content:
+        return deepseek.read_tensors(path, content)
+    if sglang.MAP in content or sglang.LAST in content:
+        return sglang.read_pt_map(path, content)
+    raise FormatError(
+        f"{path}: is no placement: expected the key {sglang.MAP!r}, {sglang.LAST!r} or "
+        f"{deepseek.MAP!r}"
+    )
 
 
 def _layout_in(path: Path, content: dict[Any, Any]) -> Layout:
@@ -200,6 +239,13 @@ def _layout_in(path: Path, content: dict[Any, Any]) -> Layout:
         return ascend.read_expert_map(path, content)
     if not (tensorrt_llm.KEYS | {"moe_config"}).isdisjoint(content):
         return tensorrt_llm.read_assignments(path, content)
+    if vllm.SNAPSHOTS in content:
+        return vllm.read_snapshots(path, content)
+    found = bare.read_by_layer(path, content) or bare.read_models(
+        path, content, lambda model: _layout_in(path, model)
+    )
+    if found is not None:
+        return found
     if any(key in content for key in _LOADS):
         raise FormatError(f"{path}: holds loads, and no placement")
     keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"
@@ -207,6 +253,27 @@ def _layout_in(path: Path, content: dict[Any, Any]) -> Layout:
         f"{path}: is no placement: expected a key as 'physical_to_logical_map', 'layer_list', "
         f"'initial_global_assignments' or 'phy2log', found {keys}"
     )
+
+
+def _without_shared(path: Path, layout: Layout, num_experts: int, num_gpus: int | None) -> Layout:
+    """The layout without experts beyond the model's that each GPU has, in each layer."""
+    gpus = layout.num_gpus or num_gpus
+    if gpus is None or layout.rows.max() < num_experts or layout.rows.shape[1] % gpus:
+        return layout
+    by_gpu = layout.rows.reshape(len(layout.rows), gpus, -1)
+    shared = np.unique(by_gpu[by_gpu >= num_experts])
+    if not all((by_gpu == expert).sum(axis=2).all() for expert in shared):
+        return layout
+    own = by_gpu < num_experts
+    if np.unique(own.sum(axis=2)).size > 1 or not own.any():
+        return layout
+    ids = ranges(shared.tolist())
+    warn(
+        path,
+        f"expert {ids} is on every GPU, and the loads have experts 0 to {num_experts - 1}: "
+        "it is left out as a shared expert",
+    )
+    return replace(layout, rows=by_gpu[own].reshape(len(layout.rows), -1))
 
 
 def _check_whole(path: Path, layout: Layout, num_experts: int) -> None:
@@ -249,47 +316,34 @@ def _aligned(
     layout: Layout,
     start: NDArray[np.int64],
     dense: NDArray[np.bool_] | None,
-    first_layer: int,
-) -> NDArray[np.int64]:
-    """[L, P] rows at the layers that loads have, dense ones as engines start."""
-    kept = [number for number, layer in enumerate(layout.layers) if layer >= first_layer]
-    if layout.layers and not kept:
-        raise FormatError(f"{path}: has no layer from {first_layer} on")
-    layers = [layout.layers[number] - first_layer for number in kept]
-    rows = layout.rows[kept] if layers else layout.rows
+    layers: tuple[int, ...] | None,
+    first_layer: int | None,
+) -> tuple[NDArray[np.int64], tuple[int, ...] | None]:
+    """[L, P] rows at the layers of the loads, as engines start where there is none, and numbers."""
+    if dense is None and layers is not None:
+        dense = np.zeros(len(layers), np.bool_)
     if dense is None:
-        return rows
-    phy2log = np.tile(start, (len(dense), 1))
-    phy2log[_places(path, layout, layers, len(rows), dense, first_layer)] = rows
-    return phy2log
+        kept = [row for row, layer in enumerate(layout.layers) if layer >= (first_layer or 0)]
+        if layout.layers and not kept:
+            raise FormatError(f"{path}: has no layer from {first_layer} on")
+        numbers = tuple(layout.layers[row] for row in kept) or None
+        return layout.rows[kept] if kept else layout.rows, numbers
+    rows = matched(path, layout, dense, layers)
+    return np.where((rows < 0)[:, None], start, layout.rows[rows]), layers
 
 
-def _places(
-    path: Path,
-    layout: Layout,
-    layers: list[int],
-    num_rows: int,
-    dense: NDArray[np.bool_],
-    first_layer: int,
-) -> NDArray[np.intp]:
-    """Which layers of the loads the rows are."""
-    num_layers, moe = len(dense), np.flatnonzero(~dense)
-    if layers and layers[-1] < num_layers and set(moe.tolist()) <= set(layers):
-        return np.array(layers, np.intp)
-    if num_rows == num_layers:
-        return np.arange(num_layers)
-    if not layout.every_layer:
-        if num_rows == moe.size:
-            return moe
-        # Of layers with no load, the first ones are dense, and others had none by chance.
-        if num_rows < num_layers and dense[: num_layers - num_rows].all():
-            return np.arange(num_layers - num_rows, num_layers)
-    from_layer = f" from {first_layer} on" if first_layer else ""
-    without = f" ({num_layers - moe.size} of them without load)" if dense.any() else ""
-    raise FormatError(
-        f"{path}: has {num_rows} layers{from_layer}, the loads have {num_layers}{without}: it is "
-        "of another model, or the loads leave out dense layers (first_layer, --first-layer)"
-    )
+def _numbers(
+    first_layer: int | None, layers: Iterable[int] | None, count: int | None
+) -> tuple[int, ...] | None:
+    """Numbers of the layers that are asked for, None where nothing was told."""
+    if layers is not None:
+        if first_layer is not None:
+            raise OptionError("first_layer and layers say the same: give one of them")
+        return rising_layers(layers, count, "layers")
+    if first_layer is None:
+        return None
+    first = whole_number(first_layer, "first_layer", least=0, most=LAYERS - 1)
+    return None if count is None else tuple(range(first, first + count))
 
 
 def _mask(dense: ArrayLike | None, num_layers: int | None) -> NDArray[np.bool_]:
@@ -304,13 +358,3 @@ def _mask(dense: ArrayLike | None, num_layers: int | None) -> NDArray[np.bool_]:
     if num_layers is not None and len(mask) != num_layers:
         raise LoadsError(f"dense has {len(mask)} layers, the placement {num_layers}")
     return mask
-
-
-def _whole(value: object, name: str) -> int:
-    if (
-        not isinstance(value, int | np.integer)
-        or isinstance(value, bool)
-        or not 0 <= value < LAYERS
-    ):
-        raise OptionError(f"{name} is {value!r}: give a layer's number, from 0 on")
-    return int(value)

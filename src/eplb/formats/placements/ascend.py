@@ -7,6 +7,8 @@ all slots behind it.
 """
 
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ KEYS = {"moe_layer_count", "layer_list"}
 
 
 def write_expert_map(
-    placement: Placement, path: Path, moe: NDArray[np.bool_], _first_layer: int
+    placement: Placement, path: Path, moe: NDArray[np.bool_], _numbers: Sequence[int]
 ) -> None:
     """Write the MoE layers, a device a line.
 
@@ -47,7 +49,7 @@ def write_expert_map(
 
 
 def read_expert_map(path: Path, content: dict[str, Any]) -> Layout:
-    """The MoE layers, in their order in the file."""
+    """The MoE layers in their order, with numbers where `layer_id` has more than their position."""
     layers = content.get("layer_list")
     if not isinstance(layers, list) or not layers:
         raise FormatError(f"{path}: has no layer_list with layers in it")
@@ -82,8 +84,17 @@ def read_expert_map(path: Path, content: dict[str, Any]) -> Layout:
         "ascend",
         by_device.reshape(len(layers), -1),
         [f"layer_list[{number}]" for number in range(len(layers))],
+        _numbers_of(layers),
         num_gpus=num_gpus,
     )
+
+
+def _numbers_of(layers: list[dict[str, Any]]) -> list[int]:
+    """Numbers in the model that layers say they have; none where these are positions."""
+    ids = [layer.get("layer_id") for layer in layers]
+    numbers = [each for each in ids if type(each) is int and each >= 0]
+    rising = len(numbers) == len(ids) and all(low < high for low, high in pairwise(numbers))
+    return numbers if rising and numbers[-1] >= len(ids) else []
 
 
 def _check_single(layers: NDArray[np.intp], by_gpu: NDArray[np.int64]) -> None:

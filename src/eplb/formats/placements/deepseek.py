@@ -1,10 +1,11 @@
 """The arrays that DeepSeek's EPLB returns: `phy2log`, `log2phy`, `logcnt`, in `.npz` or JSON.
 
 DeepSeek's algorithm has no file; these are its names. Beside them stand `num_gpus` and `num_nodes`.
-Where only phy2log is there, alone or as a bare array, that is enough.
+Where only phy2log is there, that is enough.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from eplb.errors import FormatError
 from eplb.files import replacing, write_text
 from eplb.formats import safe
 from eplb.formats.placements.layout import Layout, number_of, rows_of, rows_text
+from eplb.formats.safe import tensor_array
 from eplb.placement import Placement
 
-__all__ = ["MAP", "read_arrays", "read_bare", "read_npy_map", "read_npz_maps", "write_arrays"]
+__all__ = ["MAP", "read_arrays", "read_npz_maps", "read_tensors", "write_arrays"]
 
 MAP = "phy2log"
 _OTHERS = ("log2phy", "logcnt")
@@ -25,7 +27,7 @@ _NUMBERS = ("num_gpus", "num_nodes")
 
 
 def write_arrays(
-    placement: Placement, path: Path, _moe: NDArray[np.bool_], _first_layer: int
+    placement: Placement, path: Path, _moe: NDArray[np.bool_], _numbers: Sequence[int]
 ) -> None:
     """Write the arrays of all layers that the placement has."""
     arrays: dict[str, Any] = {
@@ -69,30 +71,37 @@ def read_arrays(path: Path, content: dict[str, Any]) -> Layout:
     return _checked(path, phy2log, log2phy, logcnt, numbers)
 
 
-def read_bare(path: Path, content: list[Any]) -> Layout:
-    """A bare phy2log in JSON."""
-    return _checked(path, _matrix(path, content, MAP), None, None, {})
-
-
-def read_npy_map(path: Path) -> Layout:
-    """A bare phy2log in a `.npy` file."""
-    return _checked(path, _whole(path, safe.read_npy(path), MAP, 2), None, None, {})
-
-
 def read_npz_maps(path: Path) -> Layout:
     """The arrays in an `.npz` file."""
     wanted = (MAP, *_OTHERS, *_NUMBERS)
     found = safe.read_npz(path, lambda names: [name for name in wanted if name in names])
     if MAP not in found:
         raise FormatError(f"{path}: is no placement: expected an array {MAP!r}")
-    phy2log = _whole(path, found[MAP], MAP, 2)
-    log2phy = _whole(path, found["log2phy"], "log2phy", 3, -1) if "log2phy" in found else None
-    logcnt = _whole(path, found["logcnt"], "logcnt", 2) if "logcnt" in found else None
     numbers = {
         name: number_of(path, {name: int(_whole(path, found[name], name, 0))}, name)
         for name in _NUMBERS
         if name in found
     }
+    return _from_arrays(path, found, numbers)
+
+
+def read_tensors(path: Path, content: dict[Any, Any]) -> Layout:
+    """The arrays in what `torch.load` gave of a file."""
+    arrays = {
+        name: tensor_array(path, content[name], name)
+        for name in (MAP, *_OTHERS)
+        if content.get(name) is not None
+    }
+    numbers = {name: number_of(path, content, name) for name in _NUMBERS}
+    return _from_arrays(path, arrays, numbers)
+
+
+def _from_arrays(
+    path: Path, found: dict[str, NDArray[Any]], numbers: dict[str, int | None]
+) -> Layout:
+    phy2log = _whole(path, found[MAP], MAP, 2)
+    log2phy = _whole(path, found["log2phy"], "log2phy", 3, -1) if "log2phy" in found else None
+    logcnt = _whole(path, found["logcnt"], "logcnt", 2) if "logcnt" in found else None
     return _checked(path, phy2log, log2phy, logcnt, numbers)
 
 
@@ -103,7 +112,7 @@ def _matrix(path: Path, value: Any, name: str, lowest: int = 0) -> NDArray[np.in
 
 
 def _whole(
-    path: Path, array: NDArray[np.float64], name: str, ndim: int, lowest: int = 0
+    path: Path, array: NDArray[Any], name: str, ndim: int, lowest: int = 0
 ) -> NDArray[np.int64]:
     """An array of a file as whole numbers."""
     if array.ndim != ndim or not array.size:
@@ -139,7 +148,6 @@ def _checked(
         "deepseek",
         phy2log,
         names,
-        list(range(num_layers)),
         num_gpus=numbers.get("num_gpus"),
         num_nodes=numbers.get("num_nodes"),
     )

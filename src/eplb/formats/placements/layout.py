@@ -34,6 +34,7 @@ class Layout:
         names: R places in the file, for messages.
         layers: the model's number of each row; empty where rows are the MoE layers in order.
         every_layer: whether the engine wants a row for dense layers too.
+        for_all: whether the only row is for each layer.
         num_gpus: G where the file tells.
         num_nodes: N where the file tells.
     """
@@ -43,6 +44,7 @@ class Layout:
     names: list[str]
     layers: list[int] = field(default_factory=list)
     every_layer: bool = False
+    for_all: bool = False
     num_gpus: int | None = None
     num_nodes: int | None = None
 

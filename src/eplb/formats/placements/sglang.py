@@ -6,6 +6,7 @@ hidden layer, dense ones too. The recorder's modes `per_pass` and `per_token` wr
 that ran, `last_physical_to_logical_map`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,22 @@ from numpy.typing import NDArray
 from eplb.errors import FormatError
 from eplb.files import write_text
 from eplb.formats.placements.layout import Layout, contiguous_row, rows_of, rows_text
-from eplb.formats.safe import load_pt, tensor_array
+from eplb.formats.safe import tensor_array
 from eplb.placement import Placement
 
-__all__ = ["MAP", "read_map", "read_pt_map", "write_map"]
+__all__ = ["LAST", "MAP", "read_map", "read_pt_map", "write_map"]
 
 MAP = "physical_to_logical_map"
-_LAST = "last_physical_to_logical_map"
+LAST = "last_physical_to_logical_map"
 
 
-def write_map(placement: Placement, path: Path, _moe: NDArray[np.bool_], first_layer: int) -> None:
-    """Write the map of all layers; those before the first one are laid out as the engine does."""
-    before = np.tile(contiguous_row(placement.num_experts, placement.cluster), (first_layer, 1))
-    rows = np.concatenate([before, placement.phy2log])
+def write_map(
+    placement: Placement, path: Path, _moe: NDArray[np.bool_], numbers: Sequence[int]
+) -> None:
+    """Write the map of all layers, those that the placement lacks laid out as the engine does."""
+    start = contiguous_row(placement.num_experts, placement.cluster)
+    rows = np.tile(start, (numbers[-1] + 1, 1))
+    rows[list(numbers)] = placement.phy2log
     write_text(path, f'{{"{MAP}": {rows_text(rows)}}}\n')
 
 
@@ -45,12 +49,9 @@ def read_map(path: Path, content: dict[str, Any]) -> Layout:
     return _layout(rows_of(path, rows, names), names)
 
 
-def read_pt_map(path: Path) -> Layout:
+def read_pt_map(path: Path, content: dict[Any, Any]) -> Layout:
     """The map in a `.pt` file: for `--init-expert-location`, or in a dump of the recorder."""
-    content = load_pt(path)
-    key = next((key for key in (MAP, _LAST) if isinstance(content, dict) and key in content), None)
-    if key is None:
-        raise FormatError(f"{path}: is no placement: expected the key {MAP!r} or {_LAST!r}")
+    key = MAP if MAP in content else LAST
     array = tensor_array(path, content[key], key)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "iu":
         raise FormatError(f"{path}: {key} is no map of layers and slots [L, P] of whole numbers")

@@ -6,6 +6,7 @@ by the model's number of a layer, slots in the order of ranks. Any other key is 
 a MoE layer that is missing is a KeyError when the model is built.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ KEYS = {"num_slots", _ASSIGNMENTS, "layer_updates_per_iter"}
 
 
 def write_assignments(
-    placement: Placement, path: Path, moe: NDArray[np.bool_], first_layer: int
+    placement: Placement, path: Path, moe: NDArray[np.bool_], numbers: Sequence[int]
 ) -> None:
     """Write the configuration of a placement that stays."""
     lines = [
@@ -35,7 +36,7 @@ def write_assignments(
         f"{_ASSIGNMENTS}:",
     ]
     lines += [
-        f"  {first_layer + layer}: {placement.phy2log[layer].tolist()}"
+        f"  {numbers[layer]}: {placement.phy2log[layer].tolist()}"
         for layer in np.flatnonzero(moe).tolist()
     ]
     write_text(path, "\n".join(lines) + "\n")

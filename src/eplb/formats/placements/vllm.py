@@ -5,6 +5,7 @@ This is the project's own JSON for it: the map by the name and in the shape that
 """
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from eplb.files import write_text
 from eplb.formats.placements.layout import Layout, number_of, rows_of, rows_text
 from eplb.placement import Placement
 
-__all__ = ["MARK", "read_own", "write_own"]
+__all__ = ["MARK", "SNAPSHOTS", "read_own", "read_snapshots", "write_own"]
 
 MARK = "eplb_placement"
+SNAPSHOTS = "snapshots"
 _MAP = "physical_to_logical_map"
 
 
-def write_own(placement: Placement, path: Path, moe: NDArray[np.bool_], first_layer: int) -> None:
+def write_own(
+    placement: Placement, path: Path, moe: NDArray[np.bool_], numbers: Sequence[int]
+) -> None:
     """Write the MoE layers, a layer a line."""
     layers = np.flatnonzero(moe)
     about = {
@@ -32,7 +36,7 @@ def write_own(placement: Placement, path: Path, moe: NDArray[np.bool_], first_la
         "num_gpus": placement.cluster.num_gpus,
         "num_nodes": placement.cluster.num_nodes,
         "num_experts": placement.num_experts,
-        "layers": (layers + first_layer).tolist(),
+        "layers": [numbers[layer] for layer in layers.tolist()],
     }
     rows = rows_text(placement.phy2log[layers])
     write_text(path, f'{json.dumps(about)[:-1]},\n"{_MAP}": {rows}}}\n')
@@ -63,3 +67,15 @@ def read_own(path: Path, content: dict[str, Any]) -> Layout:
         num_gpus=number_of(path, content, "num_gpus"),
         num_nodes=number_of(path, content, "num_nodes"),
     )
+
+
+def read_snapshots(path: Path, content: dict[str, Any]) -> Layout:
+    """The map that ran at the last of the snapshots that branches of vLLM write."""
+    snapshots = content[SNAPSHOTS]
+    last = snapshots[-1] if isinstance(snapshots, list) and snapshots else None
+    rows = last.get(_MAP) if isinstance(last, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise FormatError(f"{path}: {SNAPSHOTS}[-1] has no {_MAP} with layers in it")
+    names = [f"{SNAPSHOTS}[-1].{_MAP}[{row}]" for row in range(len(rows))]
+    gpus = number_of(path, content, "world_size")
+    return Layout("vllm", rows_of(path, rows, names), names, num_gpus=gpus)

@@ -1,0 +1,172 @@
+"""What commands read: loads and placements, and the options that say what is in them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eplb.checks import LAYERS, layers_from, rising_layers
+from eplb.cli.options import cluster_of
+from eplb.cluster import Cluster
+from eplb.errors import OptionError
+from eplb.formats import load_placement, load_trace
+from eplb.loads import LoadTrace
+from eplb.placement import Placement
+
+__all__ = [
+    "Axes",
+    "Counters",
+    "FirstLayer",
+    "Layers",
+    "Merge",
+    "PlacementLayers",
+    "load_current",
+    "read_loads",
+    "read_placement",
+]
+
+FirstLayer = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="The model's number of the first layer in the loads. Give it if the loads leave out "
+        "the dense layers before it.",
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="The model's numbers of all layers in the loads, as 3-60 or 1,3,5,7. Give it in place "
+        "of --first-layer if they do not follow each other.",
+    ),
+]
+PlacementLayers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="The model's numbers of all layers in the placement's file, as 3-61. Give it if the "
+        "file does not number them and has others than the loads.",
+    ),
+]
+Axes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="What the axes of a plain array are, such as layers,ranks,local (experts numbered "
+        "within their rank), ranks,layers,experts or tokens,layers,choices. [default: (windows,) "
+        "layers, experts]",
+        show_default=False,
+    ),
+]
+Counters = Annotated[
+    bool,
+    typer.Option(
+        "--counters",
+        help="The loads count from the engine's start. A window is what it adds to the one before.",
+    ),
+]
+Merge = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Add up every N windows into one. Windows left over at the end are dropped.",
+    ),
+]
+
+
+def read_loads(
+    path: Path,
+    axes: str | None,
+    counters: bool,
+    merge: int = 1,
+    first_layer: int | None = None,
+    layers: str | None = None,
+) -> LoadTrace:
+    """The loads in a file or folder, with the numbers that options give their layers.
+
+    Raises:
+        EplbError: as for `eplb.load_trace`, and options that do not fit.
+    """
+    loads = load_trace(path, axes=axes, counters=counters).merged(merge)
+    numbers = _numbers_of(first_layer, layers, loads.num_layers)
+    return loads if numbers is None else replace(loads, layers=numbers)
+
+
+def _numbers_of(
+    first_layer: int | None, layers: str | None, num_layers: int
+) -> tuple[int, ...] | None:
+    if layers is not None:
+        if first_layer is not None:
+            raise OptionError("--first-layer and --layers say the same: give one of them")
+        return rising_layers(layers_from(layers, "--layers"), num_layers, "--layers")
+    if first_layer is None:
+        return None
+    if not 0 <= first_layer < LAYERS:
+        raise OptionError(f"--first-layer is {first_layer}: give 0 to {LAYERS - 1}")
+    return tuple(range(first_layer, first_layer + num_layers))
+
+
+def read_placement(
+    path: Path,
+    trace: LoadTrace,
+    gpus: int | None,
+    nodes: int | None,
+    placement_layers: str | None = None,
+) -> Placement:
+    """The placement in a file, its rows at the layers of the loads.
+
+    Raises:
+        EplbError: as for `eplb.load_placement`.
+    """
+    numbers = None
+    if placement_layers is not None:
+        numbers = layers_from(placement_layers, "--placement-layers")
+    return load_placement(
+        path,
+        gpus,
+        nodes,
+        num_experts=trace.num_experts,
+        dense=trace.dense,
+        layers=trace.layers,
+        placement_layers=numbers,
+    )
+
+
+def load_current(
+    path: Path,
+    trace: LoadTrace,
+    gpus: int | None,
+    nodes: int | None,
+    slots: int | None,
+    current_gpus: int | None,
+    placement_layers: str | None = None,
+) -> tuple[Placement, Cluster]:
+    """The placement in a file, and the cluster asked for: its own, or one with other GPUs or slots.
+
+    Raises:
+        EplbError: as for `eplb.load_placement` and `Cluster`.
+    """
+
+    def load(num_gpus: int | None) -> Placement:
+        return read_placement(path, trace, num_gpus, None, placement_layers)
+
+    try:
+        current = load(current_gpus)
+    except OptionError:
+        if current_gpus is not None or gpus is None:
+            raise
+        current = load(gpus)
+    had = current.cluster
+    num_gpus = had.num_gpus if gpus is None else gpus
+    num_nodes = nodes
+    if num_nodes is None:
+        num_nodes = had.num_nodes if num_gpus == had.num_gpus else 1
+    cluster = Cluster(num_gpus, num_nodes, had.slots_per_gpu)
+    if slots is not None or cluster.num_slots < trace.num_experts:
+        cluster = cluster_of(trace.num_experts, num_gpus, num_nodes, slots)
+    if (had.num_gpus, had.slots_per_gpu) == (cluster.num_gpus, cluster.slots_per_gpu):
+        # Files do not always tell nodes: the GPUs are the same, wherever they stand.
+        current = replace(current, cluster=cluster)
+    return current, cluster

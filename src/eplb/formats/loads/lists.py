@@ -1,0 +1,212 @@
+"""Loads as lists: a row for each layer and expert that had tokens, with their number.
+
+Tables `layer_id,expert_id,count` of SGLang's first recorder, with or without a column of layers, of
+windows and of ranks; lines of JSON that tell the experts of each token, `{"layer", "topk_ids"}`.
+Pairs without tokens are missing, so only all files of a folder together tell how many experts there
+are.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.checks import LAYERS
+from eplb.errors import FormatError
+from eplb.formats.safe import check_size, reading, warn
+from eplb.loads import LoadTrace
+
+__all__ = ["Listed", "joined_lists", "list_columns", "list_in_array", "listed", "read_jsonl"]
+
+_EXPERT = ("expert", "expert_id", "expert_idx", "expert_index", "logical_expert")
+_COUNT = ("count", "counts", "load", "tokens", "num_tokens", "token_count")
+_LAYER = ("layer", "layer_id", "layer_idx", "layer_index")
+_WINDOW = ("window", "step", "iteration", "forward_pass_id")
+_CHOSEN = ("topk_ids", "topk_idx", "expert_ids", "routed_experts")
+
+_MOST_EXPERTS = 16_384
+"""Some times more than any model has: an array is made for all of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Rows of one file.
+
+    Attributes:
+        path: the file.
+        windows: [R] the window of each row, by its number or name.
+        layers: [R] numbers of layers in the model, or of the only layer, 0.
+        experts: [R] numbers of experts.
+        counts: [R] tokens.
+        numbered: whether the file tells the layers.
+    """
+
+    path: Path
+    windows: Sequence[Any]
+    layers: NDArray[np.int64]
+    experts: NDArray[np.int64]
+    counts: NDArray[np.float64]
+    numbered: bool
+
+
+def list_columns(path: Path, names: Sequence[str]) -> tuple[int | None, ...] | None:
+    """Where a list has its windows, layers, experts and counts; None for a table that is no list.
+
+    Raises:
+        FormatError: a column of experts without one of counts.
+    """
+    plain = [name.strip().lower() for name in names]
+
+    def find(known: Sequence[str]) -> int | None:
+        return next((plain.index(name) for name in known if name in plain), None)
+
+    expert, count = find(_EXPERT), find(_COUNT)
+    if expert is None:
+        return None
+    if count is None:
+        raise FormatError(
+            f"{path}: has a column {names[expert].strip()!r} and none of counts: name it "
+            f"{_COUNT[0]!r}. If a row is an expert and a column a layer, leave that column and the "
+            "heading out and give --axes experts,layers (axes)"
+        )
+    return find(_WINDOW), find(_LAYER), expert, count
+
+
+def listed(
+    path: Path,
+    windows: Sequence[Any] | None,
+    layers: NDArray[np.float64] | None,
+    experts: NDArray[np.float64],
+    counts: NDArray[np.float64],
+) -> Listed:
+    """The rows, checked.
+
+    Raises:
+        FormatError: no row, or a layer or expert that is no number of one.
+    """
+    if not len(experts):
+        raise FormatError(f"{path}: has no line of numbers")
+    for name, values, most in (("layer", layers, LAYERS), ("expert", experts, _MOST_EXPERTS)):
+        if values is None:
+            continue
+        wrong = np.flatnonzero(~((values >= 0) & (values < most) & (values == np.floor(values))))
+        if wrong.size:
+            raise FormatError(
+                f"{path}: row {wrong[0] + 1} of the list has {name} {values[wrong[0]]:g}, expected "
+                f"a number from 0 to {most - 1}"
+            )
+    numbers = np.zeros(len(experts), np.int64) if layers is None else layers.astype(np.int64)
+    return Listed(
+        path,
+        ["0"] * len(experts) if windows is None else windows,
+        numbers,
+        experts.astype(np.int64),
+        counts,
+        layers is not None,
+    )
+
+
+def joined_lists(groups: Sequence[Sequence[Listed]]) -> LoadTrace:
+    """The trace of lists: the windows of one group after those of the other, files of one added up.
+
+    Raises:
+        FormatError: lists of which some tell layers and some do not, or more loads than are read.
+    """
+    parts = [part for group in groups for part in group]
+    path = parts[0].path
+    if len({part.numbered for part in parts}) > 1:
+        raise FormatError(f"{path}: tells layers, and another file of the folder does not")
+    layers = np.unique(np.concatenate([np.unique(part.layers) for part in parts]))
+    num_experts = 1 + max(int(part.experts.max()) for part in parts)
+    names: list[str] = []
+    starts = []
+    for group in groups:
+        found = list(dict.fromkeys(str(window) for part in group for window in part.windows))
+        starts.append({name: len(names) + number for number, name in enumerate(found)})
+        stem = group[0].path.stem
+        many = len(groups) > 1
+        names += [stem] if many and len(found) == 1 else [f"{stem}/" * many + n for n in found]
+    check_size(path, "the list", len(names) * len(layers) * num_experts)
+    loads = np.zeros((len(names), len(layers), num_experts))
+    for group, start in zip(groups, starts, strict=True):
+        for part in group:
+            windows = np.array([start[str(window)] for window in part.windows])
+            at = (windows, np.searchsorted(layers, part.layers), part.experts)
+            np.add.at(loads, at, part.counts)
+    if num_experts % 4:
+        warn(
+            path,
+            f"lists experts up to {num_experts - 1}, so {num_experts} are taken for all. If the "
+            "model has more, add a row with its last expert and count 0",
+        )
+    loads.flags.writeable = False
+    return LoadTrace(loads, names, layers=tuple(layers.tolist()) if parts[0].numbered else None)
+
+
+def list_in_array(path: Path, array: NDArray[np.float64]) -> Listed | None:
+    """A list without a heading: (layer, expert, count) or (expert, count), in order.
+
+    No loads look like that: of two or three experts, with tokens that count up row by row.
+    """
+    columns = array.T
+    if len(columns) not in {2, 3} or len(array) < 6:
+        return None
+    layers = columns[0] if len(columns) == 3 else np.zeros(len(array))
+    experts = columns[-2]
+    new_layer, next_expert = np.diff(layers), np.diff(experts)
+    rising = (new_layer > 0) | ((new_layer == 0) & (next_expert > 0))
+    # Of most rows the next one is the next expert of the same layer.
+    if not rising.all() or 2 * (new_layer == 0).sum() < len(array) or experts.max() < 3:
+        return None
+    if experts.max() >= 4 * len(array) or (layers != np.floor(layers)).any():
+        return None
+    what = "layer, expert, count" if len(columns) == 3 else "expert, count"
+    warn(path, f"its {len(columns)} columns are taken for {what}")
+    return listed(path, None, layers if len(columns) == 3 else None, experts, columns[-1])
+
+
+def read_jsonl(path: Path) -> Listed:
+    """Lines of JSON: the experts of a token in a layer, or the count of an expert."""
+    found: Counter[tuple[str, int, int]] = Counter()
+    numbered = True
+    with reading(path, "JSON lines"), path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            item = json.loads(line)
+            if not isinstance(item, dict):
+                raise FormatError(f"{path}: line {number} is no object")
+            layer, window = _first(item, _LAYER), _first(item, _WINDOW)
+            chosen, expert = _first(item, _CHOSEN), _first(item, _EXPERT)
+            numbered = numbered and layer is not None
+            if chosen is None and expert is not None:
+                chosen = [expert]
+            count = _first(item, _COUNT) if expert is not None else 1
+            ids = chosen if isinstance(chosen, list) else [None]
+            if not all(type(each) is int for each in (*ids, count, 0 if layer is None else layer)):
+                raise FormatError(
+                    f"{path}: line {number} has no numbers under {_LAYER[0]!r} and {_CHOSEN[0]!r}, "
+                    f"or {_EXPERT[0]!r} and {_COUNT[0]!r}"
+                )
+            for each in ids:
+                # -1 stands where a batch is padded.
+                if each is not None and each != -1:
+                    key = "0" if window is None else str(window), int(layer or 0), int(each)
+                    found[key] += count
+    keys = list(found)
+    return listed(
+        path,
+        [key[0] for key in keys],
+        np.array([key[1] for key in keys], np.float64) if numbered else None,
+        np.array([key[2] for key in keys], np.float64),
+        np.array(list(found.values()), np.float64),
+    )
+
+
+def _first(item: dict[str, Any], keys: Sequence[str]) -> Any:
+    return next((item[key] for key in keys if key in item), None)
