@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import printable, rising_layers, whole_number
+from eplb.checks import Immutable, printable, rising_layers, whole_number
 from eplb.errors import LoadsError
 
 __all__ = [
@@ -46,9 +46,19 @@ def as_array(values: Any, name: str = "loads") -> NDArray[np.float64]:
         torch = sys.modules["torch"]
         if values.dtype == torch.bool or values.is_complex():
             raise LoadsError(f"{name} have type {values.dtype}: give real numbers")
-        values = values.detach().to("cpu", torch.float64).numpy()
+        try:
+            values = values.detach().to("cpu", torch.float64).resolve_neg().numpy()
+        except (NotImplementedError, RuntimeError, TypeError):
+            raise LoadsError(
+                f"{name} are a tensor of layout {values.layout} on {values.device}: give a dense "
+                "one with values, as of to_dense()"
+            ) from None
+    if np.ma.is_masked(values):
+        raise LoadsError(f"{name} are masked in places: give a full array, as of filled(0)")
     try:
         array = np.asarray(values)
+    except TypeError:
+        raise LoadsError(f"{name} are a list that numpy cannot read: give one array") from None
     except ValueError:
         raise LoadsError(f"{name} have rows of different lengths: give a full array") from None
     if array.dtype.kind not in "uif":
@@ -127,7 +137,7 @@ def check_weights(weights: Any, num_windows: int) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LoadTrace:
+class LoadTrace(Immutable):
     """Loads of T windows in order, checked and immutable.
 
     Attributes:
@@ -177,13 +187,6 @@ class LoadTrace:
         if self.layers is not None:
             layers = rising_layers(self.layers, loads.shape[1], "layers", LoadsError)
             object.__setattr__(self, "layers", layers)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrays come writable out of a pickle."""
-        self.__dict__.update(state)
-        for value in state.values():
-            if isinstance(value, np.ndarray):
-                value.flags.writeable = False
 
     def __len__(self) -> int:
         return self.num_windows

@@ -127,6 +127,38 @@ def test_wrong_arguments_are_one_line(loads_file: Path, arguments: list[str], me
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["plan", "x", "--gpus", "four"], "--gpus is 'four': "),
+        (["plan", "x", "--gpus=4x"], "--gpus is '4x': "),
+        (["plan", "x", "--gpus", "4", "--effort", "hard"], "--effort is 'hard': "),
+        (["plan", "x", "--gpus"], "Option '--gpus' requires an argument"),
+        (["plan"], "Missing argument 'TRACE' (eplb plan --help)"),
+        (["convert", "x", "-q"], "No such option: -q"),
+        (["plna"], "No such command 'plna'"),
+    ],
+)
+def test_command_lines_that_cannot_be_parsed_are_one_line(arguments: list[str], line: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"eplb: {line}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_placements_go_to_devices(loads_file: Path) -> None:
+    done = run("plan", loads_file, "--gpus", "4", "--to", "vllm", "-o", "/dev/null")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_and_module() -> None:
+    assert run("-h").stdout == run("--help").stdout != ""
+    done = subprocess.run(
+        [sys.executable, "-m", "eplb", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == run("--version").stdout
+
+
 def test_broken_files_are_one_line(tmp_path: Path) -> None:
     cut = tmp_path / "cut.json"
     cut.write_text('{"logical_count": [[1, 2], [3')

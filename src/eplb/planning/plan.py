@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import Immutable
 from eplb.cluster import Cluster, check_shape
 from eplb.errors import OptionError
 from eplb.loads import LoadTrace
@@ -23,7 +24,7 @@ _DEAREST = 1e200
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Immutable):
     """What the planner decided, and how far from proven best it is.
 
     Attributes:
