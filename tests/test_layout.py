@@ -13,7 +13,17 @@ from recorded import ROOT
 SOURCE = ROOT / "src" / "eplb"
 
 ORDER = (
-    *("errors", "checks", "files", "cluster", "loads", "describe", "balance", "placement"),
+    *(
+        "errors",
+        "checks",
+        "files",
+        "cluster",
+        "merging",
+        "loads",
+        "describe",
+        "balance",
+        "placement",
+    ),
     *("formats", "synthetic", "solver", "planning", "cost", "moving", "replaying"),
     *("engines", "report", "cli"),
 )

@@ -4,7 +4,7 @@ the loads of one model over time.
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eplb.checks import printable, whole_number
 from eplb.errors import LoadsError
+from eplb.merging import Merge, Merging, Recording
 
 __all__ = [
     "LoadTrace",
@@ -22,6 +23,7 @@ __all__ = [
     "check_weights",
     "check_windows",
     "is_tensor",
+    "trace_of",
 ]
 
 _LARGEST = 1e100
@@ -137,6 +139,7 @@ class LoadTrace:
             None.
         top_k: experts that a token is routed to in a layer, where the source tells.
         model: name of the model, where the source tells.
+        merging: what became of the windows that were recorded, None where they are as recorded.
 
     Raises:
         LoadsError: loads of another rank, empty, or with a value that is no number of tokens; names
@@ -149,6 +152,7 @@ class LoadTrace:
     times: NDArray[np.float64] | None = None
     top_k: int | None = None
     model: str | None = None
+    merging: Merging | None = None
 
     def __post_init__(self) -> None:
         loads = _frozen(self.loads)
@@ -263,30 +267,39 @@ class LoadTrace:
             None if self.times is None else self.times[chosen],
             self.top_k,
             self.model,
+            self.merging,
         )
 
-    def merged(self, size: int) -> "LoadTrace":
-        """The trace with every `size` windows in a row added up to one; a rest is left out.
+    def merged(self, merge: Merge = "auto") -> "LoadTrace":
+        """The trace with windows added up in time order.
+
+        Args:
+            merge: "auto" adds neighbours up until they differ by more than chance, and leaves what
+                was merged before as it is; "none"; "all"; or a number of windows in a row to add up
+                to one, where a rest is left out.
 
         Raises:
-            LoadsError: a size below 1, or more than there are windows.
+            LoadsError: a number below 1, or more than there are windows.
+            OptionError: another word.
         """
-        size = whole_number(
-            size, "the number of windows to add up", most=self.num_windows, error=LoadsError
-        )
-        if size == 1:
+        if merge == "auto" and self.merging is not None:
             return self
-        loads = np.empty((self.num_windows // size, *self.loads.shape[1:]))
-        for number, window in enumerate(loads):
-            self.loads[number * size : (number + 1) * size].sum(axis=0, out=window)
-        loads.flags.writeable = False
-        return LoadTrace(
-            loads,
-            self.names[: loads.shape[0] * size : size],
-            None if self.times is None else self.times[: loads.shape[0] * size : size],
-            self.top_k,
-            self.model,
-        )
+        recording = Recording(merge)
+        times = None if self.times is None else self.times.tolist()
+        if merge in {"none", 1}:
+            return replace(self, merging=self.merging or Merging(self.num_windows))
+        recording.add(self.loads, self.names, times)
+        return trace_of(recording, self.top_k, self.model)
+
+
+def trace_of(recording: Recording, top_k: int | None, model: str | None) -> LoadTrace:
+    """The trace of a recording that has been read.
+
+    Raises:
+        LoadsError: fewer windows than are to be added up to one.
+    """
+    loads, names, times, merging = recording.finish(top_k)
+    return LoadTrace(loads, names, times, top_k, model, merging)
 
 
 def _frozen(values: Any) -> NDArray[np.float64]:

@@ -29,12 +29,12 @@ from eplb.cli.options import (
     Within,
     cluster_of,
     rates_of,
+    read_loads,
     service_of,
 )
 from eplb.cli.records import check_ending, write_comparison
 from eplb.cli.terminal import print_comparison, printing_to_stderr, progress_bar, say
 from eplb.errors import EplbError
-from eplb.formats import load_trace
 from eplb.planning.forecast import HISTORY
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import named_policies
@@ -52,7 +52,7 @@ def command(
     every: Annotated[int, typer.Option(help="Number of windows between plans.")] = 1,
     history: History = HISTORY,
     first: First = 1,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     expert_bytes: PlainExpertBytes = None,
     window_seconds: Annotated[
         float | None,
@@ -80,7 +80,7 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), printing_to_stderr():
         policies = named_policies(policy or DEFAULT_POLICIES)
-        loads = load_trace(trace).merged(merge)
+        loads = read_loads(trace, merge, as_json=as_json)
     cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
     service = None
     more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)

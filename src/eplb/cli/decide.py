@@ -33,11 +33,11 @@ from eplb.cli.options import (
     load_current,
     moe_slots,
     rates_of,
+    read_loads,
     service_of,
 )
 from eplb.cli.terminal import print_decision, say
 from eplb.files import check_writable
-from eplb.formats import load_trace
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide
 from eplb.planning.forecast import HISTORY
@@ -77,7 +77,7 @@ def command(
     ] = None,
     current_gpus: CurrentGpus = None,
     first_layer: FirstLayer = 0,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +90,7 @@ def command(
         check_placement_path(output, "sglang")
         check_writable(output, trace)
     whole_number(history, "--history")
-    loads = load_trace(trace).merged(merge)
+    loads = read_loads(trace, merge, as_json=as_json)
     running, cluster = load_current(current, loads, gpus, nodes, slots, current_gpus, first_layer)
     rates = rates_of(
         cluster,

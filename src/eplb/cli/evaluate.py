@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads
+from eplb.cli.options import AsJson, FirstLayer, Groups, Merge, Threads, read_loads
 from eplb.cli.terminal import print_evaluation
-from eplb.formats import load_placement, load_trace
+from eplb.formats import load_placement
 from eplb.replaying.evaluate import evaluate_placement
 
 __all__ = ["command"]
@@ -46,12 +46,12 @@ def command(
     ] = None,
     groups: Groups = 1,
     first_layer: FirstLayer = 0,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the placement that runs now, and show what a plan for the same slots would gain."""
-    loads = load_trace(trace).merged(merge)
+    loads = read_loads(trace, merge, as_json=as_json)
     running = load_placement(
         placement,
         gpus,

@@ -23,12 +23,12 @@ from eplb.cli.options import (
     TraceFile,
     load_current,
     moe_slots,
+    read_loads,
 )
 from eplb.cli.plot import check_plot_path, plot_frontier
 from eplb.cli.terminal import print_frontier, say
 from eplb.errors import LoadsError
 from eplb.files import check_writable
-from eplb.formats import load_trace
 from eplb.moving.frontier import Frontier, frontier
 from eplb.planning.forecast import Recent, Scenarios
 from eplb.planning.plan import Effort
@@ -55,7 +55,7 @@ def command(
     ] = "default",
     current_gpus: CurrentGpus = None,
     first_layer: FirstLayer = 0,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +66,7 @@ def command(
     if plot is not None:
         check_plot_path(plot)
         check_writable(plot, trace)
-    loads = load_trace(trace).merged(merge)
+    loads = read_loads(trace, merge, as_json=as_json)
     running, cluster = load_current(current, loads, gpus, nodes, slots, current_gpus, first_layer)
     num_slots = moe_slots(loads, cluster)
     if not num_slots:

@@ -4,17 +4,16 @@ import json
 
 from rich.console import Console
 
-from eplb.cli.options import AsJson, Merge, TraceFile
+from eplb.cli.options import AsJson, Merge, TraceFile, read_loads
 from eplb.cli.terminal import print_inspection
 from eplb.describe import inspect_trace
-from eplb.formats import load_trace
 
 __all__ = ["command"]
 
 
-def command(trace: TraceFile, merge: Merge = 1, as_json: AsJson = False) -> None:
+def command(trace: TraceFile, merge: Merge = "auto", as_json: AsJson = False) -> None:
     """Describe a file of loads: its shape, how uneven the loads are, and how they drift."""
-    found = inspect_trace(load_trace(trace).merged(merge))
+    found = inspect_trace(read_loads(trace, merge, as_json=as_json))
     if as_json:
         print(json.dumps(found.to_json()))  # noqa: T201
     else:

@@ -13,7 +13,7 @@ from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import EXPERT_BYTES, MODELS, find_model
 from eplb.errors import OptionError
-from eplb.formats import load_placement
+from eplb.formats import load_placement, load_trace
 from eplb.formats.placements import (
     ENGINES,
     LAYERS,
@@ -23,6 +23,7 @@ from eplb.formats.placements import (
     save_placement,
 )
 from eplb.loads import LoadTrace
+from eplb.merging import check_merge
 from eplb.moving.service import Service
 from eplb.placement import Placement
 from eplb.planning.forecast import Scenarios
@@ -69,6 +70,7 @@ __all__ = [
     "load_current",
     "moe_slots",
     "rates_of",
+    "read_loads",
     "service_of",
     "target_of",
 ]
@@ -129,12 +131,25 @@ FirstLayer = Annotated[
     ),
 ]
 Merge = Annotated[
-    int,
+    str,
     typer.Option(
-        metavar="N",
-        help="Add up every N windows into one. Windows left over at the end are dropped.",
+        metavar="auto|none|all|N",
+        help="Windows to add up into one: every N (windows left over at the end are dropped), all, "
+        "none, or auto, which adds up neighbours until windows differ by more than chance.",
     ),
 ]
+
+
+def read_loads(path: Path, merge: str, *, as_json: bool = False) -> LoadTrace:
+    """The loads in a file or a folder, merged as asked for; what the rule merged is told.
+
+    Raises:
+        EplbError: as for `eplb.load_trace`.
+    """
+    trace = load_trace(path, merge=check_merge(merge, "--merge"))
+    if trace.merging is not None and trace.merging.words is not None:
+        say(f"{trace.merging.words}.", to_stderr=as_json)
+    return trace
 
 
 DEFAULT_POLICIES = ["contiguous", "seed", "eplb", "oracle"]

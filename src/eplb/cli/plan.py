@@ -17,6 +17,7 @@ from eplb.cli.options import (
     Gpus,
     Groups,
     MaxMoves,
+    Merge,
     Nodes,
     RunningPlacement,
     Slots,
@@ -26,12 +27,12 @@ from eplb.cli.options import (
     cluster_of,
     load_current,
     moe_slots,
+    read_loads,
     target_of,
 )
 from eplb.cli.terminal import print_summary, say
 from eplb.cluster import Cluster
 from eplb.files import check_writable
-from eplb.formats import load_trace
 from eplb.formats.placements import (
     ENGINES,
 )
@@ -95,6 +96,7 @@ def command(
         ),
     ] = None,
     first_layer: FirstLayer = 0,
+    merge: Merge = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -109,7 +111,7 @@ def command(
     check_moves_options(current, max_moves, move_cost, current_gpus)
     if forecast != BEST:
         named_forecast(forecast)
-    loads = load_trace(trace)
+    loads = read_loads(trace, merge, as_json=as_json)
     moves: RunningPlacement | None = None
     if current is None:
         cluster = cluster_of(loads.num_experts, gpus, nodes, slots)

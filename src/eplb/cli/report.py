@@ -20,13 +20,15 @@ from eplb.cli.options import (
     Threads,
     TraceFile,
     cluster_of,
+    read_loads,
 )
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import MODELS
 from eplb.errors import MissingExtraError
 from eplb.files import check_writable, write_text
-from eplb.formats import load_placement, load_trace
+from eplb.formats import load_placement
+from eplb.merging import check_merge
 from eplb.placement import Placement
 from eplb.report import STEPS, Figures, measure, print_report, render_page
 
@@ -72,7 +74,7 @@ def command(
         ),
     ] = None,
     first_layer: FirstLayer = 0,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -97,7 +99,7 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), _Steps(console) as steps:
         steps("reading", 0, 1)
-        loads = load_trace(trace).merged(merge)
+        loads = read_loads(trace, merge)
         running = None
         if current is not None:
             running = load_placement(
@@ -119,7 +121,7 @@ def command(
             gpu=gpu,
             tokens_per_gpu=tokens_per_gpu,
             window_seconds=window_seconds,
-            merged=merge,
+            merge=check_merge(merge),
             first_layer=first_layer,
             threads=threads,
             progress=steps,

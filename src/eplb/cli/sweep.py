@@ -22,11 +22,11 @@ from eplb.cli.options import (
     SweepRecord,
     TraceFile,
     cluster_of,
+    read_loads,
 )
 from eplb.cli.records import check_ending, write_sweep
 from eplb.cli.terminal import print_sweep, printing_to_stderr, progress_bar, say
 from eplb.errors import EplbError
-from eplb.formats import load_trace
 from eplb.planning.forecast import HISTORY
 from eplb.replaying.sweep import SweepRow, sweep_rows
 
@@ -55,7 +55,7 @@ def command(
     groups: Groups = 1,
     history: History = HISTORY,
     first: First = 1,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     expert_bytes: PlainExpertBytes = None,
     jobs: Annotated[
         int, typer.Option(help="Number of replays at a time, or -1 for one per core.")
@@ -72,7 +72,7 @@ def command(
     policies = policy or DEFAULT_POLICIES
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
-        loads = load_trace(trace).merged(merge)
+        loads = read_loads(trace, merge, as_json=as_json)
     clusters = [
         cluster_of(loads.num_experts, size, nodes, None, spare=more)
         for size, more in itertools.product(gpus, spare or [1])

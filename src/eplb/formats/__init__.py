@@ -14,13 +14,14 @@ from eplb.formats.loads.tables import write_csv, write_parquet
 from eplb.formats.placements import load_placement, save_placement
 from eplb.formats.safe import naming
 from eplb.loads import LoadTrace
+from eplb.merging import Merge, check_merge
 
 __all__ = ["load_placement", "load_trace", "save_placement", "save_trace"]
 
 _WRITERS = {".csv": write_csv, ".npz": write_npz, ".parquet": write_parquet}
 
 
-def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
+def load_trace(path: str | os.PathLike[str], *, merge: Merge = "auto") -> LoadTrace:
     """The trace in a file or a folder, in any format that an engine or this project writes.
 
     - `.json`: `{"logical_count": [L][E] or [T][L][E]}` or the bare array, as SGLang takes it;
@@ -43,6 +44,10 @@ def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
     Args:
         path: a file, whose ending tells the format, or a folder.
 
+        merge: which windows are added up while they are read. "auto" adds up neighbours until
+            windows differ by more than chance, as those of a forward pass each do not, and never
+            to fewer than 12; `LoadTrace.merging` tells. "none"; "all"; or a number in a row.
+
     Returns:
         All windows and all layers that the source has; those of dense layers are all zero.
 
@@ -50,13 +55,15 @@ def load_trace(path: str | os.PathLike[str]) -> LoadTrace:
         FormatError: a file that cannot be read, or is not what its ending says; the message begins
             with the path of that file.
         MissingExtraError: a format whose package is not installed.
+        OptionError: another way to merge.
     """
+    merge = check_merge(merge)
     source = Path(path)
     with naming(source):
         folder = source.is_dir()
         if not folder and not source.exists():
             raise FormatError(f"{source}: does not exist")
-        return read_folder(source) if folder else read_file(source)
+        return (read_folder if folder else read_file)(source, merge)
 
 
 def save_trace(trace: LoadTrace, path: str | os.PathLike[str]) -> None:

@@ -1,24 +1,25 @@
 """One file, by its ending, or a folder of files as one trace."""
 
 import re
-from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from eplb.errors import FormatError
 from eplb.formats.loads.arrays import read_npy, read_npz
 from eplb.formats.loads.json import read_json
-from eplb.formats.loads.sglang import Passes, dump_time, joined, read_pt
+from eplb.formats.loads.sglang import Passes, Steps, dump_time, joined, read_pt
 from eplb.formats.loads.tables import read_csv, read_parquet
 from eplb.formats.loads.tensorrt_llm import is_statistics, read_statistics
-from eplb.formats.safe import LARGEST, check_regular, frozen, naming
-from eplb.loads import LoadTrace
+from eplb.formats.safe import LARGEST, check_regular, naming
+from eplb.loads import LoadTrace, trace_of
+from eplb.merging import Merge, Recording
 
 __all__ = ["read_file", "read_folder"]
 
-_READERS: dict[str, Callable[[Path], LoadTrace | Passes]] = {
+_READERS: dict[str, Callable[[Path], LoadTrace | Steps | Passes]] = {
     ".csv": read_csv,
     ".json": read_json,
     ".npy": read_npy,
@@ -28,25 +29,28 @@ _READERS: dict[str, Callable[[Path], LoadTrace | Passes]] = {
 }
 
 
-def read_file(path: Path) -> LoadTrace:
+def read_file(path: Path, merge: Merge) -> LoadTrace:
     """The trace in a file."""
     content = _read(path)
-    return joined([content]) if isinstance(content, Passes) else content
+    if isinstance(content, Steps):
+        return _joined(content, [path], merge)
+    trace = joined([content]) if isinstance(content, Passes) else content
+    return trace.merged(merge)
 
 
-def read_folder(folder: Path) -> LoadTrace:
+def read_folder(folder: Path, merge: Merge) -> LoadTrace:
     """The trace of a folder: TensorRT-LLM's statistics, a recording, or any files, in order."""
     with naming(folder):
         if is_statistics(folder):
-            return read_statistics(folder)
+            return read_statistics(folder).merged(merge)
         files = _files(folder)
     first = _read(files[0])
     if isinstance(first, Passes):
-        return joined(_recording(first, files))
-    return _concatenated(first, files)
+        return joined(_recording(first, files)).merged(merge)
+    return _joined(first, files, merge)
 
 
-def _read(path: Path) -> LoadTrace | Passes:
+def _read(path: Path) -> LoadTrace | Steps | Passes:
     with naming(path):
         check_regular(path)
         reader = _READERS.get(path.suffix.lower())
@@ -98,31 +102,48 @@ def _recording(first: Passes, files: list[Path]) -> Iterator[Passes]:
         yield part
 
 
-def _concatenated(first: LoadTrace, files: list[Path]) -> LoadTrace:
-    """The windows of all files, each file's after those of the file before."""
-    values = array("d")
-    names: list[str] = []
-    times: list[float] | None = []
-    top_k, model, shape = first.top_k, first.model, first.loads.shape[1:]
+def _joined(first: LoadTrace | Steps, files: list[Path], merge: Merge) -> LoadTrace:
+    """The windows of all files, each file's after those of the file before, added up as read."""
+    recording = Recording(merge)
+    said: set[tuple[int | None, str | None]] = set()
+    shape: tuple[int, ...] = ()
     for number, path in enumerate(files):
-        trace = first if not number else _read(path)
-        if isinstance(trace, Passes):
+        part = first if not number else _read(path)
+        if isinstance(part, Passes):
             raise FormatError(
                 f"{path}: has a rank's passes, and {files[0].name} has windows: "
                 "keep each recording in a folder of its own"
             )
-        if trace.loads.shape[1:] != shape:
+        pieces, names, times = _windows(part)
+        said.add((part.top_k, part.model) if isinstance(part, LoadTrace) else (None, None))
+        found = pieces[0].shape[1:]
+        shape = shape or found
+        if found != shape:
             raise FormatError(
-                f"{path}: has {trace.num_layers} layers and {trace.num_experts} experts, "
+                f"{path}: has {found[0]} layers and {found[1]} experts, "
                 f"{files[0].name} has {shape[0]} and {shape[1]}"
             )
-        if (len(values) + trace.loads.size) * 8 > LARGEST:
-            raise FormatError(f"{path}: the folder up to here has over {LARGEST // 8} values")
-        values.frombytes(trace.loads.data.cast("B"))
-        one = trace.num_windows == 1
-        names += [path.stem] if one else [f"{path.stem}/{name}" for name in trace.names]
-        times = None if times is None or trace.times is None else times + trace.times.tolist()
-        top_k = top_k if top_k == trace.top_k else None
-        model = model if model == trace.model else None
-    loads = frozen(values, (len(names), *shape))
-    return LoadTrace(loads, names, None if times is None else np.array(times), top_k, model)
+        if len(files) > 1:
+            stem = path.stem
+            names = [stem] if len(names) == 1 else [f"{stem}/{name}" for name in names]
+        begin = 0
+        for piece in pieces:
+            some = slice(begin, begin + len(piece))
+            recording.add(piece, names[some], times and times[some])
+            begin = some.stop
+            if recording.num_bytes > LARGEST:
+                raise FormatError(
+                    f"{path}: windows up to here have over {LARGEST // 8} values: merge them (auto)"
+                )
+    top_k, model = (
+        None if len(each) > 1 else each.pop() for each in map(set, zip(*said, strict=True))
+    )
+    return trace_of(recording, top_k, model)
+
+
+def _windows(
+    part: LoadTrace | Steps,
+) -> tuple[Sequence[NDArray[Any]], Sequence[str], list[float] | None]:
+    if isinstance(part, Steps):
+        return part.pieces, part.names, part.times
+    return [part.loads], part.names, None if part.times is None else part.times.tolist()

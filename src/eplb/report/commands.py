@@ -2,53 +2,58 @@
 
 import shlex
 
+from eplb.merging import Merge
 from eplb.report.sample import Asked
 
-__all__ = ["MERGED", "compare_command", "moves_command", "plan_command"]
-
-MERGED = "merged.npz"
-"""What windows that were added up are written to, for a command that cannot add them up."""
+__all__ = ["compare_command", "moves_command", "plan_command"]
 
 
 def plan_command(
-    asked: Asked, name: str, forecast: str | None, merged: int, first_layer: int
+    asked: Asked, name: str, forecast: str | None, merge: Merge, first_layer: int
 ) -> str:
-    """What makes the plan, in as many lines as it takes."""
-    lines = []
-    if merged > 1:
-        lines.append(["eplb", "convert", name, MERGED, "--merge", str(merged)])
-        name = MERGED
-    words = _plan_words(asked, name, forecast, first_layer)
-    return "\n".join(map(shlex.join, [*lines, [*words, "-o", "placement.json"]]))
+    """What makes the plan."""
+    words = _plan_words(asked, name, forecast, merge, first_layer)
+    return shlex.join([*words, "-o", "placement.json"])
 
 
 def moves_command(
-    asked: Asked, name: str, forecast: str | None, first_layer: int, current: str, moves: int
+    asked: Asked,
+    name: str,
+    forecast: str | None,
+    merge: Merge,
+    first_layer: int,
+    current: str,
+    moves: int,
 ) -> str:
     """What makes a plan so many moves from the placement that runs."""
     return shlex.join(
         [
-            *_plan_words(asked, name, forecast, first_layer),
+            *_plan_words(asked, name, forecast, merge, first_layer),
             *("--current", current, "--max-moves", str(moves)),
             *("-o", "placement.json"),
         ]
     )
 
 
-def _plan_words(asked: Asked, name: str, forecast: str | None, first_layer: int) -> list[str]:
-    words = ["eplb", "plan", name, *_cluster_words(asked)]
+def _plan_words(
+    asked: Asked, name: str, forecast: str | None, merge: Merge, first_layer: int
+) -> list[str]:
+    words = ["eplb", "plan", name, *_cluster_words(asked), *_merge_words(merge)]
     words += [] if forecast is None else ["--forecast", forecast]
     return words + (["--first-layer", str(first_layer)] if first_layer else [])
 
 
-def compare_command(asked: Asked, name: str, forecast: str | None, merged: int, every: int) -> str:
+def compare_command(asked: Asked, name: str, forecast: str | None, merge: Merge, every: int) -> str:
     """What prints the figures on loads that plans have not seen."""
     words = ["eplb", "compare", name, *_cluster_words(asked)]
     for policy in ("contiguous", "seed", forecast or "eplb", "oracle"):
         words += ["--policy", policy]
     words += ["--every", str(every)] if every > 1 else []
-    words += ["--merge", str(merged)] if merged > 1 else []
-    return shlex.join(words)
+    return shlex.join([*words, *_merge_words(merge)])
+
+
+def _merge_words(merge: Merge) -> list[str]:
+    return [] if merge == "auto" else ["--merge", str(merge)]
 
 
 def _cluster_words(asked: Asked) -> list[str]:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import FormatError
-from eplb.formats.safe import check_size, floats, load_pt, tensor_array
-from eplb.loads import LoadTrace
+from eplb.errors import FormatError, LoadsError
+from eplb.formats.safe import check_size, load_pt, tensor_array
+from eplb.loads import LoadTrace, check_values
 
-__all__ = ["Passes", "dump_time", "joined", "read_pt"]
+__all__ = ["Passes", "Steps", "dump_time", "joined", "read_pt"]
 
 _DUMP = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_\d+)?", re.ASCII)
 
@@ -41,18 +41,33 @@ class Passes:
     phy2log: NDArray[np.int64]
 
 
-def read_pt(path: Path) -> LoadTrace | Passes:
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Windows in a file, as they lie in it: mapped, they come into memory as they are added up.
+
+    Attributes:
+        pieces: [T, L, E] each, one after the other.
+        names: of all windows.
+        times: of all windows, None where they are not known.
+    """
+
+    pieces: list[NDArray[Any]]
+    names: list[str]
+    times: list[float] | None
+
+
+def read_pt(path: Path) -> Steps | Passes:
     """Loads in a `.pt` file: a recorder's dump, or a bare tensor as vllm-ascend's tool reads it."""
     content = load_pt(path)
     if not isinstance(content, dict):
-        return _trace(path, tensor_array(path, content, "the file"), drop_unused=False)
+        return _steps(path, tensor_array(path, content, "the file"), drop_unused=False)
     if "records" in content:
         return _read_passes(path, content)
     if "logical_count" not in content:
         keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"
         raise FormatError(f"{path}: expected the key 'logical_count' or 'records', found {keys}")
     counts = tensor_array(path, content["logical_count"], "logical_count")
-    return _trace(path, counts, drop_unused=True)
+    return _steps(path, counts, drop_unused=True)
 
 
 def dump_time(path: Path) -> float | None:
@@ -100,20 +115,32 @@ def joined(parts: Iterable[Passes]) -> LoadTrace:
         total[number] = sums.pop(pass_id)
     total.flags.writeable = False
     times = [_first_time(ranks[pass_id].values()) for pass_id in chosen]
-    return LoadTrace(total, list(map(str, chosen)), _times(times))
+    known = _times(times)
+    return LoadTrace(total, list(map(str, chosen)), None if known is None else np.array(known))
 
 
-def _trace(path: Path, counts: NDArray[Any], *, drop_unused: bool) -> LoadTrace:
-    """A trace of [L, E] or [T, L, E]; of a recorder's buffer, the steps that were used."""
-    steps = np.arange(len(counts) if counts.ndim == 3 else 1)
-    if drop_unused and counts.ndim == 3 and counts.size:
-        used: NDArray[np.bool_] = np.any(counts, axis=(1, 2))
+def _steps(path: Path, counts: NDArray[Any], *, drop_unused: bool) -> Steps:
+    """Windows of [L, E] or [T, L, E]; of a recorder's buffer, the steps that were used."""
+    if counts.ndim == 2:
+        counts, drop_unused = counts[None], False
+    if counts.ndim != 3:
+        raise LoadsError(
+            f"loads have shape {counts.shape}: give windows, layers and experts [T, L, E]"
+        )
+    check_values(counts)
+    steps = np.arange(len(counts))
+    if drop_unused:
+        # Numbers of 0 or more: a maximum is found sooner than whether any is not 0.
+        used = counts.reshape(len(counts), -1).max(axis=1) > 0
         if not used.any():
             raise FormatError(f"{path}: all {len(counts)} steps are unused: nothing was recorded")
         steps = _in_order(used)
-        counts = counts[steps]
-    check_size(path, "the tensor", counts.size)
-    return LoadTrace(floats(counts), list(map(str, steps)), _times([dump_time(path)] * len(steps)))
+    runs = np.split(steps, np.flatnonzero(np.diff(steps) != 1) + 1)
+    return Steps(
+        [counts[run[0] : run[-1] + 1] for run in runs],
+        list(map(str, steps)),
+        _times([dump_time(path)] * len(steps)),
+    )
 
 
 def _in_order(used: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -129,12 +156,12 @@ def _in_order(used: NDArray[np.bool_]) -> NDArray[np.intp]:
     return steps
 
 
-def _times(times: list[float | None]) -> NDArray[np.float64] | None:
+def _times(times: list[float | None]) -> list[float] | None:
     """Times of the windows, if each has its own: files tell when they were written, not steps."""
     known = [time for time in times if time is not None]
     if len(known) < len(times) or (np.diff(known) <= 0).any():
         return None
-    return np.array(known)
+    return known
 
 
 def _read_passes(path: Path, content: dict[Any, Any]) -> Passes:
