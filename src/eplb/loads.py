@@ -59,12 +59,14 @@ def as_array(values: Any, name: str = "loads") -> NDArray[np.float64]:
     return np.require(array, np.float64, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
 
 
-def check_values(array: NDArray[np.float64]) -> None:
+def check_values(array: NDArray[Any]) -> None:
     """Raise a LoadsError that names the first value which is no number of tokens, if any is."""
     if array.size == 0:
         raise LoadsError(f"loads are empty, shape {array.shape}: give at least 1 layer and expert")
     # A comparison with NaN is false, so this catches it too.
-    if not (array.min() >= 0.0 and array.max() <= _LARGEST):
+    with np.errstate(invalid="ignore"):
+        least, most = float(array.min()), float(array.max())
+    if not (least >= 0.0 and most <= _LARGEST):
         at = tuple(np.argwhere(~((array >= 0.0) & (array <= _LARGEST)))[0])
         raise LoadsError(
             f"loads[{', '.join(map(str, at))}] is {array[at]}: "
@@ -284,10 +286,13 @@ class LoadTrace:
         """
         if merge == "auto" and self.merging is not None:
             return self
-        recording = Recording(merge)
-        times = None if self.times is None else self.times.tolist()
+        if not isinstance(merge, str):
+            what = "the number of windows to add up"
+            merge = whole_number(merge, what, most=self.num_windows, error=LoadsError)
         if merge in {"none", 1}:
             return replace(self, merging=self.merging or Merging(self.num_windows))
+        recording = Recording(merge)
+        times = None if self.times is None else self.times.tolist()
         recording.add(self.loads, self.names, times)
         return trace_of(recording, self.top_k, self.model)
 

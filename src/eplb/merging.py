@@ -2,9 +2,9 @@
 
 Engines may record a window for each forward pass: hundreds, of a few tokens each. A share p counted
 from n tokens varies by p (1 - p) / n, whatever the load does. So neighbours are added up, half as
-many windows each time, until the variance of shares between windows is several times what chance
-alone makes of it, or chance hardly matters, or few windows are left. Loads that drift differ
-clearly while there are many windows, so drift is kept.
+many windows each time, while the variance of shares between windows is hardly more than chance
+alone makes of it; and further, until neighbours differ clearly, while that takes nothing away from
+what differs beyond chance. So loads that change keep their changes.
 
 A recording of any length is read in bounded memory: once there are as many sums as are kept, each
 two neighbours become one, and from then on a sum is of twice as many windows.
@@ -31,6 +31,12 @@ FEWEST = 12
 
 _CLEAR = 4.0
 """Variance over that of chance from which windows differ clearly (docs/experiments.md)."""
+
+_NEXT_CLEAR = 2.0
+"""The same of a window and the next one."""
+
+_KEPT = 0.9
+"""Part of the variance beyond chance that is left where nothing is taken away."""
 
 _SMALL = 0.02
 """Chance that hardly matters: standard deviation of an expert's load, over the experts' loads."""
@@ -228,14 +234,17 @@ def _clear_windows(loads: _Loads) -> int:
     number = len(loads)
     if number <= FEWEST or not (unit := _unit(loads)):
         return number
-    while number > FEWEST:
-        merged = loads
-        if number < len(loads):
-            merged = np.add.reduceat(loads, _first_of(len(loads), number), axis=0)
-        found = _differ(merged, unit)
-        if found.chance <= _SMALL or found.ratio >= _CLEAR or found.ratio < _TOO_ALIKE:
+    found = _differ(loads, unit)
+    while number > FEWEST and found.ratio >= _TOO_ALIKE:
+        if found.chance <= _SMALL and found.ratio > _ONE_LOAD:
             break
-        number = max(FEWEST, number // 2)
+        half = max(FEWEST, number // 2)
+        after = _differ(np.add.reduceat(loads, _first_of(len(loads), half), axis=0), unit)
+        if found.ratio >= _CLEAR and (
+            found.next_ratio >= _NEXT_CLEAR or after.beyond < _KEPT * found.beyond
+        ):
+            break
+        number, found = half, after
     return number
 
 
@@ -261,11 +270,15 @@ class _Difference:
 
     Attributes:
         ratio: variance of experts' shares over that of chance; infinite where there is no chance.
+        next_ratio: the same of the differences between a window and the next one.
+        beyond: variance of a window beyond chance.
         deviation: standard deviation of the ratio where chance is all.
         chance: standard deviation by chance of an expert's load, over the loads, root mean square.
     """
 
     ratio: float
+    next_ratio: float
+    beyond: float
     deviation: float
     chance: float
 
@@ -278,16 +291,27 @@ def _differ(loads: _Loads, unit: int) -> _Difference:
     each = share * (1.0 - share)
     loaded = tokens > 0.0
     count = np.where(loaded, tokens, 1.0)
-    found = 0.0
+    found = between = 0.0
+    before, had_load = share, np.zeros_like(loaded[0])
     for window, of_layer, has_load in zip(loads, count, loaded, strict=True):
-        away = ((window / of_layer[:, None] / unit - share) ** 2).sum(axis=1)
-        found += float(away[has_load].sum())
+        now = window / (of_layer[:, None] * unit)
+        found += float(((now - share) ** 2).sum(axis=1)[has_load].sum())
+        between += float(((now - before) ** 2).sum(axis=1)[has_load & had_load].sum())
+        before, had_load = now, has_load
     variance = np.where(loaded, each.sum(axis=1) / count, 0.0)
     # The mean that shares are compared with is made of them.
     expected = float((variance - loaded * each.sum(axis=1) / np.maximum(total, 1.0)).sum())
     squares = float((loaded * (share**2).sum(axis=1)).sum())
-    if expected <= 0.0:
-        return _Difference(np.inf, np.inf, 0.0)
+    both = loaded[1:] & loaded[:-1]
+    expected_next = float(((variance[1:] + variance[:-1]) * both).sum())
+    if expected <= 0.0 or expected_next <= 0.0:
+        return _Difference(np.inf, np.inf, 0.0, np.inf, 0.0)
     freedom = (len(loads) - 1) * float(each.sum() ** 2 / (each**2).sum())
     chance = np.sqrt(float(variance.sum()) / squares)
-    return _Difference(found / expected, float(np.sqrt(2.0 / freedom)), float(chance))
+    return _Difference(
+        found / expected,
+        between / expected_next,
+        (found - expected) / len(loads),
+        float(np.sqrt(2.0 / freedom)),
+        float(chance),
+    )

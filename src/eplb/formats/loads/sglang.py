@@ -127,6 +127,7 @@ def _steps(path: Path, counts: NDArray[Any], *, drop_unused: bool) -> Steps:
         raise LoadsError(
             f"loads have shape {counts.shape}: give windows, layers and experts [T, L, E]"
         )
+    check_size(path, "the tensor", counts.size)
     check_values(counts)
     steps = np.arange(len(counts))
     if drop_unused:
