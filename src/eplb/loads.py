@@ -67,7 +67,9 @@ def check_values(array: NDArray[Any]) -> None:
     with np.errstate(invalid="ignore"):
         least, most = float(array.min()), float(array.max())
     if not (least >= 0.0 and most <= _LARGEST):
-        at = tuple(np.argwhere(~((array >= 0.0) & (array <= _LARGEST)))[0])
+        with np.errstate(invalid="ignore"):
+            wide = array.astype(np.float64)
+        at = tuple(np.argwhere(~((wide >= 0.0) & (wide <= _LARGEST)))[0])
         raise LoadsError(
             f"loads[{', '.join(map(str, at))}] is {array[at]}: "
             f"loads are numbers of tokens, from 0 to {_LARGEST:g}"
@@ -286,7 +288,7 @@ class LoadTrace:
         """
         if merge == "auto" and self.merging is not None:
             return self
-        if not isinstance(merge, str):
+        if merge not in ("auto", "none", "all"):
             what = "the number of windows to add up"
             merge = whole_number(merge, what, most=self.num_windows, error=LoadsError)
         if merge in {"none", 1}:

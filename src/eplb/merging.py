@@ -167,7 +167,7 @@ class Recording:
             size = self._open.size
             last = np.frombuffer(self._sums)[-size:] + self._open.ravel()
             del self._sums[-size:]
-            self._sums.frombytes(last.data)
+            self._sums.frombytes(last.tobytes())
         elif self._filled:
             self._close()
         self._filled = 0
@@ -200,7 +200,7 @@ class Recording:
         self._times = None if times is None or self._times is None else [*self._times, *times]
 
     def _close(self) -> None:
-        self._sums.frombytes(np.ascontiguousarray(self._open).data.cast("B"))
+        self._sums.frombytes(self._open.tobytes())
         self._filled = 0
 
     def _halve(self) -> None:

@@ -12,7 +12,7 @@ from eplb.cluster import Cluster, check_shape
 from eplb.errors import ClusterError, EplbError, LoadsError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.merging import alike
-from eplb.planning.forecast import FORECASTS, HISTORY, Forecast, Mean, Scenarios, named_forecast
+from eplb.planning.forecast import FORECASTS, HISTORY, Forecast, Scenarios, named_forecast
 from eplb.planning.plan import Effort, plan
 
 __all__ = ["BEST", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of"]
@@ -212,9 +212,8 @@ def expected_of(
         return Expected(Scenarios(trace.loads, np.ones(1)), None, None)
     if forecast == BEST and alike(trace.loads):
         # Forecasts would be told apart by chance.
-        scenarios = Mean(trace.num_windows)(trace.loads)
-        words = _words("mean", scenarios, trace)
-        return Expected(scenarios, f"Planned for: {words}, which differ by chance alone", None)
+        words = f"the sum of {len(trace)} windows, which differ by chance alone"
+        return Expected(Scenarios(trace.total()[None], np.ones(1)), f"Planned for: {words}", None)
     if forecast != BEST:
         scenarios = named_forecast(forecast)(trace.loads)
         return Expected(scenarios, f"Planned for: {_words(forecast, scenarios, trace)}", None)
