@@ -13,7 +13,7 @@ from recorded import ROOT
 SOURCE = ROOT / "src" / "eplb"
 
 ORDER = (
-    *("errors", "checks", "files", "cluster", "loads", "describe", "balance", "solver"),
+    *("errors", "checks", "files", "cluster", "merging", "loads", "describe", "balance", "solver"),
     *("dispatching", "placement", "formats", "synthetic", "planning", "cost", "moving"),
     "replaying",
     *("engines", "report", "cli"),

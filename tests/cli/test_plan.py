@@ -220,3 +220,23 @@ def test_second_copies_are_explained_by_what_causes_them() -> None:
     bound = printed(4, 4, 1, "The budget of 3 moves does not replace them.")
     assert "1 slot holds an expert that its GPU already holds. The budget of 3 moves" in bound
     assert "carries 2% more load than in the contiguous layout" in bound
+
+
+def test_windows_of_few_tokens_are_merged_and_that_is_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    share = rng.lognormal(0.0, 0.8, 32)
+    passes = rng.multinomial(64, share / share.sum(), (200, 2))
+    np.save(tmp_path / "passes.npy", passes)
+    asked = ("plan", tmp_path / "passes.npy", "--gpus", 8, "--effort", "fast")
+    told = "200 windows of about 64 routed tokens a layer were merged into 12 of about 1,067"
+    assert told in " ".join(run(*asked).stdout.split())
+    done = run(*asked, "--json")
+    assert json.loads(done.stdout)["planned_for"].startswith("Planned for: the sum of 12 windows")
+    assert told in " ".join(done.stderr.split())
+    apart = run(*asked, "--forecast", "recent", "--merge", "none")
+    assert "32 scenarios of 200 windows" in " ".join(apart.stdout.split())
+    one = run(*asked, "--merge", "all", "--json")
+    assert json.loads(one.stdout)["planned_for"] is None
+    wrong = run(*asked, "--merge", "some")
+    assert wrong.returncode == 2
+    assert "--merge is 'some': give auto, none, all or a number" in " ".join(wrong.stderr.split())

@@ -92,7 +92,7 @@ def test_the_command_makes_the_plan_that_is_scored(
     name = "a trace's file.npz"
     eplb.save_trace(trace, name)
     merged = trace.merged(merge)
-    found = measure(merged, CLUSTER, name=name, merged=merge)
+    found = measure(merged, CLUSTER, name=name, reading=("--merge", str(merge)))
     for line in found.choice.command.splitlines():
         done = run(*shlex.split(line)[1:])
         assert done.returncode == 0, done.stderr

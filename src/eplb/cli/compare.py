@@ -58,7 +58,7 @@ def command(
     first: First = 1,
     axes: Axes = None,
     counters: Counters = False,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     expert_bytes: PlainExpertBytes = None,
     window_seconds: Annotated[
         float | None,
@@ -86,7 +86,7 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), printing_to_stderr():
         policies = named_policies(policy or DEFAULT_POLICIES)
-        loads = read_loads(trace, axes, counters, merge)
+        loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
     cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
     service = None
     more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)

@@ -87,7 +87,7 @@ def command(
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -100,7 +100,7 @@ def command(
         check_placement_path(output, "sglang")
         check_writable(output, trace)
     whole_number(history, "--history")
-    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers
     )

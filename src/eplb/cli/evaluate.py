@@ -59,12 +59,12 @@ def command(
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the placement that runs now, and show what a plan for the same slots would gain."""
-    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running = read_placement(placement, loads, gpus, nodes, placement_layers)
     console = Console(stderr=True)
     with (

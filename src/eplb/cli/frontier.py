@@ -65,7 +65,7 @@ def command(
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +76,7 @@ def command(
     if plot is not None:
         check_plot_path(plot)
         check_writable(plot, trace)
-    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers
     )

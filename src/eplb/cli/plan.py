@@ -31,6 +31,7 @@ from eplb.cli.reading import (
     Counters,
     FirstLayer,
     Layers,
+    Merge,
     PlacementLayers,
     load_current,
     read_loads,
@@ -100,6 +101,7 @@ def command(
     ] = None,
     axes: Axes = None,
     counters: Counters = False,
+    merge: Merge = "auto",
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
@@ -117,7 +119,7 @@ def command(
     check_moves_options(current, max_moves, move_cost, current_gpus)
     if forecast != BEST:
         named_forecast(forecast)
-    loads = read_loads(trace, axes, counters, 1, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     moves: RunningPlacement | None = None
     if current is None:
         cluster = cluster_of(loads.num_experts, gpus, nodes, slots)

@@ -61,7 +61,7 @@ def command(
     first: First = 1,
     axes: Axes = None,
     counters: Counters = False,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     expert_bytes: PlainExpertBytes = None,
     jobs: Annotated[
         int, typer.Option(help="Number of replays at a time, or -1 for one per core.")
@@ -78,7 +78,7 @@ def command(
     policies = policy or DEFAULT_POLICIES
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
-        loads = read_loads(trace, axes, counters, merge)
+        loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
     clusters = [
         cluster_of(loads.num_experts, size, nodes, None, spare=more)
         for size, more in itertools.product(gpus, spare or [1])

@@ -49,9 +49,9 @@ _STANDINGS = {
 }
 
 
-def say(line: str) -> None:
+def say(line: str, *, to_stderr: bool = False) -> None:
     """Print a sentence, as it is."""
-    Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=to_stderr).print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def printing_to_stderr() -> contextlib.redirect_stdout[TextIO]:

@@ -50,6 +50,7 @@ class Setting:
         current: path of the placement that runs; None where the layout that engines start with
             stands for it.
         every: windows from one plan to the next in the replay.
+        merged: how windows were added up, in a sentence; None where none were.
     """
 
     trace: str
@@ -67,6 +68,7 @@ class Setting:
     slots_per_gpu: int
     num_groups: int
     every: int
+    merged: str | None = None
 
 
 @dataclass(frozen=True)

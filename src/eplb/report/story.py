@@ -76,6 +76,7 @@ def _setting(figures: Figures) -> str:
     return (
         f"{layers}{groups}, in {at.num_slots} slots on {at.num_gpus} GPUs{nodes}; "
         f"{counted(at.num_windows, 'window')} ({names})"
+        + ("" if at.merged is None else f". {at.merged}")
     )
 
 
