@@ -54,7 +54,8 @@ class Verdict:
             moves keep nearly all of the gain; "keep what runs"; "unpredictable", where plans gain
             on the windows that they were made from and not on others.
         moves: experts that GPUs receive if the advice is followed.
-        gain: balancedness gained on windows that plans have not seen; of one window, on that one.
+        gain: balancedness gained on windows that plans have not seen, with as many moves; of one
+            window, on that one.
         interval: where that is with 95 % confidence; None of one window.
         now: balancedness of what runs, on all the windows.
         seen_gain: balancedness that the plan gains on the windows that it was made from.
@@ -198,11 +199,15 @@ def judge(
     action: Action = "keep what runs"
     if advised:
         action = "switch it on" if current is None else "re-plan"
-        if number > 1 and current is not None and current.cluster == cluster:
+        if interval is not None and current is not None and current.cluster == cluster:
             for share in _BUDGETS:
                 budget = math.ceil(share * made.moves)
-                if _mean(trial(ahead, budget)) >= _ENOUGH * _mean(later) > 0.0:
+                kept = _mean(trial(ahead, budget)) / _mean(later) if _mean(later) > 0.0 else 0.0
+                if kept >= _ENOUGH and kept * gain >= least_gain:
                     made, action = planned(windows, every, budget), "move n"
+                    scale = min(kept, 1.0)
+                    gain *= scale
+                    interval = Interval(scale * interval.low, scale * interval.high)
                     break
     elif held_out and seen_gain >= max(_ROOM, least_gain):
         action = "unpredictable"
