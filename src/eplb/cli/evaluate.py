@@ -1,6 +1,7 @@
 """`eplb evaluate`: how good the placement is that runs now, and what a plan would gain."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -75,4 +76,11 @@ def command(
     if as_json:
         print(json.dumps(found.to_json()))  # noqa: T201
     else:
-        print_evaluation(Console(), f"{placement} on {trace}", found)
+        words = ["eplb", "plan", str(trace), "--gpus", str(found.gpus), "--nodes", str(found.nodes)]
+        words += ["--groups", str(groups), "--current", str(placement)]
+        words += ["--first-layer", str(first_layer)] if first_layer else []
+        moves = 0 if found.verdict is None else found.verdict.moves
+        words += ["--max-moves", str(moves), "-o", "next.json"]
+        # Only some commands add windows up.
+        command = shlex.join(words) if merge == 1 else None
+        print_evaluation(Console(), f"{placement} on {trace}", found, command)

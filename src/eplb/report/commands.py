@@ -11,14 +11,21 @@ MERGED = "merged.npz"
 
 
 def plan_command(
-    asked: Asked, name: str, forecast: str | None, merged: int, layers: tuple[str, ...]
+    asked: Asked,
+    name: str,
+    forecast: str | None,
+    merged: int,
+    layers: tuple[str, ...],
+    current: tuple[str, int] | None = None,
 ) -> str:
-    """What makes the plan, in as many lines as it takes."""
+    """What makes the plan, in as many lines as it takes; from what runs, with so many moves."""
     lines = []
     if merged > 1:
         lines.append(["eplb", "convert", name, MERGED, "--merge", str(merged)])
         name = MERGED
     words = _plan_words(asked, name, forecast, layers)
+    if current is not None:
+        words += ["--current", current[0], "--max-moves", str(current[1])]
     return "\n".join(map(shlex.join, [*lines, [*words, "-o", "placement.json"]]))
 
 
@@ -31,13 +38,7 @@ def moves_command(
     moves: int,
 ) -> str:
     """What makes a plan so many moves from the placement that runs."""
-    return shlex.join(
-        [
-            *_plan_words(asked, name, forecast, layers),
-            *("--current", current, "--max-moves", str(moves)),
-            *("-o", "placement.json"),
-        ]
-    )
+    return plan_command(asked, name, forecast, 1, layers, (current, moves))
 
 
 def _plan_words(

@@ -11,6 +11,7 @@ from eplb.cost.gpus import find_gpu
 from eplb.cost.models import Model
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import LoadTrace
+from eplb.moving.verdict import judge
 from eplb.placement import Placement
 from eplb.planning.backtest import expected_of
 from eplb.planning.forecast import Forecast, Recent, named_forecast
@@ -137,15 +138,21 @@ def measure(
         asked, running, made.placement, ran, known, card, tokens_per_gpu, assumed
     )
     standings = standings_of(asked, comparison, made.placement, current)
+    verdict = judge(asked.seen, cluster, current, num_groups=num_groups, threads=threads)
+    command = None
+    if verdict.advised:
+        running_file = None if current is None else (current_name or "current.json", verdict.moves)
+        command = plan_command(asked, name, forecast, merged, layers, running_file)
     return Figures(
         setting=_setting(asked, name, current_name, every),
         choice=Choice(
             forecast,
-            plan_command(asked, name, forecast, merged, layers),
+            command,
             None if comparison is None else compare_command(asked, name, forecast, merged, every),
             tried,
             _mean_gap(made.gap, trace),
         ),
+        verdict=verdict,
         seen_windows=len(asked.seen),
         unseen_windows=served,
         standings=standings,
