@@ -148,7 +148,5 @@ def command(
 
 
 def _to_json(found: Decision) -> dict[str, Any]:
-    figures = {name: value for name, value in vars(found).items() if name != "plan"}
-    interval = found.gain_interval
-    figures["gain_interval"] = None if interval is None else asdict(interval)
-    return {**figures, "layers": list(found.layers)}
+    figures = {name: value for name, value in vars(found).items() if name != "verdict"}
+    return {**figures, "layers": list(found.layers), "verdict": found.verdict.to_json()}

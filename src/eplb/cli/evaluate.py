@@ -1,6 +1,7 @@
 """`eplb evaluate`: how good the placement is that runs now, and what a plan would gain."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from eplb.cli.reading import (
     PlacementLayers,
     read_loads,
     read_placement,
+    reading_words,
 )
 from eplb.cli.terminal import print_evaluation
 from eplb.replaying.evaluate import evaluate_placement
@@ -75,4 +77,15 @@ def command(
     if as_json:
         print(json.dumps(found.to_json()))  # noqa: T201
     else:
-        print_evaluation(Console(), f"{placement} on {trace}", found)
+        words = ["eplb", "plan", str(trace), "--gpus", str(found.gpus), "--nodes", str(found.nodes)]
+        words += ["--groups", str(groups), "--current", str(placement)]
+        words += reading_words(axes, counters, merge)
+        for option, given in (
+            ("--first-layer", first_layer),
+            ("--layers", layers),
+            ("--placement-layers", placement_layers),
+        ):
+            words += [] if given is None else [option, str(given)]
+        moves = 0 if found.verdict is None else found.verdict.moves
+        words += ["--max-moves", str(moves), "-o", "next.json"]
+        print_evaluation(Console(), f"{placement} on {trace}", found, shlex.join(words))

@@ -36,13 +36,14 @@ from eplb.cli.reading import (
     load_current,
     read_loads,
 )
-from eplb.cli.terminal import print_summary, say
+from eplb.cli.terminal import print_summary, print_verdict, say
 from eplb.cluster import Cluster
 from eplb.files import check_writable
 from eplb.formats.placements import ENGINES
 from eplb.loads import LoadTrace
+from eplb.moving.verdict import judge
 from eplb.planning.backtest import BEST, Expected, expected_of
-from eplb.planning.forecast import FORECASTS, Scenarios, named_forecast
+from eplb.planning.forecast import FORECASTS, HISTORY, Scenarios, named_forecast
 from eplb.planning.plan import Effort, Plan, plan
 from eplb.planning.summary import Summary, summarize
 from eplb.replaying.policies import POLICIES, warm_up
@@ -133,6 +134,15 @@ def command(
     what = _expected(loads, cluster, groups, forecast, effort, threads)
     expected, tried = what.scenarios, what.tried
     made, summary = timed_plan(expected, cluster, groups, effort, threads, what.words, moves)
+    verdict = None
+    if not loads.dense.all():
+        verdict = judge(
+            loads.loads[-HISTORY:],
+            cluster,
+            None if moves is None else moves.placement,
+            num_groups=groups,
+            threads=threads,
+        )
     if target is not None:
         target.write(made, loads)
     if as_json:
@@ -142,12 +152,15 @@ def command(
             **({} if moves is None else moves.to_json(made, expected)),
             to=None if target is None else target.engine,
             backtest=None if tried is None else tried.to_json(),
+            verdict=None if verdict is None else verdict.to_json(),
         )
         return
     reason = None if moves is None else moves.why_duplicates(made)
     print_summary(Console(), printable(trace), summary, reason)
     if moves is not None:
         say(moves.said(made, expected))
+    if verdict is not None:
+        print_verdict(Console(), verdict)
     if target is not None:
         target.say(loads)
 

@@ -4,42 +4,24 @@ import shlex
 
 from eplb.report.sample import Asked
 
-__all__ = ["compare_command", "moves_command", "plan_command"]
+__all__ = ["compare_command", "plan_command"]
 
 
 def plan_command(
-    asked: Asked, name: str, forecast: str | None, reading: tuple[str, ...], layers: tuple[str, ...]
-) -> str:
-    """What makes the plan."""
-    words = _plan_words(asked, name, forecast, reading, layers)
-    return shlex.join([*words, "-o", "placement.json"])
-
-
-def moves_command(
     asked: Asked,
     name: str,
     forecast: str | None,
     reading: tuple[str, ...],
     layers: tuple[str, ...],
-    current: str,
-    moves: int,
+    running: tuple[str, int] | None = None,
 ) -> str:
-    """What makes a plan so many moves from the placement that runs."""
-    return shlex.join(
-        [
-            *_plan_words(asked, name, forecast, reading, layers),
-            *("--current", current, "--max-moves", str(moves)),
-            *("-o", "placement.json"),
-        ]
-    )
-
-
-def _plan_words(
-    asked: Asked, name: str, forecast: str | None, reading: tuple[str, ...], layers: tuple[str, ...]
-) -> list[str]:
+    """What makes the plan; from the placement that runs in a file, with so many moves."""
     words = ["eplb", "plan", name, *_cluster_words(asked), *reading]
     words += [] if forecast is None else ["--forecast", forecast]
-    return [*words, *layers]
+    words += layers
+    if running is not None:
+        words += ["--current", running[0], "--max-moves", str(running[1])]
+    return shlex.join([*words, "-o", "placement.json"])
 
 
 def compare_command(

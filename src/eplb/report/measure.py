@@ -11,13 +11,14 @@ from eplb.cost.gpus import find_gpu
 from eplb.cost.models import Model
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import LoadTrace
+from eplb.moving.verdict import judge
 from eplb.placement import Placement
 from eplb.planning.backtest import expected_of
 from eplb.planning.forecast import Forecast, Recent, named_forecast
 from eplb.planning.plan import check_shape, plan
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import Policy, Staying, named_policy
-from eplb.report.commands import compare_command, moves_command, plan_command
+from eplb.report.commands import compare_command, plan_command
 from eplb.report.curves import measure_moves, measure_spare, measure_windows
 from eplb.report.figures import Choice, Figures, Setting
 from eplb.report.sample import Asked
@@ -84,6 +85,7 @@ def measure(
     say = progress or (lambda _what, _done, _wanted: None)
     asked = Asked(trace, cluster, num_groups, threads)
     running = current or asked.start
+    running_name = current_name or "current.json"
 
     say(STEPS[0], 0, 1)
     forecast, tried = _tried(asked)
@@ -118,9 +120,7 @@ def measure(
         asked,
         current,
         rule,
-        lambda number: moves_command(
-            asked, name, forecast, reading, layers, current_name or "current.json", number
-        ),
+        lambda number: plan_command(asked, name, forecast, reading, layers, (running_name, number)),
     )
     through = measure_through(
         asked,
@@ -137,15 +137,21 @@ def measure(
         asked, running, made.placement, ran, known, card, tokens_per_gpu, assumed
     )
     standings = standings_of(asked, comparison, made.placement, current)
+    verdict = judge(asked.seen, cluster, current, num_groups=num_groups, threads=threads)
+    command = None
+    if verdict.advised:
+        told = None if current is None else (running_name, verdict.moves)
+        command = plan_command(asked, name, forecast, reading, layers, told)
     return Figures(
         setting=_setting(asked, name, current_name, every),
         choice=Choice(
             forecast,
-            plan_command(asked, name, forecast, reading, layers),
+            command,
             None if comparison is None else compare_command(asked, name, forecast, reading, every),
             tried,
             _mean_gap(made.gap, trace),
         ),
+        verdict=verdict,
         seen_windows=len(asked.seen),
         unseen_windows=served,
         standings=standings,
