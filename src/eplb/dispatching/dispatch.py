@@ -1,6 +1,7 @@
 """Splits: which part of its expert's load each slot takes, by a rule or the best there is."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,8 +9,8 @@ from numpy.typing import NDArray
 
 from eplb.checks import number_of_threads, whole_number
 from eplb.cluster import Cluster
-from eplb.dispatching.rules import RULES, TABLES, split_of_table
-from eplb.errors import LoadsError, OptionError
+from eplb.dispatching.rules import RULES, TABLES, check_rule, split_of_table
+from eplb.errors import LoadsError, OptionError, PlacementError
 from eplb.loads import as_array, check_values
 
 __all__ = ["Dispatch", "Placed", "dispatch", "gpu_load", "of_gpus"]
@@ -166,12 +167,15 @@ def dispatch(
     Raises:
         LoadsError: loads of another shape, or values that are no numbers of tokens.
         OptionError: a rule that is not known, or sources that are no parts of a whole.
+        PlacementError: what is no placement.
 
     Source: S. Fujishige, "Lexicographically optimal base of a polymatroid with respect to a weight
     vector", 1980; Y. Nesterov, "Smooth minimization of non-smooth functions", 2005.
     """
     if not isinstance(rule, str) or rule not in RULES:
         raise OptionError(f"rule is {rule!r}: give one of {', '.join(RULES)}")
+    if not hasattr(placement, "log2phy"):
+        raise PlacementError(f"placement is {placement!r}: give an eplb.Placement")
     shares = _parts_of(sources, placement.cluster.num_gpus)
     array = _loads_for(placement, loads)
     if array.ndim not in {2, 3}:
@@ -195,26 +199,28 @@ def dispatch(
     return made
 
 
-def _split_of(placement: Placed, rule: Any, shares: F64) -> F64:
-    """[L, P] split by a rule of an engine, [G] shares of all tokens coming from each GPU; or a
-    split that is given, checked.
+def _split_of(placement: Placed, rule: str, shares: F64) -> F64:
+    """[L, P] split by a rule of an engine, [G] shares of all tokens coming from each GPU.
 
     Raises:
-        OptionError: neither a rule that is known nor a split of this placement.
+        OptionError: a rule that is not known.
     """
-    phy2log, cluster = placement.phy2log, placement.cluster
-    if isinstance(rule, Dispatch):
-        rule = rule.split
-    if not isinstance(rule, str):
-        return _given(placement, rule)
+    phy2log = placement.phy2log
     if rule == "even":
         even: F64 = 1.0 / np.take_along_axis(placement.logcnt, phy2log, axis=1)
         return even
-    if rule not in TABLES:
-        known = ", ".join(RULES)
-        raise OptionError(f"dispatch is {rule!r}: give one of {known}, or a split [L, P]")
-    table = TABLES[rule](placement.log2phy, cluster)
+    table = TABLES[check_rule(rule)](placement.log2phy, placement.cluster)
     return split_of_table(table, phy2log.shape[1], shares)
+
+
+@lru_cache(maxsize=4)
+def _split_by(placement: Placed, rule: str) -> F64:
+    """[L, P] split by an engine's rule, as many tokens coming from each GPU. It is kept: windows are
+    served one after the other, and a table takes a hundred times as long as serving one.
+    """
+    split = _split_of(placement, rule, _parts_of(None, placement.cluster.num_gpus))
+    split.flags.writeable = False
+    return split
 
 
 def gpu_load(placement: Placed, loads: Any, rule: Any) -> F64:
@@ -226,8 +232,9 @@ def gpu_load(placement: Placed, loads: Any, rule: Any) -> F64:
     """
     array = _loads_for(placement, loads)
     if not isinstance(rule, str) or rule != "best":
-        shares = _parts_of(None, placement.cluster.num_gpus)
-        return _shared(placement, array, _split_of(placement, rule, shares))
+        if isinstance(rule, str):
+            return _shared(placement, array, _split_by(placement, rule))
+        return _shared(placement, array, _given(placement, rule))
     windows = array.reshape(-1, *array.shape[-2:])
     threads = number_of_threads(None)
     parts = [
@@ -313,6 +320,8 @@ def _share(placement: Placed, windows: F64, threads: int) -> tuple[F64, F64]:
 def _given(placement: Placed, split: Any) -> F64:
     """A split that a user gives, checked."""
     phy2log = placement.phy2log
+    if isinstance(split, Dispatch):
+        split = split.split
     try:
         array = as_array(split)
         check_values(array)

@@ -16,13 +16,25 @@ Each rule is the engine's own, written anew from its source and held against it 
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
+from eplb.errors import OptionError
 
-__all__ = ["RULES", "TABLES", "Ids", "near_share", "split_of_table"]
+__all__ = [
+    "GIVEN",
+    "RULES",
+    "TABLES",
+    "Ids",
+    "check_rule",
+    "in_words",
+    "name_of",
+    "near_share",
+    "split_of_table",
+]
 
 Ids = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -112,3 +124,36 @@ TABLES: dict[str, Callable[[Ids, Cluster], Ids]] = {"sglang": sglang, "ascend": 
 
 RULES = ("even", *TABLES, "best")
 """Every rule that has a name; `best` splits each window anew."""
+
+GIVEN = "split"
+"""What a split that a user gives is called beside the names of rules."""
+
+_WORDS = {
+    "even": "Dispatch: even, each copy of an expert takes the same part of its tokens.",
+    "sglang": "Dispatch: SGLang's rule, a GPU sends to its own copy or one on its node, else to "
+    "one drawn fairly.",
+    "ascend": "Dispatch: vllm-ascend's rule, a GPU sends to the copy of its rank modulo copies.",
+    "best": "Dispatch: best, each window is split so that GPUs are as evenly loaded as can be.",
+    GIVEN: "Dispatch: the split that is given, in every window.",
+}
+
+
+def check_rule(dispatch: Any, name: str = "dispatch") -> Any:
+    """What is a rule, or may be a split; that is found out when it is known of what placement.
+
+    Raises:
+        OptionError: a rule that is not known; the message calls it by `name`.
+    """
+    if dispatch is None or (isinstance(dispatch, str) and dispatch not in RULES):
+        raise OptionError(f"{name} is {dispatch!r}: give one of {', '.join(RULES)}, or a split")
+    return dispatch
+
+
+def name_of(dispatch: Any) -> str:
+    """What a rule is called in figures, or "split" where a split is given."""
+    return dispatch if isinstance(dispatch, str) else GIVEN
+
+
+def in_words(name: str) -> str:
+    """A sentence on the rule of that name, for whoever reads figures under it."""
+    return _WORDS[name]
