@@ -241,7 +241,10 @@ class Placement:
         if isinstance(dispatch, str) and dispatch == "even":
             return Served.of(self.gpu_load(window) for window in loads)
         # Many at once: "best" levels them together, and a split that is given is checked each time.
-        parts = (self.gpu_load(loads[at : at + _AT_ONCE], dispatch) for at in range(0, len(loads), _AT_ONCE))
+        parts = (
+            self.gpu_load(loads[at : at + _AT_ONCE], dispatch)
+            for at in range(0, len(loads), _AT_ONCE)
+        )
         return Served.of(window for part in parts for window in part)
 
     def moves_from(self, other: "Placement") -> int:

@@ -28,6 +28,10 @@ _ROUNDING = 1e-6
 class Placed(Protocol):
     """What a split needs to know of a placement."""
 
+    def __hash__(self) -> int:
+        """Alike for placements that are alike."""
+        ...
+
     @property
     def phy2log(self) -> NDArray[np.int64]:
         """[L, P] expert in each slot, -1 where a slot holds none."""
@@ -215,8 +219,8 @@ def _split_of(placement: Placed, rule: str, shares: F64) -> F64:
 
 @lru_cache(maxsize=4)
 def _split_by(placement: Placed, rule: str) -> F64:
-    """[L, P] split by an engine's rule, as many tokens coming from each GPU. It is kept: windows are
-    served one after the other, and a table takes a hundred times as long as serving one.
+    """[L, P] split by an engine's rule, as many tokens coming from each GPU. It is kept, as windows
+    are served one by one and a table takes a hundred times as long as serving one.
     """
     split = _split_of(placement, rule, _parts_of(None, placement.cluster.num_gpus))
     split.flags.writeable = False

@@ -145,7 +145,8 @@ def check_rule(dispatch: Any, name: str = "dispatch") -> Any:
         OptionError: a rule that is not known; the message calls it by `name`.
     """
     if dispatch is None or (isinstance(dispatch, str) and dispatch not in RULES):
-        raise OptionError(f"{name} is {dispatch!r}: give one of {', '.join(RULES)}, or a split")
+        or_split = "" if name.startswith("--") else ", or a split"
+        raise OptionError(f"{name} is {dispatch!r}: give one of {', '.join(RULES)}{or_split}")
     return dispatch
 
 
