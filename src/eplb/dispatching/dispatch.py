@@ -78,6 +78,7 @@ class Dispatch:
     peak: F64
     bound: F64
     _windows: F64 = field(repr=False)
+    _sources: F64 = field(repr=False)
     _threads: int = field(repr=False)
 
     def gpu_load(self, loads: Any) -> F64:
@@ -93,10 +94,11 @@ class Dispatch:
     ) -> NDArray[np.int64]:
         """The slot that each source rank sends an expert's tokens to, for engines that dispatch by
         a table: whole entries, as balanced on the loads of this dispatch as a seeded search finds,
-        and as near as that leaves room for.
+        and as near as that leaves room for. No layer is less balanced than by SGLang's own table.
 
-        The same part of all tokens is taken to come from each source. `split_of_table` and
-        `near_share` in `eplb.dispatching.rules` say what a table makes of a placement.
+        From each source come as many tokens as the dispatch was told, the same from each if it was
+        not. `split_of_table` and `near_share` in `eplb.dispatching.rules` say what a table makes of
+        a placement.
 
         Args:
             num_sources: R, ranks that tokens come from, in the order of GPUs; None for one a GPU.
@@ -123,14 +125,31 @@ class Dispatch:
                 f"{num_gpus} would"
             )
         table = np.empty((phy2log.shape[0], sources, self.placement.num_experts), np.int64)
+        shares = self._sources
+        if sources < num_gpus:
+            shares = shares.reshape(sources, -1).sum(axis=1)
+        elif sources > num_gpus:
+            shares = np.repeat(shares / (sources // num_gpus), sources // num_gpus)
 
         def work(begin: int, end: int) -> None:
             _table_layers(
-                self._windows, begin, end, phy2log, num_gpus, num_nodes, keep_local, table
+                self._windows, begin, end, phy2log, num_gpus, num_nodes, shares, keep_local, table
             )
 
         run_kernel(_table_layers, work, phy2log.shape[0], _LAYERS_AT_ONCE, self._threads)
+        if sources == num_gpus:
+            theirs = TABLES["sglang"](self.placement.log2phy, cluster)
+            worse = self._peaks_of(theirs) < self._peaks_of(table)
+            table[worse] = theirs[worse]
         return table
+
+    def _peaks_of(self, table: NDArray[np.int64]) -> F64:
+        """[L] highest GPU load over that of a mean GPU, the mean over windows, by a table."""
+        split = split_of_table(table, self.split.shape[1], self._sources)
+        load = _shared(self.placement, self._windows, split)
+        mean = load.mean(axis=2)
+        peaks: F64 = (load.max(axis=2) / np.where(mean > 0.0, mean, 1.0)).mean(axis=0)
+        return peaks
 
 
 def dispatch(
@@ -197,7 +216,7 @@ def dispatch(
     else:
         split = split[0]
     peak = _shared(placement, windows, split).max(axis=-1).mean(axis=0)
-    made = Dispatch(placement, rule, split, peak, np.minimum(bound, peak), windows, threads)
+    made = Dispatch(placement, rule, split, peak, np.minimum(bound, peak), windows, shares, threads)
     for values in (made.split, made.peak, made.bound):
         values.flags.writeable = False
     return made

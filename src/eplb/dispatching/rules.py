@@ -54,14 +54,14 @@ def split_of_table(table: Ids, num_slots: int, sources: F64) -> F64:
     return split.reshape(num_layers, num_slots).astype(np.float64, copy=False)
 
 
-def near_share(table: Ids, loads: F64, cluster: Cluster) -> float:
+def near_share(table: Ids, loads: F64, cluster: Cluster, sources: F64 | None = None) -> float:
     """Part of all tokens of loads [L, E] that a table [L, R, E] keeps on the node they come from,
-    the same number coming from each source.
+    the part `sources` [R] of them coming from each source; None for the same from each.
     """
     num_sources = table.shape[1]
     nodes = table // (cluster.num_slots // cluster.num_nodes)
     mine = np.arange(num_sources) * cluster.num_nodes // num_sources
-    near = (nodes == mine[:, None]).mean(axis=1)
+    near = np.average(nodes == mine[:, None], axis=1, weights=sources)
     return float((near * loads).sum() / loads.sum())
 
 
