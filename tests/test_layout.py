@@ -13,7 +13,7 @@ from recorded import ROOT
 SOURCE = ROOT / "src" / "eplb"
 
 ORDER = (
-    *("errors", "checks", "files", "cluster", "loads", "describe", "balance", "solver"),
+    *("errors", "checks", "files", "cluster", "merging", "loads", "describe", "balance", "solver"),
     *("dispatching", "placement", "formats", "synthetic", "planning", "cost", "moving"),
     "replaying",
     *("engines", "report", "cli"),
@@ -43,7 +43,9 @@ def place(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "path", [each for each in MODULES if place(each) not in {"__init__", "_moved"}], ids=str
+    "path",
+    [each for each in MODULES if place(each) not in {"__init__", "__main__", "_moved"}],
+    ids=str,
 )
 def test_imports_lead_up_the_list(path: Path) -> None:
     here = ORDER.index(place(path))
@@ -52,12 +54,13 @@ def test_imports_lead_up_the_list(path: Path) -> None:
 
 
 def test_all_is_in_the_list() -> None:
-    flat = {place(path) for path in MODULES} - {"__init__", "_moved"}
+    flat = {place(path) for path in MODULES} - {"__init__", "__main__", "_moved"}
     assert flat == set(ORDER)
 
 
 def test_few_modules_stand_flat() -> None:
-    assert len(list(SOURCE.glob("*.py"))) <= 12
+    """`__main__`, which Python looks for there, is none of them."""
+    assert len(list(SOURCE.glob("*.py"))) - 1 <= 12
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))

@@ -135,7 +135,9 @@ def test_contiguous_layout(num_experts: int, cluster: Cluster, row: list[int]) -
 def test_contiguous_layout_needs_room() -> None:
     with pytest.raises(PlacementError) as raised:
         Placement.contiguous(1, 7, CLUSTER)
-    assert str(raised.value) == "layer 0 has no slot for expert 6: each needs one"
+    assert str(raised.value) == (
+        "num_experts is 7, and the cluster has 6 slots in a layer: each expert needs one"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Checks of the numbers, names and choices that a user gives, in one place.
+"""Checks of the numbers, names and choices that a user gives, in one place, and the base of values
+that stay as they were checked.
 
 Each check returns the value in plain form, or raises an error of the project's own that names the
 value and says which values are valid.
@@ -12,13 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from eplb.errors import EplbError, OptionError
 
 __all__ = [
     "LAYERS",
     "Budget",
+    "Immutable",
     "budget_from",
     "find_named",
     "in_one_line",
@@ -36,6 +40,18 @@ LAYERS = 10_000
 """More than any model has."""
 
 _Figures = TypeVar("_Figures")
+
+
+class Immutable:
+    """A value whose arrays stay read-only in copies and after pickling, where numpy's come out
+    writable.
+    """
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for value in state.values():
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
 
 
 def whole_number(

@@ -5,7 +5,10 @@ from dataclasses import dataclass, fields
 from eplb.checks import whole_number
 from eplb.errors import ClusterError
 
-__all__ = ["Cluster", "check_shape", "nearest_multiples"]
+__all__ = ["Cluster", "check_cluster", "check_shape", "nearest_multiples"]
+
+_MOST = 1_000_000
+"""Slots of a layer: far above those of any cluster, far below where indices overflow."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Cluster:
         slots_per_gpu: physical experts of one layer that a GPU holds.
 
     Raises:
-        ClusterError: a number is below 1, or the nodes do not divide the GPUs.
+        ClusterError: a number below 1 or beyond any cluster, or nodes that do not divide the GPUs.
     """
 
     num_gpus: int
@@ -33,6 +36,11 @@ class Cluster:
             raise ClusterError(
                 f"{self.num_gpus} GPUs do not divide over {self.num_nodes} nodes: "
                 f"{nearest_multiples(self.num_gpus, self.num_nodes)} GPUs would"
+            )
+        if self.num_slots > _MOST:
+            raise ClusterError(
+                f"{self.num_gpus} GPUs of {self.slots_per_gpu} slots have {self.num_slots} slots "
+                f"in a layer: give {_MOST} or fewer"
             )
 
     @property
@@ -66,12 +74,20 @@ class Cluster:
         return cls(bare.num_gpus, bare.num_nodes, slots // bare.num_gpus)
 
 
+def check_cluster(value: object) -> Cluster:
+    """A cluster, or a ClusterError."""
+    if not isinstance(value, Cluster):
+        raise ClusterError(f"the cluster is {value!r}: give an eplb.Cluster")
+    return value
+
+
 def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
     """Check that the experts fit the cluster; return the nodes that groups are spread over.
 
     Raises:
-        ClusterError: fewer slots than experts, or groups that do not divide the experts.
+        ClusterError: no cluster, fewer slots than experts, or groups that do not divide them.
     """
+    check_cluster(cluster)
     if cluster.num_slots < num_experts:
         enough = -(-num_experts // cluster.num_gpus)
         raise ClusterError(

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import printable, rising_layers, whole_number
+from eplb.checks import Immutable, printable, rising_layers, whole_number
 from eplb.errors import LoadsError
+from eplb.merging import Merge, Merging, Recording
 
 __all__ = [
     "LoadTrace",
@@ -22,6 +23,7 @@ __all__ = [
     "check_weights",
     "check_windows",
     "is_tensor",
+    "trace_of",
 ]
 
 _LARGEST = 1e100
@@ -46,9 +48,19 @@ def as_array(values: Any, name: str = "loads") -> NDArray[np.float64]:
         torch = sys.modules["torch"]
         if values.dtype == torch.bool or values.is_complex():
             raise LoadsError(f"{name} have type {values.dtype}: give real numbers")
-        values = values.detach().to("cpu", torch.float64).numpy()
+        try:
+            values = values.detach().to("cpu", torch.float64).resolve_neg().numpy()
+        except (NotImplementedError, RuntimeError, TypeError):
+            raise LoadsError(
+                f"{name} are a tensor of layout {values.layout} on {values.device}: give a dense "
+                "one with values, as of to_dense()"
+            ) from None
+    if np.ma.is_masked(values):
+        raise LoadsError(f"{name} are masked in places: give a full array, as of filled(0)")
     try:
         array = np.asarray(values)
+    except TypeError:
+        raise LoadsError(f"{name} are a list that numpy cannot read: give one array") from None
     except ValueError:
         raise LoadsError(f"{name} have rows of different lengths: give a full array") from None
     if array.dtype.kind not in "uif":
@@ -57,13 +69,17 @@ def as_array(values: Any, name: str = "loads") -> NDArray[np.float64]:
     return np.require(array, np.float64, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
 
 
-def check_values(array: NDArray[np.float64]) -> None:
+def check_values(array: NDArray[Any]) -> None:
     """Raise a LoadsError that names the first value which is no number of tokens, if any is."""
     if array.size == 0:
         raise LoadsError(f"loads are empty, shape {array.shape}: give at least 1 layer and expert")
     # A comparison with NaN is false, so this catches it too.
-    if not (array.min() >= 0.0 and array.max() <= _LARGEST):
-        at = tuple(np.argwhere(~((array >= 0.0) & (array <= _LARGEST)))[0])
+    with np.errstate(invalid="ignore"):
+        least, most = float(array.min()), float(array.max())
+    if not (least >= 0.0 and most <= _LARGEST):
+        with np.errstate(invalid="ignore"):
+            wide = array.astype(np.float64)
+        at = tuple(np.argwhere(~((wide >= 0.0) & (wide <= _LARGEST)))[0])
         raise LoadsError(
             f"loads[{', '.join(map(str, at))}] is {array[at]}: "
             f"loads are numbers of tokens, from 0 to {_LARGEST:g}"
@@ -127,7 +143,7 @@ def check_weights(weights: Any, num_windows: int) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LoadTrace:
+class LoadTrace(Immutable):
     """Loads of T windows in order, checked and immutable.
 
     Attributes:
@@ -139,6 +155,7 @@ class LoadTrace:
         model: name of the model, where the source tells.
         layers: L numbers that the layers have in the model, rising; None where the source does not
             tell whether it counts dense layers. Traces that differ in nothing else are equal.
+        merging: what became of the windows that were recorded, None where they are as recorded.
 
     Raises:
         LoadsError: loads of another rank, empty, or with a value that is no number of tokens; names
@@ -152,6 +169,7 @@ class LoadTrace:
     top_k: int | None = None
     model: str | None = None
     layers: tuple[int, ...] | None = None
+    merging: Merging | None = None
 
     def __post_init__(self) -> None:
         loads = _frozen(self.loads)
@@ -177,13 +195,6 @@ class LoadTrace:
         if self.layers is not None:
             layers = rising_layers(self.layers, loads.shape[1], "layers", LoadsError)
             object.__setattr__(self, "layers", layers)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrays come writable out of a pickle."""
-        self.__dict__.update(state)
-        for value in state.values():
-            if isinstance(value, np.ndarray):
-                value.flags.writeable = False
 
     def __len__(self) -> int:
         return self.num_windows
@@ -270,27 +281,44 @@ class LoadTrace:
             times=None if self.times is None else self.times[chosen],
         )
 
-    def merged(self, size: int) -> "LoadTrace":
-        """The trace with every `size` windows in a row added up to one; a rest is left out.
+    def merged(self, merge: Merge = "auto") -> "LoadTrace":
+        """The trace with windows added up in time order.
+
+        Args:
+            merge: "auto" adds neighbours up until they differ by more than chance, and leaves what
+                was merged before as it is; "none"; "all"; or a number of windows in a row to add up
+                to one, where a rest is left out.
 
         Raises:
-            LoadsError: a size below 1, or more than there are windows.
+            LoadsError: a number below 1, or more than there are windows.
+            OptionError: another word.
         """
-        size = whole_number(
-            size, "the number of windows to add up", most=self.num_windows, error=LoadsError
-        )
-        if size == 1:
+        if merge == "auto" and self.merging is not None:
             return self
-        loads = np.empty((self.num_windows // size, *self.loads.shape[1:]))
-        for number, window in enumerate(loads):
-            self.loads[number * size : (number + 1) * size].sum(axis=0, out=window)
-        loads.flags.writeable = False
-        return replace(
-            self,
-            loads=loads,
-            names=self.names[: loads.shape[0] * size : size],
-            times=None if self.times is None else self.times[: loads.shape[0] * size : size],
-        )
+        if merge not in ("auto", "none", "all"):
+            what = "the number of windows to add up"
+            merge = whole_number(merge, what, most=self.num_windows, error=LoadsError)
+        if merge in {"none", 1}:
+            return replace(self, merging=self.merging or Merging(self.num_windows))
+        recording = Recording(merge)
+        times = None if self.times is None else self.times.tolist()
+        recording.add(self.loads, self.names, times)
+        return trace_of(recording, self.top_k, self.model, self.layers)
+
+
+def trace_of(
+    recording: Recording,
+    top_k: int | None = None,
+    model: str | None = None,
+    layers: tuple[int, ...] | None = None,
+) -> LoadTrace:
+    """The trace of a recording that has been read.
+
+    Raises:
+        LoadsError: fewer windows than are to be added up to one.
+    """
+    loads, names, times, merging = recording.finish(top_k)
+    return LoadTrace(loads, names, times, top_k, model, layers, merging)
 
 
 def _frozen(values: Any) -> NDArray[np.float64]:

@@ -34,20 +34,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eplb.balance import Average, Served, balancedness
-from eplb.checks import rising_layers
-from eplb.cluster import Cluster
+from eplb.checks import Immutable, rising_layers, whole_number
+from eplb.cluster import Cluster, check_cluster
 from eplb.dispatching.dispatch import gpu_load, of_gpus
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import as_array, check_values, is_tensor
 
-__all__ = ["Placement"]
+__all__ = ["Placement", "check_placement"]
 
 _AT_ONCE = 64
 """Windows that are served together: more would only take memory."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Placement:
+class Placement(Immutable):
     """Experts of L layers in the P slots of a cluster, checked and immutable.
 
     Attributes:
@@ -68,8 +68,8 @@ class Placement:
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_experts, int | np.integer) or self.num_experts < 1:
-            raise PlacementError(f"num_experts is {self.num_experts!r}: give 1 or more")
+        check_cluster(self.cluster)
+        object.__setattr__(self, "num_experts", _check_experts(self.num_experts, self.cluster))
         phy2log = _whole_numbers(self.phy2log)
         if phy2log.ndim != 2 or 0 in phy2log.shape:
             raise PlacementError(
@@ -116,6 +116,9 @@ class Placement:
     @classmethod
     def contiguous(cls, num_layers: int, num_experts: int, cluster: Cluster) -> "Placement":
         """The layout that engines start with: experts in order, the first ones again at the end."""
+        check_cluster(cluster)
+        whole_number(num_layers, "num_layers", error=PlacementError)
+        _check_experts(num_experts, cluster)
         row = np.arange(cluster.num_slots, dtype=np.int64) % num_experts
         return cls(np.tile(row, (num_layers, 1)), num_experts, cluster)
 
@@ -251,8 +254,9 @@ class Placement:
         """Moves from another placement to this: (layer, GPU, expert) held here and not there.
 
         Raises:
-            PlacementError: a placement of other layers or experts.
+            PlacementError: no placement, or one of other layers or experts.
         """
+        check_placement(other)
         if (self.num_layers, self.num_experts) != (other.num_layers, other.num_experts):
             raise PlacementError(
                 f"{other!r} and {self!r} are of different models: "
@@ -287,6 +291,23 @@ class Placement:
         by_gpu = self.phy2log.reshape(self.num_layers, self.cluster.num_gpus, -1)
         held: NDArray[np.int64] = by_gpu.transpose(1, 0, 2)
         return held
+
+
+def check_placement(value: object, name: str = "placement") -> Placement:
+    """A placement, or a PlacementError that calls what is none by `name`."""
+    if not isinstance(value, Placement):
+        raise PlacementError(f"{name} is of type {type(value).__name__}: give a Placement")
+    return value
+
+
+def _check_experts(number: object, cluster: Cluster) -> int:
+    experts = whole_number(number, "num_experts", error=PlacementError)
+    if experts > cluster.num_slots:
+        raise PlacementError(
+            f"num_experts is {experts}, and the cluster has {cluster.num_slots} slots in a layer: "
+            "each expert needs one"
+        )
+    return experts
 
 
 def _whole_numbers(values: ArrayLike) -> NDArray[np.int64]:

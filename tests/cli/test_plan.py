@@ -127,6 +127,38 @@ def test_wrong_arguments_are_one_line(loads_file: Path, arguments: list[str], me
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["plan", "x", "--gpus", "four"], "--gpus is 'four': "),
+        (["plan", "x", "--gpus=4x"], "--gpus is '4x': "),
+        (["plan", "x", "--gpus", "4", "--effort", "hard"], "--effort is 'hard': "),
+        (["plan", "x", "--gpus"], "Option '--gpus' requires an argument"),
+        (["plan"], "Missing argument 'TRACE' (eplb plan --help)"),
+        (["convert", "x", "-q"], "No such option: -q"),
+        (["plna"], "No such command 'plna'"),
+    ],
+)
+def test_command_lines_that_cannot_be_parsed_are_one_line(arguments: list[str], line: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"eplb: {line}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_placements_go_to_devices(loads_file: Path) -> None:
+    done = run("plan", loads_file, "--gpus", "4", "--to", "vllm", "-o", "/dev/null")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_and_module() -> None:
+    assert run("-h").stdout == run("--help").stdout != ""
+    done = subprocess.run(
+        [sys.executable, "-m", "eplb", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == run("--version").stdout
+
+
 def test_broken_files_are_one_line(tmp_path: Path) -> None:
     cut = tmp_path / "cut.json"
     cut.write_text('{"logical_count": [[1, 2], [3')
@@ -188,3 +220,23 @@ def test_second_copies_are_explained_by_what_causes_them() -> None:
     bound = printed(4, 4, 1, "The budget of 3 moves does not replace them.")
     assert "1 slot holds an expert that its GPU already holds. The budget of 3 moves" in bound
     assert "carries 2% more load than in the contiguous layout" in bound
+
+
+def test_windows_of_few_tokens_are_merged_and_that_is_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    share = rng.lognormal(0.0, 0.8, 32)
+    passes = rng.multinomial(64, share / share.sum(), (200, 2))
+    np.save(tmp_path / "passes.npy", passes)
+    asked = ("plan", tmp_path / "passes.npy", "--gpus", 8, "--effort", "fast")
+    told = "200 windows of about 64 routed tokens a layer were merged into 12 of about 1,067"
+    assert told in " ".join(run(*asked).stdout.split())
+    done = run(*asked, "--json")
+    assert json.loads(done.stdout)["planned_for"].startswith("Planned for: the sum of 12 windows")
+    assert told in " ".join(done.stderr.split())
+    apart = run(*asked, "--forecast", "recent", "--merge", "none")
+    assert "32 scenarios of 200 windows" in " ".join(apart.stdout.split())
+    one = run(*asked, "--merge", "all", "--json")
+    assert json.loads(one.stdout)["planned_for"] is None
+    wrong = run(*asked, "--merge", "some")
+    assert wrong.returncode == 2
+    assert "--merge is 'some': give auto, none, all or a number" in " ".join(wrong.stderr.split())

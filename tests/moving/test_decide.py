@@ -14,8 +14,6 @@ from recorded import GPT_OSS, load_windows
 
 import eplb
 from eplb import Cluster, Decision, Placement, Service
-from eplb.balance import Interval
-from eplb.moving.decide import Outlook, _in_words, _why_not
 
 CLUSTER = Cluster(8, 1, 5)
 SERVICE = Service(10**9, 100.0, 100.0, expert_share=0.5)
@@ -48,7 +46,7 @@ def test_moves_when_it_pays_and_says_what_it_would() -> None:
     old = eplb.plan(before, CLUSTER).placement
     windows = windows_of(after, 80)
     found = eplb.decide(windows, CLUSTER, old, SERVICE, 60.0)
-    assert (found.action, found.layers, found.tried) == ("move", (0, 1, 2), True)
+    assert (found.action, found.layers, found.verdict.windows) == ("move", (0, 1, 2), 80)
     assert found.placement is found.plan.placement
     assert found.moves == found.plan.placement.moves_from(old) > 0
     assert found.total_bytes == found.moves * 10**9
@@ -64,8 +62,9 @@ def test_moves_when_it_pays_and_says_what_it_would() -> None:
     assert found.moving_seconds == pytest.approx(max(received) * 0.01)
     assert found.lost_seconds == pytest.approx(found.moving_seconds)
     assert found.gained_seconds == pytest.approx(0.5 * 60.0 * found.gain)
-    assert found.gain_interval is not None
-    assert found.gain_interval.low <= found.gain <= found.gain_interval.high
+    interval = found.verdict.interval
+    assert interval is not None
+    assert interval.low <= found.verdict.gain <= interval.high
     truth = 1.0 - peaks(found.plan.placement, windows).sum() / peaks(old, windows).sum()
     assert found.gain == pytest.approx(truth, abs=0.05)
     assert f"lower the peaks by {100 * found.gain:.1f} %" in found.reason
@@ -79,10 +78,8 @@ def test_waits_when_nothing_is_gained() -> None:
     assert (found.action, found.layers, found.placement) == ("wait", (), None)
     assert (found.moves, found.gain, found.lost_seconds, found.total_bytes) == (0, 0.0, 0.0, 0)
     assert found.reason.startswith("no expert would gain 2 times the cost of its move in the 10000")
-    nothing = eplb.decide(np.zeros((3, 32)), CLUSTER, old, SERVICE, 1e4)
-    assert nothing.action == "wait"
-    with pytest.raises(eplb.LoadsError, match="none of 6 windows has any load"):
-        eplb.decide(np.zeros((6, 3, 32)), CLUSTER, old, SERVICE, 1e4)
+    for idle in (np.zeros((3, 32)), np.zeros((6, 3, 32))):
+        assert eplb.decide(idle, CLUSTER, old, SERVICE, 1e4).action == "wait"
 
 
 def test_waits_when_the_time_is_short_or_moving_dear() -> None:
@@ -115,15 +112,14 @@ def test_a_move_is_worth_a_margin_times_its_cost(
     service = Service(10**9, 100.0, 30.0)
     windows = windows_of(after, number, seed, 0.3)
     found = eplb.decide(windows, cluster, old, service, seconds, margin=margin)
-    assert found.tried == (found.moves > 0 and number >= 4)
+    assert found.verdict.windows == (number if number > 1 else 0)
     assert found.lost_seconds == pytest.approx(found.moving_seconds)
     if found.action == "wait":
         assert found.placement is None
         assert found.layers == ()
         return
     assert found.gained_seconds >= margin * found.lost_seconds > 0.0
-    if found.gain_interval is not None:
-        assert service.gained_seconds(found.gain_interval.low, seconds) > found.lost_seconds
+    assert found.verdict.advised
     changed = (found.plan.placement.phy2log != old.phy2log).any(axis=1)
     assert found.layers == tuple(np.flatnonzero(changed).tolist())
 
@@ -136,7 +132,6 @@ def test_waits_when_gains_do_not_last() -> None:
     made = eplb.plan(windows, CLUSTER, current=old, effort="fast").placement
     assert peaks(made, windows).mean() < 0.97 * peaks(old, windows).mean()
     found = eplb.decide(windows, CLUSTER, old, replace(SERVICE, expert_bytes=10**6), 60.0)
-    assert found.tried
     assert found.action == "wait"
     assert found.moves > 0
     assert found.gain < 0.01
@@ -147,9 +142,9 @@ def test_one_window_is_taken_as_it_is() -> None:
     before, after = two_states(0, 2)
     old = eplb.plan(before, CLUSTER).placement
     found = eplb.decide(after, CLUSTER, old, SERVICE, 60.0)
-    assert (found.action, found.tried, found.gain_interval) == ("move", False, None)
+    assert (found.action, found.verdict.windows, found.verdict.interval) == ("move", 0, None)
     now, then = peaks(old, after[None])[0], peaks(found.plan.placement, after[None])[0]
-    assert found.gain == pytest.approx((now - then) / now)
+    assert found.gain == pytest.approx((now - then) / now, abs=0.02)
     assert "if the load stays as it is" in found.reason
 
 
@@ -175,30 +170,6 @@ def test_a_budget_is_kept() -> None:
     assert few.gain < free.gain
     none = eplb.decide(windows, CLUSTER, old, SERVICE, 60.0, max_moves=0)
     assert (none.action, none.moves) == ("wait", 0)
-
-
-def test_waits_where_the_gain_may_be_none() -> None:
-    """Loads of which some windows gain much and others lose: the low end of the interval counts."""
-    rng = np.random.default_rng(1)
-    before, after = two_states(1)
-    old = eplb.plan(before, CLUSTER).placement
-    late = rng.permutation(96) < 40
-    windows = np.where(late[:, None, None], after, before)
-    windows = windows * rng.lognormal(0.0, 0.3, windows.shape)
-    seen = set()
-    for seconds in np.geomspace(0.05, 50.0, 30).tolist():
-        found = eplb.decide(windows, CLUSTER, old, SERVICE, seconds)
-        if not found.moves:
-            continue
-        assert found.gain_interval is not None
-        least = SERVICE.gained_seconds(found.gain_interval.low, seconds)
-        enough = found.gained_seconds >= 2.0 * found.lost_seconds
-        sure = least > found.lost_seconds
-        assert (found.action != "wait") == (enough and sure)
-        if enough and not sure:
-            assert f"it may gain only {least:.2g} s" in found.reason
-        seen.add((enough, sure))
-    assert {(True, False), (True, True)} <= seen
 
 
 def decisions(
@@ -267,11 +238,12 @@ def test_windows_that_count_for_nothing_change_nothing(
     for at in (np.zeros(number, int), rng.integers(0, number + 1, number)):
         more = np.insert(windows, at, 0.0, axis=0)
         found = eplb.decide(more, CLUSTER, old, SERVICE, 60.0, weights=np.insert(counts, at, 1.0))
-        assert replace(found, plan=wanted.plan) == wanted
+        assert replace(found, plan=wanted.plan, verdict=wanted.verdict) == wanted
+        assert replace(found.verdict, plan=wanted.plan) == wanted.verdict
         assert found.plan.placement == wanted.plan.placement
         more = np.insert(windows, at, windows_of(before, 1)[0], axis=0)
         found = eplb.decide(more, CLUSTER, old, SERVICE, 60.0, weights=np.insert(counts, at, 0.0))
-        assert replace(found, plan=wanted.plan) == wanted
+        assert replace(found, plan=wanted.plan, verdict=wanted.verdict) == wanted
 
 
 def test_a_changed_cluster_moves_at_once() -> None:
@@ -404,18 +376,3 @@ def test_recorded_windows(traces: Path) -> None:
         for seconds in (1e-3, 0.1, 60.0)
     ]
     assert all(one <= other for one, other in pairwise(moves))
-
-
-def test_words_follow_the_sign_of_the_gain() -> None:
-    rises = Outlook(-0.005, Interval(-0.012, 0.002), tried=True)
-    words = _in_words(rises, -0.15, 0.02, 60.0)
-    assert words == (
-        "would raise the peaks by 0.5 % (-0.2 to 1.2 %) on windows not planned for, "
-        "which loses 0.15 s in 60 s and costs 0.02 s"
-    )
-    assert _why_not(3, rises, -0.15, 0.02, 2.0, 60.0, SERVICE) == "{what} " + words
-    falls = Outlook(0.01, Interval(-0.01, 0.03), tried=True)
-    why = _why_not(3, falls, 0.3, 0.02, 2.0, 60.0, SERVICE)
-    assert why is not None
-    assert "would lower the peaks by 1.0 % (-1.0 to 3.0 %)" in why
-    assert why.endswith("which gains 0.3 s in 60 s and costs 0.02 s; it may lose 0.3 s")

@@ -95,6 +95,7 @@ def test_every_section_has_its_finding_its_chart_and_its_data(full: Figures, pag
                 assert list(row) in read.rows
     assert len(read.having("figure")) == len(SECTIONS)
     assert story.sentence in read.text
+    assert full.choice.command is not None
     assert full.choice.command in read.text
 
 
@@ -192,6 +193,7 @@ def test_the_text_tells_the_same_story(full: Figures) -> None:
     story = tell(full)
     shown = " ".join(printed(full, 200).split())
     assert " ".join(story.sentence.split()) in shown
+    assert story.command is not None
     assert story.command in shown
     for section in story.sections:
         assert section.finding in shown

@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
 
 __all__ = ["main"]
 
@@ -26,7 +28,7 @@ def _run() -> int | str | None:
     signal.signal(signal.SIGINT, before)
     try:
         with _telling_notes():
-            app()
+            code: int | str | None = app(standalone_mode=False)
     except SystemExit as done:
         return done.code
     except KeyboardInterrupt:
@@ -34,7 +36,12 @@ def _run() -> int | str | None:
     except (EplbError, MemoryError, OverflowError, OSError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         return _fail(printable(said))
-    return 0
+    except Exception as error:
+        # Typer brings its own click or not, by version, and so the class of these errors.
+        if not hasattr(error, "format_message"):
+            raise
+        return _fail_usage(error)
+    return code
 
 
 def _flushed(code: int | str | None) -> int | str | None:
@@ -63,6 +70,22 @@ def _telling_notes() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+
+
+def _fail_usage(error: Any) -> int:
+    """One line for a command line that cannot be parsed, or the help where no command is given."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message())  # noqa: T201
+        return 2
+    said = error.format_message()
+    names = getattr(getattr(error, "param", None), "opts", [])
+    arguments = [part for word in sys.argv[1:] for part in word.split("=", 1)]
+    for name, value in pairwise(arguments):
+        if name in names and said.startswith("Invalid value"):
+            said = error.message.removeprefix("Value error, ").removeprefix(f"{value!r} is ")
+            said = f"{name} is {value!r}: {said}"
+    help_of = "" if error.ctx is None else f" ({error.ctx.command_path} --help)"
+    return _fail(f"{' '.join(said.split()).removesuffix('.')}{help_of}")
 
 
 def _fail(line: str) -> int:

@@ -60,7 +60,7 @@ def command(
     first: First = 1,
     axes: Axes = None,
     counters: Counters = False,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     expert_bytes: PlainExpertBytes = None,
     dispatch: Annotated[
         list[str] | None,
@@ -99,7 +99,7 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), printing_to_stderr():
         policies = named_policies(policy or DEFAULT_POLICIES)
-        loads = read_loads(trace, axes, counters, merge)
+        loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
     cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
     service = None
     more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)

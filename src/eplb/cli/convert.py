@@ -19,7 +19,7 @@ def command(
     target: TraceTarget,
     axes: Axes = None,
     counters: Counters = False,
-    merge: Merge = 1,
+    merge: Merge = "none",
 ) -> None:
     """Write loads in another format. The ending of OUT chooses the format."""
     check_writable(target, trace)

@@ -87,7 +87,7 @@ def command(
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -100,7 +100,7 @@ def command(
         check_placement_path(output, "sglang")
         check_writable(output, trace)
     whole_number(history, "--history")
-    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers
     )
@@ -148,7 +148,5 @@ def command(
 
 
 def _to_json(found: Decision) -> dict[str, Any]:
-    figures = {name: value for name, value in vars(found).items() if name != "plan"}
-    interval = found.gain_interval
-    figures["gain_interval"] = None if interval is None else asdict(interval)
-    return {**figures, "layers": list(found.layers)}
+    figures = {name: value for name, value in vars(found).items() if name != "verdict"}
+    return {**figures, "layers": list(found.layers), "verdict": found.verdict.to_json()}

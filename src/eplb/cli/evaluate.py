@@ -1,6 +1,7 @@
 """`eplb evaluate`: how good the placement is that runs now, and what a plan would gain."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from eplb.cli.reading import (
     PlacementLayers,
     read_loads,
     read_placement,
+    reading_words,
 )
 from eplb.cli.terminal import print_evaluation
 from eplb.replaying.evaluate import evaluate_placement
@@ -59,14 +61,14 @@ def command(
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     dispatch: DispatchRule = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the placement that runs now, and show what a plan for the same slots would gain."""
     rule = rule_of(dispatch)
-    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running = read_placement(placement, loads, gpus, nodes, placement_layers)
     console = Console(stderr=True)
     with (
@@ -79,4 +81,15 @@ def command(
     if as_json:
         print(json.dumps(found.to_json()))  # noqa: T201
     else:
-        print_evaluation(Console(), f"{placement} on {trace}", found)
+        words = ["eplb", "plan", str(trace), "--gpus", str(found.gpus), "--nodes", str(found.nodes)]
+        words += ["--groups", str(groups), "--current", str(placement)]
+        words += reading_words(axes, counters, merge)
+        for option, given in (
+            ("--first-layer", first_layer),
+            ("--layers", layers),
+            ("--placement-layers", placement_layers),
+        ):
+            words += [] if given is None else [option, str(given)]
+        moves = 0 if found.verdict is None else found.verdict.moves
+        words += ["--max-moves", str(moves), "-o", "next.json"]
+        print_evaluation(Console(), f"{placement} on {trace}", found, shlex.join(words))

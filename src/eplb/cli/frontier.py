@@ -67,7 +67,7 @@ def command(
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     dispatch: DispatchRule = None,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -80,7 +80,7 @@ def command(
         check_plot_path(plot)
         check_writable(plot, trace)
     rule = rule_of(dispatch)
-    loads = read_loads(trace, axes, counters, merge, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers
     )

@@ -21,11 +21,11 @@ def command(
     trace: TraceFile,
     axes: Axes = None,
     counters: Counters = False,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Describe a file of loads: its shape, how uneven the loads are, and how they drift."""
-    found = inspect_trace(read_loads(trace, axes, counters, merge))
+    found = inspect_trace(read_loads(trace, axes, counters, merge, to_stderr=as_json))
     if as_json:
         print(json.dumps(found.to_json()))  # noqa: T201
     else:

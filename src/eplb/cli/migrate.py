@@ -25,6 +25,7 @@ from eplb.cli.reading import (
     Counters,
     FirstLayer,
     Layers,
+    Merge,
     PlacementLayers,
     read_loads,
     read_placement,
@@ -93,6 +94,7 @@ def command(
     bandwidth_between: Between = None,
     axes: Axes = None,
     counters: Counters = False,
+    merge: Merge = "auto",
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
@@ -116,7 +118,7 @@ def command(
     after_nodes = nodes if new_nodes is None else new_nodes
     trace = None
     if loads is not None:
-        trace = read_loads(loads, axes, counters, 1, first_layer, layers)
+        trace = read_loads(loads, axes, counters, merge, first_layer, layers, to_stderr=as_json)
         before = read_placement(old, trace, gpus, nodes, placement_layers)
         after = read_placement(new, trace, after_gpus, after_nodes, placement_layers)
     else:

@@ -33,17 +33,19 @@ from eplb.cli.reading import (
     Counters,
     FirstLayer,
     Layers,
+    Merge,
     PlacementLayers,
     load_current,
     read_loads,
 )
-from eplb.cli.terminal import print_summary, say
+from eplb.cli.terminal import print_summary, print_verdict, say
 from eplb.cluster import Cluster
 from eplb.files import check_writable
 from eplb.formats.placements import ENGINES
 from eplb.loads import LoadTrace
+from eplb.moving.verdict import judge
 from eplb.planning.backtest import BEST, Expected, expected_of
-from eplb.planning.forecast import FORECASTS, Scenarios, named_forecast
+from eplb.planning.forecast import FORECASTS, HISTORY, Scenarios, named_forecast
 from eplb.planning.plan import Effort, Plan, plan
 from eplb.planning.summary import Summary, summarize
 from eplb.replaying.policies import POLICIES, warm_up
@@ -102,6 +104,7 @@ def command(
     ] = None,
     axes: Axes = None,
     counters: Counters = False,
+    merge: Merge = "auto",
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
@@ -120,7 +123,7 @@ def command(
     check_moves_options(current, max_moves, move_cost, current_gpus)
     if forecast != BEST:
         named_forecast(forecast)
-    loads = read_loads(trace, axes, counters, 1, first_layer, layers)
+    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     moves: RunningPlacement | None = None
     if current is None:
         cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
@@ -134,6 +137,15 @@ def command(
     what = _expected(loads, cluster, groups, forecast, effort, rule, threads)
     expected, tried = what.scenarios, what.tried
     made, summary = timed_plan(expected, cluster, groups, effort, threads, what.words, moves, rule)
+    verdict = None
+    if not loads.dense.all():
+        verdict = judge(
+            loads.loads[-HISTORY:],
+            cluster,
+            None if moves is None else moves.placement,
+            num_groups=groups,
+            threads=threads,
+        )
     if target is not None:
         target.write(made, loads)
     if as_json:
@@ -143,12 +155,15 @@ def command(
             **({} if moves is None else moves.to_json(made, expected)),
             to=None if target is None else target.engine,
             backtest=None if tried is None else tried.to_json(),
+            verdict=None if verdict is None else verdict.to_json(),
         )
         return
     reason = None if moves is None else moves.why_duplicates(made)
     print_summary(Console(), printable(trace), summary, reason)
     if moves is not None:
         say(moves.said(made, expected))
+    if verdict is not None:
+        print_verdict(Console(), verdict)
     if target is not None:
         target.say(loads)
 

@@ -8,10 +8,12 @@ import typer
 
 from eplb.checks import LAYERS, layers_from, rising_layers
 from eplb.cli.options import cluster_of
+from eplb.cli.terminal import say
 from eplb.cluster import Cluster
 from eplb.errors import OptionError
 from eplb.formats import load_placement, load_trace
 from eplb.loads import LoadTrace
+from eplb.merging import check_merge
 from eplb.placement import Placement
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "load_current",
     "read_loads",
     "read_placement",
+    "reading_words",
 ]
 
 FirstLayer = Annotated[
@@ -68,10 +71,11 @@ Counters = Annotated[
     ),
 ]
 Merge = Annotated[
-    int,
+    str,
     typer.Option(
-        metavar="N",
-        help="Add up every N windows into one. Windows left over at the end are dropped.",
+        metavar="auto|none|all|N",
+        help="Windows to add up into one: every N (windows left over at the end are dropped), all, "
+        "none, or auto, which adds up neighbours until windows differ by more than chance.",
     ),
 ]
 
@@ -80,18 +84,32 @@ def read_loads(
     path: Path,
     axes: str | None,
     counters: bool,
-    merge: int = 1,
+    merge: str,
     first_layer: int | None = None,
     layers: str | None = None,
+    *,
+    to_stderr: bool = False,
 ) -> LoadTrace:
     """The loads in a file or folder, with the numbers that options give their layers.
+
+    What the rule merged is told, on standard error where that is asked for.
 
     Raises:
         EplbError: as for `eplb.load_trace`, and options that do not fit.
     """
-    loads = load_trace(path, axes=axes, counters=counters).merged(merge)
+    how = check_merge(merge, "--merge")
+    loads = load_trace(path, axes=axes, counters=counters, merge=how)
+    if loads.merging is not None and loads.merging.words is not None:
+        say(f"{loads.merging.words}.", to_stderr=to_stderr)
     numbers = _numbers_of(first_layer, layers, loads.num_layers)
     return loads if numbers is None else replace(loads, layers=numbers)
+
+
+def reading_words(axes: str | None, counters: bool, merge: str) -> tuple[str, ...]:
+    """The options that say how loads are read, for a command in the report."""
+    words: tuple[str, ...] = () if axes is None else ("--axes", axes)
+    words += ("--counters",) if counters else ()
+    return words if merge == "auto" else (*words, "--merge", merge)
 
 
 def _numbers_of(

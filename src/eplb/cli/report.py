@@ -28,6 +28,7 @@ from eplb.cli.reading import (
     PlacementLayers,
     read_loads,
     read_placement,
+    reading_words,
 )
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
@@ -83,7 +84,7 @@ def command(
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -108,7 +109,7 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), _Steps(console) as steps:
         steps("reading", 0, 1)
-        loads = read_loads(trace, axes, counters, merge, first_layer, layers)
+        loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=True)
         running = None
         if current is not None:
             running = read_placement(current, loads, gpus, nodes, placement_layers)
@@ -123,7 +124,7 @@ def command(
             gpu=gpu,
             tokens_per_gpu=tokens_per_gpu,
             window_seconds=window_seconds,
-            merged=merge,
+            reading=reading_words(axes, counters, merge),
             layers=_layers_words(first_layer, layers),
             threads=threads,
             progress=steps,

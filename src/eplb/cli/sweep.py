@@ -63,7 +63,7 @@ def command(
     first: First = 1,
     axes: Axes = None,
     counters: Counters = False,
-    merge: Merge = 1,
+    merge: Merge = "auto",
     expert_bytes: PlainExpertBytes = None,
     dispatch: DispatchRule = None,
     jobs: Annotated[
@@ -81,7 +81,7 @@ def command(
     policies, rule = policy or DEFAULT_POLICIES, rule_of(dispatch)
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
-        loads = read_loads(trace, axes, counters, merge)
+        loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
     clusters = [
         cluster_of(loads.num_experts, size, nodes, None, spare=more)
         for size, more in itertools.product(gpus, spare or [1])

@@ -19,6 +19,7 @@ from eplb.loads import LoadTrace
 from eplb.moving.decide import Decision
 from eplb.moving.frontier import Frontier
 from eplb.moving.migrate import Migration
+from eplb.moving.verdict import Verdict
 from eplb.planning.summary import Summary
 from eplb.replaying.compare import Comparison, Score
 from eplb.replaying.evaluate import Evaluation, Standing
@@ -33,6 +34,7 @@ __all__ = [
     "print_migration",
     "print_summary",
     "print_sweep",
+    "print_verdict",
     "printing_to_stderr",
     "progress_bar",
     "say",
@@ -50,9 +52,9 @@ _STANDINGS = {
 }
 
 
-def say(line: str) -> None:
+def say(line: str, *, to_stderr: bool = False) -> None:
     """Print a sentence, as it is."""
-    Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=to_stderr).print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def printing_to_stderr() -> contextlib.redirect_stdout[TextIO]:
@@ -249,7 +251,9 @@ def print_sweep(console: Console, title: str, rows: Sequence[SweepRow], wanted: 
         _title(console, f"Stopped after {len(rows)} of {wanted} replays.")
 
 
-def print_evaluation(console: Console, title: str, found: Evaluation) -> None:
+def print_evaluation(
+    console: Console, title: str, found: Evaluation, command: str | None = None
+) -> None:
     """Print how good the placement is that runs, and what plans would gain."""
     windows = "1 window" if found.windows == 1 else f"{found.windows:,} windows"
     dense = len(found.dense_layers)
@@ -282,6 +286,15 @@ def print_evaluation(console: Console, title: str, found: Evaluation) -> None:
     console.print()
     for line in _of_evaluation(found):
         _line(console, line)
+    if found.verdict is not None:
+        print_verdict(console, found.verdict, command)
+
+
+def print_verdict(console: Console, verdict: Verdict, command: str | None = None) -> None:
+    """Print what to do, and the command that does it if anything is to be done."""
+    _line(console, verdict.words)
+    if command is not None and verdict.advised:
+        say(f"To do so: {command}")
 
 
 def print_frontier(
@@ -321,6 +334,7 @@ def print_decision(console: Console, title: str, found: Decision) -> None:
     _title(console, title)
     console.print()
     _line(console, f"{found.action.capitalize()}: {found.reason}.")
+    print_verdict(console, found.verdict)
     console.print()
     table = _table("weighed" if found.action == "wait" else "to do", "")
     if found.layers:
@@ -328,16 +342,12 @@ def print_decision(console: Console, title: str, found: Decision) -> None:
     table.add_row("experts to move", f"{found.moves:,}")
     table.add_row("bytes", f"{found.total_bytes / 1e9:,.3g} GB")
     table.add_row("time of the transfers", f"{found.moving_seconds:.3g} s")
-    if found.tried or found.gain:
-        sign = -1.0 if found.gain < 0.0 else 1.0
-        change = f"{sign * found.gain:.2%}"
-        if found.gain_interval is not None:
-            ends = sorted((sign * found.gain_interval.low, sign * found.gain_interval.high))
-            change += f" ({ends[0]:.2%} to {ends[1]:.2%})"
-        seen = "windows not planned for" if found.tried else "the windows planned for"
-        table.add_row(f"{'rise' if sign < 0.0 else 'fall'} of the peaks on {seen}", change)
+    if found.moves:
+        sign = "rise" if found.gain < 0.0 else "fall"
+        seen = "windows not planned for" if found.verdict.windows else "the windows planned for"
+        table.add_row(f"{sign} of the peaks on {seen}", f"{abs(found.gain):.2%}")
         table.add_row(
-            f"time {'lost' if sign < 0.0 else 'gained'} until the next decision",
+            f"time {'lost' if found.gain < 0.0 else 'gained'} until the next decision",
             f"{abs(found.gained_seconds):.3g} s",
         )
     table.add_row("time lost by moving", f"{found.lost_seconds:.3g} s")

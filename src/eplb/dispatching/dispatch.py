@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import number_of_threads, whole_number
+from eplb.checks import Immutable, number_of_threads, whole_number
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import RULES, TABLES, check_rule, split_of_table
 from eplb.errors import LoadsError, OptionError, PlacementError
@@ -59,7 +59,7 @@ class Placed(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Dispatch:
+class Dispatch(Immutable):
     """A split of each expert's tokens over its slots, and what it makes of the loads it was for.
 
     Attributes:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.engines.settings import Settings
 from eplb.errors import PlacementError
+from eplb.merging import alike
 from eplb.placement import Placement
 from eplb.planning.plan import DEFAULT_MOVE_COST, plan
 
@@ -31,8 +32,9 @@ def next_placement(
     """The experts to run next, [L, P].
 
     A window counts by its tokens, up to the mean of the windows: what was seen in an idle hour is
-    mostly chance. An expert that stays on its GPU stays in its slot. The budget of moves is not
-    kept where engines start, from a layout that knows no loads, nor where ranks come or go.
+    mostly chance. Windows that differ by chance alone are added up. An expert that stays on its GPU
+    stays in its slot. The budget of moves is not kept where engines start, from a layout that knows
+    no loads, nor where ranks come or go.
 
     Args:
         windows: [T, L, E] loads, each with a load in some layer.
@@ -44,6 +46,8 @@ def next_placement(
     Raises:
         EplbError: what cannot be planned.
     """
+    if alike(windows):
+        windows = windows.sum(axis=0, keepdims=True)
     num_layers = windows.shape[1]
     total = windows.sum(axis=(1, 2))
     moving: dict[str, Any] = {}

@@ -10,11 +10,13 @@ from pathlib import Path
 from eplb.errors import FormatError
 from eplb.formats.folder import read_file, read_folder
 from eplb.formats.loads.arrays import write_npz
-from eplb.formats.loads.bare import check_axes, check_windows_of, differences
+from eplb.formats.loads.bare import check_axes
 from eplb.formats.loads.tables import write_csv, write_parquet
 from eplb.formats.placements import load_placement, save_placement
 from eplb.formats.safe import naming
+from eplb.formats.windows import Reading
 from eplb.loads import LoadTrace
+from eplb.merging import Merge, check_merge
 
 __all__ = ["load_placement", "load_trace", "save_placement", "save_trace"]
 
@@ -22,7 +24,11 @@ _WRITERS = {".csv": write_csv, ".npz": write_npz, ".parquet": write_parquet}
 
 
 def load_trace(
-    path: str | os.PathLike[str], *, axes: str | None = None, counters: bool = False
+    path: str | os.PathLike[str],
+    *,
+    axes: str | None = None,
+    counters: bool = False,
+    merge: Merge = "auto",
 ) -> LoadTrace:
     """The trace in a file or a folder, in any format that an engine or this project writes.
 
@@ -51,6 +57,9 @@ def load_trace(
             "layers,ranks,local" for experts numbered within their rank, "ranks,layers,experts" for
             ranks to be added up, "tokens,layers,choices" for the experts that tokens chose.
         counters: whether counts are since the engine's start, so that windows are what each adds.
+        merge: which windows are added up while they are read. "auto" adds up neighbours until
+            windows differ by more than chance, as those of a forward pass each do not, and never
+            to fewer than 12; `LoadTrace.merging` tells. "none"; "all"; or a number in a row.
 
     Returns:
         All windows and all layers that the source has; those of dense layers are all zero.
@@ -59,19 +68,17 @@ def load_trace(
         FormatError: a file that cannot be read, or is not what its ending says; the message begins
             with the path of that file.
         MissingExtraError: a format whose package is not installed.
-        OptionError: axes that do not say what each is, or that the source tells itself.
+        OptionError: axes that do not say what each is, or that the source tells itself; another way
+            to merge.
     """
+    merge = check_merge(merge)
     source = Path(path)
     with naming(source):
         folder = source.is_dir()
         if not folder and not source.exists():
             raise FormatError(f"{source}: does not exist")
-        words = None if axes is None else check_axes(axes)
-        trace = read_folder(source, words) if folder else read_file(source, words)
-        if counters:
-            return differences(trace)
-        check_windows_of(source, trace)
-        return trace
+        how = Reading(None if axes is None else check_axes(axes), counters, merge)
+        return (read_folder if folder else read_file)(source, how)
 
 
 def save_trace(trace: LoadTrace, path: str | os.PathLike[str]) -> None:

@@ -1,13 +1,14 @@
 """One file, by its ending, or a folder of files as one trace."""
 
 import re
-from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb.checks import ranges
 from eplb.errors import FormatError, OptionError
@@ -15,10 +16,18 @@ from eplb.formats.loads.arrays import read_npy, read_npz
 from eplb.formats.loads.bare import Bare, understood
 from eplb.formats.loads.json import read_json
 from eplb.formats.loads.lists import Listed, joined_lists, read_jsonl
-from eplb.formats.loads.sglang import NothingRecordedError, Passes, dump_time, joined, read_pt
+from eplb.formats.loads.sglang import (
+    NothingRecordedError,
+    Passes,
+    Steps,
+    dump_time,
+    joined,
+    read_pt,
+)
 from eplb.formats.loads.tables import read_csv, read_parquet
 from eplb.formats.loads.tensorrt_llm import is_statistics, read_statistics
-from eplb.formats.safe import LARGEST, check_regular, frozen, naming, warn
+from eplb.formats.safe import check_regular, naming, warn
+from eplb.formats.windows import Reading, Windows, windows_of
 from eplb.loads import LoadTrace
 
 __all__ = ["read_file", "read_folder"]
@@ -32,7 +41,7 @@ _RANK = re.compile(
 _COLUMNS = re.compile(r"(?:decode|prefill)_[0-9]+", re.ASCII)
 """MindIE's files have the experts of a rank, numbered within it, as columns."""
 
-_READERS: dict[str, Callable[[Path], LoadTrace | Passes | Listed | Bare]] = {
+_READERS: dict[str, Callable[[Path], LoadTrace | Steps | Passes | Listed | Bare]] = {
     ".csv": read_csv,
     ".json": read_json,
     ".npy": read_npy,
@@ -43,32 +52,38 @@ _READERS: dict[str, Callable[[Path], LoadTrace | Passes | Listed | Bare]] = {
 }
 
 
-def read_file(path: Path, axes: tuple[str, ...] | None = None) -> LoadTrace:
+def read_file(path: Path, how: Reading) -> LoadTrace:
     """The trace in a file."""
-    content = _read(path, axes)
+    content = _read(path, how.axes)
+    if isinstance(content, Steps):
+        return _added_up(path, [[path]], how, content)
     if isinstance(content, Passes):
-        return joined([content])
-    return joined_lists([[content]]) if isinstance(content, Listed) else content
+        content = joined([content])
+    elif isinstance(content, Listed):
+        content = joined_lists([[content]])
+    return windows_of(path, content, how)
 
 
-def read_folder(folder: Path, axes: tuple[str, ...] | None = None) -> LoadTrace:
+def read_folder(folder: Path, how: Reading) -> LoadTrace:
     """The trace of a folder: TensorRT-LLM's statistics, a recording, or any files, in order."""
     with naming(folder):
         if is_statistics(folder):
-            return read_statistics(folder)
+            return windows_of(folder, read_statistics(folder), how)
         groups = _by_rank(folder, _files(folder))
-    first: LoadTrace | Passes | Listed | None = None
+    first: LoadTrace | Steps | Passes | Listed | None = None
     with suppress(NothingRecordedError):
-        first = _read(groups[0][0], axes)
+        first = _read(groups[0][0], how.axes)
     if isinstance(first, Passes):
-        return joined(_recording(first, [path for group in groups for path in group]))
+        recording = joined(_recording(first, [path for group in groups for path in group]))
+        return windows_of(folder, recording, how)
     if isinstance(first, Listed):
         with naming(groups[0][0]):
-            return joined_lists([[_list_of(path, axes) for path in group] for group in groups])
-    return _concatenated(groups, axes, first)
+            lists = [[_list_of(path, how.axes) for path in group] for group in groups]
+            return windows_of(folder, joined_lists(lists), how)
+    return _added_up(folder, groups, how, first)
 
 
-def _read(path: Path, axes: tuple[str, ...] | None = None) -> LoadTrace | Passes | Listed:
+def _read(path: Path, axes: tuple[str, ...] | None = None) -> LoadTrace | Steps | Passes | Listed:
     with naming(path):
         check_regular(path)
         reader = _READERS.get(path.suffix.lower())
@@ -158,73 +173,98 @@ def _by_rank(folder: Path, files: list[Path]) -> list[list[Path]]:
 
 
 def _together(
-    group: list[Path], axes: tuple[str, ...] | None, first: LoadTrace | None
-) -> LoadTrace:
-    """The trace of a file, or of a file of each rank: tokens added up, or local experts joined."""
-    parts: list[LoadTrace] = []
+    group: list[Path], axes: tuple[str, ...] | None, first: LoadTrace | Steps | None
+) -> LoadTrace | Steps:
+    """The windows of a file, or of one of each rank: tokens added up, or local experts joined."""
+    parts: list[LoadTrace | Steps] = []
     for path in group:
         part = first if first is not None and not parts else _read(path, axes)
-        if not isinstance(part, LoadTrace):
+        if not isinstance(part, LoadTrace | Steps):
             raise FormatError(
                 f"{path}: has a rank's passes or a list, and other files have windows: "
                 "keep each recording in a folder of its own"
             )
-        if parts and part.loads.shape != parts[0].loads.shape:
-            raise FormatError(
-                f"{path}: has shape {part.loads.shape}, {group[0].name} has {parts[0].loads.shape}"
-            )
         parts.append(part)
     if len(parts) == 1:
         return parts[0]
-    loads = [part.loads for part in parts]
+    loads = [np.concatenate(_windows(part)[0]) for part in parts]
+    for path, each in zip(group, loads, strict=True):
+        if each.shape != loads[0].shape:
+            raise FormatError(
+                f"{path}: has shape {each.shape}, {group[0].name} has {loads[0].shape}"
+            )
     local = _COLUMNS.fullmatch(group[0].stem) is not None
     whole = np.concatenate(loads, axis=2) if local else np.sum(loads, axis=0)
+    if isinstance(parts[0], Steps):
+        return replace(parts[0], pieces=[whole])
     whole.flags.writeable = False
     return replace(parts[0], loads=whole)
 
 
-def _concatenated(
-    groups: list[list[Path]], axes: tuple[str, ...] | None, read: LoadTrace | None
+def _added_up(
+    source: Path, groups: list[list[Path]], how: Reading, read: LoadTrace | Steps | None
 ) -> LoadTrace:
     """The windows of all files, each file's after those of the file before, ranks added up."""
-    values = array("d")
-    names: list[str] = []
-    times: list[float] | None = []
-    first: LoadTrace | None = None
+    windows = Windows(source, how)
+    first: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None
+    said: set[tuple[int | None, str | None]] = set()
     for group in groups:
         path = group[0]
         try:
-            trace = _together(group, axes, read if group is groups[0] else None)
+            part = _together(group, how.axes, read if group is groups[0] else None)
         except NothingRecordedError:
             if first is None and group is groups[-1]:
                 raise
             warn(path, "is left out: nothing was recorded")
             continue
-        if first is None:
-            first = trace
-            top_k, model, layers, shape = (
-                trace.top_k,
-                trace.model,
-                trace.layers,
-                trace.loads.shape[1:],
-            )
-        if trace.loads.shape[1:] != shape:
-            raise FormatError(
-                f"{path}: has {trace.num_layers} layers and {trace.num_experts} experts, "
-                f"{groups[0][0].name} has {shape[0]} and {shape[1]}"
-            )
-        if (len(values) + trace.loads.size) * 8 > LARGEST:
-            raise FormatError(f"{path}: the folder up to here has over {LARGEST // 8} values")
-        values.frombytes(trace.loads.data.cast("B"))
-        one = trace.num_windows == 1
-        names += [path.stem] if one else [f"{path.stem}/{name}" for name in trace.names]
-        times = None if times is None or trace.times is None else times + trace.times.tolist()
-        top_k = top_k if top_k == trace.top_k else None
-        model = model if model == trace.model else None
-        if trace.layers != layers:
-            raise FormatError(
-                f"{path}: has layers {ranges(trace.layers or ()) or 'without numbers'}, "
-                f"{groups[0][0].name} has {ranges(layers or ()) or 'some without numbers'}"
-            )
-    loads = frozen(values, (len(names), *shape))
-    return LoadTrace(loads, names, None if times is None else np.array(times), top_k, model, layers)
+        pieces, names, times = _windows(part)
+        if isinstance(part, Steps):
+            layers: tuple[int, ...] | None = tuple(range(pieces[0].shape[1]))
+            said.add((None, None))
+        else:
+            layers = part.layers
+            said.add((part.top_k, part.model))
+        found = pieces[0].shape[1:], layers
+        first = first or found
+        _check_like(path, found, groups[0][0], first)
+        if len(groups) > 1:
+            stem = path.stem
+            names = [stem] if len(names) == 1 else [f"{stem}/{name}" for name in names]
+        begin = 0
+        for piece in pieces:
+            some = slice(begin, begin + len(piece))
+            with naming(path):
+                windows.add(path, piece, names[some], times and times[some])
+            begin = some.stop
+    top_k, model = (
+        None if len(each) > 1 else each.pop() for each in map(set, zip(*said, strict=True))
+    )
+    return windows.finish(top_k, model, None if first is None else first[1])
+
+
+def _check_like(
+    path: Path,
+    found: tuple[tuple[int, ...], tuple[int, ...] | None],
+    first_path: Path,
+    first: tuple[tuple[int, ...], tuple[int, ...] | None],
+) -> None:
+    """Raise a FormatError where a file has another shape, or other layers, than the first."""
+    (shape, layers), (first_shape, first_layers) = found, first
+    if shape != first_shape:
+        raise FormatError(
+            f"{path}: has {shape[0]} layers and {shape[1]} experts, "
+            f"{first_path.name} has {first_shape[0]} and {first_shape[1]}"
+        )
+    if layers != first_layers:
+        raise FormatError(
+            f"{path}: has layers {ranges(layers or ()) or 'without numbers'}, "
+            f"{first_path.name} has {ranges(first_layers or ()) or 'some without numbers'}"
+        )
+
+
+def _windows(
+    part: LoadTrace | Steps,
+) -> tuple[Sequence[NDArray[Any]], Sequence[str], list[float] | None]:
+    if isinstance(part, Steps):
+        return part.pieces, part.names, part.times
+    return [part.loads], part.names, None if part.times is None else part.times.tolist()

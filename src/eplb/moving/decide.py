@@ -1,36 +1,29 @@
 """Whether to move at all: what a plan is expected to gain on loads to come, and what moving costs.
 
 Moves are priced by what they cost the service in the time until the next decision, so a plan moves
-only the layers for which it pays. How much of its gain lasts is tried on the windows themselves:
-plans made from the earlier ones are scored on the later ones.
+only the layers for which it pays. What it gains on loads to come is found by `moving.verdict`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import Interval, ratio_interval
 from eplb.checks import real_number
 from eplb.cluster import Cluster
-from eplb.loads import check_weights, check_windows
+from eplb.loads import check_windows
 from eplb.moving.service import Service
+from eplb.moving.verdict import Verdict, counting, judge
 from eplb.placement import Placement
 from eplb.planning.passes import Effort
-from eplb.planning.plan import Plan, plan
+from eplb.planning.plan import DEFAULT_MOVE_COST, Plan, plan
 from eplb.planning.relocate import check_current
 
 __all__ = ["Decision", "decide"]
 
 MARGIN = 2.0
 """Minimum ratio of gain to cost. It is hysteresis: a fluctuating load moves nothing."""
-
-_TRIES = 4
-"""Plans made from the earlier windows."""
-_FEWEST_WINDOWS = 4
-"""Windows below which nothing is tried."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +34,8 @@ class Decision:
         action: "move", "move layers" where only some gain enough, or "wait".
         layers: those that move, none to wait.
         plan: the placement to go to; when waiting, the one that was weighed.
-        gain: share by which the peaks are expected to fall on loads to come, mean over windows.
-        gain_interval: where that is with 95 % confidence; None of too few windows.
-        tried: whether the gain was tried on windows that a plan had not seen.
+        verdict: what plans gain on loads that they have not seen, whatever moving costs.
+        gain: share by which the peaks are expected to fall on loads to come.
         gained_seconds: time that the service is expected to gain until the next decision.
         lost_seconds: time that it loses by moving.
         moves: experts that GPUs must receive.
@@ -55,9 +47,8 @@ class Decision:
     action: Literal["move", "move layers", "wait"]
     layers: tuple[int, ...]
     plan: Plan
+    verdict: Verdict
     gain: float
-    gain_interval: Interval | None
-    tried: bool
     gained_seconds: float
     lost_seconds: float
     moves: int
@@ -107,37 +98,43 @@ def decide(
     seconds = real_number(seconds, "seconds", "seconds")
     margin = real_number(margin, "margin", "times the cost", least=1.0, above=False)
     windows = check_windows(loads)
-    check_weights(weights, len(windows))
+    some = counting(windows, weights)
     current = check_current(current, *windows.shape[1:])
     forced = cluster != current.cluster
 
-    def planned(some: NDArray[np.float64], counts: Any) -> Plan:
+    verdict = judge(
+        windows,
+        cluster,
+        current,
+        num_groups=num_groups,
+        weights=weights,
+        max_moves=max_moves,
+        effort=effort,
+        threads=threads,
+    )
+    made, gain = verdict.plan, 0.0 if forced else verdict.fall
+    price = _price(windows[some], current, service, seconds, margin)
+    # Where moves are cheap, they are those that every other command weighs.
+    if price > DEFAULT_MOVE_COST * float(windows[some].sum(axis=2).mean()) / cluster.num_gpus:
         # What another cluster needs moves at any price, the rest where it pays.
-        return plan(
-            some,
+        made = plan(
+            windows[some],
             cluster,
             num_groups=num_groups,
-            weights=counts,
+            weights=None if weights is None else np.asarray(weights)[some],
             current=current,
-            max_moves=max_moves,
-            move_cost=_price(_counting(some, counts)[0], current, service, seconds, margin),
+            max_moves=verdict.moves if verdict.advised and not forced else max_moves,
+            move_cost=price,
             effort=effort,
             threads=threads,
         )
-
-    made = planned(windows, weights)
-    outlook = Outlook(0.0, None, tried=False)
-    if made.moves and not forced:
-        outlook = _outlook(*_counting(windows, weights), current, made.placement, planned)
+        gain *= _share(current, made.placement, verdict.plan.placement, windows[some])
     moving = service.moving_seconds(current, made.placement)
-    gained = service.gained_seconds(outlook.gain, seconds)
+    gained = service.gained_seconds(gain, seconds)
     lost = service.lost_seconds(moving)
     layers = np.arange(windows.shape[1])
     if not forced:
         layers = np.flatnonzero((made.placement.phy2log != current.phy2log).any(axis=1))
-    why_not = None
-    if not forced:
-        why_not = _why_not(made.moves, outlook, gained, lost, margin, seconds, service)
     action: Literal["move", "move layers", "wait"]
     every = layers.size == np.count_nonzero(windows.any(axis=(0, 2)))
     total_bytes = made.moves * service.expert_bytes
@@ -145,20 +142,29 @@ def decide(
         f"{made.moves} experts in {layers.size} of {windows.shape[1]} layers "
         f"({total_bytes / 1e9:.3g} GB in {moving:.2g} s)"
     )
-    if why_not is not None:
-        action, reason = "wait", why_not.format(what=what)
-    elif forced:
-        action, reason = "move", f"the cluster has changed, so its GPUs must receive {what}"
+    action = "move" if every or forced else "move layers"
+    if forced:
+        reason = f"the cluster has changed, so its GPUs must receive {what}"
+    elif not made.moves:
+        action = "wait"
+        reason = (
+            f"no expert would gain {margin:g} times the cost of its move in the {seconds:g} s "
+            "until the next decision"
+        )
     else:
-        action = "move" if every else "move layers"
-        reason = f"{what} {_in_words(outlook, gained, lost, seconds)}"
+        reason = f"{what} {_in_words(verdict, gain, gained, lost, seconds)}"
+        if not verdict.advised:
+            action = "wait"
+            reason += "" if gain < 0.0 else "; it may gain nothing"
+        elif gained < margin * lost or gained <= 0.0:
+            action = "wait"
+            reason += f"; the gain is not {margin:g} times the cost"
     return Decision(
         action,
-        tuple(layers.tolist()) if why_not is None else (),
+        () if action == "wait" else tuple(layers.tolist()),
         made,
-        outlook.gain,
-        outlook.interval,
-        outlook.tried,
+        verdict,
+        gain,
         gained,
         lost,
         made.moves,
@@ -166,24 +172,6 @@ def decide(
         moving,
         reason,
     )
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """Share by which peaks are expected to fall, where that is, and whether it was tried."""
-
-    gain: float
-    interval: Interval | None
-    tried: bool
-
-
-def _counting(
-    windows: NDArray[np.float64], weights: Any
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """The windows that have any load and count for something, and what they count."""
-    counts = None if weights is None else np.asarray(weights)
-    some = windows.any(axis=(1, 2)) & (True if counts is None else counts > 0.0)
-    return windows[some], None if counts is None else counts[some]
 
 
 def _price(
@@ -194,7 +182,7 @@ def _price(
     margin: float,
 ) -> float:
     """What a layer's peak is to fall by for each move, to be worth a margin times its cost."""
-    peak = float(_peaks(current, windows).mean()) if len(windows) else 0.0
+    peak = float(_peaks(current, windows).mean())
     worth = service.gained_seconds(1.0, seconds) / peak if peak > 0.0 else 0.0
     cost = margin * service.move_seconds(current.cluster)
     if cost == 0.0:
@@ -203,76 +191,26 @@ def _price(
     return cost / worth if worth > 0.0 else peak + 1.0
 
 
-def _outlook(
-    windows: NDArray[np.float64],
-    weights: NDArray[np.float64] | None,
-    current: Placement,
-    made: Placement,
-    planned: Callable[[NDArray[np.float64], Any], Plan],
-) -> Outlook:
-    """What a plan gains on windows that it has not seen, by plans made from the earlier windows."""
-    num_windows = windows.shape[0]
-    if num_windows < _FEWEST_WINDOWS:
-        now, then = _peaks(current, windows), _peaks(made, windows)
-        return Outlook(float((now - then).sum() / now.sum()), None, tried=False)
-    first = num_windows // 2
-    length = -(-(num_windows - first) // _TRIES)
-    now = _peaks(current, windows[first:])
-    then = np.empty(now.shape)
-    for begin in range(first, num_windows, length):
-        counts = None if weights is None else weights[:begin]
-        tried = planned(windows[:begin], counts).placement
-        some = windows[begin : begin + length]
-        then[begin - first : begin - first + length] = _peaks(tried, some)
-    gain = float((now - then).sum() / now.sum()) if now.any() else 0.0
-    return Outlook(gain, ratio_interval(now - then, now, length), tried=True)
-
-
 def _peaks(placement: Placement, windows: NDArray[np.float64]) -> NDArray[np.float64]:
     """[T] sum over layers of the load of the busiest GPU."""
     peaks: NDArray[np.float64] = placement.gpu_load(windows).max(axis=2).sum(axis=1)
     return peaks
 
 
-def _why_not(
-    moves: int,
-    outlook: Outlook,
-    gained: float,
-    lost: float,
-    margin: float,
-    seconds: float,
-    service: Service,
-) -> str | None:
-    """The reason to wait, with a place for what would move, or None."""
-    if not moves:
-        return (
-            f"no expert would gain {margin:g} times the cost of its move in the {seconds:g} s "
-            "until the next decision"
-        )
-    words = _in_words(outlook, gained, lost, seconds)
-    if outlook.gain < 0.0:
-        return "{what} " + words
-    if gained < margin * lost or gained <= 0.0:
-        return "{what} " + f"{words}; the gain is not {margin:g} times the cost"
-    if outlook.interval is not None:
-        least = service.gained_seconds(outlook.interval.low, seconds)
-        if least <= lost:
-            worst = f"lose {-least:.2g} s" if least < 0.0 else f"gain only {least:.2g} s"
-            return "{what} " + f"{words}; it may {worst}"
-    return None
+def _share(
+    current: Placement, some: Placement, whole: Placement, windows: NDArray[np.float64]
+) -> float:
+    """How much of what one placement gains on windows that are known another has, from 0 to 1."""
+    now, part, all_of_it = (float(_peaks(each, windows).sum()) for each in (current, some, whole))
+    return min(1.0, max(0.0, (now - part) / (now - all_of_it))) if all_of_it < now else 0.0
 
 
-def _in_words(outlook: Outlook, gained: float, lost: float, seconds: float) -> str:
+def _in_words(verdict: Verdict, gain: float, gained: float, lost: float, seconds: float) -> str:
     """What moving would do to the peaks, and the time that it gains and costs."""
-    rises = outlook.gain < 0.0
-    percent = -100.0 if rises else 100.0
-    span = ""
-    if outlook.interval is not None:
-        low, high = sorted((percent * outlook.interval.low, percent * outlook.interval.high))
-        span = f" ({low:.1f} to {high:.1f} %)"
-    seen = "on windows not planned for" if outlook.tried else "if the load stays as it is"
+    rises = gain < 0.0
+    seen = "on windows not planned for" if verdict.windows else "if the load stays as it is"
     return (
-        f"would {'raise' if rises else 'lower'} the peaks by {percent * outlook.gain:.1f} %{span} "
+        f"would {'raise' if rises else 'lower'} the peaks by {100.0 * abs(gain):.1f} % "
         f"{seen}, which {'loses' if rises else 'gains'} {abs(gained):.2g} s in {seconds:g} s "
         f"and costs {lost:.2g} s"
     )

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.balance import balancedness
-from eplb.checks import whole_number
+from eplb.checks import Immutable, whole_number
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_rule, name_of
 from eplb.errors import OptionError
@@ -25,7 +25,7 @@ _LOWER = 1.0 - 1e-12
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Frontier:
+class Frontier(Immutable):
     """K placements, from no moves (or the fewest that the cluster needs) to as many as a plan made
     afresh is worth. Each has a lower peak and a higher balancedness than all with fewer moves.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import real_number, whole_number
+from eplb.checks import Immutable, real_number, whole_number
 from eplb.cost.models import expert_bytes_of
 from eplb.errors import OptionError
 from eplb.loads import check_windows
@@ -15,7 +15,7 @@ from eplb.moving.buffers import Limits
 from eplb.moving.settling import Copies, copies_of, lay_out, needs_of
 from eplb.moving.transfers import Arrivals, arrivals_between, nearest_sources
 from eplb.moving.waves import fewest_waves, waves_of
-from eplb.placement import Placement
+from eplb.placement import Placement, check_placement
 
 __all__ = ["Migration", "migrate"]
 
@@ -23,7 +23,7 @@ _I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Migration:
+class Migration(Immutable):
     """Transfers between GPUs in waves, and the copies inside GPUs between the waves.
 
     The transfers of a wave run at the same time and land in buffers, each as large as one expert of
@@ -122,12 +122,14 @@ def migrate(
         starting a wave or for copies inside a GPU.
 
     Raises:
-        PlacementError: placements of other layers or experts.
+        PlacementError: no placements, or of other layers or experts.
         ClusterError: clusters of several nodes with other numbers of GPUs on a node, or bytes that
             are no whole number of 1 or more.
         OptionError: a limit below 1, fewer buffers than would do, or a bandwidth not above 0.
         LoadsError: loads of another shape, or values that are no numbers of tokens.
     """
+    check_placement(old, "old")
+    check_placement(new, "new")
     limits = Limits(
         whole_number(experts_at_once, "experts_at_once"),
         None if uplink_share is None else whole_number(uplink_share, "uplink_share"),

@@ -12,6 +12,7 @@ from eplb.cluster import Cluster, check_shape
 from eplb.dispatching.rules import check_rule
 from eplb.errors import ClusterError, EplbError, LoadsError, PolicyError
 from eplb.loads import LoadTrace
+from eplb.merging import alike
 from eplb.planning.forecast import FORECASTS, HISTORY, Forecast, Scenarios, named_forecast
 from eplb.planning.plan import Effort, plan
 
@@ -211,8 +212,13 @@ def expected_of(
     Raises:
         EplbError: as for `backtest`.
     """
+    trace = trace.merged()
     if trace.num_windows == 1:
         return Expected(Scenarios(trace.loads, np.ones(1)), None, None)
+    if forecast == BEST and alike(trace.loads):
+        # Forecasts would be told apart by chance.
+        words = f"the sum of {len(trace)} windows, which differ by chance alone"
+        return Expected(Scenarios(trace.total()[None], np.ones(1)), f"Planned for: {words}", None)
     if forecast != BEST:
         scenarios = named_forecast(forecast)(trace.loads)
         return Expected(scenarios, f"Planned for: {_words(forecast, scenarios, trace)}", None)

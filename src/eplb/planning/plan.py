@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import Immutable
 from eplb.cluster import Cluster, check_shape
 from eplb.errors import OptionError
 from eplb.loads import LoadTrace
@@ -23,7 +24,7 @@ _DEAREST = 1e200
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Immutable):
     """What the planner decided, and how far from proven best it is.
 
     Attributes:
@@ -178,6 +179,7 @@ def _plan_trace(
             "weights go with arrays: the windows of a LoadTrace are weighed by a forecast; "
             "plan for its loads to weigh them yourself"
         )
+    trace = trace.merged()
     expected = expected_of(trace, cluster, num_groups=num_groups, effort=effort, threads=threads)
     made = plan(
         expected.scenarios.loads,
@@ -188,9 +190,10 @@ def _plan_trace(
         threads=threads,
         **moving,
     )
-    said = () if expected.words is None else (expected.words,)
+    merged = None if trace.merging is None else trace.merging.words
+    said = [merged, expected.words, *made.notes]
     placement = replace(made.placement, layers=trace.layers)
-    return replace(made, placement=placement, notes=(*said, *made.notes))
+    return replace(made, placement=placement, notes=tuple(filter(None, said)))
 
 
 def _plan_of(

@@ -7,13 +7,13 @@ from which a budget or a price picks (`solver.curve`).
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import real_number, whole_number
 from eplb.cluster import Cluster
 from eplb.errors import OptionError, PlacementError
 from eplb.placement import Placement
@@ -124,19 +124,9 @@ def check_moves(max_moves: int | None, move_cost: float | None) -> tuple[int | N
         OptionError: anything else.
     """
     if max_moves is not None:
-        try:
-            max_moves = operator.index(max_moves)
-        except TypeError:
-            raise OptionError(f"max_moves is {max_moves!r}: give a whole number") from None
-        if max_moves < 0:
-            raise OptionError(f"max_moves is {max_moves}: give 0 or more")
+        max_moves = whole_number(max_moves, "max_moves", least=0)
     if move_cost is not None:
-        try:
-            move_cost = float(move_cost)
-        except (TypeError, ValueError, OverflowError):
-            raise OptionError(f"move_cost is {move_cost!r}: give a number") from None
-        if not 0.0 <= move_cost < float("inf"):
-            raise OptionError(f"move_cost is {move_cost}: give 0 or more")
+        move_cost = real_number(move_cost, "move_cost", above=False)
     return max_moves, move_cost
 
 

@@ -1,6 +1,6 @@
 """How a placement does on loads, beside plans made now and the layout that engines start with."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from eplb.balance import Interval, Served
 from eplb.dispatching.rules import GIVEN, RULES, check_rule, name_of
 from eplb.errors import LoadsError, OptionError
 from eplb.loads import LoadTrace
+from eplb.moving.verdict import Verdict, judge
 from eplb.placement import Placement
-from eplb.planning.forecast import Recent, Scenarios
+from eplb.planning.forecast import HISTORY, Recent, Scenarios
 from eplb.planning.plan import plan
 
 __all__ = ["Evaluation", "HotGpu", "LayerFigures", "Standing", "Unseen", "evaluate_placement"]
@@ -104,6 +105,7 @@ class Evaluation:
         unseen: what a plan gains on windows that it was not made from; None of one window.
         worst_layers: the least balanced, the worst first.
         hottest: the GPU with the most load, None without load.
+        verdict: what to do, by the last 32 windows; None without load.
     """
 
     layers: int
@@ -119,10 +121,12 @@ class Evaluation:
     unseen: Unseen | None
     worst_layers: list[LayerFigures]
     hottest: HotGpu | None
+    verdict: Verdict | None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain values."""
-        return asdict(self)
+        verdict = None if self.verdict is None else self.verdict.to_json()
+        return {**asdict(replace(self, verdict=None)), "verdict": verdict}
 
 
 def evaluate_placement(
@@ -187,6 +191,11 @@ def evaluate_placement(
         unseen=_unseen(placement, found["this"], trace, num_groups, dispatch, threads),
         worst_layers=_worst_layers(np.flatnonzero(moe), *found.values()),
         hottest=_hottest(placement, trace, dispatch),
+        verdict=None
+        if trace.dense.all()
+        else judge(
+            trace.loads[-HISTORY:], cluster, placement, num_groups=num_groups, threads=threads
+        ),
     )
 
 

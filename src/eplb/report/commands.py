@@ -4,58 +4,35 @@ import shlex
 
 from eplb.report.sample import Asked
 
-__all__ = ["MERGED", "compare_command", "moves_command", "plan_command"]
-
-MERGED = "merged.npz"
-"""What windows that were added up are written to, for a command that cannot add them up."""
+__all__ = ["compare_command", "plan_command"]
 
 
 def plan_command(
-    asked: Asked, name: str, forecast: str | None, merged: int, layers: tuple[str, ...]
-) -> str:
-    """What makes the plan, in as many lines as it takes."""
-    lines = []
-    if merged > 1:
-        lines.append(["eplb", "convert", name, MERGED, "--merge", str(merged)])
-        name = MERGED
-    words = _plan_words(asked, name, forecast, layers)
-    return "\n".join(map(shlex.join, [*lines, [*words, "-o", "placement.json"]]))
-
-
-def moves_command(
     asked: Asked,
     name: str,
     forecast: str | None,
+    reading: tuple[str, ...],
     layers: tuple[str, ...],
-    current: str,
-    moves: int,
+    running: tuple[str, int] | None = None,
 ) -> str:
-    """What makes a plan so many moves from the placement that runs."""
-    return shlex.join(
-        [
-            *_plan_words(asked, name, forecast, layers),
-            *("--current", current, "--max-moves", str(moves)),
-            *("-o", "placement.json"),
-        ]
-    )
-
-
-def _plan_words(
-    asked: Asked, name: str, forecast: str | None, layers: tuple[str, ...]
-) -> list[str]:
-    words = ["eplb", "plan", name, *_cluster_words(asked)]
+    """What makes the plan; from the placement that runs in a file, with so many moves."""
+    words = ["eplb", "plan", name, *_cluster_words(asked), *reading]
     words += [] if forecast is None else ["--forecast", forecast]
-    return [*words, *layers]
+    words += layers
+    if running is not None:
+        words += ["--current", running[0], "--max-moves", str(running[1])]
+    return shlex.join([*words, "-o", "placement.json"])
 
 
-def compare_command(asked: Asked, name: str, forecast: str | None, merged: int, every: int) -> str:
+def compare_command(
+    asked: Asked, name: str, forecast: str | None, reading: tuple[str, ...], every: int
+) -> str:
     """What prints the figures on loads that plans have not seen."""
     words = ["eplb", "compare", name, *_cluster_words(asked)]
     for policy in ("contiguous", "seed", forecast or "eplb", "oracle"):
         words += ["--policy", policy]
     words += ["--every", str(every)] if every > 1 else []
-    words += ["--merge", str(merged)] if merged > 1 else []
-    return shlex.join(words)
+    return shlex.join([*words, *reading])
 
 
 def _cluster_words(asked: Asked) -> list[str]:

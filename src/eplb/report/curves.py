@@ -148,8 +148,10 @@ def measure_moves(
         Moved(number, number / max(1, most), each.balancedness(asked.seen), other)
         for number, each, other in zip(moves, placements, unseen, strict=True)
     ]
-    goal = points[0].seen + _ENOUGH * (points[-1].seen - points[0].seen)
-    enough = next(index for index, each in enumerate(points) if each.seen >= goal)
+    # What plans gain on windows that they have seen chooses no moves, but of one window.
+    reached = [each.seen if each.unseen is None else each.unseen for each in points]
+    goal = reached[0] + _ENOUGH * (max(reached) - reached[0])
+    enough = next(index for index, each in enumerate(reached) if each >= goal)
     return MoveCurve(tuple(points), enough, command(points[enough].moves))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eplb.balance import Interval
+from eplb.moving.verdict import Verdict
 
 __all__ = [
     "Choice",
@@ -50,6 +51,7 @@ class Setting:
         current: path of the placement that runs; None where the layout that engines start with
             stands for it.
         every: windows from one plan to the next in the replay.
+        merged: how windows were added up, in a sentence; None where none were.
     """
 
     trace: str
@@ -67,6 +69,7 @@ class Setting:
     slots_per_gpu: int
     num_groups: int
     every: int
+    merged: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,15 @@ class Choice:
 
     Attributes:
         forecast: the rule that says what to plan for; None of one window.
-        command: makes it, as one types it; compare: prints the figures on unseen loads.
+        command: makes it, as one types it; None where nothing is to change.
+        compare: prints the figures on unseen loads.
         tried: balancedness of each rule on the windows that all were tried on; empty of one window.
         gap: peak / proven bound - 1, mean over layers: what any plan could gain at most on the
             loads planned for.
     """
 
     forecast: str | None
-    command: str
+    command: str | None
     compare: str | None
     tried: tuple[tuple[str, float], ...]
     gap: float
@@ -211,7 +215,8 @@ class MoveCurve:
     Attributes:
         points: from none to as many as gain; `unseen` of plans from the earlier half of the
             windows, on the later half.
-        enough: index of the first point that has nine tenths of what all moves gain.
+        enough: index of the first point that has nine tenths of the most that any gains, on
+            unseen windows where there are any; 0 where none gains.
         command: makes a plan with so many moves, as one types it.
     """
 
@@ -308,10 +313,12 @@ class Figures:
         seen_windows: that the recommended plan is made from; unseen_windows: served in the replay.
         standings: the way that runs now first.
         unsure: why intervals are missing, where they are.
+        verdict: what to do, by the last windows.
     """
 
     setting: Setting
     choice: Choice
+    verdict: Verdict
     seen_windows: int
     unseen_windows: int
     standings: tuple[Contender, ...]

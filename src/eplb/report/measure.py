@@ -11,13 +11,14 @@ from eplb.cost.gpus import find_gpu
 from eplb.cost.models import Model
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import LoadTrace
+from eplb.moving.verdict import judge
 from eplb.placement import Placement
 from eplb.planning.backtest import expected_of
 from eplb.planning.forecast import Forecast, Recent, named_forecast
 from eplb.planning.plan import check_shape, plan
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import Policy, Staying, named_policy
-from eplb.report.commands import MERGED, compare_command, moves_command, plan_command
+from eplb.report.commands import compare_command, plan_command
 from eplb.report.curves import measure_moves, measure_spare, measure_windows
 from eplb.report.figures import Choice, Figures, Setting
 from eplb.report.sample import Asked
@@ -46,7 +47,7 @@ def measure(
     tokens_per_gpu: float = 128.0,
     window_seconds: float | None = None,
     assumptions: Assumptions | None = None,
-    merged: int = 1,
+    reading: tuple[str, ...] = (),
     layers: tuple[str, ...] = (),
     threads: int | None = None,
     progress: Callable[[str, int, int], object] | None = None,
@@ -66,7 +67,7 @@ def measure(
         tokens_per_gpu: tokens that each GPU brings into a step.
         window_seconds: time that a window stands for; by default as the trace says.
         assumptions: of the estimates.
-        merged: windows that were added up to one of `trace`, for the command.
+        reading: options that say how the trace is read, for the commands.
         layers: options that say which layers the trace has, for the command.
         threads: most threads to plan with, None for one a processor.
         progress: called with one of `STEPS`, how much of it is done and how much there is.
@@ -77,12 +78,14 @@ def measure(
         PlacementError: a current placement of another shape.
         OptionError: a GPU that is not known, tokens or a time that are not above 0.
     """
+    trace = trace.merged()
     _check(trace, cluster, current, num_groups)
     card, assumed = find_gpu(gpu), assumptions or Assumptions()
     known = model if isinstance(model, Model) else known_model(model or trace.model, trace)
     say = progress or (lambda _what, _done, _wanted: None)
     asked = Asked(trace, cluster, num_groups, threads)
     running = current or asked.start
+    running_name = current_name or "current.json"
 
     say(STEPS[0], 0, 1)
     forecast, tried = _tried(asked)
@@ -113,14 +116,11 @@ def measure(
     spare = measure_spare(asked, rule, expert_bytes, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
     say(STEPS[4], 0, 1)
-    source = name if merged == 1 else MERGED
     moves = measure_moves(
         asked,
         current,
         rule,
-        lambda number: moves_command(
-            asked, source, forecast, layers, current_name or "current.json", number
-        ),
+        lambda number: plan_command(asked, name, forecast, reading, layers, (running_name, number)),
     )
     through = measure_through(
         asked,
@@ -137,15 +137,21 @@ def measure(
         asked, running, made.placement, ran, known, card, tokens_per_gpu, assumed
     )
     standings = standings_of(asked, comparison, made.placement, current)
+    verdict = judge(asked.seen, cluster, current, num_groups=num_groups, threads=threads)
+    command = None
+    if verdict.advised:
+        told = None if current is None else (running_name, verdict.moves)
+        command = plan_command(asked, name, forecast, reading, layers, told)
     return Figures(
         setting=_setting(asked, name, current_name, every),
         choice=Choice(
             forecast,
-            plan_command(asked, name, forecast, merged, layers),
-            None if comparison is None else compare_command(asked, name, forecast, merged, every),
+            command,
+            None if comparison is None else compare_command(asked, name, forecast, reading, every),
             tried,
             _mean_gap(made.gap, trace),
         ),
+        verdict=verdict,
         seen_windows=len(asked.seen),
         unseen_windows=served,
         standings=standings,
@@ -184,7 +190,9 @@ def _tried(asked: Asked) -> tuple[str | None, tuple[tuple[str, float], ...]]:
     found = expected_of(
         asked.trace, asked.cluster, num_groups=asked.num_groups, threads=asked.threads
     ).tried
-    return (None, ()) if found is None else (found.best, tuple(found.scores.items()))
+    if found is None:
+        return ("mean" if asked.trace.num_windows > 1 else None), ()
+    return found.best, tuple(found.scores.items())
 
 
 def _policies(
@@ -213,6 +221,7 @@ def _setting(asked: Asked, name: str, current: str | None, every: int) -> Settin
         num_windows=trace.num_windows,
         first_window=trace.names[0],
         last_window=trace.names[-1],
+        merged=None if trace.merging is None else trace.merging.words,
         num_layers=trace.num_layers,
         dense_layers=tuple(np.flatnonzero(trace.dense).tolist()),
         num_experts=trace.num_experts,

@@ -288,12 +288,13 @@ def moves(figures: Figures) -> Section:
     if isinstance(found, Missing):
         finding = "It is not known what moves would gain"
         return Section("moves", heading, finding, missing=f"{found.why}.")
-    first, last = found.points[0], found.points[-1]
+    last = found.points[-1]
     enough = found.points[found.enough]
+    on = "the window seen" if last.unseen is None else "unseen windows"
     finding = (
-        f"{enough.moves:,} moves ({percent(enough.share)} of slots) give 90 % of the gain of all "
-        f"{last.moves:,}"
-        if last.seen > first.seen
+        f"{enough.moves:,} moves ({percent(enough.share)} of slots) give 90 % of the most that up "
+        f"to {last.moves:,} gain on {on}"
+        if found.enough
         else "No move gains anything"
     )
     rows = [
@@ -308,7 +309,9 @@ def moves(figures: Figures) -> Section:
     note = "A move is an expert of a layer that a GPU receives."
     unseen = "Unseen: plans for the earlier half of the windows, on the later; the same budgets."
     notes = (note, unseen) if last.unseen is not None else (note,)
-    command = (f"Make the plan with {enough.moves:,} moves", printable(found.command))
+    command = None
+    if found.enough and figures.verdict.advised:
+        command = (f"Make the plan with {enough.moves:,} moves", printable(found.command))
     return Section("moves", heading, finding, notes, (table,), command=command)
 
 

@@ -27,7 +27,7 @@ class Story:
     sentence: str
     asides: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
-    command: str
+    command: str | None
     compare: str | None
     sections: tuple[Section, ...]
 
@@ -40,7 +40,7 @@ def tell(figures: Figures) -> Story:
         sentence=_sentence(figures),
         asides=_asides(figures),
         facts=_facts(figures),
-        command=printable_lines(figures.choice.command),
+        command=None if figures.choice.command is None else printable_lines(figures.choice.command),
         compare=None if figures.choice.compare is None else printable(figures.choice.compare),
         sections=(
             sections.balance(figures),
@@ -76,11 +76,12 @@ def _setting(figures: Figures) -> str:
     return (
         f"{layers}{groups}, in {at.num_slots} slots on {at.num_gpus} GPUs{nodes}; "
         f"{counted(at.num_windows, 'window')} ({names})"
+        + ("" if at.merged is None else f". {at.merged}")
     )
 
 
 def _sentence(figures: Figures) -> str:
-    """The answer: what imbalance costs now, what balancing gives, whether it lasts, what to run."""
+    """The answer: what to do, what imbalance costs now, what balancing gives, whether it lasts."""
     now, plan = figures.now, figures.plan
     unseen = plan.unseen is not None
     before, after = (_best(now), _best(plan))
@@ -97,7 +98,8 @@ def _sentence(figures: Figures) -> str:
         gain = 100.0 * (found.tokens_after / found.tokens_before - 1.0)
         time = f" ({gain:+.0f} % tokens/s by an estimate)"
     gives = f"a plan for {figures.setting.num_slots} slots reaches {after:.4f} {where}{time}"
-    return f"{costs}; {gives}; {_lasts(figures)}. Run the command below."
+    run = " Run the command below." if figures.choice.command is not None else ""
+    return f"{figures.verdict.words}{run} {costs}; {gives}; {_lasts(figures)}."
 
 
 def _best(standing: Contender) -> float:

@@ -24,8 +24,9 @@ def print_report(console: Console, figures: Figures) -> None:
     page.line()
     page.line(story.sentence, "bold")
     page.line()
-    page.command(story.command)
-    page.line()
+    if story.command is not None:
+        page.command(story.command)
+        page.line()
     for standing in figures.standings:
         value = standing.seen if standing.unseen is None else standing.unseen
         if value is not None:

@@ -146,8 +146,10 @@ def test_files_of_ranks_that_counted_their_own_experts(
     # Names that do not tell ranks: only the experts do.
     for rank in range(3):
         (tmp_path / f"rank{rank}.json").rename(tmp_path / f"gpu{rank}.json")
-    with told(caplog, "no expert has load in two of the 3 windows.*--merge 3"):
+    with told(caplog, "no expert has load in two of the 3 windows.*--merge all"):
         assert np.array_equal(eplb.load_trace(tmp_path).merged(3).loads, LOADS[:1])
+    with told(caplog, ""):
+        assert np.array_equal(eplb.load_trace(tmp_path, merge="all").loads, LOADS[:1])
 
 
 def test_files_of_ranks_over_time(tmp_path: Path) -> None:

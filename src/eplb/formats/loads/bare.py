@@ -1,4 +1,4 @@
-"""Plain arrays of loads, which do not tell their axes, and windows that may be none.
+"""Plain arrays of loads, which do not tell their axes.
 
 What a name or the values make certain is read so, with a warning where that is a guess; where they
 only look wrong, a warning names the option that settles it.
@@ -6,19 +6,18 @@ only look wrong, a warning names the option that settles it.
 
 import re
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import FormatError, LoadsError, OptionError
+from eplb.errors import FormatError, OptionError
 from eplb.formats.loads.lists import Listed, list_in_array, listed
 from eplb.formats.safe import floats, warn
 from eplb.loads import LoadTrace
 
-__all__ = ["Bare", "check_axes", "check_windows_of", "differences", "understood"]
+__all__ = ["Bare", "check_axes", "understood"]
 
 _WORDS = ("windows", "layers", "ranks", "experts", "local", "tokens", "choices")
 _ORDER = ("windows", "layers", "ranks", "experts")
@@ -29,9 +28,6 @@ _EXAMPLES = "layers,ranks,local or ranks,layers,experts or tokens,layers,choices
 
 _UNLIKE = 0.2
 """Correlation of windows that follow each other, below which they are hardly of one model."""
-
-_FEWEST = 24
-"""Values that must agree before it is no accident."""
 
 _MOST_LAYERS = 128
 """More layers than any model has, about: a table of more has a row for each expert."""
@@ -103,62 +99,6 @@ def understood(path: Path, bare: Bare, axes: tuple[str, ...] | None) -> LoadTrac
     return trace
 
 
-def check_windows_of(source: Path, trace: LoadTrace) -> None:
-    """Warn of windows that may be ranks or counters, and of loads that may be one rank's."""
-    loads = trace.loads
-    if trace.num_windows > 2 and _never_falls(loads) and (loads[1:] > 0).sum() >= _FEWEST:
-        warn(
-            source,
-            f"no count falls in any of {trace.num_windows} windows. If they are counters "
-            "since the engine's start, give --counters (counters)",
-        )
-    if trace.num_windows > 1 and loads[0].size >= _FEWEST and _share_nothing(loads, trace.dense):
-        warn(
-            source,
-            f"no expert has load in two of the {trace.num_windows} windows. If each is a "
-            f"rank that counted its own experts, give --merge {trace.num_windows} (merged) to add "
-            "them up",
-        )
-    elif loads[0].size >= _FEWEST:
-        idle = np.ones(trace.num_experts, np.bool_)
-        for window in loads:
-            idle &= ~window.any(axis=0)
-            if 2 * idle.sum() <= trace.num_experts:
-                return
-        if not idle.all():
-            warn(
-                source,
-                f"{idle.sum()} of {trace.num_experts} experts have no load in any layer. "
-                "If this is the file of one rank, give the folder of all ranks' files",
-            )
-
-
-def differences(trace: LoadTrace) -> LoadTrace:
-    """Windows from counters since the start: what each adds to the one before, the first as it is.
-
-    Where all counts together fall, the engine was started again, and counts begin anew.
-
-    Raises:
-        LoadsError: counts of which some fall and others do not: no counters.
-    """
-    loads = trace.loads.copy()
-    for number in range(len(loads) - 1, 0, -1):
-        before = trace.loads[number - 1]
-        fell = loads[number] < before
-        if loads[number].sum() < before.sum():
-            continue
-        if fell.any():
-            layer, expert = np.argwhere(fell)[0]
-            raise LoadsError(
-                f"counters fall from {before[layer, expert]:g} to "
-                f"{loads[number, layer, expert]:g} (layer {layer}, expert {expert}, window "
-                f"{trace.names[number]}): these are no counters since the start"
-            )
-        loads[number] -= before
-    loads.flags.writeable = False
-    return replace(trace, loads=loads)
-
-
 def _arranged(array: NDArray[Any], axes: tuple[str, ...]) -> LoadTrace:
     """Loads with ranks added up, or their experts side by side."""
     named = ["experts" if axis == "local" else axis for axis in axes]
@@ -215,24 +155,3 @@ def _warn_of_axes(path: Path, trace: LoadTrace) -> None:
             f"{trace.num_experts} experts, and its windows have nothing in common. If its axes "
             f"are others, name them, as in --axes {_EXAMPLES} (axes)",
         )
-
-
-def _never_falls(loads: NDArray[np.float64]) -> bool:
-    """Whether each window has all that the one before has, and more."""
-    for before, window in pairwise(loads):
-        if (window < before).any() or not window.sum() > before.sum():
-            return False
-    return True
-
-
-def _share_nothing(loads: NDArray[np.float64], dense: NDArray[np.bool_]) -> bool:
-    """Whether windows have load on different experts, and together on most."""
-    seen = np.zeros(loads.shape[1:], np.bool_)
-    num_used = 0
-    for window in loads:
-        used = window > 0
-        if (used & seen).any():
-            return False
-        seen |= used
-        num_used += bool(used.any())
-    return num_used > 1 and bool(2 * seen.sum() > (~dense).sum() * loads.shape[2])

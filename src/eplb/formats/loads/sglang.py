@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import FormatError
+from eplb.errors import FormatError, LoadsError
 from eplb.formats.loads.bare import Bare
-from eplb.formats.safe import check_size, floats, load_pt, tensor_array
-from eplb.loads import LoadTrace
+from eplb.formats.safe import check_size, load_pt, tensor_array
+from eplb.loads import LoadTrace, check_values
 
-__all__ = ["NothingRecordedError", "Passes", "dump_time", "joined", "read_pt"]
+__all__ = ["NothingRecordedError", "Passes", "Steps", "dump_time", "joined", "read_pt"]
 
 _ROUTED = "routed_experts"
 
@@ -48,7 +48,22 @@ class Passes:
     phy2log: NDArray[np.int64]
 
 
-def read_pt(path: Path) -> LoadTrace | Passes | Bare:
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Windows in a file, as they lie in it: mapped, they come into memory as they are added up.
+
+    Attributes:
+        pieces: [T, L, E] each, one after the other; a layer for each hidden layer of the model.
+        names: of all windows.
+        times: of all windows, None where they are not known.
+    """
+
+    pieces: list[NDArray[Any]]
+    names: list[str]
+    times: list[float] | None
+
+
+def read_pt(path: Path) -> Steps | Passes | Bare:
     """Loads in a `.pt` file: a recorder's dump, or a bare tensor as vllm-ascend's tool reads it."""
     content = load_pt(path)
     if not isinstance(content, dict):
@@ -61,7 +76,7 @@ def read_pt(path: Path) -> LoadTrace | Passes | Bare:
         keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"
         raise FormatError(f"{path}: expected the key 'logical_count' or 'records', found {keys}")
     counts = tensor_array(path, content["logical_count"], "logical_count")
-    return _trace(path, counts)
+    return _steps(path, counts)
 
 
 def dump_time(path: Path) -> float | None:
@@ -109,8 +124,13 @@ def joined(parts: Iterable[Passes]) -> LoadTrace:
         total[number] = sums.pop(pass_id)
     total.flags.writeable = False
     times = [_first_time(ranks[pass_id].values()) for pass_id in chosen]
-    layers = tuple(range(shape[0]))
-    return LoadTrace(total, list(map(str, chosen)), _times(times), layers=layers)
+    known = _times(times)
+    return LoadTrace(
+        total,
+        list(map(str, chosen)),
+        None if known is None else np.array(known),
+        layers=tuple(range(shape[0])),
+    )
 
 
 def _bare(path: Path, value: Any, name: str) -> Bare:
@@ -119,24 +139,27 @@ def _bare(path: Path, value: Any, name: str) -> Bare:
     return Bare(array, name)
 
 
-def _trace(path: Path, counts: NDArray[Any]) -> LoadTrace:
-    """A trace of [L, E] or of a buffer [T, L, E], of which the steps that were used are taken."""
-    steps = np.arange(len(counts) if counts.ndim == 3 else 1)
-    if counts.ndim == 3 and counts.size:
-        used: NDArray[np.bool_] = np.any(counts, axis=(1, 2))
-        if not used.any():
-            raise NothingRecordedError(
-                f"{path}: all {len(counts)} steps are unused: nothing was recorded"
-            )
-        steps = _in_order(used)
-        counts = counts[steps]
-    elif counts.size and not counts.any():
-        raise NothingRecordedError(f"{path}: has no token: nothing was recorded")
-    check_size(path, "the tensor", counts.size)
-    times = _times([dump_time(path)] * len(steps))
-    # The recorder has a row for each hidden layer.
-    layers = tuple(range(counts.shape[-2])) if counts.ndim in {2, 3} else None
-    return LoadTrace(floats(counts), list(map(str, steps)), times, layers=layers)
+def _steps(path: Path, counts: NDArray[Any]) -> Steps:
+    """Windows of [L, E], or of a buffer [T, L, E] of which the steps that were used are taken."""
+    buffer = counts.ndim == 3
+    counts = counts[None] if counts.ndim == 2 else counts
+    if counts.ndim != 3:
+        raise LoadsError(
+            f"loads have shape {counts.shape}: give windows, layers and experts [T, L, E]"
+        )
+    check_values(counts)
+    # Numbers of 0 or more: a maximum is found sooner than whether any is not 0.
+    used = counts.reshape(len(counts), -1).max(axis=1) > 0
+    if not used.any():
+        what = f"all {len(counts)} steps are unused" if buffer else "has no token"
+        raise NothingRecordedError(f"{path}: {what}: nothing was recorded")
+    steps = _in_order(used)
+    runs = np.split(steps, np.flatnonzero(np.diff(steps) != 1) + 1)
+    return Steps(
+        [counts[run[0] : run[-1] + 1] for run in runs],
+        list(map(str, steps)),
+        _times([dump_time(path)] * len(steps)),
+    )
 
 
 def _in_order(used: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -152,12 +175,12 @@ def _in_order(used: NDArray[np.bool_]) -> NDArray[np.intp]:
     return steps
 
 
-def _times(times: list[float | None]) -> NDArray[np.float64] | None:
+def _times(times: list[float | None]) -> list[float] | None:
     """Times of the windows, if each has its own: files tell when they were written, not steps."""
     known = [time for time in times if time is not None]
     if len(known) < len(times) or (np.diff(known) <= 0).any():
         return None
-    return np.array(known)
+    return known
 
 
 def _read_passes(path: Path, content: dict[Any, Any]) -> Passes:

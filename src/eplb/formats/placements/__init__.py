@@ -71,12 +71,13 @@ def check_placement_path(path: str | os.PathLike[str], to: str) -> Engine:
 
     Raises:
         OptionError: an unknown engine.
-        FormatError: a path with another ending than the engine loads.
+        FormatError: a file with another ending than the engine loads.
     """
     for engine in ENGINES:
         if engine == to:
             target = Path(path)
-            if target.suffix.lower() not in _ENDINGS[engine]:
+            special = target.exists() and not target.is_file()
+            if not special and target.suffix.lower() not in _ENDINGS[engine]:
                 endings = " or ".join(_ENDINGS[engine])
                 raise FormatError(f"{target}: a placement for {engine} ends with {endings}")
             return engine

@@ -1,0 +1,6 @@
+"""`python -m eplb` is the command `eplb`."""
+
+from eplb.cli import main
+
+if __name__ == "__main__":
+    main()

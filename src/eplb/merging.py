@@ -1,0 +1,321 @@
+"""What a window is: recorded windows, added up in time order until they differ by more than chance.
+
+Engines may record a window for each forward pass: hundreds, of a few tokens each. A share p counted
+from n tokens varies by p (1 - p) / n, whatever the load does. So neighbours are added up, half as
+many windows each time, while the variance of shares between windows is hardly more than chance
+alone makes of it; and further, until neighbours differ clearly, while that takes nothing away from
+what differs beyond chance. So loads that change keep their changes.
+
+A recording of any length is read in bounded memory: once there are as many sums as are kept, each
+two neighbours become one, and from then on a sum is of twice as many windows.
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.checks import whole_number
+from eplb.errors import LoadsError, OptionError
+
+__all__ = ["FEWEST", "Merge", "Merging", "Recording", "alike", "check_merge"]
+
+Merge: TypeAlias = int | Literal["auto", "none", "all"]
+"""Windows to add up to one: a number of them, or as many as the rule of this module says."""
+
+FEWEST = 12
+"""Windows that are left apart whatever they hold: fewer do not show how loads change."""
+
+_CLEAR = 4.0
+"""Variance over that of chance from which windows differ clearly (docs/experiments.md)."""
+
+_NEXT_CLEAR = 2.0
+"""The same of a window and the next one."""
+
+_KEPT = 0.9
+"""Part of the variance beyond chance that is left where nothing is taken away."""
+
+_SMALL = 0.02
+"""Chance that hardly matters: standard deviation of an expert's load, over the experts' loads."""
+
+_TOO_ALIKE = 0.5
+"""Variance over that of chance below which loads are no counts of single tokens."""
+
+_ONE_LOAD = 1.1
+"""Variance over that of chance up to which windows are of one load."""
+
+_MEMORY = 128 << 20
+"""Bytes of the sums that are kept while a recording is read; never fewer than _LEAST_KEPT."""
+_LEAST_KEPT = 128
+
+_Loads: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What became of the windows of a recording.
+
+    Attributes:
+        recorded: windows that there were.
+        words: what was done in a sentence, None where it was what the user asked for, or nothing.
+    """
+
+    recorded: int
+    words: str | None = None
+
+
+def check_merge(merge: object, name: str = "merge") -> Merge:
+    """One of "auto", "none" and "all", or a number of windows, that may be in digits.
+
+    Raises:
+        OptionError: anything else.
+    """
+    if merge == "auto" or merge == "none" or merge == "all":  # noqa: PLR1714  # mypy narrows these
+        return merge
+    if isinstance(merge, str) and not merge.removeprefix("-").isdecimal():
+        raise OptionError(f"{name} is {merge!r}: give auto, none, all or a number of windows")
+    number = int(merge) if isinstance(merge, str) else merge
+    return whole_number(number, "the number of windows to add up", error=LoadsError)
+
+
+class Recording:
+    """Windows as they are read, added up.
+
+    Args:
+        merge: how many to one; by the rule of this module, none, all, or so many, in which case a
+            rest is left out.
+    """
+
+    def __init__(self, merge: Merge = "auto") -> None:
+        self._merge = check_merge(merge)
+        self._stride = merge if isinstance(merge, int) else 1 if merge != "all" else 1 << 62
+        self._sums = array("d")
+        self._open = np.empty(0)
+        self._filled = 0
+        self._names: list[str] = []
+        self._times: list[float] | None = []
+        self._recorded = 0
+        self._shape = (0, 0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the sums that are kept."""
+        return len(self._sums) * 8
+
+    def bytes_with(self, loads: NDArray[Any]) -> int:
+        """Of the sums that there would be with more windows, where none are merged by the rule."""
+        return self.num_bytes + 8 * loads.size // self._stride
+
+    @property
+    def num_kept(self) -> int:
+        """Sums that are kept, the one that is being filled left out."""
+        return len(self._names) - bool(self._filled)
+
+    def add(
+        self, loads: NDArray[Any], names: Sequence[str], times: Sequence[float] | None = None
+    ) -> None:
+        """Add windows that follow those before.
+
+        Args:
+            loads: [T, L, E] real numbers of any type, checked.
+            names: T names.
+            times: T seconds, None where they are not known.
+        """
+        self._shape = loads.shape[1:]
+        self._recorded += len(loads)
+        at = 0
+        while at < len(loads):
+            if not self._filled:
+                if self._merge == "auto" and self.num_kept >= self._most:
+                    self._halve()
+                if self._stride == 1:
+                    room = self._most - self.num_kept if self._merge == "auto" else len(loads)
+                    some = slice(at, min(at + room, len(loads)))
+                    self._sums.frombytes(
+                        np.ascontiguousarray(loads[some], np.float64).data.cast("B")
+                    )
+                    self._name(names[some], times and times[some])
+                    at = some.stop
+                    continue
+                self._name(names[at : at + 1], times and times[at : at + 1])
+            more = loads[at : at + self._stride - self._filled]
+            total = more.sum(axis=0, dtype=np.float64)
+            self._open = self._open + total if self._filled else total
+            self._filled += len(more)
+            at += len(more)
+            if self._filled == self._stride:
+                self._close()
+
+    def finish(self, top_k: int | None = None) -> tuple[_Loads, list[str], Any, Merging]:
+        """The windows [T, L, E], their names, their times where known, and what became of them.
+
+        Raises:
+            LoadsError: fewer windows than are to be added up to one.
+        """
+        if self._filled and isinstance(self._merge, int):
+            whole_number(
+                self._merge,
+                "the number of windows to add up",
+                most=self._recorded,
+                error=LoadsError,
+            )
+            del self._names[-1]
+            self._times = self._times and self._times[:-1]
+        elif self._filled and self._merge == "auto" and 2 * self._filled < self._stride:
+            # The rest is no window of its own.
+            del self._names[-1]
+            self._times = self._times and self._times[:-1]
+            size = self._open.size
+            last = np.frombuffer(self._sums)[-size:] + self._open.ravel()
+            del self._sums[-size:]
+            self._sums.frombytes(last.tobytes())
+        elif self._filled:
+            self._close()
+        self._filled = 0
+        view = memoryview(self._sums).toreadonly()
+        loads: _Loads = np.frombuffer(view, np.float64).reshape(-1, *self._shape)
+        names, times, words = self._names, self._times, None
+        if self._merge == "auto":
+            number = _clear_windows(loads)
+            if number < len(loads):
+                first = _first_of(len(loads), number)
+                loads = np.add.reduceat(loads, first, axis=0)
+                loads.flags.writeable = False
+                names = [names[at] for at in first]
+                times = times and [times[at] for at in first]
+                why = "in so few tokens, windows differ mostly by chance"
+            else:
+                why = "more are not kept of a recording"
+            if len(loads) < self._recorded:
+                words = self._words(loads, top_k, why)
+        known = None if times is None else np.array(times, np.float64)
+        return loads, names, known, Merging(self._recorded, words)
+
+    @property
+    def _most(self) -> int:
+        """Sums that are kept; an even number, so that all have a neighbour."""
+        return max(_LEAST_KEPT, _MEMORY // (8 * self._shape[0] * self._shape[1]) // 2 * 2)
+
+    def _name(self, names: Sequence[str], times: Sequence[float] | None) -> None:
+        self._names += names
+        self._times = None if times is None or self._times is None else [*self._times, *times]
+
+    def _close(self) -> None:
+        self._sums.frombytes(self._open.tobytes())
+        self._filled = 0
+
+    def _halve(self) -> None:
+        sums = np.frombuffer(self._sums).reshape(-1, 2, *self._shape)
+        self._sums = array("d", (sums[:, 0] + sums[:, 1]).tobytes())
+        self._names = self._names[::2]
+        self._times = self._times and self._times[::2]
+        self._stride *= 2
+
+    def _words(self, loads: _Loads, top_k: int | None, why: str) -> str:
+        layers = max(1, int(loads.any(axis=(0, 2)).sum()))
+        tokens = float(loads.sum()) / layers / (top_k or 1)
+        what = "tokens" if top_k else "routed tokens"
+        return (
+            f"{self._recorded:,} windows of about {tokens / self._recorded:,.0f} {what} a layer "
+            f"were merged into {len(loads)} of about {tokens / len(loads):,.0f}: {why} "
+            "(merge none keeps them apart)"
+        )
+
+
+def alike(loads: _Loads) -> bool:
+    """Whether windows [T, L, E] differ no more than chance makes windows of one load differ."""
+    if len(loads) == 1 or not (unit := _unit(loads)):
+        return False
+    found = _differ(loads, unit)
+    return _TOO_ALIKE <= found.ratio <= max(_ONE_LOAD, 1.0 + 2.0 * found.deviation)
+
+
+def _clear_windows(loads: _Loads) -> int:
+    """How many windows [T, L, E] are to become, added up with their neighbours."""
+    number = len(loads)
+    if number <= FEWEST or not (unit := _unit(loads)):
+        return number
+    found = _differ(loads, unit)
+    while number > FEWEST and found.ratio >= _TOO_ALIKE:
+        if found.chance <= _SMALL and found.ratio > _ONE_LOAD:
+            break
+        half = max(FEWEST, number // 2)
+        after = _differ(np.add.reduceat(loads, _first_of(len(loads), half), axis=0), unit)
+        if found.ratio >= _CLEAR and (
+            found.next_ratio >= _NEXT_CLEAR or after.beyond < _KEPT * found.beyond
+        ):
+            break
+        number, found = half, after
+    return number
+
+
+def _first_of(windows: int, number: int) -> list[int]:
+    """The first of the windows that each of so many sums is of, as even as can be."""
+    return [each * windows // number for each in range(number)]
+
+
+def _unit(loads: _Loads) -> int:
+    """What a token counts in loads that are whole numbers, 0 for others: ranks may share tokens."""
+    unit = 0
+    for window in loads:
+        if window.max() >= 2.0**53 or not np.array_equal(window, np.floor(window)):
+            return 0
+        if unit != 1:
+            unit = int(np.gcd.reduce(window.astype(np.int64), axis=None, initial=unit))
+    return unit
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """How windows differ.
+
+    Attributes:
+        ratio: variance of experts' shares over that of chance; infinite where there is no chance.
+        next_ratio: the same of the differences between a window and the next one.
+        beyond: variance of a window beyond chance.
+        deviation: standard deviation of the ratio where chance is all.
+        chance: standard deviation by chance of an expert's load, over the loads, root mean square.
+    """
+
+    ratio: float
+    next_ratio: float
+    beyond: float
+    deviation: float
+    chance: float
+
+
+def _differ(loads: _Loads, unit: int) -> _Difference:
+    """How windows [T, L, E] of counts differ, by the variance of multinomial numbers."""
+    tokens = loads.sum(axis=2) / unit
+    total = tokens.sum(axis=0)
+    share = loads.sum(axis=0) / np.maximum(total, 1.0)[:, None] / unit
+    each = share * (1.0 - share)
+    loaded = tokens > 0.0
+    count = np.where(loaded, tokens, 1.0)
+    found = between = 0.0
+    before, had_load = share, np.zeros_like(loaded[0])
+    for window, of_layer, has_load in zip(loads, count, loaded, strict=True):
+        now = window / (of_layer[:, None] * unit)
+        found += float(((now - share) ** 2).sum(axis=1)[has_load].sum())
+        between += float(((now - before) ** 2).sum(axis=1)[has_load & had_load].sum())
+        before, had_load = now, has_load
+    variance = np.where(loaded, each.sum(axis=1) / count, 0.0)
+    # The mean that shares are compared with is made of them.
+    expected = float((variance - loaded * each.sum(axis=1) / np.maximum(total, 1.0)).sum())
+    squares = float((loaded * (share**2).sum(axis=1)).sum())
+    both = loaded[1:] & loaded[:-1]
+    expected_next = float(((variance[1:] + variance[:-1]) * both).sum())
+    if expected <= 0.0 or expected_next <= 0.0:
+        return _Difference(np.inf, np.inf, 0.0, np.inf, 0.0)
+    freedom = (len(loads) - 1) * float(each.sum() ** 2 / (each**2).sum())
+    chance = np.sqrt(float(variance.sum()) / squares)
+    return _Difference(
+        found / expected,
+        between / expected_next,
+        (found - expected) / len(loads),
+        float(np.sqrt(2.0 / freedom)),
+        float(chance),
+    )

@@ -1,0 +1,111 @@
+"""The verdict: right on loads whose future is known, the same from every command, and in words."""
+
+from dataclasses import replace
+from typing import Any
+
+import advice
+import numpy as np
+import pytest
+
+import eplb
+from eplb.moving.verdict import Verdict, judge
+
+KINDS = {"steady": False, "changed": True, "drifting": True, "swinging": False, "noise": False}
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict[str, advice.Pair]:
+    return {each.kind: each for each in advice.pairs(5, 5)}
+
+
+def judged(pair: advice.Pair, **more: Any) -> Verdict:
+    return judge(pair.seen, advice.CLUSTER, pair.current, threads=1, **more)
+
+
+def test_every_command_advises_what_truly_gains(pairs: dict[str, advice.Pair]) -> None:
+    for kind, pair in pairs.items():
+        gain, half = pair.true_gain()
+        assert (gain >= advice.WORTH and gain > half) == KINDS[kind]
+        assert judged(pair).advised == KINDS[kind]
+    # A report takes a second, so two kinds are asked for all four.
+    for kind in ("steady", "changed"):
+        assert set(advice.advice(pairs[kind]).values()) == {KINDS[kind]}
+
+
+def test_words_and_moves_follow_the_verdict(pairs: dict[str, advice.Pair]) -> None:
+    for kind, pair in pairs.items():
+        found = judged(pair)
+        assert found.windows == len(pair.seen)
+        assert found.interval is not None
+        assert found.interval.low < found.gain < found.interval.high
+        assert f"plans gain {found.gain:+.4f}" in found.words
+        assert found.advised == (found.moves > 0) == KINDS[kind]
+        assert found.words.startswith("Keep what runs") != KINDS[kind]
+        if found.action == "unpredictable":
+            assert "cannot be predicted" in found.words
+            assert found.seen_gain > 0.02
+        if found.advised:
+            assert found.plan.placement.moves_from(pair.current) == found.moves
+            assert f"{found.moves:,} experts" in found.words
+
+
+def test_fewer_moves_do_where_they_keep_the_gain(pairs: dict[str, advice.Pair]) -> None:
+    pair = pairs["changed"]
+    found = judged(pair)
+    whole = eplb.plan(pair.seen, advice.CLUSTER, current=pair.current, effort="fast")
+    assert found.action == "move n"
+    assert 0 < found.moves <= whole.moves / 2 + 1
+    gained, most = (
+        np.mean([each.balancedness(later) for later in pair.later])
+        - np.mean([pair.current.balancedness(later) for later in pair.later])
+        for each in (found.plan.placement, whole.placement)
+    )
+    assert gained >= 0.8 * most > 0.0
+
+
+def test_thresholds_can_be_set(pairs: dict[str, advice.Pair]) -> None:
+    pair = pairs["changed"]
+    gain = judged(pair).gain
+    assert judged(pair, least_gain=0.9 * gain).advised
+    # Fewer moves keep nine tenths or more of what the whole plan gains.
+    assert not judged(pair, least_gain=1.2 * gain).advised
+    drifting = pairs["drifting"]
+    assert not judged(drifting, confidence=1.0).advised
+    with pytest.raises(eplb.OptionError, match="confidence is 0"):
+        judged(pair, confidence=0.0)
+    with pytest.raises(eplb.OptionError, match="least_gain is -1"):
+        judged(pair, least_gain=-1.0)
+
+
+def test_one_window_shows_nothing_unseen(pairs: dict[str, advice.Pair]) -> None:
+    pair = replace(pairs["changed"], seen=pairs["changed"].seen[:1])
+    found = judged(pair)
+    assert (found.windows, found.interval, found.action) == (0, None, "re-plan")
+    assert found.gain == found.seen_gain
+    assert "One window cannot show whether that lasts" in found.words
+
+
+def test_idle_windows_change_nothing(pairs: dict[str, advice.Pair]) -> None:
+    pair = pairs["changed"]
+    idle = np.zeros_like(pair.seen)
+    spread = np.concatenate([idle[:3], pair.seen, idle])
+    assert judged(replace(pair, seen=spread)).words == judged(pair).words
+    nothing = judged(replace(pair, seen=idle))
+    assert (nothing.action, nothing.moves, nothing.gain) == ("keep what runs", 0, 0.0)
+
+
+def test_without_a_placement_it_is_compared_with_the_start(
+    pairs: dict[str, advice.Pair],
+) -> None:
+    pair = pairs["steady"]
+    found = judge(pair.seen, advice.CLUSTER)
+    assert found.action == "switch it on"
+    start = eplb.Placement.contiguous(6, 128, advice.CLUSTER)
+    assert found.now == pytest.approx(start.balancedness(pair.seen))
+    even = judge(np.ones((4, 6, 128)), eplb.Cluster(16, 2, 8))
+    assert (even.action, even.moves) == ("keep what runs", 0)
+
+
+def test_the_same_for_any_number_of_threads(pairs: dict[str, advice.Pair]) -> None:
+    pair = pairs["drifting"]
+    assert judge(pair.seen, advice.CLUSTER, pair.current, threads=2).words == judged(pair).words
