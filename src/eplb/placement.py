@@ -42,6 +42,9 @@ from eplb.loads import as_array, check_values, is_tensor
 
 __all__ = ["Placement", "check_placement"]
 
+_AT_ONCE = 64
+"""Windows that are served together: more would only take memory."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Placement(Immutable):
@@ -240,8 +243,12 @@ class Placement(Immutable):
         """
         if isinstance(dispatch, str) and dispatch == "even":
             return Served.of(self.gpu_load(window) for window in loads)
-        # At once: a rule makes its split for all windows.
-        return Served.of(self.gpu_load(loads, dispatch))
+        # Many at once: "best" levels them together, and a split that is given is checked each time.
+        parts = (
+            self.gpu_load(loads[at : at + _AT_ONCE], dispatch)
+            for at in range(0, len(loads), _AT_ONCE)
+        )
+        return Served.of(window for part in parts for window in part)
 
     def moves_from(self, other: "Placement") -> int:
         """Moves from another placement to this: (layer, GPU, expert) held here and not there.

@@ -156,7 +156,7 @@ def test_a_plan_for_each_engine_is_scored_as_the_plan(
     figures: dict[str, Any] = json.loads(done.stdout)
     assert (figures["to"], figures["output"]) == (to, str(path))
     gpus = [] if to == "ascend" else ["--gpus", 32]
-    done = run("evaluate", path, loads_file, *gpus, "--json")
+    done = run("evaluate", path, loads_file, *gpus, "--json", "--dispatch", figures["dispatch"])
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["gpus"], found["slots"], found["layers"]) == (32, 288, 6)
@@ -242,3 +242,48 @@ def test_evaluate_refuses_in_one_line(loads_file: Path, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"eplb: {message}"), done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("rule", ["sglang", "best"])
+def test_every_figure_is_under_the_rule(rule: str) -> None:
+    trace, cluster = trace_of(6), eplb.Cluster(4, 2, 5)
+    placement = eplb.plan(trace.loads[0], cluster).placement
+    found = evaluate_placement(placement, trace, dispatch=rule)
+    assert found.dispatch == found.to_json()["dispatch"] == rule
+    even = evaluate_placement(placement, trace)
+    contiguous = eplb.Placement.contiguous(4, 16, cluster)
+    for name, each in (("this", placement), ("contiguous", contiguous)):
+        (standing,) = (one for one in found.standings if one.placement == name)
+        assert standing.balancedness == pytest.approx(each.balancedness(trace.loads, rule))
+    assert found.standings[0].balancedness != even.standings[0].balancedness
+    assert found.unseen is not None
+    assert found.unseen.this == pytest.approx(placement.balancedness(trace.loads[3:], rule))
+    load = placement.gpu_load(trace.loads, rule).sum(axis=(0, 1))
+    assert found.hottest is not None
+    assert found.hottest.load == pytest.approx(load.max() / load.mean())
+    with pytest.raises(eplb.OptionError, match="a split fits one placement"):
+        evaluate_placement(placement, trace, dispatch=eplb.dispatch(placement, trace.loads))
+
+
+def test_figures_for_an_engine_are_under_its_rule(loads_file: Path, tmp_path: Path) -> None:
+    loads = eplb.load_trace(loads_file).loads
+    shape = ("--gpus", 32, "--nodes", 4, "--json")
+    figures = {}
+    for engine, rule in (("sglang", "sglang"), ("ascend", "ascend"), ("vllm", "even")):
+        written = tmp_path / f"{engine}.json"
+        done = run("plan", loads_file, *shape, "--to", engine, "-o", written)
+        figures[engine] = json.loads(done.stdout)
+        assert figures[engine]["dispatch"] == rule
+        made = eplb.plan(loads[0], eplb.Cluster(32, 4, 9)).placement
+        assert figures[engine]["plan"] == made.balancedness(loads, rule)
+    evenly = figures["vllm"]["plan"]
+    assert evenly == figures["sglang"]["plan_split_evenly"] > figures["sglang"]["plan"]
+    text = run("plan", loads_file, *shape[:-1], "--to", "sglang", "-o", tmp_path / "x.json").stdout
+    assert "Dispatch: SGLang's rule" in text
+    assert f"under which it has balancedness {evenly:.4f}." in " ".join(text.split())
+    assert "proven gap" not in text
+    scored = run("evaluate", tmp_path / "sglang.json", loads_file, *shape, "--dispatch", "sglang")
+    assert json.loads(scored.stdout)["standings"][0]["balancedness"] == figures["sglang"]["plan"]
+    refused = run("evaluate", tmp_path / "sglang.json", loads_file, "--dispatch", "lp")
+    assert refused.returncode == 2
+    assert refused.stderr == "eplb: --dispatch is 'lp': give one of even, sglang, ascend, best\n"

@@ -193,6 +193,26 @@ def test_bad_loads_and_sources_are_refused() -> None:
                 eplb.dispatch(placement, [[1.0, 2.0, 3.0]], rule=rule, sources=sources)
 
 
+def test_what_is_no_placement_is_refused() -> None:
+    for placement in (None, [[0, 1, 0, 2]], "p.json"):
+        with pytest.raises(eplb.PlacementError, match=r"give an eplb\.Placement"):
+            eplb.dispatch(placement, [[1.0, 2.0, 3.0]])  # type: ignore[arg-type]
+
+
+def test_tables_know_where_tokens_come_from() -> None:
+    """All tokens come from two GPUs: what balances is where those two send, and nothing else."""
+    cluster = eplb.Cluster(num_gpus=4, slots_per_gpu=2)
+    placement = eplb.Placement(np.array([[0, 1, 0, 2, 0, 1, 0, 2]]), 3, cluster)
+    loads = [[0.0, 60.0, 60.0]]
+    for sources in ([1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 1.0], [0.0, 3.0, 3.0, 0.0]):
+        made = eplb.dispatch(placement, loads, sources=sources)
+        for number in (4, 8):
+            table = made.table(number)
+            shares = np.repeat(np.array(sources) / sum(sources), number // 4) / (number // 4)
+            split = split_of_table(table, 8, shares)
+            assert placement.gpu_load(loads, split).tolist() == [[30.0, 30.0, 30.0, 30.0]]
+
+
 def test_a_dispatch_keeps_its_loads() -> None:
     """What the caller does with his array afterwards changes no table."""
     cluster = eplb.Cluster(num_gpus=4, slots_per_gpu=3)
@@ -241,7 +261,9 @@ def test_sources_that_do_not_divide_are_refused(
 
 @given(st.data())
 def test_tables_hold_on_any_placement(data: st.DataObject) -> None:
-    """Copies on one GPU, nodes of one GPU, experts without load."""
+    """Copies on one GPU, nodes of one GPU, experts and sources without load: every entry is a copy,
+    and no table is worse than SGLang's own.
+    """
     num_nodes = data.draw(st.integers(1, 2))
     cluster = eplb.Cluster(num_nodes * data.draw(st.integers(1, 3)), num_nodes, 3)
     num_experts = data.draw(st.integers(1, cluster.num_slots))
@@ -249,14 +271,26 @@ def test_tables_hold_on_any_placement(data: st.DataObject) -> None:
     more = data.draw(st.lists(st.integers(0, num_experts - 1), min_size=spare, max_size=spare))
     row = np.array(data.draw(st.permutations([*range(num_experts), *more])))
     placement = eplb.Placement(row[None], num_experts, cluster)
-    loads = np.array(
-        [data.draw(st.lists(st.integers(0, 9), min_size=num_experts, max_size=num_experts))], float
-    )
-    made = eplb.dispatch(placement, loads)
+    number = st.integers(0, 9)
+    window = st.lists(number, min_size=num_experts, max_size=num_experts)
+    loads = np.array(data.draw(st.lists(window, min_size=1, max_size=2)), float)[:, None]
+    gpus = st.lists(number, min_size=cluster.num_gpus, max_size=cluster.num_gpus)
+    sources = np.array(data.draw(st.none() | gpus.filter(any)) or [1] * cluster.num_gpus, float)
+    sources /= sources.sum()
+    made = eplb.dispatch(placement, loads, sources=sources)
     theirs = TABLES["sglang"](placement.log2phy, cluster)
     for keep_local in (False, True):
         table = made.table(keep_local=keep_local)
         assert (row[table[0]] == np.arange(num_experts)).all()
+        heights = [
+            placement.gpu_load(window, split_of_table(each, cluster.num_slots, sources)).max()
+            / max(1.0, window.sum())
+            for each in (table, theirs)
+            for window in loads
+        ]
+        assert sum(heights[: len(loads)]) <= sum(heights[len(loads) :]) + 1e-9
         if keep_local and loads.any():
-            kept, asked = (near_share(each, loads, cluster) for each in (table, theirs))
+            kept, asked = (
+                near_share(each, loads.sum(axis=0), cluster, sources) for each in (table, theirs)
+            )
             assert kept >= asked - 1e-9

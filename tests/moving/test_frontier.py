@@ -215,3 +215,19 @@ def test_no_load_at_all() -> None:
     found = eplb.frontier(np.zeros((1, 4)), cluster, Placement.contiguous(1, 4, cluster))
     assert found.moves.tolist() == [0]
     assert found.balancedness.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("rule", ["even", "sglang", "ascend", "best"])
+def test_points_rise_under_the_rule(rule: str) -> None:
+    loads = some_loads(5, 3, 4, 24)
+    cluster = Cluster(4, 2, 8)
+    old = some_placement(5, 4, 24, cluster)
+    found = eplb.frontier(loads, cluster, old, points=8, dispatch=rule)
+    check(found, old, cluster, 8)
+    assert found.dispatch == rule
+    # A layer's windows are scaled to one total, which changes no ratio.
+    for balancedness, placement in zip(found.balancedness, found.placements, strict=True):
+        assert balancedness == pytest.approx(placement.balancedness(loads, rule), rel=1e-9)
+    assert len(found.placements) > 2
+    with pytest.raises(eplb.OptionError, match="give one of even, sglang"):
+        eplb.frontier(loads, cluster, old, dispatch="nearest")

@@ -260,3 +260,54 @@ def test_lone_values_and_callables() -> None:
 
 def swept_one(policies: list[str], **options: Any) -> None:
     eplb.sweep(TRACE, [CLUSTER], policies, **options)
+
+
+@pytest.mark.parametrize("rule", ["sglang", "ascend", "best"])
+def test_every_figure_is_under_the_rule(rule: str) -> None:
+    """Each window by the placement that served it, whatever calls it."""
+    trace, cluster = TRACE.pick(range(9)), Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=3)
+    even = eplb.replay(trace, cluster, "eplb", every=3)
+    found = eplb.replay(trace, cluster, "eplb", every=3, dispatch=rule)
+    assert (even.dispatch, found.dispatch) == ("even", rule)
+    assert found.placements == even.placements
+    expected = [
+        placement.balancedness(trace.loads[window], rule)
+        for placement, window in zip(found.placements, found.windows, strict=True)
+    ]
+    assert found.by_window() == pytest.approx(expected, rel=1e-12)
+    assert np.array_equal(even.under(trace, rule).peak, found.peak)
+    compared = eplb.compare(
+        trace, cluster, ["contiguous", "eplb"], every=3, dispatch=[rule, "even"]
+    )
+    assert compared.scores[1].balancedness == found.average()
+    assert compared.dispatch == compared.to_json()["dispatch"] == rule
+    under = compared.balancedness_under
+    assert list(under) == [rule, "even"]
+    assert [values[1] for values in under.values()] == [found.average(), even.average()]
+    row = eplb.sweep(trace, cluster, ["contiguous", "eplb"], every=3, dispatch=rule)[1]
+    assert (row.score.balancedness, row.to_json()["dispatch"]) == (found.average(), rule)
+    assert row.score.gain == compared.scores[1].gain != even.average() - under["even"][0]
+
+
+def test_a_split_stays_the_same_in_every_window() -> None:
+    placement = eplb.Placement.contiguous(2, 8, CLUSTER)
+    split = eplb.dispatch(placement, TRACE.loads[0])
+    found = eplb.replay(TRACE, CLUSTER, "contiguous", dispatch=split)
+    assert found.dispatch == "split"
+    assert found.average() == placement.balancedness(TRACE.loads[1:], split)
+    with pytest.raises(OptionError, match="are to sum to 1"):
+        eplb.replay(TRACE, CLUSTER, "eplb", dispatch=split)
+
+
+def test_rules_that_are_unknown_or_given_twice_are_refused_before_any_plan() -> None:
+    def policy(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    known = "give one of even, sglang, ascend, best"
+    for call in (eplb.replay, eplb.compare, eplb.sweep):
+        given: Any = policy if call is eplb.replay else {"mine": policy}
+        for rule in ("nearest", None):
+            with pytest.raises(OptionError, match=known):
+                call(TRACE, CLUSTER, given, dispatch=rule)
+    with pytest.raises(OptionError, match="each once"):
+        eplb.compare(TRACE, CLUSTER, {"mine": policy}, dispatch=["even", "even"])

@@ -28,6 +28,7 @@ from eplb.cli.options import (
     Within,
     cluster_of,
     rates_of,
+    rule_of,
     service_of,
 )
 from eplb.cli.reading import (
@@ -38,6 +39,7 @@ from eplb.cli.reading import (
 )
 from eplb.cli.records import check_ending, write_comparison
 from eplb.cli.terminal import print_comparison, printing_to_stderr, progress_bar, say
+from eplb.dispatching.rules import RULES
 from eplb.errors import EplbError
 from eplb.planning.forecast import HISTORY
 from eplb.replaying.compare import compare
@@ -60,6 +62,16 @@ def command(
     counters: Counters = False,
     merge: Merge = "auto",
     expert_bytes: PlainExpertBytes = None,
+    dispatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="How tokens are split over the copies of an expert, for every figure: "
+            f"{', '.join(RULES)}. Repeat for the balancedness under others beside it. "
+            "[default: even]",
+            show_default=False,
+        ),
+    ] = None,
     window_seconds: Annotated[
         float | None,
         typer.Option(
@@ -83,6 +95,7 @@ def command(
     """
     if output is not None:
         check_ending(output, trace)
+    rules = [rule_of(rule) for rule in dispatch or ["even"]]
     console = Console(stderr=True)
     with quitting_on_interrupt(console), printing_to_stderr():
         policies = named_policies(policy or DEFAULT_POLICIES)
@@ -124,6 +137,7 @@ def command(
             expert_bytes=expert_bytes,
             service=service,
             window_seconds=window_seconds,
+            dispatch=rules,
             progress=after_window,
             failed=failures.append,
         )

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson, Groups, Threads
+from eplb.cli.options import AsJson, DispatchRule, Groups, Threads, rule_of
 from eplb.cli.reading import (
     Axes,
     Counters,
@@ -62,10 +62,12 @@ def command(
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
     merge: Merge = "auto",
+    dispatch: DispatchRule = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the placement that runs now, and show what a plan for the same slots would gain."""
+    rule = rule_of(dispatch)
     loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running = read_placement(placement, loads, gpus, nodes, placement_layers)
     console = Console(stderr=True)
@@ -73,7 +75,9 @@ def command(
         quitting_on_interrupt(console),
         console.status("planning; kernels are compiled once on a machine"),
     ):
-        found = evaluate_placement(running, loads, num_groups=groups, threads=threads)
+        found = evaluate_placement(
+            running, loads, num_groups=groups, dispatch=rule, threads=threads
+        )
     if as_json:
         print(json.dumps(found.to_json()))  # noqa: T201
     else:

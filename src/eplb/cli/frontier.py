@@ -13,6 +13,7 @@ from eplb.cli.options import (
     AsJson,
     Current,
     CurrentGpus,
+    DispatchRule,
     Groups,
     SomeGpus,
     SomeNodes,
@@ -20,6 +21,7 @@ from eplb.cli.options import (
     Threads,
     TraceFile,
     moe_slots,
+    rule_of,
 )
 from eplb.cli.plot import check_plot_path, plot_frontier
 from eplb.cli.reading import (
@@ -66,6 +68,7 @@ def command(
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
     merge: Merge = "auto",
+    dispatch: DispatchRule = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,6 +79,7 @@ def command(
     if plot is not None:
         check_plot_path(plot)
         check_writable(plot, trace)
+    rule = rule_of(dispatch)
     loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers
@@ -99,6 +103,7 @@ def command(
             weights=expected.weights,
             points=points,
             effort=effort,
+            dispatch=rule,
             threads=threads,
         )
     # Printed before it is drawn, for a disk may be full.
@@ -116,6 +121,7 @@ def _to_json(found: Frontier, num_slots: int, plot: Path | None) -> dict[str, An
     columns = (found.moves, found.moves / num_slots, found.balancedness, found.peak)
     return {
         "slots_of_layers_with_load": num_slots,
+        "dispatch": found.dispatch,
         "points": [
             dict(zip(("moves", "moved", "balancedness", "peak"), row, strict=True))
             for row in zip(*(column.tolist() for column in columns), strict=True)

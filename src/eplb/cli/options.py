@@ -12,6 +12,7 @@ from eplb.cli.terminal import say
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import EXPERT_BYTES, MODELS, find_model
+from eplb.dispatching.rules import RULES, TABLES, check_rule
 from eplb.errors import OptionError
 from eplb.formats.placements import (
     ENGINES,
@@ -33,6 +34,7 @@ __all__ = [
     "Between",
     "Current",
     "CurrentGpus",
+    "DispatchRule",
     "ExpertBytes",
     "ExpertShare",
     "First",
@@ -64,6 +66,7 @@ __all__ = [
     "cluster_of",
     "moe_slots",
     "rates_of",
+    "rule_of",
     "service_of",
     "target_of",
 ]
@@ -100,6 +103,16 @@ Threads = Annotated[
     typer.Option(help="Maximum number of threads. [default: one per processor]"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+DispatchRule = Annotated[
+    str | None,
+    typer.Option(
+        "--dispatch",
+        metavar="RULE",
+        help="How tokens are split over the copies of an expert, for every figure: "
+        f"{', '.join(RULES)}. [default: even]",
+        show_default=False,
+    ),
+]
 TraceFile = Annotated[
     Path,
     typer.Argument(
@@ -152,6 +165,18 @@ SweepRecord = Annotated[
 PlainExpertBytes = Annotated[
     int | None, typer.Option(help="Bytes of one expert's weights in one layer.")
 ]
+
+
+def rule_of(dispatch: str | None, to: str | None = None) -> str:
+    """The rule of dispatch asked for, by default that of the engine that a placement is for.
+
+    Raises:
+        OptionError: a rule that is not known.
+    """
+    if dispatch is None:
+        return to if to in TABLES else "even"
+    rule: str = check_rule(dispatch, "--dispatch")
+    return rule
 
 
 def cluster_of(
@@ -238,6 +263,7 @@ class RunningPlacement:
         placement: that runs.
         num_slots: those of all layers that have load.
         most, cost: the budget and the price of a move, None where none was given.
+        dispatch: the rule that its balancedness is under.
     """
 
     path: Path
@@ -245,12 +271,13 @@ class RunningPlacement:
     num_slots: int
     most: int | None
     cost: float | None
+    dispatch: str = "even"
 
     def to_json(self, made: Plan, expected: Scenarios) -> dict[str, object]:
         """Figures for scripts."""
         return {
             "current": str(self.path),
-            "current_balancedness": self.placement.balancedness(expected.loads),
+            "current_balancedness": self.placement.balancedness(expected.loads, self.dispatch),
             "moves": made.moves,
             "moved": made.moves / max(1, self.num_slots),
         }
@@ -258,7 +285,7 @@ class RunningPlacement:
     def said(self, made: Plan, expected: Scenarios) -> str:
         """The same in words."""
         share = made.moves / max(1, self.num_slots)
-        now = self.placement.balancedness(expected.loads)
+        now = self.placement.balancedness(expected.loads, self.dispatch)
         return (
             f"{printable(self.path)} has balancedness {now:.4f}. To get from there to the plan, "
             f"GPUs receive {made.moves:,} experts ({share:.2%} of {self.num_slots:,} slots). "

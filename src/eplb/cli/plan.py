@@ -13,6 +13,7 @@ from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
     CurrentGpus,
+    DispatchRule,
     Gpus,
     Groups,
     MaxMoves,
@@ -24,6 +25,7 @@ from eplb.cli.options import (
     check_moves_options,
     cluster_of,
     moe_slots,
+    rule_of,
     target_of,
 )
 from eplb.cli.reading import (
@@ -106,6 +108,7 @@ def command(
     first_layer: FirstLayer = None,
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
+    dispatch: DispatchRule = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -114,7 +117,7 @@ def command(
     If there are several windows, each forecast is first tried on them and scored on the windows
     that follow. The plan is then for what the best forecast expects.
     """
-    target = target_of(output, to)
+    target, rule = target_of(output, to), rule_of(dispatch, to)
     if output is not None:
         check_writable(output, trace)
     check_moves_options(current, max_moves, move_cost, current_gpus)
@@ -130,10 +133,10 @@ def command(
         )
         num_slots = moe_slots(loads, cluster)
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
-        moves = RunningPlacement(current, running, num_slots, budget, move_cost)
-    what = _expected(loads, cluster, groups, forecast, effort, threads)
+        moves = RunningPlacement(current, running, num_slots, budget, move_cost, rule)
+    what = _expected(loads, cluster, groups, forecast, effort, rule, threads)
     expected, tried = what.scenarios, what.tried
-    made, summary = timed_plan(expected, cluster, groups, effort, threads, what.words, moves)
+    made, summary = timed_plan(expected, cluster, groups, effort, threads, what.words, moves, rule)
     verdict = None
     if not loads.dense.all():
         verdict = judge(
@@ -171,6 +174,7 @@ def _expected(
     groups: int,
     forecast: str,
     effort: Effort,
+    dispatch: str,
     threads: int | None,
 ) -> Expected:
     """What to plan for; finding that out takes as long as some dozens of plans."""
@@ -180,7 +184,13 @@ def _expected(
         console.status("trying forecasts; kernels are compiled once on a machine"),
     ):
         return expected_of(
-            trace, cluster, forecast, num_groups=groups, effort=effort, threads=threads
+            trace,
+            cluster,
+            forecast,
+            num_groups=groups,
+            effort=effort,
+            dispatch=dispatch,
+            threads=threads,
         )
 
 
@@ -198,6 +208,7 @@ def timed_plan(
     threads: int | None,
     said: str | None = None,
     moves: RunningPlacement | None = None,
+    dispatch: str = "even",
 ) -> tuple[Plan, Summary]:
     """Plan, and say what that gains and how long it took, once kernels are there."""
     console = Console(stderr=True)
@@ -219,4 +230,4 @@ def timed_plan(
             threads=threads,
         )
         seconds = time.perf_counter() - begin
-    return made, summarize(expected.loads, made, groups, seconds, said)
+    return made, summarize(expected.loads, made, groups, seconds, said, dispatch)

@@ -12,6 +12,7 @@ from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_
 from eplb.cli.options import (
     DEFAULT_POLICIES,
     AsJson,
+    DispatchRule,
     First,
     Groups,
     History,
@@ -21,6 +22,7 @@ from eplb.cli.options import (
     SweepRecord,
     TraceFile,
     cluster_of,
+    rule_of,
 )
 from eplb.cli.reading import (
     Axes,
@@ -63,6 +65,7 @@ def command(
     counters: Counters = False,
     merge: Merge = "auto",
     expert_bytes: PlainExpertBytes = None,
+    dispatch: DispatchRule = None,
     jobs: Annotated[
         int, typer.Option(help="Number of replays at a time, or -1 for one per core.")
     ] = -1,
@@ -75,7 +78,7 @@ def command(
     """
     if output is not None:
         check_ending(output, trace)
-    policies = policy or DEFAULT_POLICIES
+    policies, rule = policy or DEFAULT_POLICIES, rule_of(dispatch)
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
         loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
@@ -101,6 +104,7 @@ def command(
             history=history,
             first=first,
             expert_bytes=expert_bytes,
+            dispatch=rule,
             jobs=jobs,
         )
         with contextlib.closing(found):

@@ -14,6 +14,7 @@ from eplb.balance import with_interval
 from eplb.checks import printable, ranges
 from eplb.cli.plot import finding
 from eplb.describe import Inspection
+from eplb.dispatching.rules import in_words
 from eplb.loads import LoadTrace
 from eplb.moving.decide import Decision
 from eplb.moving.frontier import Frontier
@@ -99,13 +100,23 @@ def print_summary(
     if dense == summary.layers:
         _line(console, "No layer has any load, so the experts are spread evenly.")
     else:
+        _line(console, in_words(summary.dispatch))
         console.print()
         console.print(_summary_table(summary))
         console.print()
+        line = (
+            f"The busiest GPU of a layer carries {_less(summary.busiest_gpu_saves)} load than in "
+            "the contiguous layout."
+        )
+        if summary.dispatch != "even":
+            line += (
+                " The plan is made for an even split, under which it has balancedness "
+                f"{summary.plan_split_evenly:.4f}."
+            )
+        split = "" if summary.dispatch == "even" else " under an even split"
         _line(
             console,
-            f"The busiest GPU of a layer carries {_less(summary.busiest_gpu_saves)} load than in "
-            f"the contiguous layout. No plan can improve on this one by more than "
+            f"{line} No plan can improve on this one{split} by more than "
             f"{summary.gap_mean:.3%} on average, or {summary.gap_worst:.3%} in any layer.",
         )
     if summary.duplicates:
@@ -173,10 +184,13 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
         f"{_setting(comparison.layers, comparison.dense_layers, comparison.experts, comparison)}; "
         f"{comparison.windows:,} windows served, a plan before {cadence} from {shown} before it",
     )
+    _line(console, in_words(comparison.dispatch))
     console.print()
     net = any(score.net is not None for score in comparison.scores)
+    others = [f"if {rule}" for rule in comparison.balancedness_under if rule != comparison.dispatch]
     headings = (
         "balancedness",
+        *others,
         "weighted",
         "worst window",
         f"over {first}",
@@ -188,6 +202,11 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
         table.add_row(
             printable(score.policy),
             with_interval(score.balancedness, score.balancedness_interval),
+            *(
+                f"{values[number]:.4f}"
+                for rule, values in comparison.balancedness_under.items()
+                if rule != comparison.dispatch
+            ),
             f"{score.pooled:.4f}",
             f"{score.worst_window:.4f}",
             with_interval(score.gain, score.gain_interval, "+.4f") if number else "",
@@ -210,6 +229,8 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
 def print_sweep(console: Console, title: str, rows: Sequence[SweepRow], wanted: int) -> None:
     """Print a line for each replay of a sweep."""
     _title(console, title)
+    if rows:
+        _line(console, in_words(rows[0].dispatch))
     console.print()
     table = _table("GPUs", "slots", "spare", "every", gap=_gap(console))
     table.add_column("policy")
@@ -238,6 +259,7 @@ def print_evaluation(
     dense = len(found.dense_layers)
     _title(console, title)
     _line(console, f"{_setting(found.layers, dense, found.experts, found)}; {windows}")
+    _line(console, in_words(found.dispatch))
     console.print()
     if dense == found.layers:
         _line(console, "No layer has any load, so there is nothing to balance.")
@@ -288,6 +310,7 @@ def print_frontier(
         f"{cluster.num_slots} slots on {cluster.num_gpus} GPUs{nodes}; moves are the experts that "
         "GPUs receive",
     )
+    _line(console, in_words(found.dispatch))
     console.print()
     table = _table(None, "moves", "of slots", "balancedness", "of the gain")
     table.add_column("")
@@ -402,19 +425,21 @@ def _setting(
 def _summary_table(summary: Summary) -> Table:
     table = _table("balancedness (mean / max GPU load)", "contiguous")
     table.add_column("plan", justify="right", style="bold")
-    table.add_column("proven gap", justify="right")
+    evenly = summary.dispatch == "even"  # what the gap is proven for
+    if evenly:
+        table.add_column("proven gap", justify="right")
     table.add_row(
         f"mean of {summary.layers - len(summary.dense_layers)} layers",
         f"{summary.contiguous:.4f}",
         f"{summary.plan:.4f}",
-        f"{summary.gap_mean:.3%}",
+        *[f"{summary.gap_mean:.3%}"] * evenly,
     )
     for layer in summary.worst_layers:
         table.add_row(
             f"layer {layer.layer}",
             f"{layer.contiguous:.4f}",
             f"{layer.plan:.4f}",
-            f"{layer.gap:.3%}",
+            *[f"{layer.gap:.3%}"] * evenly,
             style="dim",
         )
     return table

@@ -1,6 +1,7 @@
 """Splits: which part of its expert's load each slot takes, by a rule or the best there is."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,8 +9,8 @@ from numpy.typing import NDArray
 
 from eplb.checks import Immutable, number_of_threads, whole_number
 from eplb.cluster import Cluster
-from eplb.dispatching.rules import RULES, TABLES, split_of_table
-from eplb.errors import LoadsError, OptionError
+from eplb.dispatching.rules import RULES, TABLES, check_rule, split_of_table
+from eplb.errors import LoadsError, OptionError, PlacementError
 from eplb.loads import as_array, check_values
 
 __all__ = ["Dispatch", "Placed", "dispatch", "gpu_load", "of_gpus"]
@@ -26,6 +27,10 @@ _ROUNDING = 1e-6
 
 class Placed(Protocol):
     """What a split needs to know of a placement."""
+
+    def __hash__(self) -> int:
+        """Alike for placements that are alike."""
+        ...
 
     @property
     def phy2log(self) -> NDArray[np.int64]:
@@ -73,6 +78,7 @@ class Dispatch(Immutable):
     peak: F64
     bound: F64
     _windows: F64 = field(repr=False)
+    _sources: F64 = field(repr=False)
     _threads: int = field(repr=False)
 
     def gpu_load(self, loads: Any) -> F64:
@@ -88,10 +94,11 @@ class Dispatch(Immutable):
     ) -> NDArray[np.int64]:
         """The slot that each source rank sends an expert's tokens to, for engines that dispatch by
         a table: whole entries, as balanced on the loads of this dispatch as a seeded search finds,
-        and as near as that leaves room for.
+        and as near as that leaves room for. No layer is less balanced than by SGLang's own table.
 
-        The same part of all tokens is taken to come from each source. `split_of_table` and
-        `near_share` in `eplb.dispatching.rules` say what a table makes of a placement.
+        From each source come as many tokens as the dispatch was told, the same from each if it was
+        not. `split_of_table` and `near_share` in `eplb.dispatching.rules` say what a table makes of
+        a placement.
 
         Args:
             num_sources: R, ranks that tokens come from, in the order of GPUs; None for one a GPU.
@@ -118,14 +125,31 @@ class Dispatch(Immutable):
                 f"{num_gpus} would"
             )
         table = np.empty((phy2log.shape[0], sources, self.placement.num_experts), np.int64)
+        shares = self._sources
+        if sources < num_gpus:
+            shares = shares.reshape(sources, -1).sum(axis=1)
+        elif sources > num_gpus:
+            shares = np.repeat(shares / (sources // num_gpus), sources // num_gpus)
 
         def work(begin: int, end: int) -> None:
             _table_layers(
-                self._windows, begin, end, phy2log, num_gpus, num_nodes, keep_local, table
+                self._windows, begin, end, phy2log, num_gpus, num_nodes, shares, keep_local, table
             )
 
         run_kernel(_table_layers, work, phy2log.shape[0], _LAYERS_AT_ONCE, self._threads)
+        if sources == num_gpus:
+            theirs = TABLES["sglang"](self.placement.log2phy, cluster)
+            worse = self._peaks_of(theirs) < self._peaks_of(table)
+            table[worse] = theirs[worse]
         return table
+
+    def _peaks_of(self, table: NDArray[np.int64]) -> F64:
+        """[L] highest GPU load over that of a mean GPU, the mean over windows, by a table."""
+        split = split_of_table(table, self.split.shape[1], self._sources)
+        load = _shared(self.placement, self._windows, split)
+        mean = load.mean(axis=2)
+        peaks: F64 = (load.max(axis=2) / np.where(mean > 0.0, mean, 1.0)).mean(axis=0)
+        return peaks
 
 
 def dispatch(
@@ -166,12 +190,15 @@ def dispatch(
     Raises:
         LoadsError: loads of another shape, or values that are no numbers of tokens.
         OptionError: a rule that is not known, or sources that are no parts of a whole.
+        PlacementError: what is no placement.
 
     Source: S. Fujishige, "Lexicographically optimal base of a polymatroid with respect to a weight
     vector", 1980; Y. Nesterov, "Smooth minimization of non-smooth functions", 2005.
     """
     if not isinstance(rule, str) or rule not in RULES:
         raise OptionError(f"rule is {rule!r}: give one of {', '.join(RULES)}")
+    if not hasattr(placement, "log2phy"):
+        raise PlacementError(f"placement is {placement!r}: give an eplb.Placement")
     shares = _parts_of(sources, placement.cluster.num_gpus)
     array = _loads_for(placement, loads)
     if array.ndim not in {2, 3}:
@@ -189,32 +216,34 @@ def dispatch(
     else:
         split = split[0]
     peak = _shared(placement, windows, split).max(axis=-1).mean(axis=0)
-    made = Dispatch(placement, rule, split, peak, np.minimum(bound, peak), windows, threads)
+    made = Dispatch(placement, rule, split, peak, np.minimum(bound, peak), windows, shares, threads)
     for values in (made.split, made.peak, made.bound):
         values.flags.writeable = False
     return made
 
 
-def _split_of(placement: Placed, rule: Any, shares: F64) -> F64:
-    """[L, P] split by a rule of an engine, [G] shares of all tokens coming from each GPU; or a
-    split that is given, checked.
+def _split_of(placement: Placed, rule: str, shares: F64) -> F64:
+    """[L, P] split by a rule of an engine, [G] shares of all tokens coming from each GPU.
 
     Raises:
-        OptionError: neither a rule that is known nor a split of this placement.
+        OptionError: a rule that is not known.
     """
-    phy2log, cluster = placement.phy2log, placement.cluster
-    if isinstance(rule, Dispatch):
-        rule = rule.split
-    if not isinstance(rule, str):
-        return _given(placement, rule)
+    phy2log = placement.phy2log
     if rule == "even":
         even: F64 = 1.0 / np.take_along_axis(placement.logcnt, phy2log, axis=1)
         return even
-    if rule not in TABLES:
-        known = ", ".join(RULES)
-        raise OptionError(f"dispatch is {rule!r}: give one of {known}, or a split [L, P]")
-    table = TABLES[rule](placement.log2phy, cluster)
+    table = TABLES[check_rule(rule)](placement.log2phy, placement.cluster)
     return split_of_table(table, phy2log.shape[1], shares)
+
+
+@lru_cache(maxsize=4)
+def _split_by(placement: Placed, rule: str) -> F64:
+    """[L, P] split by an engine's rule, as many tokens coming from each GPU. It is kept, as windows
+    are served one by one and a table takes a hundred times as long as serving one.
+    """
+    split = _split_of(placement, rule, _parts_of(None, placement.cluster.num_gpus))
+    split.flags.writeable = False
+    return split
 
 
 def gpu_load(placement: Placed, loads: Any, rule: Any) -> F64:
@@ -226,8 +255,9 @@ def gpu_load(placement: Placed, loads: Any, rule: Any) -> F64:
     """
     array = _loads_for(placement, loads)
     if not isinstance(rule, str) or rule != "best":
-        shares = _parts_of(None, placement.cluster.num_gpus)
-        return _shared(placement, array, _split_of(placement, rule, shares))
+        if isinstance(rule, str):
+            return _shared(placement, array, _split_by(placement, rule))
+        return _shared(placement, array, _given(placement, rule))
     windows = array.reshape(-1, *array.shape[-2:])
     threads = number_of_threads(None)
     parts = [
@@ -313,6 +343,8 @@ def _share(placement: Placed, windows: F64, threads: int) -> tuple[F64, F64]:
 def _given(placement: Placed, split: Any) -> F64:
     """A split that a user gives, checked."""
     phy2log = placement.phy2log
+    if isinstance(split, Dispatch):
+        split = split.split
     try:
         array = as_array(split)
         check_values(array)

@@ -16,13 +16,25 @@ Each rule is the engine's own, written anew from its source and held against it 
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
+from eplb.errors import OptionError
 
-__all__ = ["RULES", "TABLES", "Ids", "near_share", "split_of_table"]
+__all__ = [
+    "GIVEN",
+    "RULES",
+    "TABLES",
+    "Ids",
+    "check_rule",
+    "in_words",
+    "name_of",
+    "near_share",
+    "split_of_table",
+]
 
 Ids = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -42,14 +54,14 @@ def split_of_table(table: Ids, num_slots: int, sources: F64) -> F64:
     return split.reshape(num_layers, num_slots).astype(np.float64, copy=False)
 
 
-def near_share(table: Ids, loads: F64, cluster: Cluster) -> float:
+def near_share(table: Ids, loads: F64, cluster: Cluster, sources: F64 | None = None) -> float:
     """Part of all tokens of loads [L, E] that a table [L, R, E] keeps on the node they come from,
-    the same number coming from each source.
+    the part `sources` [R] of them coming from each source; None for the same from each.
     """
     num_sources = table.shape[1]
     nodes = table // (cluster.num_slots // cluster.num_nodes)
     mine = np.arange(num_sources) * cluster.num_nodes // num_sources
-    near = (nodes == mine[:, None]).mean(axis=1)
+    near = np.average(nodes == mine[:, None], axis=1, weights=sources)
     return float((near * loads).sum() / loads.sum())
 
 
@@ -112,3 +124,37 @@ TABLES: dict[str, Callable[[Ids, Cluster], Ids]] = {"sglang": sglang, "ascend": 
 
 RULES = ("even", *TABLES, "best")
 """Every rule that has a name; `best` splits each window anew."""
+
+GIVEN = "split"
+"""What a split that a user gives is called beside the names of rules."""
+
+_WORDS = {
+    "even": "Dispatch: even, each copy of an expert takes the same part of its tokens.",
+    "sglang": "Dispatch: SGLang's rule, a GPU sends to its own copy or one on its node, else to "
+    "one drawn fairly.",
+    "ascend": "Dispatch: vllm-ascend's rule, a GPU sends to the copy of its rank modulo copies.",
+    "best": "Dispatch: best, each window is split so that GPUs are as evenly loaded as can be.",
+    GIVEN: "Dispatch: the split that is given, in every window.",
+}
+
+
+def check_rule(dispatch: Any, name: str = "dispatch") -> Any:
+    """What is a rule, or may be a split; that is found out when it is known of what placement.
+
+    Raises:
+        OptionError: a rule that is not known; the message calls it by `name`.
+    """
+    if dispatch is None or (isinstance(dispatch, str) and dispatch not in RULES):
+        or_split = "" if name.startswith("--") else ", or a split"
+        raise OptionError(f"{name} is {dispatch!r}: give one of {', '.join(RULES)}{or_split}")
+    return dispatch
+
+
+def name_of(dispatch: Any) -> str:
+    """What a rule is called in figures, or "split" where a split is given."""
+    return dispatch if isinstance(dispatch, str) else GIVEN
+
+
+def in_words(name: str) -> str:
+    """A sentence on the rule of that name, for whoever reads figures under it."""
+    return _WORDS[name]

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.balance import balancedness
 from eplb.checks import Immutable, whole_number
 from eplb.cluster import Cluster
+from eplb.dispatching.rules import check_rule, name_of
 from eplb.errors import OptionError
 from eplb.placement import Placement
 from eplb.planning.passes import Effort, check_effort, check_problem, solve
@@ -33,12 +35,14 @@ class Frontier(Immutable):
             that it was planned for, which rises.
         peak: [K] sum over layers of the expected load of the busiest GPU, which falls.
         placements: [K] the placements.
+        dispatch: name of the rule of dispatch that balancedness and peak are under.
     """
 
     moves: NDArray[np.int64]
     balancedness: NDArray[np.float64]
     peak: NDArray[np.float64]
     placements: tuple[Placement, ...]
+    dispatch: str = "even"
 
     def __repr__(self) -> str:
         return (
@@ -61,6 +65,7 @@ def frontier(
     weights: Any = None,
     points: int = 20,
     effort: Effort = "default",
+    dispatch: Any = "even",
     threads: int | None = None,
 ) -> Frontier:
     """What so many moves would give, for all numbers of moves in one go.
@@ -73,15 +78,19 @@ def frontier(
         weights: [T] what windows count.
         points: most points, 2 or more; they stand closer where moves are few.
         effort: work of the plan made afresh.
+        dispatch: how points are scored, as for `Placement.gpu_load`. Moves are chosen for an even
+            split whatever it is, so fewer points may be left under another rule.
         threads: most threads to use.
 
     Raises:
         EplbError: as for `eplb.plan`.
-        OptionError: fewer than 2 points.
+        OptionError: fewer than 2 points; a rule that is not known, or a split that does not fit a
+            placement.
     """
     points = whole_number(points, "points")
     if points < 2:
         raise OptionError(f"points is {points}: give 2 or more")
+    check_rule(dispatch)
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
@@ -96,12 +105,15 @@ def frontier(
         chosen = choose(relocation, int(budget), free)
         phy2log, peaks = settle(relocation, chosen)
         placement = Placement._trusted(phy2log, num_experts, cluster)
-        balancedness, peak = placement.balancedness(problem.windows), float(peaks.sum())
-        # Of several windows the one may fall while the other does.
-        if not found or (balancedness > found[-1][1] and peak < found[-1][2] * _LOWER):
-            found.append((moves(relocation, chosen), balancedness, peak, placement))
+        load = placement.gpu_load(problem.windows, dispatch)
+        if name_of(dispatch) != "even":
+            peaks = (load.max(axis=2) * problem.weight).sum(axis=0)
+        score, peak = balancedness(load), float(peaks.sum())
+        # The one may fall while the other does, of several windows or under another rule.
+        if not found or (score > found[-1][1] and peak < found[-1][2] * _LOWER):
+            found.append((moves(relocation, chosen), score, peak, placement))
     moves_of, balancedness_of, peak_of, placements = zip(*found, strict=True)
     arrays = np.array(moves_of), np.array(balancedness_of), np.array(peak_of)
     for array in arrays:
         array.flags.writeable = False
-    return Frontier(*arrays, placements)
+    return Frontier(*arrays, placements, name_of(dispatch))

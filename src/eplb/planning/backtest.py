@@ -9,6 +9,7 @@ import numpy as np
 from eplb.balance import Interval, Served
 from eplb.checks import in_one_line, whole_number
 from eplb.cluster import Cluster, check_shape
+from eplb.dispatching.rules import check_rule
 from eplb.errors import ClusterError, EplbError, LoadsError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.merging import alike
@@ -135,6 +136,7 @@ def backtest(
     history: int = HISTORY,
     first: int | None = None,
     effort: Effort = "default",
+    dispatch: str = "even",
     threads: int | None = None,
 ) -> Backtest:
     """Try forecasts on a trace, each window scored before any plan has seen it.
@@ -149,14 +151,16 @@ def backtest(
         first: the first window that is served; by default the one after `history`, or half of what
             there is if that is less.
         effort: of each plan.
+        dispatch: the rule by which windows are served, as for `Placement.gpu_load`.
         threads: most threads of a plan, None for one a processor.
 
     Raises:
         LoadsError: fewer than 2 windows.
-        OptionError: an unknown forecast.
+        OptionError: an unknown forecast or rule.
         ClusterError: numbers that fit nothing.
         PolicyError: a rule that fails.
     """
+    check_rule(dispatch)
     if trace.num_windows < 2:
         raise LoadsError("the trace has 1 window: 2 are needed to try a forecast")
     if not isinstance(forecasts, Mapping):
@@ -180,7 +184,7 @@ def backtest(
                 effort=effort,
                 threads=threads,
             ).placement
-            parts.append(placement.serve(trace.loads[after]))
+            parts.append(placement.serve(trace.loads[after], dispatch))
         return Served.joined(parts)
 
     found = {name: served(name, rule) for name, rule in forecasts.items()}
@@ -200,6 +204,7 @@ def expected_of(
     *,
     num_groups: int = 1,
     effort: Effort = "default",
+    dispatch: str = "even",
     threads: int | None = None,
 ) -> Expected:
     """What to plan for on a trace: by the forecast of that name, or by the best of all, tried.
@@ -223,6 +228,7 @@ def expected_of(
         num_groups=num_groups,
         every=max(1, trace.num_windows // _TRIALS),
         effort=effort,
+        dispatch=dispatch,
         threads=threads,
     )
     scenarios = named_forecast(tried.best)(trace.loads)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import ratios
+from eplb.balance import balancedness, ratios
+from eplb.dispatching.rules import name_of
 from eplb.placement import Placement
 from eplb.planning.plan import Plan
 
@@ -17,7 +18,7 @@ _WORST = 5
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer: balancedness of both layouts, and the proven gap of the plan."""
+    """One layer: balancedness of both layouts, and the plan's proven gap under an even split."""
 
     layer: int
     contiguous: float
@@ -33,10 +34,12 @@ class Summary:
         layers: L; dense_layers: those with no load.
         policy: "hierarchical" where groups stay on nodes, "global" otherwise.
         windows: T; planned_for: what they are, in words, where they are not loads as recorded.
+        dispatch: name of the rule of dispatch that balancedness and loads are under.
         contiguous: balancedness of the layout that engines start with.
         plan: balancedness of the plan.
+        plan_split_evenly: balancedness of the plan under an even split, for which it was made.
         busiest_gpu_saves: share of its load that the busiest GPU is spared, mean over layers.
-        gap_mean, gap_worst: peak / proven bound - 1.
+        gap_mean, gap_worst: peak / proven bound - 1, both under an even split.
         duplicates: slots that hold an expert a second time on a GPU.
         worst_layers: the least balanced of the plan, the worst first.
         seconds: time of planning, kernels loaded before.
@@ -52,8 +55,10 @@ class Summary:
     dense_layers: list[int]
     windows: int
     planned_for: str | None
+    dispatch: str
     contiguous: float
     plan: float
+    plan_split_evenly: float
     busiest_gpu_saves: float
     gap_mean: float
     gap_worst: float
@@ -72,12 +77,15 @@ def summarize(
     num_groups: int,
     seconds: float,
     planned_for: str | None = None,
+    dispatch: Any = "even",
 ) -> Summary:
-    """Compare a plan with the contiguous layout on the windows [T, L, E] that it was made for."""
+    """Compare a plan with the contiguous layout on the windows [T, L, E] that it was made for,
+    under a rule of dispatch as for `Placement.gpu_load`.
+    """
     placement = plan.placement
     cluster = placement.cluster
     contiguous = Placement.contiguous(loads.shape[1], loads.shape[2], cluster)
-    before, after = contiguous.gpu_load(loads), placement.gpu_load(loads)
+    before, after = (each.gpu_load(loads, dispatch) for each in (contiguous, placement))
     loaded = np.flatnonzero(loads.any(axis=(0, 2)))
     ratio_before = np.nanmean(ratios(before)[:, loaded], axis=0)
     ratio_after = np.nanmean(ratios(after)[:, loaded], axis=0)
@@ -97,8 +105,10 @@ def summarize(
         dense_layers=np.flatnonzero(~loads.any(axis=(0, 2))).tolist(),
         windows=loads.shape[0],
         planned_for=planned_for,
-        contiguous=contiguous.balancedness(loads),
-        plan=placement.balancedness(loads),
+        dispatch=name_of(dispatch),
+        contiguous=balancedness(before),
+        plan=balancedness(after),
+        plan_split_evenly=placement.balancedness(loads),
         busiest_gpu_saves=float(np.mean(1.0 - peak_after[busy] / peak_before[busy]))
         if busy.any()
         else 0.0,

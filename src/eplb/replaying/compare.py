@@ -11,6 +11,7 @@ from eplb.balance import Interval
 from eplb.checks import real_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
+from eplb.dispatching.rules import check_rule, name_of
 from eplb.errors import EplbError, OptionError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.moving.service import Service
@@ -71,6 +72,9 @@ class Comparison:
     Attributes:
         windows: windows served by every policy; wanted: those that were to be.
         layers: L; dense_layers: those with no load in any window; experts: E.
+        dispatch: name of the rule of dispatch that all scores are under.
+        balancedness_under: by the name of each rule asked for, the first included, the balancedness
+            of the same placements under it, of each policy.
         scores: one per policy, in the order given.
         replays: the records that the scores come from.
     """
@@ -87,6 +91,8 @@ class Comparison:
     every: int
     history: int
     first: int
+    dispatch: str
+    balancedness_under: dict[str, list[float]]
     scores: list[Score]
     replays: list[Replay]
 
@@ -117,6 +123,7 @@ def compare(
     expert_bytes: int | None = None,
     service: Service | None = None,
     window_seconds: float | None = None,
+    dispatch: Any = "even",
     progress: Callable[[int, int], bool | None] | None = None,
     failed: Callable[[EplbError], object] | None = None,
 ) -> Comparison:
@@ -135,6 +142,8 @@ def compare(
         service: what moves cost and lighter GPUs give, for the policy "deciding" and the net
             benefit of each.
         window_seconds: time that a window stands for, with a service; by default as the trace says.
+        dispatch: how windows are served, as in `eplb.replay`. Of a list of rules, every figure is
+            under the first; the balancedness under the others is given too.
         progress: called after each window with how many are done, and how many there are; where it
             returns False the replays end, and what was done counts.
         failed: called with the error where a policy fails after the first window, in place of
@@ -147,6 +156,7 @@ def compare(
         policies = dict[str, Any](named_policies(policies))
     elif not policies:
         raise PolicyError("no policy is given")
+    rules = _rules_of(dispatch)
     size = expert_bytes_of(trace.model, expert_bytes)
     length = None
     if service is not None:
@@ -157,7 +167,15 @@ def compare(
         }
     schedule = Schedule(every, history, first)
     walks = [
-        replay_steps(trace, cluster, policy, schedule, num_groups=num_groups, service=service)
+        replay_steps(
+            trace,
+            cluster,
+            policy,
+            schedule,
+            num_groups=num_groups,
+            service=service,
+            dispatch=rules[0],
+        )
         for policy in policies.values()
     ]
     wanted = trace.num_windows - first
@@ -172,7 +190,7 @@ def compare(
             raise
         failed(error)
     replays = [
-        replay_of(steps, name, cluster, size, service)
+        replay_of(steps, name, cluster, size, service, rules[0])
         for name, steps in zip(policies, zip(*rounds, strict=True), strict=True)
     ]
     return Comparison(
@@ -188,6 +206,14 @@ def compare(
         every=every,
         history=history,
         first=first,
+        dispatch=name_of(rules[0]),
+        balancedness_under={
+            name_of(rule): [
+                (replay if rule is rules[0] else replay.under(trace, rule)).average()
+                for replay in replays
+            ]
+            for rule in rules
+        },
         scores=[
             replace(
                 score(replay, replays[0]),
@@ -197,6 +223,19 @@ def compare(
         ],
         replays=replays,
     )
+
+
+def _rules_of(dispatch: Any) -> list[Any]:
+    """The rules asked for: a list of names, or a lone rule or split.
+
+    Raises:
+        OptionError: a rule that is not known, or one that is given twice.
+    """
+    several = isinstance(dispatch, list | tuple) and all(isinstance(one, str) for one in dispatch)
+    rules = [check_rule(rule) for rule in (dispatch if several else [dispatch])]
+    if not rules or (several and len(set(rules)) < len(rules)):
+        raise OptionError(f"dispatch is {dispatch!r}: give a rule, or several, each once")
+    return rules
 
 
 def _window_seconds(trace: LoadTrace, said: float | None) -> float:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.balance import Interval, Served
-from eplb.errors import LoadsError
+from eplb.dispatching.rules import GIVEN, RULES, check_rule, name_of
+from eplb.errors import LoadsError, OptionError
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import Verdict, judge
 from eplb.placement import Placement
@@ -98,6 +99,7 @@ class Evaluation:
 
     Attributes:
         layers: L; dense_layers: those with no load in any window.
+        dispatch: name of the rule of dispatch that all figures are under.
         standings: of the placement, of two plans for the same slots made from these windows, and
             of the contiguous layout.
         unseen: what a plan gains on windows that it was not made from; None of one window.
@@ -114,6 +116,7 @@ class Evaluation:
     slots: int
     groups: int
     windows: int
+    dispatch: str
     standings: list[Standing]
     unseen: Unseen | None
     worst_layers: list[LayerFigures]
@@ -127,7 +130,12 @@ class Evaluation:
 
 
 def evaluate_placement(
-    placement: Placement, trace: LoadTrace, *, num_groups: int = 1, threads: int | None = None
+    placement: Placement,
+    trace: LoadTrace,
+    *,
+    num_groups: int = 1,
+    dispatch: Any = "even",
+    threads: int | None = None,
 ) -> Evaluation:
     """Score a placement on every window, beside plans made now and the contiguous layout.
 
@@ -138,12 +146,19 @@ def evaluate_placement(
         placement: L layers of E experts.
         trace: windows [T, L, E].
         num_groups: groups that the model routes by, for the plans.
+        dispatch: how windows are served: a rule as for `Placement.gpu_load`.
         threads: most threads to plan with, None for one a processor.
 
     Raises:
         LoadsError: a trace of other layers or experts.
         ClusterError: groups that do not divide the experts.
+        OptionError: a rule that is not known, or a split: it fits no placement but its own.
     """
+    if name_of(check_rule(dispatch)) == GIVEN:
+        raise OptionError(
+            "a split fits one placement, and its plans beside it are others: give a rule of "
+            f"dispatch, one of {', '.join(RULES)}"
+        )
     if (placement.num_layers, placement.num_experts) != (trace.num_layers, trace.num_experts):
         raise LoadsError(
             f"{trace!r} is of another model than {placement!r}: both need the same number "
@@ -158,7 +173,7 @@ def evaluate_placement(
         "afresh": _planned(trace.loads, placement, num_groups, threads, afresh=True),
         "contiguous": begin,
     }
-    found = {name: each.serve(trace.loads) for name, each in placements.items()}
+    found = {name: each.serve(trace.loads, dispatch) for name, each in placements.items()}
     return Evaluation(
         layers=trace.num_layers,
         dense_layers=np.flatnonzero(trace.dense).tolist(),
@@ -168,13 +183,14 @@ def evaluate_placement(
         slots=cluster.num_slots,
         groups=num_groups,
         windows=trace.num_windows,
+        dispatch=name_of(dispatch),
         standings=[
             _standing(name, each, found[name], placement, found["this"], moe)
             for name, each in placements.items()
         ],
-        unseen=_unseen(placement, found["this"], trace, num_groups, threads),
+        unseen=_unseen(placement, found["this"], trace, num_groups, dispatch, threads),
         worst_layers=_worst_layers(np.flatnonzero(moe), *found.values()),
-        hottest=_hottest(placement, trace),
+        hottest=_hottest(placement, trace, dispatch),
         verdict=None
         if trace.dense.all()
         else judge(
@@ -231,14 +247,19 @@ def _standing(
 
 
 def _unseen(
-    this: Placement, served: Served, trace: LoadTrace, num_groups: int, threads: int | None
+    this: Placement,
+    served: Served,
+    trace: LoadTrace,
+    num_groups: int,
+    dispatch: str,
+    threads: int | None,
 ) -> Unseen | None:
     """The later half of the windows, with a plan that was made before them."""
     seen = trace.num_windows // 2
     if not seen:
         return None
     made = _planned(trace.loads[:seen], this, num_groups, threads)
-    later, planned = served.part(slice(seen, None)), made.serve(trace.loads[seen:])
+    later, planned = served.part(slice(seen, None)), made.serve(trace.loads[seen:], dispatch)
     gain, interval = planned.gain_over(later)
     return Unseen(
         seen=seen,
@@ -260,12 +281,12 @@ def _worst_layers(layers: NDArray[np.intp], *found: Served) -> list[LayerFigures
     ]
 
 
-def _hottest(placement: Placement, trace: LoadTrace) -> HotGpu | None:
+def _hottest(placement: Placement, trace: LoadTrace, dispatch: str) -> HotGpu | None:
     """The GPU with the most load, None where none has any."""
     num_gpus = placement.cluster.num_gpus
     total, busiest = np.zeros(num_gpus), np.zeros(num_gpus, np.int64)
     for window in trace.loads:
-        load = placement.gpu_load(window)
+        load = placement.gpu_load(window, dispatch)
         total += load.sum(axis=0)
         busiest += np.bincount(load.argmax(axis=1)[load.any(axis=1)], minlength=num_gpus)
     mean = float(total.mean())

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from eplb.balance import Served
 from eplb.checks import in_one_line, printable, whole_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
+from eplb.dispatching.rules import check_rule, name_of
 from eplb.errors import ClusterError, EplbError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.moving.service import Service
@@ -55,6 +56,7 @@ class Replay(Served):
     Attributes:
         name: of the policy.
         cluster: the GPUs.
+        dispatch: name of the rule that the windows were served by.
         windows: [S] numbers of the windows in the trace.
         placements: [S] that served them.
         planned: [S] whether the policy was asked before a window.
@@ -67,6 +69,7 @@ class Replay(Served):
 
     name: str
     cluster: Cluster
+    dispatch: str
     windows: NDArray[np.int64]
     placements: tuple[Placement, ...]
     planned: NDArray[np.bool_]
@@ -91,6 +94,24 @@ class Replay(Served):
         """[S, L] bytes that GPUs received before a window; None where an expert's are unknown."""
         return None if self.expert_bytes is None else self.moves * self.expert_bytes
 
+    def under(self, trace: LoadTrace, dispatch: Any) -> "Replay":
+        """The same placements on the same windows of the trace, served by another rule of dispatch.
+
+        Raises:
+            OptionError: neither a rule that is known nor a split of every placement.
+        """
+        check_rule(dispatch)
+        starts = [
+            step
+            for step in range(self.num_steps)
+            if not step or self.placements[step] is not self.placements[step - 1]
+        ]
+        served = Served.joined(
+            self.placements[begin].serve(trace.loads[self.windows[begin:end]], dispatch)
+            for begin, end in zip(starts, [*starts[1:], self.num_steps], strict=True)
+        )
+        return replace(self, **vars(served), dispatch=name_of(dispatch))
+
 
 def replay(
     trace: LoadTrace,
@@ -102,6 +123,7 @@ def replay(
     history: int = HISTORY,
     first: int = 1,
     expert_bytes: int | None = None,
+    dispatch: Any = "even",
     progress: Callable[[int, int], None] | None = None,
 ) -> Replay:
     """Walk a trace window by window: what is known so far → plan, or keep → score what comes next.
@@ -121,17 +143,22 @@ def replay(
         first: the first window served; those before it are only shown.
         expert_bytes: bytes of an expert's weights in one layer; by default those of the trace's
             model, where that is known.
+        dispatch: how windows are served: a rule as for `Placement.gpu_load`, or a split, which the
+            placements must all take.
         progress: called after each window with how many are done, and how many there are.
 
     Raises:
         LoadsError: fewer than first + 1 windows.
         ClusterError: numbers that fit nothing, or an expert of 0 bytes or more than 2**50.
         PolicyError: a policy that is unknown, fails, or returns what is no placement.
+        OptionError: a rule that is not known, or a split that does not fit a placement.
     """
     size = expert_bytes_of(trace.model, expert_bytes)
     steps = []
     schedule = Schedule(every, history, first)
-    for step in replay_steps(trace, cluster, policy, schedule, num_groups=num_groups):
+    for step in replay_steps(
+        trace, cluster, policy, schedule, num_groups=num_groups, dispatch=dispatch
+    ):
         steps.append(step)
         if progress is not None:
             progress(len(steps), trace.num_windows - first)
@@ -140,7 +167,7 @@ def replay(
         if isinstance(policy, str | os.PathLike)
         else getattr(policy, "__name__", "policy")
     )
-    return replay_of(steps, name, cluster, size)
+    return replay_of(steps, name, cluster, size, dispatch=dispatch)
 
 
 def replay_steps(
@@ -151,6 +178,7 @@ def replay_steps(
     *,
     num_groups: int = 1,
     service: Service | None = None,
+    dispatch: Any = "even",
 ) -> Iterator[Step]:
     """The steps of a replay one by one, so that a user may stop after any of them.
 
@@ -160,16 +188,23 @@ def replay_steps(
     called = named_policy(policy) if isinstance(policy, str | os.PathLike) else policy
     if not callable(called):
         raise PolicyError(f"{called!r} is not a policy: give a name, a path or a callable")
-    check_replay(trace, cluster, schedule, num_groups)
-    return _walk(trace, cluster, called, schedule, num_groups, service)
+    check_replay(trace, cluster, schedule, num_groups, dispatch)
+    return _walk(trace, cluster, called, schedule, num_groups, service, dispatch)
 
 
-def check_replay(trace: LoadTrace, cluster: Cluster, schedule: Schedule, num_groups: int) -> None:
+def check_replay(
+    trace: LoadTrace,
+    cluster: Cluster,
+    schedule: Schedule,
+    num_groups: int,
+    dispatch: Any = "even",
+) -> None:
     """Tell what is wrong with a replay's arguments before any policy is asked.
 
     Raises:
         EplbError: as for `replay`.
     """
+    check_rule(dispatch)
     schedule.check(trace)
     check_shape(
         trace.num_experts, cluster, whole_number(num_groups, "num_groups", error=ClusterError)
@@ -183,6 +218,7 @@ def _walk(
     schedule: Schedule,
     num_groups: int,
     service: Service | None,
+    dispatch: Any,
 ) -> Iterator[Step]:
     sees_next = bool(getattr(policy, "sees_next", False))
     no_moves = np.zeros(trace.num_layers, np.int64)
@@ -201,7 +237,7 @@ def _walk(
                 moving_seconds = service.moving_seconds(current, chosen, ~trace.dense)
             current = chosen
         for window in range(served.start, served.stop):
-            found = current.serve(trace.loads[window : window + 1])
+            found = current.serve(trace.loads[window : window + 1], dispatch)
             if window == served.start:
                 yield Step(window, current, found, True, seconds, moves, moving_seconds)
             else:
@@ -255,6 +291,7 @@ def replay_of(
     cluster: Cluster,
     expert_bytes: int | None = None,
     service: Service | None = None,
+    dispatch: Any = "even",
 ) -> Replay:
     """The steps of a replay, however many were done, as one record."""
     served = Served.joined(step.served for step in steps)
@@ -264,6 +301,7 @@ def replay_of(
         served.mean,
         name=name,
         cluster=cluster,
+        dispatch=name_of(dispatch),
         windows=np.array([step.window for step in steps]),
         placements=tuple(step.placement for step in steps),
         planned=np.array([step.planned for step in steps]),

@@ -20,6 +20,7 @@ from typing import Any
 from eplb.checks import in_one_line, whole_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
+from eplb.dispatching.rules import name_of
 from eplb.errors import EplbError, MissingExtraError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.planning.backtest import Schedule
@@ -38,6 +39,7 @@ class SweepRow:
     Attributes:
         gpus: G; nodes: N; slots: P, of which `spare` are more than there are experts.
         every: windows from one plan to the next.
+        dispatch: name of the rule of dispatch that the figures are under.
         score: the figures; the gain is over the sweep's first policy on the same cluster at the
             same cadence.
     """
@@ -47,6 +49,7 @@ class SweepRow:
     slots: int
     spare: int
     every: int
+    dispatch: str
     score: Score
 
     def to_json(self) -> dict[str, Any]:
@@ -73,6 +76,7 @@ def sweep(
     history: int = HISTORY,
     first: int = 1,
     expert_bytes: int | None = None,
+    dispatch: Any = "even",
     jobs: int | None = None,
 ) -> list[SweepRow]:
     """Replay a trace with every policy on every cluster at every cadence.
@@ -83,10 +87,11 @@ def sweep(
         policies: names in `eplb.policies.POLICIES` and paths of Python files, or callables by name,
             which are pickled where the work goes to other processes.
         every: windows from one plan to the next, for each cadence to try.
-        num_groups: as in `eplb.replay`; so are history, first and expert_bytes.
+        num_groups: as in `eplb.replay`; so are history, first, expert_bytes and dispatch.
         history: most windows that a policy is shown.
         first: the first window served.
         expert_bytes: bytes of an expert's weights in one layer.
+        dispatch: how windows are served.
         jobs: replays at a time, -1 for one a core; None for what `joblib.parallel_config` says, or
             one at a time where nothing is said.
 
@@ -107,6 +112,7 @@ def sweep(
         history=history,
         first=first,
         expert_bytes=expert_bytes,
+        dispatch=dispatch,
         jobs=jobs,
     )
     return list(rows)
@@ -122,6 +128,7 @@ def sweep_rows(
     history: int = HISTORY,
     first: int = 1,
     expert_bytes: int | None = None,
+    dispatch: Any = "even",
     jobs: int | None = None,
 ) -> Generator[SweepRow, None, None]:
     """The rows of a sweep one by one, as they are done, so that a user may stop after any.
@@ -141,7 +148,7 @@ def sweep_rows(
     places = list(itertools.product(list_of(clusters, Cluster, "clusters"), _cadences(every)))
     schedules = {cadence: Schedule(cadence, history, first) for _, cadence in places}
     for cluster, cadence in places:
-        check_replay(trace, cluster, schedules[cadence], num_groups)
+        check_replay(trace, cluster, schedules[cadence], num_groups, dispatch)
     cells = [(*place, name) for place in places for name in called]
     # Not every backend gives results as they come: those of processes that are forked do not.
     backend, _ = joblib.parallel.get_active_backend()
@@ -157,6 +164,7 @@ def sweep_rows(
             schedules[cadence],
             num_groups,
             size,
+            dispatch,
         )
         for cluster, cadence, name in cells
     )
@@ -182,6 +190,7 @@ def sweep_rows(
                 slots=cluster.num_slots,
                 spare=cluster.num_slots - trace.num_experts,
                 every=cadence,
+                dispatch=name_of(dispatch),
                 score=score(replayed, reference),
             )
 
@@ -215,6 +224,7 @@ def _replay(
     schedule: Schedule,
     num_groups: int,
     expert_bytes: int | None,
+    dispatch: Any,
 ) -> Replay | EplbError:
     """One replay, or why there is none, in whatever process joblib runs it."""
     quiet: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
@@ -227,8 +237,10 @@ def _replay(
         try:
             if not callable(policy):
                 policy = named_policy(policy, threads=1)
-            steps = replay_steps(trace, cluster, policy, schedule, num_groups=num_groups)
-            return replay_of(list(steps), name, cluster, expert_bytes)
+            steps = replay_steps(
+                trace, cluster, policy, schedule, num_groups=num_groups, dispatch=dispatch
+            )
+            return replay_of(list(steps), name, cluster, expert_bytes, dispatch=dispatch)
         except EplbError as error:
             # A policy's own kind of error might not be known where it goes.
             known = type(error).__module__ == EplbError.__module__

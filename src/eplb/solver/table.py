@@ -1,13 +1,13 @@
 """A table of dispatch: which copy of an expert each source of tokens uses, for engines that send
 all of a source's tokens of an expert to one copy.
 
-A source brings the same part of every expert's tokens, so what balances GPUs is how many sources of
-a node use a copy: the *quota* of the node at the copy. At first a source on a node that has copies
-uses one of them, so that its tokens stay there. Then quotas are changed by one, at seeded random,
-where that lowers the sum of a high power of GPU loads and a price for tokens that leave such a
-node, or else by a chance that falls with the steps (simulated annealing: whole entries of a table
-leave valleys that no single change gets out of). With `keep_local` no token leaves such a node, and
-a source with a copy on its own GPU uses that.
+Sources of a node that bring as many tokens are of one *kind*. What balances GPUs is how many
+sources of a kind use a copy: the *quota* of the kind at the copy. At first a source on a node that
+has copies uses one of them, so that its tokens stay there. Then quotas are changed by one, at
+seeded random, where that lowers the sum of a high power of GPU loads and a price for tokens that
+leave such a node, or else by a chance that falls with the steps (simulated annealing: whole entries
+of a table leave valleys that no single change gets out of). The best quotas on the way are kept.
+With `keep_local` no token leaves such a node, and a source with a copy on its own GPU uses that.
 """
 
 import numpy as np
@@ -39,27 +39,41 @@ def _table_layers(
     phy2log: I64,
     num_gpus: int,
     num_nodes: int,
+    shares: F64,
     keep_local: bool,
     table: I64,
 ) -> None:
     """Fill the slots that each source uses in layers `begin` to `end`, `table` [L, R, E], so that
-    GPUs are as evenly loaded as can be in all windows of `loads` [T, L, E].
+    GPUs are as evenly loaded as can be in all windows of `loads` [T, L, E]. Source r brings the
+    part `shares` [R] of every expert's tokens.
     """
     num_windows, _, num_experts = loads.shape
     num_slots = phy2log.shape[1]
     num_sources = table.shape[1]
     slots_per_gpu = num_slots // num_gpus
     gpus_per_node = num_gpus // num_nodes
-    sources_per_node = num_sources // num_nodes
+    # The first source of its kind stands for it.
+    kind_of = np.empty(num_sources, np.int64)
+    node_of = np.empty(num_sources, np.int64)
+    number_of = np.zeros(num_sources, np.int64)
+    for source in range(num_sources):
+        node_of[source] = source * num_nodes // num_sources
+        kind = 0
+        while node_of[kind] != node_of[source] or shares[kind] != shares[source]:
+            kind += 1
+        kind_of[source] = kind
+        number_of[kind] += 1
     edges = _new_edges(num_experts, num_slots)
     first, gpu_of = edges.first, edges.gpu_of
-    quota = np.empty((num_slots, num_nodes), np.int64)
+    quota = np.empty((num_slots, num_sources), np.int64)
+    taken = np.empty(num_slots)
     level = np.empty((num_windows, num_gpus))
     inverse = np.empty(num_windows)
-    # A choice is what sources of a node may use of an expert: the expert; the node, or -1 where it
-    # has no copy; the first edge and the one past the last; the node.
-    choices = np.empty((num_experts * num_nodes, 5), np.int64)
-    own = np.empty(num_slots, np.int64)
+    # A choice is what sources of a kind may use of an expert: the expert; their node, or -1 where
+    # it has no copy; the first edge and the one past the last; the kind.
+    choices = np.empty((num_experts * num_sources, 5), np.int64)
+    own = np.zeros((num_slots, num_sources), np.int64)
+    undo = np.empty((_STEPS, 3), np.int64)
     turn = np.empty(num_slots, np.int64)
     for layer in range(begin, end):
         row = phy2log[layer]
@@ -74,17 +88,18 @@ def _table_layers(
                     level[window, gpu_of[first[expert]]] += load[window, expert]
             inverse[window] = num_gpus / total if total > 0.0 else 0.0
         for edge in range(first[num_experts]):
-            own[edge] = 0
-            if keep_local:
-                for source in range(num_sources):
-                    if _is_own(source, num_sources, gpu_of[edge], num_gpus):
-                        own[edge] += 1
-            for node in range(num_nodes):
-                quota[edge, node] = 0
+            taken[edge] = 0.0
+            for source in range(num_sources):
+                quota[edge, source] = 0
+                own[edge, source] = 0
+            for source in range(num_sources if keep_local else 0):
+                if _is_own(source, num_sources, gpu_of[edge], num_gpus):
+                    own[edge, kind_of[source]] += 1
         num_choices = 0
         for i in range(number):
             expert = edges.copied[i]
-            for node in range(num_nodes):
+            for kind in range(num_sources):
+                node = node_of[kind]
                 low, high = first[expert], first[expert + 1]
                 while low < high and gpu_of[low] // gpus_per_node < node:
                     low += 1
@@ -93,38 +108,40 @@ def _table_layers(
                 if low == high:
                     low, high = first[expert], first[expert + 1]
                 near = gpu_of[low] // gpus_per_node == node
-                left = sources_per_node
+                left = number_of[kind]
                 for edge in range(low, high):
                     if gpu_of[edge] // gpus_per_node == node:
-                        quota[edge, node] = min(own[edge], left)
-                        left -= quota[edge, node]
+                        quota[edge, kind] = min(own[edge, kind], left)
+                        left -= quota[edge, kind]
+                        taken[edge] += quota[edge, kind] * shares[kind]
                 # Evenly at first, on from the edges that have the least.
                 while left > 0:
                     least = low
                     for edge in range(low, high):
-                        if _sum(quota[edge]) < _sum(quota[least]):
+                        if taken[edge] < taken[least]:
                             least = edge
-                    quota[least, node] += 1
+                    quota[least, kind] += 1
+                    taken[least] += shares[kind]
                     left -= 1
                 for edge in range(low, high):
                     for window in range(num_windows):
-                        part = load[window, expert] * quota[edge, node] / num_sources
+                        part = load[window, expert] * quota[edge, kind] * shares[kind]
                         level[window, gpu_of[edge]] += part
                 if not keep_local:
                     low, high = first[expert], first[expert + 1]
-                if high - low > 1:
+                if high - low > 1 and number_of[kind] > 0 and shares[kind] > 0.0:
                     choices[num_choices, 0] = expert
                     choices[num_choices, 1] = node if near else -1
                     choices[num_choices, 2] = low
                     choices[num_choices, 3] = high
-                    choices[num_choices, 4] = node
+                    choices[num_choices, 4] = kind
                     num_choices += 1
         for window in range(num_windows):
             for gpu in range(num_gpus):
                 level[window, gpu] *= inverse[window]
         _anneal(
-            load, inverse, gpu_of, gpus_per_node, own, choices[:num_choices], quota, level,
-            num_sources,
+            load, inverse, shares, gpu_of, gpus_per_node, own, choices[:num_choices], quota, level,
+            undo,
         )  # fmt: skip
         for expert in range(num_experts):
             low, high = first[expert], first[expert + 1]
@@ -133,21 +150,21 @@ def _table_layers(
             for source in range(num_sources):
                 table[layer, source, expert] = -1
             if high - low == 1:
-                for node in range(num_nodes):
-                    quota[low, node] = sources_per_node
-            # A source's own GPU first, then whatever its node has left, in order.
+                for kind in range(num_sources):
+                    quota[low, kind] = number_of[kind]
+            # A source's own GPU first, then whatever its kind has left, in order.
             for edge in range(low, high):
                 for source in range(num_sources):
-                    node = source // sources_per_node
+                    kind = kind_of[source]
                     mine = _is_own(source, num_sources, gpu_of[edge], num_gpus)
-                    if mine and table[layer, source, expert] < 0 and quota[edge, node] > 0:
-                        quota[edge, node] -= 1
+                    if mine and table[layer, source, expert] < 0 and quota[edge, kind] > 0:
+                        quota[edge, kind] -= 1
                         table[layer, source, expert] = edge
             for source in range(num_sources):
-                node = source // sources_per_node
+                kind = kind_of[source]
                 for edge in range(low, high):
-                    if table[layer, source, expert] < 0 and quota[edge, node] > 0:
-                        quota[edge, node] -= 1
+                    if table[layer, source, expert] < 0 and quota[edge, kind] > 0:
+                        quota[edge, kind] -= 1
                         table[layer, source, expert] = edge
             # From edges to slots: copies on one GPU take turns.
             for source in range(num_sources):
@@ -173,14 +190,6 @@ def _is_own(source: int, num_sources: int, gpu: int, num_gpus: int) -> bool:
 
 
 @inner
-def _sum(quota: I64) -> int:
-    total = 0
-    for node in range(quota.shape[0]):
-        total += quota[node]
-    return total
-
-
-@inner
 def _power(value: float) -> float:
     """Its 64th power."""
     for _ in range(6):
@@ -192,42 +201,47 @@ def _power(value: float) -> float:
 def _anneal(
     load: F64,
     inverse: F64,
+    shares: F64,
     gpu_of: I64,
     gpus_per_node: int,
     own: I64,
     choices: I64,
     quota: I64,
     level: F64,
-    num_sources: int,
+    undo: I64,
 ) -> None:
-    """Change quotas by one until the steps are spent; `level` [T, G] goes along, 1 is the mean."""
+    """Change quotas by one until the steps are spent, and go back to the best that were met;
+    `level` [T, G] goes along, 1 is the mean.
+    """
     if choices.shape[0] == 0:
         return
     num_windows = level.shape[0]
     state = 12345
     temperature = _HOT
+    # What the changes since the best so far have added; those are what is to be undone.
+    above = 0.0
+    changes = 0
     for _ in range(_STEPS):
         temperature *= _COOLING
         state = (state * _MULTIPLIER + _INCREMENT) & _MASK
         choice = (state >> 8) % choices.shape[0]
-        expert, near, low, high, node = choices[choice]
+        expert, near, low, high, kind = choices[choice]
         state = (state * _MULTIPLIER + _INCREMENT) & _MASK
         source = low + (state >> 8) % (high - low)
         state = (state * _MULTIPLIER + _INCREMENT) & _MASK
         target = low + (source - low + 1 + (state >> 8) % (high - low - 1)) % (high - low)
         leaves = gpu_of[source] // gpus_per_node == near
         arrives = gpu_of[target] // gpus_per_node == near
-        at_least = own[source] if gpu_of[source] // gpus_per_node == node else 0
-        if quota[source, node] <= at_least:
+        if quota[source, kind] <= own[source, kind]:
             continue
         gone = 0.0
         if near >= 0 and leaves != arrives:
             for window in range(num_windows):
-                gone += load[window, expert] * inverse[window] / num_sources
+                gone += load[window, expert] * inverse[window] * shares[kind]
             gone = (gone if leaves else -gone) / num_windows
         change = 0.0
         for window in range(num_windows):
-            unit = load[window, expert] * inverse[window] / num_sources
+            unit = load[window, expert] * inverse[window] * shares[kind]
             before, after = level[window, gpu_of[source]], level[window, gpu_of[target]]
             change += _power(before - unit) - _power(before)
             change += _power(after + unit) - _power(after)
@@ -236,9 +250,19 @@ def _anneal(
             state = (state * _MULTIPLIER + _INCREMENT) & _MASK
             if (state >> 8) / 16777216.0 >= _exponential(-change / temperature):
                 continue
-        quota[source, node] -= 1
-        quota[target, node] += 1
+        quota[source, kind] -= 1
+        quota[target, kind] += 1
         for window in range(num_windows):
-            unit = load[window, expert] * inverse[window] / num_sources
+            unit = load[window, expert] * inverse[window] * shares[kind]
             level[window, gpu_of[source]] -= unit
             level[window, gpu_of[target]] += unit
+        undo[changes, 0], undo[changes, 1], undo[changes, 2] = source, target, kind
+        changes += 1
+        above += change
+        if above < 0.0:
+            above = 0.0
+            changes = 0
+    for done in range(changes - 1, -1, -1):
+        source, target, kind = undo[done]
+        quota[source, kind] += 1
+        quota[target, kind] -= 1
