@@ -15,7 +15,17 @@ from recorded import DEEPSEEK_V3, load_recorded
 from strategies import COMPILED
 from strategies import loads as some_loads
 
-from eplb import Cluster, LoadsError, OptionError, Placement, Plan, frontier, plan
+from eplb import (
+    Cluster,
+    LoadsError,
+    LoadTrace,
+    OptionError,
+    Placement,
+    PlacementError,
+    Plan,
+    frontier,
+    plan,
+)
 
 F64 = NDArray[np.float64]
 
@@ -454,3 +464,24 @@ def test_gpus_that_are_taken_away_are_the_last() -> None:
     current = Placement(np.array([[0, 1, 2, 3, 0, 1]]), 4, Cluster(3, 1, 2))
     made = plan(loads, Cluster(2, 1, 2), current=current, max_moves=0)
     assert made.placement.phy2log.tolist() == [[0, 1, 2, 3]]
+
+
+def test_rows_of_what_runs_are_taken_by_number() -> None:
+    """The placement has a dense layer before, and one that predicts further tokens behind."""
+    rng = np.random.default_rng(0)
+    loads = rng.integers(1, 900, (4, 8)).astype(float)
+    loads[3] = 0.0
+    cluster = Cluster(4, 1, 3)
+    rows = plan(rng.integers(1, 900, (5, 8)), cluster).placement.phy2log
+    running = Placement(rows, 8, cluster, (0, 3, 4, 5, 61))
+    trace = LoadTrace(loads, layers=(3, 4, 5, 6))
+    kept = plan(trace, cluster, current=running, max_moves=0)
+    start = Placement.contiguous(1, 8, cluster).phy2log
+    assert kept.placement.layers == (3, 4, 5, 6)
+    assert np.array_equal(kept.placement.phy2log, np.concatenate([rows[1:4], start]))
+    other = LoadTrace(loads, layers=(3, 4, 7, 61))
+    with pytest.raises(PlacementError, match="has none for layer 7: give the placement of this"):
+        plan(other, cluster, current=running)
+    # Without numbers, counts must agree.
+    with pytest.raises(PlacementError, match="current has 5 layers of 8 experts, the loads have 4"):
+        plan(LoadTrace(loads), cluster, current=running)

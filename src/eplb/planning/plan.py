@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import Immutable
+from eplb.checks import Immutable, ranges
 from eplb.cluster import Cluster, check_shape
 from eplb.dispatching.rules import RULES
-from eplb.errors import OptionError
+from eplb.errors import OptionError, PlacementError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.best_split import solve_best_split
@@ -115,8 +115,9 @@ def plan(
             otherwise experts go anywhere.
         weights: [T] what the windows of an array count, None for all alike.
         current: the placement that runs, of this cluster or of one with other GPUs or slots: GPUs
-            keep their numbers, those added hold nothing, those taken away are the last. None to
-            plan afresh.
+            keep their numbers, those added hold nothing, those taken away are the last. Where it
+            and a `LoadTrace` both number their layers, rows are taken by number. None to plan
+            afresh.
         max_moves: most moves from `current` in all layers together, None for any number.
         move_cost: what the peak of a layer is to fall by at least for each move, in the unit of the
             loads. None for 0.05 % of the mean GPU load, or for nothing where `max_moves` is given.
@@ -206,6 +207,7 @@ def _plan_trace(
     weights: Any,
     *,
     num_groups: int,
+    current: Placement | None,
     effort: Effort,
     threads: int | None,
     **moving: Any,
@@ -226,6 +228,7 @@ def _plan_trace(
         cluster,
         num_groups=num_groups,
         weights=expected.scenarios.weights,
+        current=_at_layers_of(trace, current),
         effort=effort,
         threads=threads,
         **moving,
@@ -234,6 +237,24 @@ def _plan_trace(
     said = [merged, expected.words, *made.notes]
     placement = replace(made.placement, layers=trace.layers)
     return replace(made, placement=placement, notes=tuple(filter(None, said)))
+
+
+def _at_layers_of(trace: LoadTrace, current: Placement | None) -> Placement | None:
+    """What runs, its rows at the layers of the loads, by the numbers that both may have."""
+    if not isinstance(current, Placement) or trace.layers is None or current.layers is None:
+        return current
+    row_of = {layer: row for row, layer in enumerate(current.layers)}
+    idle = dict(zip(trace.layers, trace.dense, strict=True))
+    missing = [layer for layer in trace.layers if layer not in row_of and not idle[layer]]
+    if missing:
+        raise PlacementError(
+            f"current has layers {ranges(current.layers)}, the loads {ranges(trace.layers)}, and "
+            f"it has none for layer {ranges(missing)}: give the placement of this model"
+        )
+    # A layer without load that it does not have is as engines start.
+    start = Placement.contiguous(1, current.num_experts, current.cluster).phy2log
+    rows = np.concatenate([current.phy2log, start])[[row_of.get(each, -1) for each in idle]]
+    return Placement(rows, current.num_experts, current.cluster, trace.layers)
 
 
 def _plan_of(
