@@ -50,12 +50,7 @@ def register() -> None:
     except Exception as error:
         failure(_logger, error, "SGLang's own EPLB algorithm stays")
         at_start = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
-    try:
-        from sglang.srt.eplb.eplb_manager import EPLBManager
-
-        after(EPLBManager, "__init__", at_start)
-    except Exception as error:
-        failure(_logger, error, "kernels are compiled at the first plan")
+    after("sglang.srt.eplb.eplb_manager", "EPLBManager", "__init__", at_start)
 
 
 def _compile() -> None:
