@@ -152,6 +152,13 @@ def test_a_window_of_no_numbers_is_left_out(
     assert caplog.text.count("this window is left out") == 1
 
 
+@pytest.mark.parametrize(("groups", "nodes"), [(0, 2), (None, 1), (3, 2)])
+def test_groups_that_engines_have_none_of_leave_a_plan(groups: int | None, nodes: int) -> None:
+    policy, other = (vllm.make_policy(Theirs, Settings()) for _ in range(2))
+    answer = policy.rebalance_experts(loads(0), 20, groups, nodes, 4, first(4))
+    assert torch.equal(answer, other.rebalance_experts(loads(0), 20, 1, nodes, 4, first(4)))
+
+
 def test_idle_layers_stay_and_plans_go_on(planned: list[Any]) -> None:
     policy = vllm.make_policy(Theirs, Settings())
     running = first(4)
