@@ -65,30 +65,81 @@ def answers(policy: Any, loads: torch.Tensor) -> list[torch.Tensor]:
     return maps
 
 
-def test_ranks_run_the_same_maps_and_hold_the_weights_that_these_say(tmp_path: Path) -> None:
+def ranks(tmp_path: Path, *cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What ranks of an engine did in each case, by rank; a case has each rank's settings."""
+    number = len(cases[0]) if cases else 4
     environment = {**os.environ, "EPLB_POLICY": "eplb", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
     command = [sys.executable, str(HERE / "vllm_ranks.py")]
-    ranks = [
+    started = [
         subprocess.Popen(
-            [*command, str(rank), "4", str(tmp_path / "store")],
+            [*command, str(rank), str(number), str(tmp_path)]
+            + ([json.dumps([case[rank] for case in cases])] if cases else []),
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(4)
+        for rank in range(number)
     ]
-    ended = [rank.communicate(timeout=300) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * 4, ended[0][1]
-    said = [json.loads(output.splitlines()[-1]) for output, _ in ended]
-    assert said[0]["policy"] == "EplbPolicy"
-    assert all(rank == said[0] for rank in said)
-    assert said[0]["wrong"] == 0
-    maps = np.array(said[0]["maps"])
+    ended = [rank.communicate(timeout=500) for rank in started]
+    assert [rank.returncode for rank in started] == [0] * number, ended[0][1]
+    said = [
+        [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        for output, _ in ended
+    ]
+    return [list(case) for case in zip(*said, strict=True)]
+
+
+def test_ranks_run_the_same_maps_and_hold_the_weights_that_these_say(tmp_path: Path) -> None:
+    ((first, *others),) = ranks(tmp_path)
+    assert first["policy"] == "EplbPolicy"
+    assert all(rank["maps"] == first["maps"] for rank in others)
+    assert not any(rank["wrong"] for rank in [first, *others])
+    maps = np.array(first["maps"])
     changed = (maps[1:] != maps[:-1]).any(axis=(1, 2)).sum()
     assert 0 < changed < len(maps) - 1  # when it rebalances, and only then
-    assert "this planner replaces vLLM's policy" in ended[0][1]
+
+
+def case(background: bool, odd: dict[str, str], fault: str = "") -> list[dict[str, Any]]:
+    """Two ranks, of which the second is set otherwise, or fails."""
+    usual = {"EPLB_POLICY": "eplb", "EPLB_MAX_MOVES": "20%"}
+    return [
+        {"async": background, "environment": usual, "fault": ""},
+        {"async": background, "environment": {**usual, **odd}, "fault": fault},
+    ]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_ranks_unlike_run_the_same_maps_and_say_which_rank(
+    background: bool, tmp_path: Path
+) -> None:
+    odd = {
+        "": case(background, {}),
+        "EPLB_WINDOWS 2": case(background, {"EPLB_WINDOWS": "2"}),
+        "EPLB_MAX_MOVES 4": case(background, {"EPLB_MAX_MOVES": "4"}),
+        "EPLB_EFFORT default": case(background, {"EPLB_EFFORT": "default"}),
+        "EPLB_WINDOWS is 0": case(background, {"EPLB_WINDOWS": "0"}),
+        "EPLB_POLICY is 'on'": case(background, {"EPLB_POLICY": "on"}),
+        "did not answer": case(background, {"EPLB_POLICY": "default"}),
+        "none is left": case(background, {}, "raises"),
+        "a map of digest": case(background, {}, "history"),
+    }
+    did = dict(zip(odd, ranks(tmp_path, *odd.values()), strict=True))
+    own = did["did not answer"][0]["maps"]
+    for said, both in did.items():
+        assert both[0]["maps"] == both[1]["maps"], said
+        assert both[0]["wrong"] == both[1]["wrong"] == 0, said
+        assert both[0]["seconds"] < 10.0, said
+        told = [line for line in both[0]["lines"] if "rank 1" in line]
+        assert bool(told) == bool(said)
+        assert all(said in line for line in told)
+        if said in ("none is left", "a map of digest", ""):
+            assert both[0]["maps"] != own
+            assert len(told) == bool(said)
+        else:
+            assert both[0]["maps"] == own
+            assert len(told) == 4  # the profile run and three rebalances
 
 
 def test_maps_and_transfer_plans_are_made_of_our_answer(policy: Any, loads: torch.Tensor) -> None:

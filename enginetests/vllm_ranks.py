@@ -1,19 +1,26 @@
 """One of several processes that run vLLM's own `EplbState` on CPUs, with weights that move.
 
-    python vllm_ranks.py RANK RANKS STORE
+    python vllm_ranks.py RANK RANKS FOLDER [CASES]
 
-It prints a line of JSON: what each rebalance did. Stand-ins, and why:
+It prints a line of JSON for each case: what each rebalance did. A case is this rank's variables,
+whether the engine rebalances in the background (`async`), and what goes wrong at the second plan
+(`fault`). Stand-ins, and why:
 - the model: a real one needs its weights and GPUs. This one's are the number of the expert that
   each slot holds, so that a slot with another expert's weights is seen.
 - the parallel configuration: vLLM's own checks for GPUs when it is made. Only what `EplbState`
   reads of it is here.
 - `PIN_MEMORY`: vLLM pins memory unless it knows that it cannot, and without a GPU nothing can.
-- `torch.Event` and the accelerator's stream: vLLM times its rebalances by the one and waits for the
-  other, and without a GPU there is neither.
+- `torch.Event` and the accelerator's streams: vLLM times its rebalances by the one and waits for
+  the others, and without a GPU there is neither.
 """
 
+import functools
 import json
+import logging
+import os
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,9 +56,9 @@ class Model:
 
 
 class Event:
-    """`torch.Event` where there is no accelerator: all is done when it is called."""
+    """An event or a stream where there is no accelerator: all is done when it is called."""
 
-    def __init__(self, **_: Any) -> None: ...
+    def __init__(self, *_: Any, **__: Any) -> None: ...
     def record(self, stream: Any = None) -> None: ...
     def wait(self, stream: Any = None) -> None: ...
     def synchronize(self) -> None: ...
@@ -59,18 +66,47 @@ class Event:
         return 0.0
 
 
-def main() -> None:
-    rank, num_ranks, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    torch.Event = Event  # type: ignore[misc,assignment]
+def without_accelerator() -> None:
+    for name in ("Event", "Stream"):
+        setattr(torch, name, Event)
     torch.accelerator.current_stream = Event  # type: ignore[assignment]
-    from vllm.plugins import load_general_plugins
+    for name in ("set_stream", "set_device_index", "current_accelerator"):
+        setattr(torch.accelerator, name, lambda *_: None)
 
-    load_general_plugins()
+
+def fails_at_the_second(fault: str, *_: Any, seen: list[int], theirs: Any) -> Any:
+    """`next_placement` on a rank that lacks memory, or what others remember."""
+    seen.append(1)
+    if len(seen) == 2 and fault == "raises":
+        raise MemoryError("none is left")
+    windows, *rest = _
+    return theirs(windows[-1:] if len(seen) == 2 and fault == "history" else windows, *rest)
+
+
+def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[str, Any]:
     from vllm.distributed import parallel_state
     from vllm.distributed.eplb import eplb_communicator, eplb_state
+    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
 
+    from eplb.engines import live, log
+    from eplb.engines.vllm import register
+
+    for name in [name for name in os.environ if name.startswith("EPLB_")]:
+        del os.environ[name]
+    os.environ.update(case["environment"])
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("vllm.eplb").addHandler(handler)
+    log._told.clear()
+    EPLB_POLICIES["default"] = DefaultEplbPolicy
+    register()
+    theirs = live.next_placement
+    if case["fault"]:
+        live.next_placement = functools.partial(
+            fails_at_the_second, case["fault"], seen=[], theirs=theirs
+        )
     eplb_communicator.PIN_MEMORY = eplb_state.PIN_MEMORY = False
-
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks
     )
@@ -87,30 +123,40 @@ def main() -> None:
         enable_elastic_ep=False,
         num_ubatches=1,
         eplb_config=SimpleNamespace(
-            use_async=False,
+            use_async=case["async"],
             window_size=2,
             step_interval=3,
             policy="default",
             communicator="torch_gloo",
             log_balancedness_interval=1,
+            migration_batching_enabled=False,
         ),
     )
     model: Any = Model(rank, num_ranks)
     state = eplb_state.EplbState(config, torch.device("cpu"))
+    state.device_index = 0
     named: Any = SimpleNamespace(model="m", compute_hash=lambda: "m")
     state.add_model(model, named)
     state.step(is_dummy=True, is_profile=True)
+    state.start_async_loop()
     running = state.model_states["m"]
     said: dict[str, Any] = {"policy": state.policy.__name__, "maps": [], "wrong": 0}
     draw = np.random.default_rng(rank)
     skew = np.random.default_rng(7).lognormal(0.0, 1.0, (LAYERS, EXPERTS))
+    longest = 0.0
     for _ in range(STEPS):
         tokens = draw.poisson(50.0 * skew)
         phy2log = running.physical_to_logical_map.numpy()
         share = tokens / running.logical_replica_count.numpy()
         load = np.take_along_axis(share, phy2log, axis=1)
         running.expert_load_pass.copy_(torch.from_numpy(load).to(torch.int32))
+        begin = time.perf_counter()
         state.step()
+        while running.rebalanced:  # in the background, a layer at a time
+            if state._all_ranks_result_ready(running):
+                eplb_state._move_to_workspace(running, groups["ep"].rank_in_group)
+            time.sleep(0.005)
+        longest = max(longest, time.perf_counter() - begin)
         phy2log = running.physical_to_logical_map.numpy()
         said["maps"].append(phy2log.tolist())
         mine = phy2log[:, rank * phy2log.shape[1] // num_ranks :][
@@ -123,8 +169,27 @@ def main() -> None:
         for layer in range(LAYERS):
             for slot, expert in enumerate(phy2log[layer]):
                 said["wrong"] += int(slot not in slots[layer, expert])
-    print(json.dumps(said), flush=True)
+    logging.getLogger("vllm.eplb").removeHandler(handler)
+    live.next_placement = theirs
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    return said | {"lines": lines, "seconds": longest}
+
+
+def main() -> None:
+    rank, num_ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    switched_on = {"EPLB_POLICY": "eplb"}
+    cases = [{"environment": switched_on, "async": False, "fault": ""}]
+    if len(sys.argv) > 4:
+        cases = json.loads(sys.argv[4])
+    else:
+        # As the engine does it; cases register the plug-in themselves.
+        from vllm.plugins import load_general_plugins
+
+        load_general_plugins()
+    without_accelerator()
+    for number, case in enumerate(cases):
+        print(json.dumps(run(rank, num_ranks, folder / f"store{number}", case)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """vLLM's policy as the engine calls it, from call to call, without the engine."""
 
+import importlib
 import logging
 import sys
 import threading
@@ -151,6 +152,13 @@ def test_a_window_of_no_numbers_is_left_out(
     assert caplog.text.count("this window is left out") == 1
 
 
+@pytest.mark.parametrize(("groups", "nodes"), [(0, 2), (None, 1), (3, 2)])
+def test_groups_that_engines_have_none_of_leave_a_plan(groups: int | None, nodes: int) -> None:
+    policy, other = (vllm.make_policy(Theirs, Settings()) for _ in range(2))
+    answer = policy.rebalance_experts(loads(0), 20, groups, nodes, 4, first(4))
+    assert torch.equal(answer, other.rebalance_experts(loads(0), 20, 1, nodes, 4, first(4)))
+
+
 def test_idle_layers_stay_and_plans_go_on(planned: list[Any]) -> None:
     policy = vllm.make_policy(Theirs, Settings())
     running = first(4)
@@ -190,22 +198,34 @@ def test_each_cause_is_told_once(
     assert all("vLLM's own policy answers" in message for message in told)
 
 
+@pytest.mark.parametrize("imported", [False, True])
 def test_a_warm_up_that_fails_is_told_and_stops_no_engine(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    imported: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail() -> None:
         raise MemoryError("no memory to compile in")
 
     monkeypatch.setattr("eplb.planning.plan.warmup", fail)
-    monkeypatch.setattr(start, "compile_kernels", start.compile_kernels.__wrapped__)
+    start.compile_kernels.cache_clear()
 
-    class State:
-        def add_model(self, model: str) -> str:
-            return model
-
+    name = f"an_engine_{imported}"
+    (tmp_path / f"{name}.py").write_text(
+        "class State:\n    def add_model(self, model):\n        return model\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    if imported:
+        importlib.import_module(name)
+    before = list(sys.meta_path)
     for _ in range(2):
-        start.after(State, "add_model", vllm._compile)
-        assert State().add_model("model") == "model"
+        start.after(name, "State", "add_model", vllm._compile)
+    assert (sys.meta_path == before) == imported
+    for _ in range(2):
+        assert importlib.import_module(name).State().add_model("model") == "model"
+    assert sys.meta_path == before
+    start.compile_kernels.cache_clear()
     assert caplog.text.count("the planner is compiled at the first plan") == 1
 
 

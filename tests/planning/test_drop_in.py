@@ -50,6 +50,21 @@ def test_maps_mean_what_deepseeks_do(policy: str) -> None:
     assert np.array_equal(made.placement.phy2log, phy2log)
 
 
+@pytest.mark.parametrize(("num_groups", "num_nodes"), [(0, 2), (None, 2), (0, 1), (5, 2), (7, 4)])
+def test_groups_that_nodes_do_not_divide_mean_nothing(
+    num_groups: int | None, num_nodes: int
+) -> None:
+    given = rebalance_experts(WEIGHT, 16, num_groups, num_nodes, 8)
+    for one, other in zip(given, rebalance_experts(WEIGHT, 16, 1, num_nodes, 8), strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("num_groups", [-1, 1.5, "many"])
+def test_what_is_no_number_of_groups_is_named(num_groups: Any) -> None:
+    with pytest.raises(ClusterError, match="num_groups"):
+        rebalance_experts(WEIGHT, 16, num_groups, 2, 8)
+
+
 def test_groups_stay_on_a_node_where_nodes_divide_them() -> None:
     phy2log, _, _ = rebalance_experts(WEIGHT, *POLICIES["hierarchical"])
     for slots in phy2log:

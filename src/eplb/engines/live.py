@@ -17,6 +17,7 @@ from eplb.engines.settings import Settings
 from eplb.errors import PlacementError
 from eplb.merging import alike
 from eplb.placement import Placement
+from eplb.planning.drop_in import groups_on_nodes
 from eplb.planning.plan import DEFAULT_MOVE_COST, plan
 
 __all__ = ["Call", "History", "next_placement", "running_placement"]
@@ -25,7 +26,7 @@ __all__ = ["Call", "History", "next_placement", "running_placement"]
 def next_placement(
     windows: NDArray[np.float64],
     cluster: Cluster,
-    num_groups: int,
+    num_groups: int | None,
     current: Placement | None,
     settings: Settings,
 ) -> NDArray[np.int64]:
@@ -39,7 +40,7 @@ def next_placement(
     Args:
         windows: [T, L, E] loads, each with a load in some layer.
         cluster: the ranks and their slots.
-        num_groups: groups that the model routes by.
+        num_groups: groups that the model routes by; 0 or None for none, as engines say it.
         current: what runs now, None where that is not known.
         settings: how much may move, how much work the plan may be, and on how many threads.
 
@@ -60,7 +61,7 @@ def next_placement(
     made = plan(
         windows,
         cluster,
-        num_groups=num_groups,
+        num_groups=groups_on_nodes(num_groups, cluster),
         weights=np.minimum(total, total.mean()),
         effort=settings.effort,
         threads=settings.threads,
@@ -118,7 +119,7 @@ class Call:
     """
 
     num_slots: int
-    num_groups: int
+    num_groups: int | None
     num_nodes: int
     num_gpus: int
 

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import in_one_line
 from eplb.engines.log import failure, once, switched_on
+from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.settings import Settings, is_on, settings_from
+from eplb.engines.start import after, compile_kernels
 from eplb.errors import PolicyError
 
 __all__ = ["make_hook", "register"]
@@ -30,6 +33,7 @@ _ARGUMENTS = (
     "algorithm",
 )
 _CHECKED = ("0.5.23",)
+_OWN = "SGLang's own algorithm"
 _TARGET = "sglang.srt.eplb.eplb_algorithms.rebalance_experts"
 
 
@@ -39,8 +43,18 @@ def register() -> None:
         if not is_on(os.environ):
             return
         _hook(settings_from(os.environ))
+        at_start: Callable[[], object] = _compile
+    except ImportError as error:
+        failure(_logger, error, "SGLang's own EPLB algorithm stays")
+        return
     except Exception as error:
         failure(_logger, error, "SGLang's own EPLB algorithm stays")
+        at_start = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
+    after("sglang.srt.eplb.eplb_manager", "EPLBManager", "__init__", at_start)
+
+
+def _compile() -> None:
+    compile_kernels(_logger)
 
 
 def _hook(settings: Settings) -> None:
@@ -61,31 +75,53 @@ def _hook(settings: Settings) -> None:
 
 def make_hook(settings: Settings) -> Callable[..., Any]:
     """A hook around SGLang's `rebalance_experts`, that calls it where it fails itself."""
+    agreement = Agreement(_member, settings, _OWN, _logger, lambda: None)
 
     def rebalance_experts(theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As SGLang's: loads [steps, L, E] to phy2log, log2phy and logcnt."""
         try:
             given = inspect.signature(theirs).bind(*args, **kwargs).arguments
             dead = _dead_ranks(given)
-            if not dead:
-                return _answer(settings, **given)
-            once(
-                _logger,
-                f"dead {dead}",
-                f"{dead} ranks are dead: SGLang's own algorithm answers, until they are back",
-            )
+            if dead:
+                once(_logger, f"dead {dead}", f"{dead} ranks are dead: {_OWN} answers")
+                # A rank that is started again knows nothing of the rounds before.
+                agreement.stop("ranks have died since the engine was started")
+                return theirs(*args, **kwargs)
+            tokens = given["tokens_per_expert"]
+            cluster, num_groups = _shape(given)
+            current = _current(tokens.shape[1:], cluster)
         except Exception as error:
-            failure(_logger, error, "SGLang's own algorithm answers")
-        return theirs(*args, **kwargs)
+            failure(_logger, error, f"{_OWN} answers")
+            return theirs(*args, **kwargs)
+        return agreement.answer(
+            f"{tuple(tokens.shape[1:])} on {cluster}",
+            lambda: _plan(tokens, cluster, num_groups, current, settings),
+            None if current is None else current.phy2log.copy(),
+            lambda phy2log: _maps(phy2log, tokens.shape[2], cluster),
+            lambda: theirs(*args, **kwargs),
+        )
 
     return rebalance_experts
 
 
-def _dead_ranks(given: dict[str, Any]) -> int:
-    """Ranks that elastic expert parallelism has lost, counted as SGLang's own algorithm does."""
+def _elastic() -> Any:
+    """SGLang's state of ranks that may come and go; None where they may not."""
     from sglang.srt.elastic_ep.elastic_ep import ElasticEPStateManager
 
-    state = ElasticEPStateManager.instance()
+    return ElasticEPStateManager.instance()
+
+
+def _member() -> Member | None:
+    """This process among the ranks that plan; None where the first one plans for all.
+
+    After scaling, SGLang has the first rank plan, and broadcasts what it answers.
+    """
+    return None if getattr(_elastic(), "has_scaled", False) else default_member()
+
+
+def _dead_ranks(given: dict[str, Any]) -> int:
+    """Ranks that elastic expert parallelism has lost, counted as SGLang's own algorithm does."""
+    state = _elastic()
     if state is None:
         return 0
     num_gpus = given["num_physical_experts"] // given["num_local_physical_experts"]
@@ -93,36 +129,38 @@ def _dead_ranks(given: dict[str, Any]) -> int:
     return max(0, int(num_gpus) - alive)
 
 
-def _answer(
-    settings: Settings,
-    *,
-    tokens_per_expert: Any,
-    num_physical_experts: int,
-    num_local_physical_experts: int,
-    num_groups: int | None,
-    num_nodes: int,
-    algorithm: Any,
-) -> tuple[Any, Any, Any]:
+def _shape(given: dict[str, Any]) -> tuple[Any, int]:
+    """The ranks and the groups: these stay on nodes only where the user's algorithm keeps them."""
+    from eplb.cluster import Cluster
+
+    num_slots = given["num_physical_experts"]
+    num_gpus = num_slots // given["num_local_physical_experts"]
+    if given["num_groups"] and given["algorithm"].name.endswith("hierarchical"):
+        return Cluster.with_slots(num_slots, num_gpus, given["num_nodes"]), given["num_groups"]
+    return Cluster.with_slots(num_slots, num_gpus, 1), 1
+
+
+def _plan(
+    tokens: Any, cluster: Any, num_groups: int, current: Any, settings: Settings
+) -> NDArray[np.int64]:
+    from eplb.engines.live import next_placement
+
+    windows = _windows(tokens, settings.windows)
+    if current is not None and not windows.any():
+        phy2log: NDArray[np.int64] = current.phy2log.copy()
+        return phy2log
+    return next_placement(windows, cluster, num_groups, current, settings)
+
+
+def _maps(phy2log: NDArray[np.int64], num_experts: int, cluster: Any) -> tuple[Any, ...]:
+    """The three maps that SGLang takes."""
     import torch
 
-    from eplb.cluster import Cluster
-    from eplb.engines.live import next_placement
     from eplb.placement import Placement
 
-    windows = _windows(tokens_per_expert, settings.windows)
-    num_gpus = num_physical_experts // num_local_physical_experts
-    # Groups stay on nodes only where the algorithm that the user chose keeps them there.
-    hierarchical = num_groups is not None and algorithm.name.endswith("hierarchical")
-    cluster = Cluster.with_slots(num_physical_experts, num_gpus, num_nodes if hierarchical else 1)
-    groups = num_groups if hierarchical and num_groups is not None else 1
-    current = _current(windows.shape[1:], cluster)
-    if current is not None and not windows.any():
-        phy2log = current.phy2log.copy()
-    else:
-        phy2log = next_placement(windows, cluster, groups, current, settings)
-    placement = Placement(phy2log, windows.shape[2], cluster)
+    placement = Placement(phy2log, num_experts, cluster)
     maps = (phy2log, placement.log2phy.copy(), placement.logcnt.copy())
-    return tuple(map(torch.from_numpy, maps))  # type: ignore[return-value]  # three of them
+    return tuple(map(torch.from_numpy, maps))
 
 
 def _windows(tokens: Any, most: int) -> NDArray[np.float64]:

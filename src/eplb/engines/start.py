@@ -1,7 +1,9 @@
 """What a plug-in does where the engine builds its EPLB state, before it says that it is ready."""
 
 import functools
+import importlib.util
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,22 +12,54 @@ from eplb.engines.log import failure
 __all__ = ["after", "compile_kernels"]
 
 
-def after(cls: type, method: str, function: Callable[[], object]) -> None:
-    """Call a function after each call of a method of the engine's, once for each name of it."""
-    theirs = getattr(cls, method)
-    names: frozenset[str] = getattr(theirs, "eplb_after", frozenset())
-    name = f"{function.__module__}.{function.__qualname__}"
-    if name in names:
-        return
+class _Awaited:
+    """A finder of modules that lets one be found by the others, and sees it once it has run."""
 
-    @functools.wraps(theirs)
-    def method_and_more(*args: Any, **kwargs: Any) -> Any:
-        answer = theirs(*args, **kwargs)
-        function()
-        return answer
+    def __init__(self, module: str, then: Callable[[Any], None]) -> None:
+        self.module = module
+        self._then = then
 
-    method_and_more.eplb_after = names | {name}  # type: ignore[attr-defined]
-    setattr(cls, method, method_and_more)
+    def find_spec(self, name: str, *_: Any) -> Any:
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_more(module: Any) -> None:
+                run(module)
+                self._then(module)
+
+            spec.loader.exec_module = run_and_more  # type: ignore[method-assign]
+        return spec
+
+
+def after(module: str, name: str, method: str, function: Callable[[], object]) -> None:
+    """Call a function after each call of a method of the engine's, in processes that import it.
+
+    Where the module has no such class or method, nothing is called. A method is waited for once.
+    """
+
+    def wrap(imported: Any) -> None:
+        cls = getattr(imported, name, None)
+        theirs = getattr(cls, method, None)
+        if theirs is None or hasattr(theirs, "eplb"):
+            return
+
+        @functools.wraps(theirs)
+        def method_and_more(*args: Any, **kwargs: Any) -> Any:
+            answer = theirs(*args, **kwargs)
+            function()
+            return answer
+
+        method_and_more.eplb = True  # type: ignore[attr-defined]
+        setattr(cls, method, method_and_more)
+
+    if module in sys.modules:
+        wrap(sys.modules[module])
+    elif not any(getattr(each, "module", None) == module for each in sys.meta_path):
+        sys.meta_path.insert(0, _Awaited(module, wrap))
 
 
 @functools.cache

@@ -53,12 +53,7 @@ def register() -> None:
     except Exception as error:
         failure(_logger, error, "vLLM's own EPLB policy stays")
         at_start = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
-    try:
-        from vllm.distributed.eplb.eplb_state import EplbState
-
-        after(EplbState, "add_model", at_start)
-    except Exception as error:
-        failure(_logger, error, "kernels are compiled at the first plan")
+    after("vllm.distributed.eplb.eplb_state", "EplbState", "add_model", at_start)
 
 
 def _compile() -> None:

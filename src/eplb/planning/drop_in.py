@@ -3,23 +3,26 @@
 import sys
 from typing import Any
 
+from eplb.checks import whole_number
 from eplb.cluster import Cluster
+from eplb.errors import ClusterError
 from eplb.loads import check_loads, is_tensor
 from eplb.planning.plan import plan
 
-__all__ = ["rebalance_experts"]
+__all__ = ["groups_on_nodes", "rebalance_experts"]
 
 
 def rebalance_experts(
-    weight: Any, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int
+    weight: Any, num_replicas: int, num_groups: int | None, num_nodes: int, num_gpus: int
 ) -> tuple[Any, Any, Any]:
     """Entry point of DeepSeek's EPLB (github.com/deepseek-ai/EPLB), answered by `eplb.plan`.
 
     Args:
         weight: [L, E] load of each logical expert.
         num_replicas: P, slots of a layer, a multiple of `num_gpus`.
-        num_groups: groups that the model routes by.
-        num_nodes: nodes; where they divide the groups, each group stays on one node.
+        num_groups: groups that the model routes by; 0 or None for none.
+        num_nodes: nodes; where they divide the groups, each group stays on one node. Where they do
+            not, groups mean nothing, whether or not they divide the experts.
         num_gpus: G, a multiple of `num_nodes`.
 
     Returns:
@@ -29,14 +32,27 @@ def rebalance_experts(
 
     Raises:
         LoadsError: a weight that is not [L, E], or holds values that are not finite or below 0.
-        ClusterError: counts that do not divide, or fewer replicas than experts.
+        ClusterError: other counts that do not divide, or fewer replicas than experts.
     """
     loads = check_loads(weight)
     cluster = Cluster.with_slots(num_replicas, num_gpus, num_nodes, num_experts=loads.shape[1])
-    placement = plan(loads, cluster, num_groups=num_groups).placement
+    groups = groups_on_nodes(num_groups, cluster)
+    placement = plan(loads, cluster, num_groups=groups).placement
     log2phy = placement._log2phy(cluster.num_slots - placement.num_experts + 1)
     # The caller owns what it gets, as it does with DeepSeek's.
     maps = (placement.phy2log.copy(), log2phy, placement.logcnt.copy())
     if is_tensor(weight):
         return tuple(map(sys.modules["torch"].from_numpy, maps))
     return maps
+
+
+def groups_on_nodes(num_groups: int | None, cluster: Cluster) -> int:
+    """The groups that DeepSeek's EPLB keeps on nodes; 1 where it plans as if there were none.
+
+    Raises:
+        ClusterError: what is no number of groups.
+    """
+    if not num_groups:
+        return 1
+    groups = whole_number(num_groups, "num_groups", error=ClusterError)
+    return 1 if groups % cluster.num_nodes else groups
