@@ -1,0 +1,125 @@
+"""Who holds which expert in one layer, as arrays for a device that levels all experts at once.
+
+Experts on several GPUs are put into classes, so that those of a class share no GPU: a class can be
+levelled at once as if its experts came one after the other. All layers of a placement get arrays of
+the same shapes, so that what was compiled or captured for one serves them all.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.dispatching.dispatch import Placed
+from eplb.errors import PlacementError
+
+__all__ = ["Copies", "copies_of"]
+
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """One layer of a placement. C rows for experts on several GPUs, X of which an expert has at
+    most; what pads a row is on GPU G, which is none.
+    """
+
+    gpus: I64
+    """[C, X] GPUs of an expert that is on several, G where there are fewer."""
+    experts: I64
+    """[C] that expert, E where the row is empty."""
+    classes: tuple[tuple[int, int], ...]
+    """First row and the row after the last of each class."""
+    alone: I64
+    """[E] the GPU of an expert that is on one, else G."""
+    most: int
+    """Most experts on several GPUs that one GPU holds."""
+    slots: I64
+    """[P] slots in the order of their experts, then of their GPUs; empty ones last."""
+    of_slot: I64
+    """[P] where a slot, in that order, finds the tokens of its expert on its GPU: the expert, or
+    E + 1 + c * X + x for expert c's GPU x; E for an empty one.
+    """
+    expert_of_slot: I64
+    """[P] expert of a slot, in that order, E where it is empty."""
+    part: I64
+    """[P] number of the slot among those of its expert on its GPU, from 0."""
+    parts: I64
+    """[P] how many there are."""
+
+
+@dataclass
+class _Layer:
+    """GPUs of each expert, and classes of the experts that are on several."""
+
+    gpus: list[list[int]]
+    classes: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Put an expert into the first class that has none of its GPUs, widest experts first."""
+        taken: list[set[int]] = []
+        copied = [expert for expert, gpus in enumerate(self.gpus) if len(gpus) > 1]
+        for expert in sorted(copied, key=lambda expert: -len(self.gpus[expert])):
+            mine = set(self.gpus[expert])
+            number = next((i for i, gpus in enumerate(taken) if not gpus & mine), len(taken))
+            if number == len(taken):
+                taken.append(set())
+                self.classes.append([])
+            taken[number] |= mine
+            self.classes[number].append(expert)
+
+
+def copies_of(placement: Placed, layer: int) -> Copies:
+    """The arrays of one layer.
+
+    Raises:
+        PlacementError: an expert of a layer that no slot holds.
+    """
+    phy2log, num_experts = np.asarray(placement.phy2log), placement.num_experts
+    num_gpus = placement.cluster.num_gpus
+    gpu_of = np.arange(phy2log.shape[1]) // (phy2log.shape[1] // num_gpus)
+    layers = []
+    for number, row in enumerate(phy2log):
+        gpus: list[set[int]] = [set() for _ in range(num_experts)]
+        for gpu, expert in zip(gpu_of.tolist(), row.tolist(), strict=True):
+            if expert >= 0:
+                gpus[expert].add(gpu)
+        if set() in gpus:
+            raise PlacementError(
+                f"layer {number} has no slot for expert {gpus.index(set())}: each needs one"
+            )
+        layers.append(_Layer([sorted(each) for each in gpus]))
+    width = max(len(gpus) for each in layers for gpus in each.gpus)
+    sizes = [0] * max(len(each.classes) for each in layers)
+    for each in layers:
+        for number, members in enumerate(each.classes):
+            sizes[number] = max(sizes[number], len(members))
+    ends = np.cumsum(sizes, dtype=np.int64).tolist()
+    mine, row = layers[layer], phy2log[layer]
+    rows = np.full((sum(sizes), width), num_gpus)
+    experts = np.full(sum(sizes), num_experts)
+    alone = np.array([gpus[0] if len(gpus) == 1 else num_gpus for gpus in mine.gpus])
+    source = np.full((num_experts + 1, num_gpus), num_experts)
+    source[:num_experts] = np.arange(num_experts)[:, None]
+    for end, size, members in zip(ends, sizes, mine.classes, strict=False):
+        for i, expert in enumerate(members, end - size):
+            number = len(mine.gpus[expert])
+            rows[i, :number], experts[i] = mine.gpus[expert], expert
+            source[expert, mine.gpus[expert]] = num_experts + 1 + i * width + np.arange(number)
+    held = np.bincount(rows.ravel(), minlength=num_gpus + 1)[:num_gpus]
+    named = np.where(row < 0, num_experts, row)
+    slots = np.lexsort((gpu_of, named))
+    pair = named[slots] * num_gpus + gpu_of[slots]
+    begin = np.searchsorted(pair, pair)
+    return Copies(
+        rows,
+        experts,
+        tuple((end - size, end) for end, size in zip(ends, sizes, strict=True)),
+        alone,
+        max(1, int(held.max())),
+        slots,
+        source[named[slots], gpu_of[slots]],
+        named[slots],
+        np.arange(len(slots)) - begin,
+        np.searchsorted(pair, pair, side="right") - begin,
+    )
