@@ -14,6 +14,9 @@ _STEPS = {"fast": 150, "default": 700, "thorough": 8000}
 """Changes that the search tries in a layer (docs/experiments.md, dispatch)."""
 _WINDOWS = 64
 """Windows that are planned for, about: those that there are, and wider copies of them."""
+_SLACK = 0.005
+"""What the expected peak may be above the lowest that was found, as a share of it, for the sake of
+windows that were not seen."""
 
 _AT_ONCE = (1, 1)
 """Layers that a thread takes at a time, least and most."""
@@ -36,17 +39,22 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
         problem.windows, problem.weight, loaded, cluster.num_gpus, cluster.slots_per_gpu, bounds
     )
     num_wide = max(1, round(_WINDOWS / num_windows))
-    placed = even.phy2log.copy()
+    narrow, wide = even.phy2log.copy(), even.phy2log.copy()
 
     def work(begin: int, end: int) -> None:
         _place_layers(
             problem.windows, problem.weight, loaded[begin:end], _width(problem), num_wide,
-            problem.nodes, cluster.num_gpus, _STEPS[effort], placed,
+            problem.nodes, cluster.num_gpus, _STEPS[effort], narrow, wide,
         )  # fmt: skip
 
     run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
-    layers = Layers(even.phy2log, _levelled_peaks(problem, even.phy2log), bounds)
-    keep_better(layers, placed, _levelled_peaks(problem, placed))
+    even_peaks = _levelled_peaks(problem, even.phy2log)
+    layers = Layers(even.phy2log, even_peaks.copy(), bounds)
+    keep_better(layers, narrow, _levelled_peaks(problem, narrow))
+    peaks = _levelled_peaks(problem, wide)
+    # What bends better may be a little worse for what was seen, but not than a plan for an even split.
+    kept = peaks <= np.minimum(layers.peaks * (1.0 + _SLACK), even_peaks)
+    layers.phy2log[kept], layers.peaks[kept] = wide[kept], peaks[kept]
     return layers
 
 

@@ -124,27 +124,38 @@ def _place_layers(
     num_nodes: int,
     num_gpus: int,
     steps: int,
-    phy2log: I64,
+    narrow: I64,
+    wide: I64,
 ) -> None:
-    """Search from `phy2log` [L, P] through `layers` of `windows` [T, L, E], each of which has some
-    load, and leave there what is found.
+    """Search from `narrow` [L, P] through `layers` of `windows` [T, L, E], each of which has some
+    load. Leave there what is found for these windows, and in `wide` [L, P] what is found for them
+    and `num_wide` copies of each, which are of this `width`.
 
-    Besides the windows, `num_wide` copies of each that are of this `width` are planned for;
     `weights` [T, L] are what windows count. Experts stay on the node where they are. Each search
-    makes so many `steps`, changes that are tried.
+    makes so many `steps`, changes that are tried. The wide one ends with as many for the windows
+    alone, until those are split no worse than they were at first.
     """
     num_windows, _, num_experts = windows.shape
-    num_slots = phy2log.shape[1]
-    slots_per_gpu = num_slots // num_gpus
+    num_slots = narrow.shape[1]
+    node_gpus = num_gpus // num_nodes
     num_blocks = (num_windows * (1 + num_wide) + _BLOCK - 1) // _BLOCK
+    few = (num_windows + _BLOCK - 1) // _BLOCK
     at = _new_levelled(num_experts, num_gpus, num_slots, num_blocks)
     for layer in layers:
-        _widen(at, windows[:, layer], weights[:, layer], width, num_wide)
-        _begin(at, phy2log[layer])
-        _search(at, steps, num_gpus // num_nodes)
-        for gpu in range(num_gpus):
-            for slot in range(slots_per_gpu):
-                phy2log[layer, gpu * slots_per_gpu + slot] = at.expert[at.on[gpu, slot]]
+        _widen(at, windows[:, layer], width, num_wide)
+        weight = weights[:, layer]
+        _weigh(at, weight, 0)
+        _begin(at, narrow[layer])
+        first = _search(at, few, steps, node_gpus, 0.0)
+        _write(at, narrow[layer])
+        _weigh(at, weight, num_wide)
+        _begin(at, narrow[layer])
+        _search(at, num_blocks, steps, node_gpus, 0.0)
+        _write(at, wide[layer])
+        _weigh(at, weight, 0)
+        _begin(at, wide[layer])
+        _search(at, few, steps, node_gpus, first)
+        _write(at, wide[layer])
 
 
 @kernel
@@ -199,18 +210,14 @@ def _normal(random: U64) -> float:
 
 
 @inner
-def _widen(at: Levelled, windows: F64, weight: F64, width: float, num_wide: int) -> None:
+def _widen(at: Levelled, windows: F64, width: float, num_wide: int) -> None:
     """Fill the loads with the windows [T, E] and copies of them, of a mean GPU load of 1."""
     num_windows, num_experts = windows.shape
     num_gpus = at.level.shape[1]
     at.random[0] = np.uint64(0)
-    at.weight[:] = 0.0
     for i in range(at.load.shape[0] * _BLOCK):
         block, place = i // _BLOCK, i % _BLOCK
-        # What fills up the last block counts for nothing.
         window = i % num_windows
-        if i < num_windows * (1 + num_wide):
-            at.weight[block, place] = weight[window] / (1 + num_wide)
         total = 0.0
         for expert in range(num_experts):
             load = windows[window, expert]
@@ -223,6 +230,24 @@ def _widen(at: Levelled, windows: F64, weight: F64, width: float, num_wide: int)
         scale = num_gpus / total if total > 0.0 else 0.0
         for expert in range(num_experts):
             at.load[block, expert, place] *= scale
+
+
+@inner
+def _weigh(at: Levelled, weight: F64, num_wide: int) -> None:
+    """Let the windows, of this weight [T], and so many copies of them count, and no others."""
+    num_windows = weight.shape[0]
+    at.weight[:] = 0.0
+    for i in range(num_windows * (1 + num_wide)):
+        at.weight[i // _BLOCK, i % _BLOCK] = weight[i % num_windows] / (1 + num_wide)
+
+
+@inner
+def _write(at: Levelled, row: I64) -> None:
+    """Fill the slots [P] with what they hold."""
+    num_gpus, slots_per_gpu = at.on.shape
+    for gpu in range(num_gpus):
+        for slot in range(slots_per_gpu):
+            row[gpu * slots_per_gpu + slot] = at.expert[at.on[gpu, slot]]
 
 
 @inner
@@ -345,12 +370,12 @@ def _norms(at: Levelled, level: F64, weight: F64) -> float:
 
 
 @inner
-def _settle(at: Levelled, num_links: int, sweeps: int) -> float:
+def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float:
     """Level what stands, renew norms and slopes, and return the weighted sum of norms."""
     power = float(2**_DOUBLINGS)
     num_gpus = at.level.shape[1]
     total = 0.0
-    for block in range(at.load.shape[0]):
+    for block in range(num_blocks):
         level, norm = at.level[block], at.norm
         _sweep(at, num_links, at.flow[block], level, sweeps)
         at.part[block] = _norms(at, level, at.weight[block])
@@ -373,11 +398,11 @@ def _settle(at: Levelled, num_links: int, sweeps: int) -> float:
 
 
 @inner
-def _price_of_swap(at: Levelled, copy: int, other: int) -> float:
+def _price_of_swap(at: Levelled, num_blocks: int, copy: int, other: int) -> float:
     """What a swap adds to the sum of norms, to the second order."""
     gpu, host = at.gpu[copy], at.gpu[other]
     total = 0.0
-    for block in range(at.load.shape[0]):
+    for block in range(num_blocks):
         mine, theirs = at.flow[block, copy], at.flow[block, other]
         steep, steep_there = at.slope[block, gpu], at.slope[block, host]
         bent, bent_there = at.curve[block, gpu], at.curve[block, host]
@@ -388,13 +413,13 @@ def _price_of_swap(at: Levelled, copy: int, other: int) -> float:
 
 
 @inner
-def _price_of_gift(at: Levelled, copy: int, slot: int, heir: int) -> float:
+def _price_of_gift(at: Levelled, num_blocks: int, copy: int, slot: int, heir: int) -> float:
     """The same where the copy `slot` becomes one of the expert of `copy`, and what it took goes to
     `heir`, another copy of the expert that it was of.
     """
     gpu, host, third = at.gpu[copy], at.gpu[slot], at.gpu[heir]
     total = 0.0
-    for block in range(at.load.shape[0]):
+    for block in range(num_blocks):
         mine, theirs = at.flow[block, copy], at.flow[block, slot]
         steep, bent = at.slope[block, gpu], at.curve[block, gpu]
         steep_there, bent_there = at.slope[block, host], at.curve[block, host]
@@ -412,13 +437,13 @@ def _price_of_gift(at: Levelled, copy: int, slot: int, heir: int) -> float:
 
 
 @inner
-def _propose(at: Levelled, node_gpus: int) -> tuple[int, int, int]:
+def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, int]:
     """A copy on a GPU that is busiest in some window, one elsewhere to swap with it, and -1; or to
     give to its expert, and then the copy that takes over what that one took. -1 for none.
     """
     num_gpus, slots_per_gpu = at.on.shape
     none = np.int64(-1)
-    window = _below(at.random, at.load.shape[0] * _BLOCK)
+    window = _below(at.random, num_blocks * _BLOCK)
     level = at.level[window // _BLOCK, :, window % _BLOCK]
     peak = 0.0
     for gpu in range(num_gpus):
@@ -441,27 +466,31 @@ def _propose(at: Levelled, node_gpus: int) -> tuple[int, int, int]:
         other = at.on[host, i]
         expert = at.expert[other]
         if at.holds[gpu, expert] == 0:
-            price = _price_of_swap(at, copy, other)
+            price = _price_of_swap(at, num_blocks, copy, other)
             if price < best:
                 best, found, heir = price, other, none
         if at.number[expert] > 1:
             for j in range(at.number[expert]):
                 third = at.copies[expert, j]
                 if third != other:
-                    price = _price_of_gift(at, copy, other, third)
+                    price = _price_of_gift(at, num_blocks, copy, other, third)
                     if price < best:
                         best, found, heir = price, other, third
     return copy, found, heir
 
 
 @inner
-def _search(at: Levelled, steps: int, node_gpus: int) -> None:
-    """Make the changes that lower the weighted sum of norms."""
-    num_blocks = at.load.shape[0]
+def _search(at: Levelled, num_blocks: int, steps: int, node_gpus: int, enough: float) -> float:
+    """Make changes that lower the weighted sum of norms in the first blocks, until that is no more
+    than `enough`; return what it was at first.
+    """
     num_links = _find_links(at)
-    now = _settle(at, num_links, _FIRST_SWEEPS)
+    now = _settle(at, num_blocks, num_links, _FIRST_SWEEPS)
+    first = now
     for _ in range(steps):
-        copy, other, heir = _propose(at, node_gpus)
+        if now <= enough:
+            break
+        copy, other, heir = _propose(at, num_blocks, node_gpus)
         if other < 0:
             continue
         gpu, host = at.gpu[copy], at.gpu[other]
@@ -479,20 +508,21 @@ def _search(at: Levelled, steps: int, node_gpus: int) -> None:
             if gain <= 0.0:
                 break
         if gain > 0.0:
-            _keep(at, num_links, partner, heir)
+            _keep(at, num_blocks, num_links, partner, heir)
             if heir < 0:
                 for slot in range(at.on.shape[1]):
                     if at.on[gpu, slot] == copy:
                         at.on[gpu, slot] = other
                     if at.on[host, slot] == other:
                         at.on[host, slot] = copy
-            now = _settle(at, num_links, _SWEEPS)
+            now = _settle(at, num_blocks, num_links, _SWEEPS)
         elif heir < 0:
             _exchange(at, other, copy)
         else:
             _drop(at, other)
             _add(at, partner, other)
             num_links = _find_links(at)
+    return first
 
 
 @inner
@@ -534,9 +564,9 @@ def _change(
 
 
 @inner
-def _keep(at: Levelled, num_links: int, partner: int, heir: int) -> None:
+def _keep(at: Levelled, num_blocks: int, num_links: int, partner: int, heir: int) -> None:
     """Take over what a change has made."""
-    for block in range(at.load.shape[0]):
+    for block in range(num_blocks):
         flow, new_flow = at.flow[block], at.new_flow[block]
         for gpu in range(at.level.shape[1]):
             for t in range(_BLOCK):
