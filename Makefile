@@ -9,28 +9,45 @@ SMOKE := $(wildcard tests/test_*.py tests/solver/test_*.py) \
 	tests/planning/test_planner.py tests/cli/test_plan.py
 SMOKE := $(filter-out tests/test_docs.py tests/solver/test_kernel_cache.py,$(SMOKE))
 
-.PHONY: demo smoke test test-long test-engines test-browser report-example docs check bench clean help
+.PHONY: demo smoke test test-long test-engines test-browser report-example docs check bench dist clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
+# A stamp names the Python that made the environment: another Python makes it anew. What cannot work
+# is said in one line, before anything is made.
+FOUND := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENVS := $(if $(FOUND),$(shell $(PYTHON) -c 'import ensurepip, venv; print("yes")' 2>/dev/null))
+ifeq ($(FOUND),)
+UNFIT := eplb needs Python 3.10 to 3.14, and $(PYTHON) does not run: install it, or name another with PYTHON=
+else ifeq ($(filter $(FOUND),3.10 3.11 3.12 3.13 3.14),)
+UNFIT := eplb needs Python 3.10 to 3.14, and $(PYTHON) is $(FOUND): name another, as in PYTHON=python3.13
+else ifeq ($(VENVS),)
+UNFIT := $(PYTHON) cannot make virtual environments: on Debian or Ubuntu, apt install python3-venv
+endif
+RUN := $(VENV)/.run-$(FOUND)
+DEV := $(VENV)/.dev-$(FOUND)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
 # The demo needs the package alone; tests and checks need everything.
-$(VENV)/.run: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+$(RUN): pyproject.toml
+	$(if $(UNFIT),$(error $(UNFIT)))
+	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(VENV)
+	$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $(VENV)/.run $@
+$(DEV): pyproject.toml
+	$(if $(UNFIT),$(error $(UNFIT)))
+	$(PYTHON) -m venv $(if $(wildcard $@ $(RUN)),,--clear) $(VENV)
+	$(INSTALL) --editable '.[dev]'
+	@touch $(RUN) $@
 
-demo: $(VENV)/.run  ## plan and replay loads that behave like DeepSeek-V3's, and say what was gained
+demo: $(RUN)  ## plan and replay loads that behave like DeepSeek-V3's, and say what was gained
 	@$(BIN)/eplb demo
 
 # Compiled once, before processes that would each wait for it.
 .PHONY: kernels
-kernels: $(VENV)/.dev
+kernels: $(DEV)
 	@$(BIN)/python -c "import eplb; eplb.warmup()"
 
 smoke: kernels  ## what breaks first, in under a minute
@@ -43,39 +60,47 @@ test: kernels  ## the whole suite, and kernels against their oracles without com
 test-long: kernels  ## what takes minutes: the full fuzz, other processors, the scripts of bench/
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long
 
-$(VENV)/engines: enginetests/fetch.py enginetests/requirements.txt | $(VENV)/.dev
+$(VENV)/engines: enginetests/fetch.py enginetests/requirements.txt | $(DEV)
 	$(BIN)/python enginetests/fetch.py $@
 	@touch $@
 
 # A process for each engine: what they import is not made to be in one.
-test-engines: $(VENV)/engines $(VENV)/.dev  ## the plug-ins, in the engines' own code from their wheels
+test-engines: $(VENV)/engines $(DEV)  ## the plug-ins, in the engines' own code from their wheels
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_sglang.py
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_vllm*.py
 
-test-browser: $(VENV)/.dev  ## the report's page in a real Chromium
+test-browser: $(DEV)  ## the report's page in a real Chromium
 	$(BIN)/python -m pytest tests/browser/pages_in_chromium.py
 
 # In a folder of its own, so that the page names a file and no place.
-report-example: $(VENV)/.dev  ## docs/example-report.html, of loads that behave like DeepSeek-V3's
+report-example: $(DEV)  ## docs/example-report.html, of loads that behave like DeepSeek-V3's
 	mkdir -p build
 	cd build && $(abspath $(BIN))/eplb synthesize deepseek-v3 deepseek-v3.npz --windows 48
 	cd build && $(abspath $(BIN))/eplb report deepseek-v3.npz --gpus 32 --nodes 4 --slots 288 \
 		--window-seconds 60 -o ../docs/example-report.html
 
-$(VENV)/.docs: pyproject.toml | $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+$(VENV)/.docs: pyproject.toml | $(DEV)
+	$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 docs: $(VENV)/.docs report-example  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-check: $(VENV)/.dev  ## style and types
+check: $(DEV)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## the planner against the peers in PEERS, in one run
+bench: $(DEV)  ## the planner against the peers in PEERS, in one run
 	$(BIN)/python bench/planner.py $(foreach peer,$(PEERS),--peer $(peer))
+
+# Addresses come from one setting, and none is invented.
+export REPOSITORY
+
+dist: $(DEV)  ## a wheel and a source distribution, in dist/; REPOSITORY=https://... is its address
+	$(if $(REPOSITORY),,@echo "REPOSITORY is not set: the package names no address of its source")
+	rm -rf dist
+	$(BIN)/python -m build --quiet --outdir dist
 
 clean:  ## remove what was made here
 	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

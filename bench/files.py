@@ -37,11 +37,11 @@ _TOKENS = (4, 16, 64, 256)
 _TORCH = """
 import glob, sys, time
 import torch
-begin = time.perf_counter()
+begin = time.perf_counter(), time.process_time()
 total = 0
 for path in sorted(glob.glob(sys.argv[1] + "/*.pt")):
     total = total + torch.load(path, weights_only=True)["logical_count"].sum(dim=0)
-print(time.perf_counter() - begin)
+print(time.perf_counter() - begin[0], time.process_time() - begin[1])
 """
 
 
@@ -64,13 +64,18 @@ def _time(place: Path, options: argparse.Namespace) -> None:
         for each in range(number):
             name = f"expert_distribution_recorder_{1700000000 + 60 * each}.5.pt"
             (folder / name).hardlink_to(made[each % len(made)])
-        torch, _, said = _run([sys.executable, "-c", _TORCH, str(folder)], place)
-        torch = float(said)
-        print(f"{number} files: torch {torch:.1f} s to read and add up")
+        *_, said = _run([sys.executable, "-c", _TORCH, str(folder)], place)
+        torch, torch_work = map(float, said.split())
+        print(
+            f"{number} files: torch {torch:.1f} s to read and add up ({torch_work:.1f} s of CPUs)"
+        )
         for name, more in _COMMANDS.items():
             command = [sys.executable, "-m", "eplb.cli", name, str(folder), *more]
-            seconds, memory, _ = _run(command, place)
-            print(f"  {name:8} {seconds:6.1f} s, {seconds / torch:5.2f} x torch, {memory:.2f} GB")
+            seconds, work, memory, _ = _run(command, place)
+            print(
+                f"  {name:8} {seconds:6.1f} s, {seconds / torch:5.2f} x torch "
+                f"({work / torch_work:5.2f} x of CPUs), {memory:.2f} GB"
+            )
 
 
 def _dumps(folder: Path, number: int) -> list[Path]:
@@ -92,16 +97,19 @@ def _shares(rng: np.random.Generator, layers: int) -> np.ndarray:
     return np.asarray(share / share.sum(axis=1, keepdims=True))
 
 
-def _run(command: list[str], place: Path) -> tuple[float, float, str]:
-    """Seconds, most GB in memory, and what was printed."""
+def _run(command: list[str], place: Path) -> tuple[float, float, float, str]:
+    """Seconds, seconds of CPUs, most GB in memory, and what was printed."""
     begin = time.perf_counter()
-    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         said = process.stdout.read() if process.stdout is not None else ""
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} fails")
-    return time.perf_counter() - begin, _gigabytes(used), said
+    work = used.ru_utime + used.ru_stime
+    return time.perf_counter() - begin, work, _gigabytes(used), said
 
 
 def _gigabytes(used: resource.struct_rusage) -> float:

@@ -14,7 +14,7 @@ from cells import GRID, custom
 from contest import compare
 from options import OneLineParser
 from report import CellReport, Row
-from unseen_cells import PARTS, Cell, make_cells
+from unseen_cells import RULES, Cell, make_cells
 from unseen_contest import DEFAULT, THOROUGH, Contender, measure, of_ours, of_peer
 from unseen_contest import Row as UnseenRow
 
@@ -41,7 +41,7 @@ def main() -> int:
     names = [_PLANNER, *([_UNSEEN] if options.traces else [])]
     try:
         peers = load_peers([options.peer])
-        cells = make_cells(options.traces, PARTS[:-1]) if options.traces else []
+        cells = make_cells(options.traces, RULES["even"][:-1]) if options.traces else []
         for name in names:
             _parted(options.readme, name)
     except (OSError, ValueError) as error:

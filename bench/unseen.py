@@ -19,7 +19,7 @@ from options import OneLineParser, positive
 from race import Load
 from rich.table import Table
 from tables import console_for_tables, show_bars
-from unseen_cells import PARTS, Cell, make_cells
+from unseen_cells import PARTS, RULES, Cell, make_cells
 from unseen_contest import (
     DEFAULT,
     THOROUGH,
@@ -36,22 +36,42 @@ import eplb
 
 __all__ = ["judge"]
 
-_BARS = (
-    ("held-out", 32, DEFAULT, 0.929, 30.0),
-    ("held-out", 32, THOROUGH, 0.931, 300.0),
-    ("held-out", 64, DEFAULT, 0.888, 40.0),
-    ("all-six", 32, DEFAULT, 0.985, None),
-    ("all-six", 32, THOROUGH, 0.988, None),
-    ("in-order", 8, DEFAULT, 0.822, None),
-    ("in-order", 16, DEFAULT, 0.726, None),
-)
-"""Part, GPUs, who, least balancedness, most ms."""
+_BARS = {
+    "even": (
+        ("held-out", 32, 288, DEFAULT, 0.929, 30.0),
+        ("held-out", 32, 288, THOROUGH, 0.931, 300.0),
+        ("held-out", 64, 320, DEFAULT, 0.888, 40.0),
+        ("all-six", 32, 288, DEFAULT, 0.985, None),
+        ("all-six", 32, 288, THOROUGH, 0.988, None),
+        ("in-order", 8, 40, DEFAULT, 0.822, None),
+        ("in-order", 16, 48, DEFAULT, 0.726, None),
+    ),
+    "best": (
+        ("held-out", 32, 288, DEFAULT, 0.966, 250.0),
+        ("held-out", 32, 288, THOROUGH, 0.971, 3000.0),
+        ("held-out", 64, 320, DEFAULT, 0.932, 600.0),
+        ("held-out", 64, 320, THOROUGH, 0.94, 6000.0),
+        ("held-out", 32, 320, DEFAULT, 0.992, None),
+        ("held-out", 32, 320, THOROUGH, 0.992, None),
+        ("from-one", 32, 288, DEFAULT, 0.885, None),
+        ("from-one", 32, 288, THOROUGH, 0.89, None),
+        ("from-one", 32, 320, DEFAULT, 0.955, None),
+        ("from-one", 32, 320, THOROUGH, 0.96, None),
+        ("in-order", 8, 40, DEFAULT, 0.955, 100.0),
+        ("in-order", 8, 40, THOROUGH, 0.96, 1000.0),
+        ("in-order", 16, 48, DEFAULT, 0.89, None),
+        ("in-order", 16, 48, THOROUGH, 0.9, None),
+        ("in-order", 8, 48, DEFAULT, 0.997, None),
+        ("in-order", 8, 48, THOROUGH, 0.999, None),
+    ),
+}
+"""For each rule: part, GPUs, slots, who, least balancedness, most ms."""
 _MOST_GROWTH_MS, _MOST_RISE = 1000.0, 1.1
 _MOST_OTHERS = 0.2
 """Processors that other programs keep busy, from which on a missed time says so."""
 
 
-def judge(rows: list[Row], others: float | None) -> list[Bar]:
+def judge(rows: list[Row], others: float | None, dispatch: str = "even") -> list[Bar]:
     """Every bar that the rows can judge: those of balance and time of recorded loads, and growth.
 
     `others` says how many processors other programs kept busy meanwhile; None if unknown.
@@ -59,11 +79,11 @@ def judge(rows: list[Row], others: float | None) -> list[Bar]:
     busy = others is not None and others > _MOST_OTHERS
     note = f", but other programs kept {others:.2f} processors busy" if busy else ""
     bars = []
-    for part, gpus, who, least, most in _BARS:
+    for *which, least, most in _BARS[dispatch]:
         for row in rows:
-            if (row.part, row.gpus, row.who) != (part, gpus, who) or not row.recorded:
+            if [row.part, row.gpus, row.slots, row.who] != which or not row.recorded:
                 continue
-            what = f"{row.cell}, {who}"
+            what = f"{row.cell}, {row.who}"
             bars.append(_least(f"balancedness: {what}", least, row))
             if most is not None:
                 bars.append(_most(f"time: {what}", most, row, note))
@@ -116,24 +136,32 @@ def main() -> int:
         metavar="DIR",
         help="recorded loads: DIR/deepseek_v3/*.json and DIR/gptoss*.npz (made ones)",
     )
+    add(
+        "--dispatch",
+        choices=RULES,
+        default="even",
+        help="the rule that our plans are made for and all are scored under (even)",
+    )
     add("--only", choices=PARTS, help="one part")
     add("--threads", type=positive, default=2, metavar="N", help="threads of eplb.plan (2)")
     add("--repeats", type=positive, default=3, metavar="N", help="turns that everybody has (3)")
     add("--check", action="store_true", help="judge the bars; exit with 1 if any is missed")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
-    parts = [options.only] if options.only else list(PARTS)
+    parts = [options.only] if options.only else list(RULES[options.dispatch])
+    if not set(parts) <= set(RULES[options.dispatch]):
+        parser.error(f"--dispatch {options.dispatch} has no part {options.only}")
     if options.check and options.traces is None and "growth" not in parts:
         parser.error(f"--check judges {options.only} on recorded loads: give --traces")
     try:
         contenders = [of_peer(peer) for peer in load_all(options.peer)]
-        cells = make_cells(options.traces, parts)
+        cells = make_cells(options.traces, parts, options.dispatch)
     except eplb.EplbError as error:
         parser.error(str(error))
     load = Load()
     rows = _run(cells, contenders, options)
     others = load.others()
-    bars = judge(rows, others) if options.check else []
+    bars = judge(rows, others, options.dispatch) if options.check else []
     if options.json:
         told: dict[str, Any] = {"recorded": options.traces is not None, "others_busy": others}
         told["rows"] = [asdict(row) for row in rows]
@@ -152,9 +180,9 @@ def main() -> int:
 
 
 def _run(cells: list[Cell], peers: list[Contender], options: argparse.Namespace) -> list[Row]:
-    default = of_ours(DEFAULT, "default", options.threads)
-    thorough = of_ours(THOROUGH, "thorough", options.threads)
-    everybody = [default, thorough, *references(options.threads), *peers]
+    default = of_ours(DEFAULT, "default", options.threads, options.dispatch)
+    thorough = of_ours(THOROUGH, "thorough", options.threads, options.dispatch)
+    everybody = [default, thorough, *references(options.threads, options.dispatch), *peers]
     rows = []
     for number, cell in enumerate(cells):
         if sys.stderr.isatty():

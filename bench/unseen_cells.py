@@ -1,7 +1,7 @@
 """What plans for several windows are compared on: loads that they see, others that score."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,18 @@ import eplb
 from eplb import Cluster, LoadTrace, synthetic
 
 __all__ = [
-    "HISTORY", "PARTS", "Case", "Cell", "Loads", "all_seen", "growing", "held_out", "in_order",
-    "make_cells",
+    "HISTORY", "PARTS", "RULES", "Case", "Cell", "Loads", "all_seen", "from_one", "growing",
+    "held_out", "in_order", "make_cells",
 ]  # fmt: skip
 
 Loads = NDArray[np.float64]
 
-PARTS = ("held-out", "all-six", "in-order", "growth")
+PARTS = ("held-out", "all-six", "from-one", "in-order", "growth")
+RULES = {
+    "even": ("held-out", "all-six", "in-order", "growth"),
+    "best": ("held-out", "from-one", "in-order"),
+}
+"""Rules of dispatch that plans are made for and scored under, and the parts of each."""
 
 HISTORY = 32
 """Windows that a plan is made from where they come in order."""
@@ -47,6 +52,7 @@ class Cell:
         cluster: what is planned for.
         cases: one plan each.
         recorded: whether the loads are a model's, for which the bars of balance are.
+        dispatch: the rule that is planned for and scored.
     """
 
     part: str
@@ -54,28 +60,37 @@ class Cell:
     cluster: Cluster
     cases: list[Case]
     recorded: bool
+    dispatch: str = "even"
 
 
-def make_cells(traces: Path | None, parts: Sequence[str]) -> list[Cell]:
-    """The cells of some parts, from recorded loads, or from made ones where there is no folder.
+def make_cells(traces: Path | None, parts: Sequence[str], dispatch: str = "even") -> list[Cell]:
+    """The cells of some of a rule's parts, from recorded loads, or from made ones where there is no folder.
 
     Raises:
         EplbError: a folder without the loads, or with too few windows.
     """
     recorded = traces is not None
+    best = dispatch == "best"
+    parts = [part for part in parts if part in RULES[dispatch]]
     cells: list[Cell] = []
-    if {"held-out", "all-six"} & set(parts):
+    if {"held-out", "all-six", "from-one"} & set(parts):
         six = _six(traces)
         if "held-out" in parts:
             cells += [held_out(six, gpus, recorded=recorded) for gpus in (32, 64)]
+            if best:
+                cells.append(held_out(six, 32, recorded=recorded, spare=2))
         if "all-six" in parts:
             cells.append(all_seen(six, 32, recorded=recorded))
+        if "from-one" in parts:
+            cells += [from_one(six, 32, recorded=recorded, spare=spare) for spare in (1, 2)]
     if "in-order" in parts:
         ordered = _ordered(traces)
         cells += [in_order(ordered, gpus, HISTORY, recorded=recorded) for gpus in (8, 16)]
+        if best:
+            cells.append(in_order(ordered, 8, HISTORY, recorded=recorded, spare=2))
     if "growth" in parts:
         cells += growing(_GROWTH, *_GROWTH_SHAPE, 64)
-    return cells
+    return [replace(cell, dispatch=dispatch) for cell in cells]
 
 
 def _six(traces: Path | None) -> Loads:
@@ -107,33 +122,43 @@ def _moe_layers(trace: LoadTrace) -> Loads:
     return np.ascontiguousarray(trace.loads[:, ~trace.dense])
 
 
-def _spare_slot(num_experts: int, num_gpus: int) -> Cluster:
-    """A cluster whose GPUs have one slot more than the experts need."""
-    return Cluster(num_gpus=num_gpus, slots_per_gpu=-(-num_experts // num_gpus) + 1)
+def _with_spare(num_experts: int, num_gpus: int, spare: int = 1) -> Cluster:
+    """A cluster whose GPUs have so many slots more than the experts need."""
+    return Cluster(num_gpus=num_gpus, slots_per_gpu=-(-num_experts // num_gpus) + spare)
 
 
 def _titled(what: str, cluster: Cluster) -> str:
     return f"{what}, {cluster.num_slots} slots on {cluster.num_gpus} GPUs"
 
 
-def held_out(loads: Loads, num_gpus: int, *, recorded: bool) -> Cell:
+def held_out(loads: Loads, num_gpus: int, *, recorded: bool, spare: int = 1) -> Cell:
     """Each window left out once, and scored by the plan from all others."""
-    cluster = _spare_slot(loads.shape[2], num_gpus)
+    cluster = _with_spare(loads.shape[2], num_gpus, spare)
     cases = [Case(np.delete(loads, t, axis=0), loads[t : t + 1]) for t in range(len(loads))]
     name = _titled(f"DeepSeek-V3, 1 of {len(loads)} workloads held out", cluster)
     return Cell("held-out", name, cluster, cases, recorded)
 
 
+def from_one(loads: Loads, num_gpus: int, *, recorded: bool, spare: int = 1) -> Cell:
+    """All windows but one, scored by the plan from that one."""
+    cluster = _with_spare(loads.shape[2], num_gpus, spare)
+    cases = [Case(loads[t : t + 1], np.delete(loads, t, axis=0)) for t in range(len(loads))]
+    name = _titled(f"DeepSeek-V3, from 1 of {len(loads)} workloads to the others", cluster)
+    return Cell("from-one", name, cluster, cases, recorded)
+
+
 def all_seen(loads: Loads, num_gpus: int, *, recorded: bool) -> Cell:
     """One plan from all windows, scored on each of them."""
-    cluster = _spare_slot(loads.shape[2], num_gpus)
+    cluster = _with_spare(loads.shape[2], num_gpus)
     name = _titled(f"DeepSeek-V3, all {len(loads)} workloads seen", cluster)
     return Cell("all-six", name, cluster, [Case(loads, loads)], recorded)
 
 
-def in_order(loads: Loads, num_gpus: int, history: int, *, recorded: bool) -> Cell:
+def in_order(
+    loads: Loads, num_gpus: int, history: int, *, recorded: bool, spare: int = 1
+) -> Cell:
     """Each window from number `history` on, scored by the plan from the `history` before it."""
-    cluster = _spare_slot(loads.shape[2], num_gpus)
+    cluster = _with_spare(loads.shape[2], num_gpus, spare)
     ends = range(history, len(loads))
     cases = [Case(loads[t - history : t], loads[t : t + 1]) for t in ends]
     name = _titled(f"gpt-oss, next window after {history}", cluster)

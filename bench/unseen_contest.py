@@ -27,6 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 DEFAULT, THOROUGH = "ours, default", "ours, thorough"
+EVEN = "ours for an even split"
 _KINDS = ("rebalance_windows", "rebalance_experts")
 
 _MANY_CASES = 12
@@ -50,7 +51,7 @@ class Row:
     """One planner in one cell; where `failed` says why it gave nothing, the rest is None.
 
     Attributes:
-        part: of the cell; so are `cell`, `gpus` and `recorded`.
+        part: of the cell; so are `cell`, `gpus`, `slots` and `recorded`.
         windows: T of its cases.
         who: the planner.
         ours: whether it is this project's.
@@ -73,6 +74,7 @@ class Row:
     ms: float | None = None
     fastest_ms: float | None = None
     duplicates: int | None = None
+    slots: int | None = None
 
 
 def scaled(windows: Loads) -> Loads:
@@ -88,14 +90,16 @@ def _sum(windows: Loads) -> Loads:
     return made
 
 
-def of_ours(name: str, effort: Effort, threads: int) -> Contender:
+def of_ours(name: str, effort: Effort, threads: int, dispatch: str = "even") -> Contender:
     """`eplb.plan` on the windows, as they are: it scales them itself."""
-    call = partial(eplb.plan, effort=effort, threads=threads)
+    call = partial(eplb.plan, effort=effort, threads=threads, dispatch=dispatch)
     return Contender(name, lambda seen, cluster: (seen, cluster), call, ours=True)
 
 
-def references(threads: int) -> list[Contender]:
-    """What a plan from the sum of the windows reaches: ours, and the version started from."""
+def references(threads: int, dispatch: str = "even") -> list[Contender]:
+    """What a plan from the sum of the windows reaches: ours, and the version started from; where
+    another rule is scored, also what our plan for an even split does.
+    """
     from eplb.solver.greedy import greedy
 
     def seed(loads: Loads, cluster: Cluster) -> NDArray[np.int64]:
@@ -105,7 +109,9 @@ def references(threads: int) -> list[Contender]:
         return _sum(seen), cluster
 
     plan = partial(eplb.plan, threads=threads)
+    even = [of_ours(EVEN, "default", threads)] if dispatch != "even" else []
     return [
+        *even,
         Contender("ours on the sum", prepare, plan, ours=True),
         Contender("seed on the sum", prepare, seed, ours=False),
     ]
@@ -184,7 +190,14 @@ def _row(cell: Cell, lane: list[Runner]) -> Row:
             phy2log = phy2log_of(given, seen.shape[1], cell.cluster.num_slots)
             scores = [score(loads, phy2log, cell.cluster.num_gpus, 1, 1) for loads in case.scored]
             duplicates += scores[0].duplicates
-            ratios += [each.mean[each.peak > 0.0] / each.peak[each.peak > 0.0] for each in scores]
+            peaks = [each.peak for each in scores]
+            if cell.dispatch != "even":
+                placement = eplb.Placement(phy2log, seen.shape[2], cell.cluster)
+                peaks = list(placement.gpu_load(case.scored, cell.dispatch).max(axis=2))
+            ratios += [
+                each.mean[each.peak > 0.0] / peak[each.peak > 0.0]
+                for each, peak in zip(scores, peaks, strict=True)
+            ]
     except ValueError as error:
         return row(in_one_line(error))
     seconds = [second for runner in lane for second in runner.seconds]
@@ -193,4 +206,5 @@ def _row(cell: Cell, lane: list[Runner]) -> Row:
         ms=statistics.median(seconds) * 1e3,
         fastest_ms=min(seconds) * 1e3,
         duplicates=duplicates,
+        slots=cell.cluster.num_slots,
     )

@@ -132,7 +132,7 @@ def test_tree_of_errors() -> None:
     assert issubclass(errors.UnsolvedError, RuntimeError)
     assert issubclass(errors.MissingExtraError, ImportError)
     assert str(errors.MissingExtraError("torch", "torch", "reading .pt files")) == (
-        "reading .pt files needs torch: pip install 'eplb[torch]'"
+        "reading .pt files needs torch: pip install torch, or eplb with its extra 'torch'"
     )
 
 

@@ -15,8 +15,6 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any, TypeVar
 
-import numpy as np
-
 from eplb.errors import EplbError, OptionError
 
 __all__ = [
@@ -50,7 +48,7 @@ class Immutable:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         for value in state.values():
-            if isinstance(value, np.ndarray):
+            if hasattr(value, "flags"):  # an array, without importing numpy to find out
                 value.flags.writeable = False
 
 

@@ -62,7 +62,10 @@ class MissingExtraError(EplbError, ImportError):
     """A package that an optional feature needs is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}: pip install 'eplb[{extra}]'")
+        # The package by its own name: that works whatever eplb was installed from.
+        super().__init__(
+            f"{purpose} needs {package}: pip install {package}, or eplb with its extra {extra!r}"
+        )
         self._arguments = (package, extra, purpose)
 
     def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str, str]]:

@@ -13,6 +13,7 @@ import re
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import IO
 
 from eplb.errors import FormatError
 
-__all__ = ["check_writable", "replacing", "whole_file", "write_text"]
+__all__ = ["check_writable", "locked", "replacing", "whole_file", "write_text"]
 
 _TEMPORARY = re.compile(r"\.eplb-[0-9a-f]{16}\.part")
 _MOST_LINKS = 40
@@ -123,6 +124,30 @@ def whole_file(target: Path) -> Iterator[IO[bytes]]:
         if name is not None:
             name.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(folder: Path, seconds: float) -> Iterator[None]:
+    """Hold a folder's lock, as one process at a time does.
+
+    After so many seconds, and where there are no locks, the block runs without it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + seconds
+        with suppress(OSError):
+            while time.monotonic() < end:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _refusal(path: str | os.PathLike[str], why: str) -> FormatError:

@@ -10,9 +10,10 @@ A recording of any length is read in bounded memory: once there are as many sums
 two neighbours become one, and from then on a sum is of twice as many windows.
 """
 
-from array import array
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -92,27 +93,21 @@ class Recording:
     def __init__(self, merge: Merge = "auto") -> None:
         self._merge = check_merge(merge)
         self._stride = merge if isinstance(merge, int) else 1 if merge != "all" else 1 << 62
-        self._sums = array("d")
-        self._open = np.empty(0)
+        self._sums: _Loads = np.empty((0, 0, 0))
+        self._num_kept = 0
         self._filled = 0
         self._names: list[str] = []
         self._times: list[float] | None = []
         self._recorded = 0
-        self._shape = (0, 0)
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the sums that are kept."""
-        return len(self._sums) * 8
-
-    def bytes_with(self, loads: NDArray[Any]) -> int:
-        """Of the sums that there would be with more windows, where none are merged by the rule."""
-        return self.num_bytes + 8 * loads.size // self._stride
 
     @property
     def num_kept(self) -> int:
-        """Sums that are kept, the one that is being filled left out."""
-        return len(self._names) - bool(self._filled)
+        """Sums that are kept, the one that is being filled among them."""
+        return self._num_kept
+
+    def bytes_with(self, loads: NDArray[Any]) -> int:
+        """Of the sums that there would be with more windows, where none are merged by the rule."""
+        return 8 * (self._num_kept * math.prod(loads.shape[1:]) + loads.size // self._stride)
 
     def add(
         self, loads: NDArray[Any], names: Sequence[str], times: Sequence[float] | None = None
@@ -124,30 +119,29 @@ class Recording:
             names: T names.
             times: T seconds, None where they are not known.
         """
-        self._shape = loads.shape[1:]
+        if not self._recorded:
+            self._sums = np.empty((0, *loads.shape[1:]))
         self._recorded += len(loads)
         at = 0
         while at < len(loads):
-            if not self._filled:
-                if self._merge == "auto" and self.num_kept >= self._most:
-                    self._halve()
-                if self._stride == 1:
-                    room = self._most - self.num_kept if self._merge == "auto" else len(loads)
-                    some = slice(at, min(at + room, len(loads)))
-                    self._sums.frombytes(
-                        np.ascontiguousarray(loads[some], np.float64).data.cast("B")
-                    )
-                    self._name(names[some], times and times[some])
-                    at = some.stop
-                    continue
+            if self._stride == 1 and (room := self._room(len(loads) - at)):
+                some = slice(at, at + room)
+                self._sums[self._num_kept : self._num_kept + room] = loads[some]
+                self._num_kept += room
+                self._name(names[some], times and times[some])
+                at = some.stop
+                continue
+            if not self._filled and self._room(1):
+                self._sums[self._num_kept] = 0.0
+                self._num_kept += 1
                 self._name(names[at : at + 1], times and times[at : at + 1])
+            elif not self._filled:
+                self._halve()
+                continue
             more = loads[at : at + self._stride - self._filled]
-            total = more.sum(axis=0, dtype=np.float64)
-            self._open = self._open + total if self._filled else total
-            self._filled += len(more)
+            self._sums[self._num_kept - 1] += more.sum(axis=0, dtype=np.float64)
             at += len(more)
-            if self._filled == self._stride:
-                self._close()
+            self._filled = (self._filled + len(more)) % self._stride
 
     def finish(self, top_k: int | None = None) -> tuple[_Loads, list[str], Any, Merging]:
         """The windows [T, L, E], their names, their times where known, and what became of them.
@@ -156,33 +150,23 @@ class Recording:
             LoadsError: fewer windows than are to be added up to one.
         """
         if self._filled and isinstance(self._merge, int):
-            whole_number(
-                self._merge,
-                "the number of windows to add up",
-                most=self._recorded,
-                error=LoadsError,
-            )
-            del self._names[-1]
-            self._times = self._times and self._times[:-1]
-        elif self._filled and self._merge == "auto" and 2 * self._filled < self._stride:
+            what = "the number of windows to add up"
+            whole_number(self._merge, what, most=self._recorded, error=LoadsError)
+            self._num_kept -= 1
+        elif self._merge == "auto" and 0 < 2 * self._filled < self._stride:
             # The rest is no window of its own.
-            del self._names[-1]
-            self._times = self._times and self._times[:-1]
-            size = self._open.size
-            last = np.frombuffer(self._sums)[-size:] + self._open.ravel()
-            del self._sums[-size:]
-            self._sums.frombytes(last.tobytes())
-        elif self._filled:
-            self._close()
-        self._filled = 0
-        view = memoryview(self._sums).toreadonly()
-        loads: _Loads = np.frombuffer(view, np.float64).reshape(-1, *self._shape)
+            self._num_kept -= 1
+            self._sums[self._num_kept - 1] += self._sums[self._num_kept]
+        self._name_first(slice(self._num_kept))
+        self._sums.resize((self._num_kept, *self._sums.shape[1:]), refcheck=False)
+        loads = self._sums
+        loads.flags.writeable = False
         names, times, words = self._names, self._times, None
         if self._merge == "auto":
             number = _clear_windows(loads)
             if number < len(loads):
                 first = _first_of(len(loads), number)
-                loads = np.add.reduceat(loads, first, axis=0)
+                loads = _added_up(loads, number)
                 loads.flags.writeable = False
                 names = [names[at] for at in first]
                 times = times and [times[at] for at in first]
@@ -194,24 +178,33 @@ class Recording:
         known = None if times is None else np.array(times, np.float64)
         return loads, names, known, Merging(self._recorded, words)
 
-    @property
-    def _most(self) -> int:
-        """Sums that are kept; an even number, so that all have a neighbour."""
-        return max(_LEAST_KEPT, _MEMORY // (8 * self._shape[0] * self._shape[1]) // 2 * 2)
+    def _room(self, wanted: int) -> int:
+        """How many sums of those wanted there is room for, which is made."""
+        shape = self._sums.shape[1:]
+        spare = len(self._sums) // 8
+        if self._merge == "auto":
+            # An even number, so that all have a neighbour.
+            most = max(_LEAST_KEPT, _MEMORY // (8 * math.prod(shape)) // 2 * 2)
+            wanted = min(wanted, most - self._num_kept)
+            spare = min(spare, most - len(self._sums))
+        needed = self._num_kept + wanted
+        if needed > len(self._sums):
+            self._sums.resize((max(needed, len(self._sums) + spare), *shape), refcheck=False)
+        return wanted
 
     def _name(self, names: Sequence[str], times: Sequence[float] | None) -> None:
         self._names += names
         self._times = None if times is None or self._times is None else [*self._times, *times]
 
-    def _close(self) -> None:
-        self._sums.frombytes(self._open.tobytes())
-        self._filled = 0
+    def _name_first(self, chosen: slice) -> None:
+        self._names = self._names[chosen]
+        self._times = self._times and self._times[chosen]
 
     def _halve(self) -> None:
-        sums = np.frombuffer(self._sums).reshape(-1, 2, *self._shape)
-        self._sums = array("d", (sums[:, 0] + sums[:, 1]).tobytes())
-        self._names = self._names[::2]
-        self._times = self._times and self._times[::2]
+        self._num_kept //= 2
+        for number in range(self._num_kept):
+            self._sums[number] = self._sums[2 * number] + self._sums[2 * number + 1]
+        self._name_first(slice(None, None, 2))
         self._stride *= 2
 
     def _words(self, loads: _Loads, top_k: int | None, why: str) -> str:
@@ -243,7 +236,7 @@ def _clear_windows(loads: _Loads) -> int:
         if found.chance <= _SMALL and found.ratio > _ONE_LOAD:
             break
         half = max(FEWEST, number // 2)
-        after = _differ(np.add.reduceat(loads, _first_of(len(loads), half), axis=0), unit)
+        after = _differ(_added_up(loads, half), unit)
         if found.ratio >= _CLEAR and (
             found.next_ratio >= _NEXT_CLEAR or after.beyond < _KEPT * found.beyond
         ):
@@ -255,6 +248,12 @@ def _clear_windows(loads: _Loads) -> int:
 def _first_of(windows: int, number: int) -> list[int]:
     """The first of the windows that each of so many sums is of, as even as can be."""
     return [each * windows // number for each in range(number)]
+
+
+def _added_up(loads: _Loads, number: int) -> _Loads:
+    """So many sums of windows [T, L, E] that follow each other."""
+    first = [*_first_of(len(loads), number), len(loads)]
+    return np.stack([loads[begin:end].sum(axis=0) for begin, end in pairwise(first)])
 
 
 def _unit(loads: _Loads) -> int:

@@ -204,7 +204,8 @@ def test_growing_windows_are_one_load_with_noise() -> None:
 
 def row(part: str, gpus: int, who: str, **figures: Any) -> unseen_contest.Row:
     made = unseen_contest.Row(part, part, gpus, True, 5, who, ours=True)
-    usual = {"balancedness": 0.99, "ms": 5.0, "fastest_ms": 4.0, "duplicates": 0}
+    slots = {8: 40, 16: 48, 32: 288, 64: 320}.get(gpus)
+    usual = {"balancedness": 0.99, "ms": 5.0, "fastest_ms": 4.0, "duplicates": 0, "slots": slots}
     return replace(made, **{**usual, **figures})
 
 

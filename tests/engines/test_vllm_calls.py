@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="vLLM shows tensors")
 
-from eplb.engines import live, log, recording, sglang, vllm  # noqa: E402
+from eplb.engines import live, log, recording, sglang, start, vllm  # noqa: E402
 from eplb.engines.settings import Settings  # noqa: E402
 
 LAYERS, EXPERTS, SLOTS = 3, 16, 5  # slots of a rank
@@ -49,7 +49,7 @@ def loads(number: int, shape: tuple[int, int] = (LAYERS, EXPERTS)) -> Any:
     return torch.from_numpy(np.random.default_rng(number).integers(1, 1000, shape))
 
 
-def start(ranks: int, shape: tuple[int, int] = (LAYERS, EXPERTS), slots: int = SLOTS) -> Any:
+def first(ranks: int, shape: tuple[int, int] = (LAYERS, EXPERTS), slots: int = SLOTS) -> Any:
     return (torch.arange(ranks * slots) % shape[1]).repeat(shape[0], 1)
 
 
@@ -83,11 +83,11 @@ def test_a_recorder_that_fails_changes_no_plan(
     expected = vllm.make_policy(Theirs, Settings())
     with monkeypatch.context() as patched:
         # Threads of the planner have started by then.
-        old = rebalanced(expected, loads(0), start(4))
+        old = rebalanced(expected, loads(0), first(4))
         if where is not None:
             patched.setattr(where, what, fail)
         policy = vllm.make_policy(Theirs, Settings(record=tmp_path))
-        assert torch.equal(rebalanced(policy, loads(0), start(4)), old)
+        assert torch.equal(rebalanced(policy, loads(0), first(4)), old)
         assert torch.equal(rebalanced(policy, loads(1), old), rebalanced(expected, loads(1), old))
     said = [record.message for record in caplog.records if "recorded" in record.message]
     assert len(said) == 1
@@ -97,7 +97,7 @@ def test_a_recorder_that_fails_changes_no_plan(
 @pytest.mark.parametrize(("before", "after"), [(4, 6), (6, 4)])
 def test_ranks_come_and_go_while_the_start_layout_runs(before: int, after: int) -> None:
     for idle in (False, True):
-        old = start(before)
+        old = first(before)
         if after > before:
             empty = torch.full((LAYERS, (after - before) * SLOTS), -1)
             old = torch.cat([old, empty], dim=1)
@@ -117,7 +117,7 @@ def test_a_second_model_has_a_history_of_its_own(
     policy = vllm.make_policy(Theirs, Settings())
     groups = 4 if (shape, slots) == ((4, 32), 5) else 1
     models = [((4, 32), 5, 1), (shape, slots, groups)]
-    maps = [start(8, shape, slots) for shape, slots, _ in models]
+    maps = [first(8, shape, slots) for shape, slots, _ in models]
     for step in range(4):
         for model, (size, local, split) in enumerate(models):
             maps[model] = policy.rebalance_experts(
@@ -131,8 +131,8 @@ def test_a_window_of_no_numbers_is_left_out(
     value: float, planned: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     policy, expected = (vllm.make_policy(Theirs, Settings()) for _ in range(2))
-    running = rebalanced(policy, loads(0), start(4))
-    rebalanced(expected, loads(0), start(4))
+    running = rebalanced(policy, loads(0), first(4))
+    rebalanced(expected, loads(0), first(4))
     for layer in range(2):
         wrong = loads(1).double()
         wrong[layer, layer + 3] = value
@@ -153,12 +153,12 @@ def test_a_window_of_no_numbers_is_left_out(
 
 def test_idle_layers_stay_and_plans_go_on(planned: list[Any]) -> None:
     policy = vllm.make_policy(Theirs, Settings())
-    running = start(4)
+    running = first(4)
     for step in range(3):
         weight = loads(step)
         weight[1] = 0
         running = rebalanced(policy, weight, running)
-        assert torch.equal(running[1], start(4)[1])
+        assert torch.equal(running[1], first(4)[1])
     running = rebalanced(policy, torch.zeros_like(weight), running)
     rebalanced(policy, loads(3), running)
     assert [len(windows) for windows in planned] == [1, 2, 3, 4]
@@ -184,25 +184,28 @@ def test_each_cause_is_told_once(
     policy = vllm.make_policy(Theirs, Settings())
     raised = iter(errors * 2)
     for _ in errors * 2:
-        assert policy.rebalance_experts(loads(0), 20, 1, 1, 4, start(4)) is None
+        assert policy.rebalance_experts(loads(0), 20, 1, 1, 4, first(4)) is None
     told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(told) == 5
     assert all("vLLM's own policy answers" in message for message in told)
 
 
-def test_a_warm_up_that_fails_changes_no_map(
+def test_a_warm_up_that_fails_is_told_and_stops_no_engine(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
         raise MemoryError("no memory to compile in")
 
     monkeypatch.setattr("eplb.planning.plan.warmup", fail)
-    vllm._warm_up.cache_clear()
-    policy = vllm.make_policy(Theirs, Settings())
-    running = start(4)
+    monkeypatch.setattr(start, "compile_kernels", start.compile_kernels.__wrapped__)
+
+    class State:
+        def add_model(self, model: str) -> str:
+            return model
+
     for _ in range(2):
-        assert torch.equal(rebalanced(policy, torch.zeros(LAYERS, EXPERTS), running), running)
-    vllm._warm_up.cache_clear()
+        start.after(State, "add_model", vllm._compile)
+        assert State().add_model("model") == "model"
     assert caplog.text.count("the planner is compiled at the first plan") == 1
 
 

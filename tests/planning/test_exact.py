@@ -100,4 +100,7 @@ def test_without_highspy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highspy", None)
     with pytest.raises(MissingExtraError) as raised:
         exact([[1.0, 2.0]], Cluster(2, 1, 1))
-    assert str(raised.value) == "the exact optimum needs highspy: pip install 'eplb[exact]'"
+    assert (
+        str(raised.value)
+        == "the exact optimum needs highspy: pip install highspy, or eplb with its extra 'exact'"
+    )

@@ -153,5 +153,5 @@ def command(
 
 
 def _to_json(found: Decision) -> dict[str, Any]:
-    figures = {name: value for name, value in vars(found).items() if name != "verdict"}
+    figures = {name: value for name, value in vars(found).items() if name != "plan"}
     return {**figures, "layers": list(found.layers), "verdict": found.verdict.to_json()}

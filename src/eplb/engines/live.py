@@ -1,6 +1,6 @@
 """From what an engine shows to the next placement: what both plug-ins share.
 
-Every rank of vLLM plans for itself and nothing is sent between them, so what a rank remembers must
+Every rank plans for itself, and no loads are sent between them, so what a rank remembers must
 follow from calls that every rank has seen. Ranks that join later have seen fewer; when they join,
 the number of ranks changes, or slots are empty, and then every rank forgets the model's windows.
 """
@@ -154,6 +154,10 @@ class History:
         windows = self._models[_model(call, loads.shape)][1]
         windows.append(loads)
         return np.stack(windows)
+
+    def clear(self) -> None:
+        """Forget all windows of all models."""
+        self._models.clear()
 
 
 def _model(call: Call, shape: tuple[int, ...]) -> tuple[Any, ...]:

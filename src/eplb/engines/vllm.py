@@ -9,15 +9,18 @@ import inspect
 import logging
 import os
 import threading
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import in_one_line
 from eplb.engines.live import Call, History
 from eplb.engines.log import failure, switched_on
+from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.settings import Settings, is_on, settings_from
+from eplb.engines.start import after, compile_kernels
 from eplb.errors import LoadsError, PolicyError
 
 __all__ = ["make_policy", "register"]
@@ -34,6 +37,7 @@ _ARGUMENTS = (
     "old_global_expert_indices",
 )
 _CHECKED = ("0.33.0",)
+_OWN = "vLLM's own policy"
 
 
 def register() -> None:
@@ -42,8 +46,39 @@ def register() -> None:
         if not is_on(os.environ):
             return
         _replace(settings_from(os.environ))
+        at_start: Callable[[], object] = _compile
+    except ImportError as error:
+        failure(_logger, error, "vLLM's own EPLB policy stays")
+        return
     except Exception as error:
         failure(_logger, error, "vLLM's own EPLB policy stays")
+        at_start = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
+    try:
+        from vllm.distributed.eplb.eplb_state import EplbState
+
+        after(EplbState, "add_model", at_start)
+    except Exception as error:
+        failure(_logger, error, "kernels are compiled at the first plan")
+
+
+def _compile() -> None:
+    compile_kernels(_logger)
+
+
+def _member() -> Member | None:
+    """This process in the group that experts are spread over."""
+    try:
+        from vllm.distributed.parallel_state import get_ep_group
+
+        group = get_ep_group()
+    except Exception:  # no such group has been made
+        return default_member()
+    # A group that can grow has a store of its own.
+    own = getattr(group, "tcp_store_group", None)
+    store = getattr(own or default_member(), "store", None)
+    if store is None:
+        return None
+    return Member(group, store, f"rank{group.ranks[0]}", group.rank_in_group, len(group.ranks))
 
 
 def _replace(settings: Settings) -> None:
@@ -86,6 +121,12 @@ def make_policy(theirs: Any, settings: Settings) -> Any:
     history = History(settings.windows)
     # The engine's own thread plans at start and where ranks come or go, another one meanwhile.
     lock = threading.Lock()
+
+    def forget() -> None:
+        with lock:
+            history.clear()
+
+    agreement = Agreement(_member, settings, _OWN, _logger, forget)
     recorder = None
     if settings.record is not None:
         try:
@@ -111,34 +152,48 @@ def make_policy(theirs: Any, settings: Settings) -> Any:
             old_global_expert_indices: Any = None,
         ) -> Any:
             """As vLLM's: loads [L, E] and the map that runs [L, P'] to a map [L, P], on the CPU."""
+            import torch
+
             call = Call(num_replicas, num_groups, num_nodes, num_ranks)
-            try:
+            old = old_global_expert_indices
+            running = None if old is None else old.detach().to("cpu", torch.int64).numpy()
+            scaling = running is not None and (
+                running.shape[1] != num_replicas or bool((running < 0).any())
+            )
+
+            def plan() -> NDArray[np.int64]:
                 with lock:
-                    return _answer(
-                        history, recorder, call, settings, weight, old_global_expert_indices
+                    return _plan(
+                        history, recorder, call, settings, weight, running, scaling=scaling
                     )
-            except Exception as error:
-                failure(_logger, error, "vLLM's own policy answers")
-            return super().rebalance_experts(
-                weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices
+
+            return agreement.answer(
+                f"{call}/{tuple(weight.shape)}",
+                plan,
+                None if scaling or running is None else running.copy(),
+                torch.from_numpy,
+                lambda: theirs.rebalance_experts(
+                    weight, num_replicas, num_groups, num_nodes, num_ranks, old
+                ),
             )
 
     return EplbPolicy
 
 
-def _answer(
-    history: History, recorder: Any, call: Call, settings: Settings, weight: Any, old: Any
-) -> Any:
-    import torch
-
+def _plan(
+    history: History,
+    recorder: Any,
+    call: Call,
+    settings: Settings,
+    weight: Any,
+    running: NDArray[np.int64] | None,
+    *,
+    scaling: bool,
+) -> NDArray[np.int64]:
     from eplb.cluster import Cluster
     from eplb.engines.live import next_placement, running_placement
     from eplb.loads import as_array, check_loads
 
-    running = None if old is None else old.detach().to("cpu", torch.int64).numpy()
-    scaling = running is not None and (
-        running.shape[1] != call.num_slots or bool((running < 0).any())
-    )
     loads = as_array(weight)
     history.see(call, loads.shape, scaling=scaling)
     try:
@@ -153,34 +208,17 @@ def _answer(
     current = None
     if running is not None:
         current = running_placement(running, loads.shape[1], cluster.slots_per_gpu)
-    phy2log: NDArray[np.int64]
     if loads.any():
         windows = history.add(call, loads)
         if recorder is not None:
             _record(recorder, loads)
-        phy2log = next_placement(windows, cluster, call.num_groups, current, settings)
-    elif current is not None and not scaling:
+        return next_placement(windows, cluster, call.num_groups, current, settings)
+    if current is not None and not scaling:
         # No load is known: so it is when the engine starts and tries what a plan costs.
-        phy2log = current.phy2log.copy()
-        _warm_up()
-    else:
-        even = np.ones((1, *loads.shape))
-        phy2log = next_placement(even, cluster, call.num_groups, current, settings)
-    return torch.from_numpy(phy2log)
-
-
-@cache
-def _warm_up() -> None:
-    """Compile the planner, once, while the engine starts and waits for nothing else.
-
-    It never raises: this rank alone would then answer with another map than the others.
-    """
-    try:
-        from eplb.planning.plan import warmup
-
-        warmup()
-    except Exception as error:
-        failure(_logger, error, "the planner is compiled at the first plan")
+        phy2log: NDArray[np.int64] = current.phy2log.copy()
+        return phy2log
+    even = np.ones((1, *loads.shape))
+    return next_placement(even, cluster, call.num_groups, current, settings)
 
 
 def _record(recorder: Any, loads: NDArray[np.float64]) -> None:

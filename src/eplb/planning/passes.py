@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.search import Steps
 
 __all__ = [
-    "Effort", "Layers", "Problem", "check_effort", "check_problem", "looks", "peaks_of", "solve",
-    "solve_mean", "step_memory",
+    "Effort", "Layers", "Problem", "check_effort", "check_problem", "gather", "keep_better",
+    "looks", "peaks_of", "solve", "solve_mean", "step_memory",
 ]  # fmt: skip
 
 Effort = Literal["fast", "default", "thorough"]
@@ -198,7 +198,7 @@ def step_memory(num_layers: int, most_steps: int) -> Steps:
 
 def _solve_mean(problem: Problem, effort: Effort) -> tuple[Layers, NDArray[np.int64]]:
     """Plan every layer for the mean, and those again that are far from their bound, without a
-    search. Also return the experts of each node, as `_gather` does.
+    search. Also return the experts of each node, as `gather` does.
     """
     from eplb.solver.recount import FEW_SLOTS, _recount_layers
 
@@ -208,7 +208,7 @@ def _solve_mean(problem: Problem, effort: Effort) -> tuple[Layers, NDArray[np.in
         np.empty(num_layers),
         np.zeros(num_layers),
     )
-    expert_of = _gather(problem, layers)
+    expert_of = gather(problem, layers)
     _first_pass(problem, layers, expert_of)
     far = _above(layers, FEW_SLOTS)
     if far.any() and effort != "fast":
@@ -246,11 +246,11 @@ def _solve_windows(
         _search(
             of_mean, mean, np.flatnonzero(least & _above(mean, _worth(problem, effort))), effort
         )
-        _keep_better(layers, mean.phy2log, peaks_of(problem, loaded, mean.phy2log))
-    _keep_better(layers, found.phy2log, found.peaks)
+        keep_better(layers, mean.phy2log, peaks_of(problem, loaded, mean.phy2log))
+    keep_better(layers, found.phy2log, found.peaks)
 
 
-def _keep_better(layers: Layers, phy2log: NDArray[np.int64], peaks: NDArray[np.float64]) -> None:
+def keep_better(layers: Layers, phy2log: NDArray[np.int64], peaks: NDArray[np.float64]) -> None:
     """Take over the plans that are better."""
     better = peaks < layers.peaks
     layers.phy2log[better] = phy2log[better]
@@ -318,7 +318,7 @@ def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
     return np.where(most >= _FEWEST_STEPS, most, 0)
 
 
-def _gather(problem: Problem, layers: Layers) -> NDArray[np.int64]:
+def gather(problem: Problem, layers: Layers) -> NDArray[np.int64]:
     """The experts of each node, [L, N, E / N], or [1, 1, E] where nodes do not matter."""
     num_layers, num_experts = problem.loads.shape
     nodes = problem.nodes

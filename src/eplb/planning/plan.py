@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from eplb.checks import Immutable
 from eplb.cluster import Cluster, check_shape
+from eplb.dispatching.rules import RULES
 from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
+from eplb.planning.best_split import solve_best_split
 from eplb.planning.passes import Effort, Problem, check_effort, check_problem, solve, solve_mean
 from eplb.planning.relocate import check_current, check_moves, choose, moves, relocate, settle
 
@@ -21,6 +23,8 @@ DEFAULT_MOVE_COST = 5e-4
 """What a move is to gain where nothing else is said, as a share of the mean GPU load."""
 _DEAREST = 1e200
 """The highest price of a move; products of it are finite."""
+PLANNED = ("even", "best")
+"""Rules of dispatch that placements are planned for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +33,13 @@ class Plan(Immutable):
 
     Attributes:
         placement: the experts of every slot.
-        peak: [L] load of the busiest GPU, in the unit of the loads; of several windows the expected
-            one, each window scaled to their mean total.
+        peak: [L] load of the busiest GPU under the rule of dispatch, in the unit of the loads; of
+            several windows the expected one, each window scaled to their mean total.
         bound: [L] proven: no plan for this cluster, with the groups on nodes, has a lower peak.
         moves: experts that GPUs must receive, from the placement that was current; 0 without one.
         notes: what a user should know of the loads: what was planned for, and windows that count
             for nothing.
+        dispatch: the rule of dispatch that was planned for.
     """
 
     placement: Placement
@@ -42,6 +47,7 @@ class Plan(Immutable):
     bound: NDArray[np.float64]
     moves: int = 0
     notes: tuple[str, ...] = ()
+    dispatch: str = "even"
 
     @cached_property
     def gap(self) -> NDArray[np.float64]:
@@ -61,6 +67,7 @@ def plan(
     current: Placement | None = None,
     max_moves: int | None = None,
     move_cost: float | None = None,
+    dispatch: str = "even",
     effort: Effort = "default",
     threads: int | None = None,
 ) -> Plan:
@@ -79,6 +86,11 @@ def plan(
     plan from scratch. Every move pays for itself, also where a GPU holds a second replica of an
     expert. Experts that stay on a GPU keep their slot. A layer with no load stays as it is, whether
     or not its groups are on nodes.
+
+    With `dispatch="best"` the peak is the one that the best split of each window leaves, and a
+    search looks for placements that give such splits much freedom. It starts from the plan for an
+    even split and is never worse, split best. Beside each window it plans for seeded copies of it,
+    in which experts have somewhat more load or less: windows that were seen are soon perfect.
 
     Example:
         >>> import numpy as np
@@ -108,6 +120,8 @@ def plan(
         max_moves: most moves from `current` in all layers together, None for any number.
         move_cost: what the peak of a layer is to fall by at least for each move, in the unit of the
             loads. None for 0.05 % of the mean GPU load, or for nothing where `max_moves` is given.
+        dispatch: the rule by which tokens are split over the copies of their expert: "even", or
+            "best" for placements of which each batch is split best, as `eplb.dispatch` does.
         effort: "fast", "default" or "thorough": fixed amounts of work, each several times the one
             before. "fast" with a current placement and several windows plans nothing afresh.
         threads: most threads to use, None for one a processor.
@@ -120,9 +134,11 @@ def plan(
         PlacementError: a current placement of other layers or experts.
         OptionError: another effort; a negative number of moves or cost, or one of the two without
             a current placement; a budget with which not every expert would have a slot; weights
-            of a LoadTrace, whose windows a forecast weighs.
+            of a LoadTrace, whose windows a forecast weighs; a rule of dispatch that is not planned
+            for, or "best" with a current placement.
     """
     check_effort(effort)
+    check_dispatch(dispatch)
     if isinstance(loads, LoadTrace):
         return _plan_trace(
             loads,
@@ -132,6 +148,7 @@ def plan(
             current=current,
             max_moves=max_moves,
             move_cost=move_cost,
+            dispatch=dispatch,
             effort=effort,
             threads=threads,
         )
@@ -139,9 +156,15 @@ def plan(
     if current is None:
         if max_moves is not None or move_cost is not None:
             raise OptionError("max_moves and move_cost need a current placement to move from")
-        layers = solve(problem, effort)
+        layers = (solve_best_split if dispatch == "best" else solve)(problem, effort)
         peaks = np.ldexp(layers.peaks, problem.exponent)
-        return _plan_of(problem, layers.bounds, layers.phy2log, peaks)
+        made = _plan_of(problem, layers.bounds, layers.phy2log, peaks)
+        return replace(made, dispatch=dispatch)
+    if dispatch == "best":
+        raise OptionError(
+            'dispatch is "best" with a current placement: give one of the two, plans for a best '
+            "split are made from scratch"
+        )
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
     max_moves, move_cost = check_moves(max_moves, move_cost)
@@ -158,6 +181,23 @@ def plan(
     chosen = choose(relocation, max_moves, price)
     settled = settle(relocation, chosen)
     return _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
+
+
+def check_dispatch(rule: object) -> None:
+    """A rule that placements are planned for.
+
+    Raises:
+        OptionError: another, or none at all.
+    """
+    if isinstance(rule, str) and rule in PLANNED:
+        return
+    known = ", ".join(map(repr, PLANNED))
+    if isinstance(rule, str) and rule in RULES:
+        raise OptionError(
+            f"dispatch is {rule!r}: plans are made for {known}; what that rule makes of a plan, "
+            "balancedness(loads, dispatch=...) of its placement says"
+        )
+    raise OptionError(f"dispatch is {rule!r}: give one of {known}")
 
 
 def _plan_trace(

@@ -16,7 +16,8 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,9 +27,9 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
-from eplb.files import whole_file
+from eplb.files import locked, whole_file
 
-__all__ = ["inner", "is_ready", "kernel"]
+__all__ = ["filling", "inner", "is_ready", "kernel"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -38,6 +39,9 @@ _SOURCES = {
     for path in sorted(Path(__file__).parent.glob("*.py"))
 }
 """Read at once: a process may outlive an upgrade of its files."""
+
+_LONGEST_FILLING = 300.0
+"""Seconds: it takes up to two minutes on a busy machine."""
 
 _DIGEST = hashlib.sha256
 _SIZE = _DIGEST().digest_size
@@ -69,6 +73,31 @@ def inner(function: _Function) -> _Function:
 def is_ready(compiled: Callable[..., Any]) -> bool:
     """Whether a kernel has been compiled or loaded in this process, or needs no compiling."""
     return bool(getattr(compiled, "signatures", True))
+
+
+@contextmanager
+def filling() -> Iterator[bool]:
+    """Whether the block is the first on this machine to compile what is kept.
+
+    Others who share the folder wait until it has. Where nothing can be kept, nobody is the first.
+    """
+    try:
+        folder = Path(_KernelCache(filling).cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        yield False
+        return
+    processor = numba.core.registry.cpu_target.target_context.codegen().magic_tuple()
+    what = repr((sorted(_SOURCES.items()), numba.__version__, sys.version_info[:2], processor))
+    filled = folder / f"filled.{_DIGEST(what.encode()).hexdigest()[:16]}"
+    if not filled.exists():
+        with locked(folder, _LONGEST_FILLING):
+            if not filled.exists():
+                yield True
+                with suppress(OSError):
+                    filled.touch()
+                return
+    yield False
 
 
 class _KernelNames(CompileResultCacheImpl):

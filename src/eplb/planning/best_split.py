@@ -1,0 +1,78 @@
+"""Plans for windows of which each is split best: placements that leave a split much freedom."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.planning.passes import Effort, Layers, Problem, gather, keep_better, solve
+from eplb.solver.threads import run_kernel
+
+__all__ = ["solve_best_split"]
+
+_STEPS = {"fast": 150, "default": 700, "thorough": 8000}
+"""Changes that the search tries in a layer (docs/experiments.md, dispatch)."""
+_WINDOWS = 64
+"""Windows that are planned for, about: those that there are, and wider copies of them."""
+
+_AT_ONCE = (1, 1)
+"""Layers that a thread takes at a time, least and most."""
+_LEVELLED_AT_ONCE = (1, 8)
+"""The same where they are only levelled."""
+
+
+def solve_best_split(problem: Problem, effort: Effort) -> Layers:
+    """Plan every layer for windows of which each is split best, from the plans for an even split,
+    and never worse than those.
+    """
+    from eplb.solver.level_search import _bound_levelled, _place_layers
+
+    even = solve(problem, effort)
+    cluster, loaded = problem.cluster, problem.loaded
+    num_windows, num_layers, num_experts = problem.windows.shape
+    bounds = np.zeros(num_layers)
+    gather(problem, replace(even, bounds=bounds))
+    _bound_levelled(
+        problem.windows, problem.weight, loaded, cluster.num_gpus, cluster.slots_per_gpu, bounds
+    )
+    num_wide = max(1, round(_WINDOWS / num_windows))
+    placed = even.phy2log.copy()
+
+    def work(begin: int, end: int) -> None:
+        _place_layers(
+            problem.windows, problem.weight, loaded[begin:end], _width(problem), num_wide,
+            problem.nodes, cluster.num_gpus, _STEPS[effort], placed,
+        )  # fmt: skip
+
+    run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
+    layers = Layers(even.phy2log, _levelled_peaks(problem, even.phy2log), bounds)
+    keep_better(layers, placed, _levelled_peaks(problem, placed))
+    return layers
+
+
+def _width(problem: Problem) -> float:
+    """How wide the windows are that are planned for under the best split: the more, the more freely
+    slots let load go anywhere, and the fewer windows say how loads vary.
+    """
+    cluster, num_experts = problem.cluster, problem.loads.shape[1]
+    spare = (cluster.num_slots - num_experts) / cluster.num_gpus
+    return 0.15 if spare <= 1.5 else 0.4
+
+
+def _levelled_peaks(problem: Problem, phy2log: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[L] the expected peak of slots [L, P] where each window is split best."""
+    from eplb.solver.level import _level_layers
+
+    num_windows, num_layers, _ = problem.windows.shape
+    load = np.empty((num_windows, num_layers, problem.cluster.num_gpus))
+    split, bounds = np.empty((0, *phy2log.shape)), np.empty((num_windows, num_layers))
+
+    def work(begin: int, end: int) -> None:
+        num_gpus = problem.cluster.num_gpus
+        _level_layers(problem.windows, begin, end, phy2log, num_gpus, True, load, split, bounds)
+
+    run_kernel(_level_layers, work, num_layers, _LEVELLED_AT_ONCE, problem.threads)
+    peaks = np.zeros(num_layers)
+    for weight, peak in zip(problem.weight, load.max(axis=2), strict=True):
+        peaks += weight * peak
+    return peaks

@@ -1,0 +1,551 @@
+"""The search under a split that is best in every window: placements of which GPUs are as evenly
+loaded as can be when the tokens of an expert may go to its copies in any parts.
+
+A state is what the slots of one layer hold, and for each window the loads of GPUs that levelling
+leaves. Two changes lead from state to state: two copies *swap* their GPUs, or a copy is *given* to
+another expert. What falls is the norm of the loads of GPUs, a smooth peak:
+
+    sum over windows t of  weight[t] * (mean over GPUs g of level[t, g]^p)^(1/p)
+
+Few windows are soon perfect, and then nothing says which placement bends well. So what is planned
+for is wider than what was seen: each window, and copies of it in which every expert's load is
+multiplied by exp(width * normal), each window then scaled to one total.
+
+A change is proposed from a GPU that is busiest in some window to another. Which of the slots there
+are changed is read off the slopes of the norm. The change is then made, and levelled by sweeps over
+all pairs of copies of an expert: each moves load between the two until their GPUs are level, or one
+of them has none left. Sweeps go through many windows at once, which processors do several at a
+time. Windows stand in blocks; a change that is for the worse after the first blocks is dropped.
+
+Random numbers are made from whole numbers, and powers and roots by squaring and by square roots,
+so a search is the same on every host.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.solver.bounds import _least_peak
+from eplb.solver.jit import inner, kernel
+from eplb.solver.packing import F64, I32, I64
+from eplb.solver.share import _exponential
+
+__all__: list[str] = []
+
+U64 = NDArray[np.uint64]
+
+_BLOCK = 16
+"""Windows in a block."""
+_DOUBLINGS = 5
+"""The norm has the power 2 ** doublings."""
+_FIRST_SWEEPS = 12
+"""Sweeps that level a placement from an even split."""
+_SWEEPS = 2
+"""Sweeps that level a change."""
+_JOINED = 4.0
+"""GPUs that share what is moved to or from one, as prices of changes assume."""
+_TIGHT = 1e-3
+"""What is nearer to the peak than this, as a share of it, is as busy."""
+
+
+class Levelled(NamedTuple):
+    """Where the search through a layer stands: P copies of E experts on G GPUs of S slots, and
+    windows in K blocks of W. Loads are in units of the mean GPU's.
+    """
+
+    load: F64
+    """[K, E, W] load of an expert."""
+    flow: F64
+    """[K, P, W] what a copy takes of it."""
+    level: F64
+    """[K, G, W] load of a GPU."""
+    new_flow: F64
+    """The same after a change, as far as it differs."""
+    new_level: F64
+    weight: F64
+    """[K, W] what a window counts."""
+    part: F64
+    """[K] norms of a block, as they are."""
+    norm: F64
+    """[W] scratch."""
+    slope: F64
+    """[K, G, W] slope of the norm by the load of a GPU, and half its curvature in the next."""
+    curve: F64
+    expert: I64
+    """[P] expert of a copy."""
+    gpu: I64
+    """[P] where it is."""
+    on: I64
+    """[G, S] the copies on a GPU."""
+    number: I64
+    """[E] copies of an expert, and which they are in the next, [E, P]."""
+    copies: I64
+    holds: I32
+    """[G, E] copies of an expert on a GPU."""
+    links: I64
+    """[3 P, 2] pairs of copies between which load is levelled."""
+    random: U64
+    """[1] state of the random numbers."""
+
+
+@inner
+def _new_levelled(num_experts: int, num_gpus: int, num_slots: int, num_blocks: int) -> Levelled:
+    """Memory for a search."""
+    return Levelled(
+        np.empty((num_blocks, num_experts, _BLOCK)),
+        np.empty((num_blocks, num_slots, _BLOCK)),
+        np.empty((num_blocks, num_gpus, _BLOCK)),
+        np.empty((num_blocks, num_slots, _BLOCK)),
+        np.empty((num_blocks, num_gpus, _BLOCK)),
+        np.empty((num_blocks, _BLOCK)),
+        np.empty(num_blocks),
+        np.empty(_BLOCK),
+        np.empty((num_blocks, num_gpus, _BLOCK)),
+        np.empty((num_blocks, num_gpus, _BLOCK)),
+        np.empty(num_slots, np.int64),
+        np.empty(num_slots, np.int64),
+        np.empty((num_gpus, num_slots // num_gpus), np.int64),
+        np.empty(num_experts, np.int64),
+        np.empty((num_experts, num_slots), np.int64),
+        np.empty((num_gpus, num_experts), np.int32),
+        np.empty((3 * num_slots, 2), np.int64),
+        np.empty(1, np.uint64),
+    )
+
+
+@kernel
+def _place_layers(
+    windows: F64,
+    weights: F64,
+    layers: I64,
+    width: float,
+    num_wide: int,
+    num_nodes: int,
+    num_gpus: int,
+    steps: int,
+    phy2log: I64,
+) -> None:
+    """Search from `phy2log` [L, P] through `layers` of `windows` [T, L, E], each of which has some
+    load, and leave there what is found.
+
+    Besides the windows, `num_wide` copies of each that are of this `width` are planned for;
+    `weights` [T, L] are what windows count. Experts stay on the node where they are. Each search
+    makes so many `steps`, changes that are tried.
+    """
+    num_windows, _, num_experts = windows.shape
+    num_slots = phy2log.shape[1]
+    slots_per_gpu = num_slots // num_gpus
+    num_blocks = (num_windows * (1 + num_wide) + _BLOCK - 1) // _BLOCK
+    at = _new_levelled(num_experts, num_gpus, num_slots, num_blocks)
+    for layer in layers:
+        _widen(at, windows[:, layer], weights[:, layer], width, num_wide)
+        _begin(at, phy2log[layer])
+        _search(at, steps, num_gpus // num_nodes)
+        for gpu in range(num_gpus):
+            for slot in range(slots_per_gpu):
+                phy2log[layer, gpu * slots_per_gpu + slot] = at.expert[at.on[gpu, slot]]
+
+
+@kernel
+def _bound_levelled(
+    windows: F64, weights: F64, layers: I64, num_gpus: int, slots_per_gpu: int, bounds: F64
+) -> None:
+    """Raise the proven `bounds` [L] of the expected peak in `layers`: a window's is no lower than
+    the mean, or than the largest part of an expert where each copy takes as much.
+    """
+    num_windows, _, num_experts = windows.shape
+    count, heap = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
+    share = np.empty(num_experts)
+    for layer in layers:
+        bound = 0.0
+        for window in range(num_windows):
+            if weights[window, layer] > 0.0:
+                load = windows[window, layer]
+                least = _least_peak(load, num_gpus, slots_per_gpu, count, share, heap)
+                bound += weights[window, layer] * least
+        bounds[layer] = max(bounds[layer], bound)
+
+
+@inner
+def _draw(random: U64) -> np.uint64:
+    """64 random bits (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+    2014).
+    """
+    random[0] += np.uint64(0x9E3779B97F4A7C15)
+    mixed = random[0]
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+@inner
+def _below(random: U64, number: int) -> int:
+    """A random whole number from 0 to `number` - 1."""
+    return np.int64((_draw(random) >> np.uint64(32)) * np.uint64(number) >> np.uint64(32))
+
+
+@inner
+def _normal(random: U64) -> float:
+    """Nearly a normal number: the sum of 8 uniform ones of 16 bits."""
+    total = np.int64(0)
+    for _ in range(2):
+        bits = _draw(random)
+        for _ in range(4):
+            total += np.int64(bits & np.uint64(0xFFFF))
+            bits >>= np.uint64(16)
+    # Their variance is 8 / 12 of the square of 2 ** 16.
+    return (total - 4 * 0xFFFF) / 65536.0 * 1.224744871391589
+
+
+@inner
+def _widen(at: Levelled, windows: F64, weight: F64, width: float, num_wide: int) -> None:
+    """Fill the loads with the windows [T, E] and copies of them, of a mean GPU load of 1."""
+    num_windows, num_experts = windows.shape
+    num_gpus = at.level.shape[1]
+    at.random[0] = np.uint64(0)
+    at.weight[:] = 0.0
+    for i in range(at.load.shape[0] * _BLOCK):
+        block, place = i // _BLOCK, i % _BLOCK
+        # What fills up the last block counts for nothing.
+        window = i % num_windows
+        if i < num_windows * (1 + num_wide):
+            at.weight[block, place] = weight[window] / (1 + num_wide)
+        total = 0.0
+        for expert in range(num_experts):
+            load = windows[window, expert]
+            if i >= num_windows:
+                exponent = width * _normal(at.random)
+                factor = _exponential(-abs(exponent))
+                load = load * factor if exponent < 0.0 else load / factor
+            at.load[block, expert, place] = load
+            total += load
+        scale = num_gpus / total if total > 0.0 else 0.0
+        for expert in range(num_experts):
+            at.load[block, expert, place] *= scale
+
+
+@inner
+def _begin(at: Levelled, row: I64) -> None:
+    """Take up a placement [P], split evenly."""
+    slots_per_gpu = at.on.shape[1]
+    at.number[:] = 0
+    at.holds[:] = 0
+    at.level[:] = 0.0
+    for copy in range(row.shape[0]):
+        gpu = copy // slots_per_gpu
+        at.gpu[copy] = gpu
+        at.on[gpu, copy - gpu * slots_per_gpu] = copy
+        _add(at, row[copy], copy)
+    for block in range(at.load.shape[0]):
+        for copy in range(row.shape[0]):
+            expert, gpu = row[copy], at.gpu[copy]
+            for t in range(_BLOCK):
+                at.flow[block, copy, t] = at.load[block, expert, t] / at.number[expert]
+                at.level[block, gpu, t] += at.flow[block, copy, t]
+
+
+@inner
+def _add(at: Levelled, expert: int, copy: int) -> None:
+    """Make a copy one of an expert."""
+    at.copies[expert, at.number[expert]] = copy
+    at.number[expert] += 1
+    at.expert[copy] = expert
+    at.holds[at.gpu[copy], expert] += 1
+
+
+@inner
+def _drop(at: Levelled, copy: int) -> None:
+    """Take a copy away from its expert."""
+    expert = at.expert[copy]
+    at.number[expert] -= 1
+    last = at.number[expert]
+    for i in range(last):
+        if at.copies[expert, i] == copy:
+            at.copies[expert, i] = at.copies[expert, last]
+    at.holds[at.gpu[copy], expert] -= 1
+
+
+@inner
+def _exchange(at: Levelled, copy: int, other: int) -> None:
+    """Two copies change their GPUs; `on` is left to the caller."""
+    gpu, host = at.gpu[copy], at.gpu[other]
+    at.gpu[copy], at.gpu[other] = host, gpu
+    at.holds[gpu, at.expert[copy]] -= 1
+    at.holds[host, at.expert[copy]] += 1
+    at.holds[host, at.expert[other]] -= 1
+    at.holds[gpu, at.expert[other]] += 1
+
+
+@inner
+def _find_links(at: Levelled) -> int:
+    """Fill the pairs between which load is levelled, and return how many there are."""
+    links = at.links
+    found = 0
+    for expert in range(at.number.shape[0]):
+        number = at.number[expert]
+        if number < 2:
+            continue
+        copies = at.copies[expert]
+        if number <= 5:
+            for i in range(number):
+                for j in range(i):
+                    links[found, 0], links[found, 1] = copies[i], copies[j]
+                    found += 1
+            continue
+        # All pairs of many would be too many.
+        for i in range(number):
+            for away in range(1, 4):
+                links[found, 0], links[found, 1] = copies[i], copies[(i + away) % number]
+                found += 1
+    return found
+
+
+@inner
+def _sweep(at: Levelled, num_links: int, flow: F64, level: F64, sweeps: int) -> None:
+    """Level all pairs in a block, forwards and backwards in turn."""
+    for sweep in range(sweeps):
+        for i in range(num_links):
+            link = i if sweep % 2 == 0 else num_links - 1 - i
+            one, two = at.links[link, 0], at.links[link, 1]
+            mine, theirs = flow[one], flow[two]
+            here, there = level[at.gpu[one]], level[at.gpu[two]]
+            for t in range(_BLOCK):
+                shift = 0.5 * (here[t] - there[t])
+                most, least = mine[t], -theirs[t]
+                shift = shift if shift < most else most
+                shift = shift if shift > least else least
+                mine[t] = most - shift
+                theirs[t] = shift - least
+                here[t] -= shift
+                there[t] += shift
+
+
+@inner
+def _norms(at: Levelled, level: F64, weight: F64) -> float:
+    """Weighted sum of the norms of a block; leaves the sums of powers, over GPUs, in `norm`."""
+    norm = at.norm
+    num_gpus = level.shape[0]
+    for t in range(_BLOCK):
+        norm[t] = 0.0
+    for gpu in range(num_gpus):
+        row = level[gpu]
+        for t in range(_BLOCK):
+            value = row[t]
+            for _ in range(_DOUBLINGS):
+                value *= value
+            norm[t] += value
+    total = 0.0
+    for t in range(_BLOCK):
+        value = norm[t] / num_gpus
+        for _ in range(_DOUBLINGS):
+            value = np.sqrt(value)
+        total += weight[t] * value
+    return total
+
+
+@inner
+def _settle(at: Levelled, num_links: int, sweeps: int) -> float:
+    """Level what stands, renew norms and slopes, and return the weighted sum of norms."""
+    power = float(2**_DOUBLINGS)
+    num_gpus = at.level.shape[1]
+    total = 0.0
+    for block in range(at.load.shape[0]):
+        level, norm = at.level[block], at.norm
+        _sweep(at, num_links, at.flow[block], level, sweeps)
+        at.part[block] = _norms(at, level, at.weight[block])
+        total += at.part[block]
+        for t in range(_BLOCK):
+            value = norm[t] / num_gpus
+            for _ in range(_DOUBLINGS):
+                value = np.sqrt(value)
+            norm[t] = at.weight[block, t] * value / (norm[t] + 1e-300)
+        for gpu in range(num_gpus):
+            slope, curve, row = at.slope[block, gpu], at.curve[block, gpu], level[gpu]
+            for t in range(_BLOCK):
+                value = row[t]
+                for _ in range(_DOUBLINGS):
+                    value *= value
+                now = row[t] + 1e-300
+                slope[t] = norm[t] * value / now
+                curve[t] = 0.5 * (power - 1.0) / _JOINED * slope[t] / now
+    return total
+
+
+@inner
+def _price_of_swap(at: Levelled, copy: int, other: int) -> float:
+    """What a swap adds to the sum of norms, to the second order."""
+    gpu, host = at.gpu[copy], at.gpu[other]
+    total = 0.0
+    for block in range(at.load.shape[0]):
+        mine, theirs = at.flow[block, copy], at.flow[block, other]
+        steep, steep_there = at.slope[block, gpu], at.slope[block, host]
+        bent, bent_there = at.curve[block, gpu], at.curve[block, host]
+        for t in range(_BLOCK):
+            shift = mine[t] - theirs[t]
+            total += shift * (steep_there[t] - steep[t] + shift * (bent_there[t] + bent[t]))
+    return total
+
+
+@inner
+def _price_of_gift(at: Levelled, copy: int, slot: int, heir: int) -> float:
+    """The same where the copy `slot` becomes one of the expert of `copy`, and what it took goes to
+    `heir`, another copy of the expert that it was of.
+    """
+    gpu, host, third = at.gpu[copy], at.gpu[slot], at.gpu[heir]
+    total = 0.0
+    for block in range(at.load.shape[0]):
+        mine, theirs = at.flow[block, copy], at.flow[block, slot]
+        steep, bent = at.slope[block, gpu], at.curve[block, gpu]
+        steep_there, bent_there = at.slope[block, host], at.curve[block, host]
+        steep_heir, bent_heir = at.slope[block, third], at.curve[block, third]
+        for t in range(_BLOCK):
+            lost = theirs[t]
+            total += lost * (steep_heir[t] - steep_there[t])
+            total += lost * lost * (bent_heir[t] + bent_there[t])
+            apart, sum_bent = steep[t] - steep_there[t], bent[t] + bent_there[t]
+            shift = 0.5 * apart / (sum_bent + 1e-300)
+            shift = shift if shift < mine[t] else mine[t]
+            shift = shift if shift > 0.0 else 0.0
+            total += shift * (shift * sum_bent - apart)
+    return total
+
+
+@inner
+def _propose(at: Levelled, node_gpus: int) -> tuple[int, int, int]:
+    """A copy on a GPU that is busiest in some window, one elsewhere to swap with it, and -1; or to
+    give to its expert, and then the copy that takes over what that one took. -1 for none.
+    """
+    num_gpus, slots_per_gpu = at.on.shape
+    none = np.int64(-1)
+    window = _below(at.random, at.load.shape[0] * _BLOCK)
+    level = at.level[window // _BLOCK, :, window % _BLOCK]
+    peak = 0.0
+    for gpu in range(num_gpus):
+        peak = max(peak, level[gpu])
+    gpu = _below(at.random, num_gpus)
+    for _ in range(num_gpus):
+        if level[gpu] > peak * (1.0 - _TIGHT):
+            break
+        gpu = (gpu + 1) % num_gpus
+    host = gpu
+    for _ in range(2):
+        # One that is as busy is drawn again, once.
+        if level[host] > peak * (1.0 - _TIGHT):
+            host = gpu // node_gpus * node_gpus + _below(at.random, node_gpus)
+    copy = at.on[gpu, _below(at.random, slots_per_gpu)]
+    if at.holds[host, at.expert[copy]] > 0:
+        return copy, none, none
+    best, found, heir = np.inf, none, none
+    for i in range(slots_per_gpu):
+        other = at.on[host, i]
+        expert = at.expert[other]
+        if at.holds[gpu, expert] == 0:
+            price = _price_of_swap(at, copy, other)
+            if price < best:
+                best, found, heir = price, other, none
+        if at.number[expert] > 1:
+            for j in range(at.number[expert]):
+                third = at.copies[expert, j]
+                if third != other:
+                    price = _price_of_gift(at, copy, other, third)
+                    if price < best:
+                        best, found, heir = price, other, third
+    return copy, found, heir
+
+
+@inner
+def _search(at: Levelled, steps: int, node_gpus: int) -> None:
+    """Make the changes that lower the weighted sum of norms."""
+    num_blocks = at.load.shape[0]
+    num_links = _find_links(at)
+    now = _settle(at, num_links, _FIRST_SWEEPS)
+    for _ in range(steps):
+        copy, other, heir = _propose(at, node_gpus)
+        if other < 0:
+            continue
+        gpu, host = at.gpu[copy], at.gpu[other]
+        expert, partner = at.expert[copy], at.expert[other]
+        if heir < 0:
+            _exchange(at, copy, other)
+        else:
+            _drop(at, other)
+            _add(at, expert, other)
+            num_links = _find_links(at)
+        gain = 0.0
+        for block in range(num_blocks):
+            _change(at, block, num_links, copy, other, heir, gpu, host)
+            gain += at.part[block] - _norms(at, at.new_level[block], at.weight[block])
+            if gain <= 0.0:
+                break
+        if gain > 0.0:
+            _keep(at, num_links, partner, heir)
+            if heir < 0:
+                for slot in range(at.on.shape[1]):
+                    if at.on[gpu, slot] == copy:
+                        at.on[gpu, slot] = other
+                    if at.on[host, slot] == other:
+                        at.on[host, slot] = copy
+            now = _settle(at, num_links, _SWEEPS)
+        elif heir < 0:
+            _exchange(at, other, copy)
+        else:
+            _drop(at, other)
+            _add(at, partner, other)
+            num_links = _find_links(at)
+
+
+@inner
+def _change(
+    at: Levelled,
+    block: int,
+    num_links: int,
+    copy: int,
+    other: int,
+    heir: int,
+    gpu: int,
+    host: int,
+) -> None:
+    """Level a block as it is after a change that the copies have seen."""
+    flow, new_flow = at.flow[block], at.new_flow[block]
+    level, new_level = at.level[block], at.new_level[block]
+    for i in range(level.shape[0]):
+        for t in range(_BLOCK):
+            new_level[i, t] = level[i, t]
+    for i in range(num_links):
+        for side in range(2):
+            linked = at.links[i, side]
+            for t in range(_BLOCK):
+                new_flow[linked, t] = flow[linked, t]
+    if heir < 0:
+        for t in range(_BLOCK):
+            shift = flow[copy, t] - flow[other, t]
+            new_level[gpu, t] -= shift
+            new_level[host, t] += shift
+    else:
+        third = at.gpu[heir]
+        for t in range(_BLOCK):
+            lost = flow[other, t]
+            new_flow[heir, t] = flow[heir, t] + lost
+            new_flow[other, t] = 0.0
+            new_level[host, t] -= lost
+            new_level[third, t] += lost
+    _sweep(at, num_links, new_flow, new_level, _SWEEPS)
+
+
+@inner
+def _keep(at: Levelled, num_links: int, partner: int, heir: int) -> None:
+    """Take over what a change has made."""
+    for block in range(at.load.shape[0]):
+        flow, new_flow = at.flow[block], at.new_flow[block]
+        for gpu in range(at.level.shape[1]):
+            for t in range(_BLOCK):
+                at.level[block, gpu, t] = at.new_level[block, gpu, t]
+        for i in range(num_links):
+            for side in range(2):
+                linked = at.links[i, side]
+                for t in range(_BLOCK):
+                    flow[linked, t] = new_flow[linked, t]
+        if heir >= 0 and at.number[partner] == 1:
+            for t in range(_BLOCK):
+                flow[heir, t] = at.load[block, partner, t]

@@ -1,0 +1,135 @@
+"""A process that is a rank of an engine: a line of JSON in, what it did as a line of JSON out.
+
+What comes in: the store and the place in the group, this rank's variables (None: no plug-in), and
+calls. After each call the ranks meet, as they do in an engine that moves weights next.
+"""
+
+import json
+import logging
+import sys
+import threading
+import time
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import distributed
+
+from eplb.engines import live, ranks
+from eplb.engines.live import History
+from eplb.engines.settings import settings_from
+from eplb.engines.start import compile_kernels
+from eplb.engines.vllm import make_policy
+
+LAYERS, EXPERTS, SLOTS = 2, 8, 3  # slots of a rank
+ranks._SECONDS = 3.0
+
+
+class Theirs:
+    """An engine's own policy: experts in the order of their loads, over and over."""
+
+    @classmethod
+    def rebalance_experts(cls, weight: Any, num_slots: int, *_: Any) -> torch.Tensor:
+        order = torch.argsort(-weight.double(), dim=1, stable=True)
+        return order.repeat(1, num_slots // EXPERTS + 1)[:, :num_slots].contiguous()
+
+
+def made(environment: dict[str, str] | None) -> Any:
+    return Theirs if environment is None else make_policy(Theirs, settings_from(environment))
+
+
+def start(num_ranks: int) -> torch.Tensor:
+    return (torch.arange(num_ranks * SLOTS) % EXPERTS).repeat(LAYERS, 1)
+
+
+def call(policy: Any, running: torch.Tensor, wanted: dict[str, Any]) -> torch.Tensor:
+    """One call of the engine's. Where it is for more ranks than run, theirs are empty."""
+    num_slots = wanted.get("ranks", 4) * SLOTS
+    empty = torch.full((LAYERS, max(0, num_slots - running.shape[1])), -1)
+    running = torch.cat([running, empty], dim=1)
+    loads = np.random.default_rng(wanted["loads"]).integers(1, 1000, (LAYERS, EXPERTS))
+    faults: dict[str, Any] = {
+        "raises": patch.object(live, "next_placement", side_effect=MemoryError("none is left")),
+        "no history": patch.object(History, "add", lambda *given: given[-1][None]),
+        "": nullcontext(),
+    }
+    with faults[wanted.get("fault", "")]:
+        answer = policy.rebalance_experts(
+            torch.from_numpy(loads), num_slots, 1, 1, num_slots // SLOTS, running
+        )
+    return torch.as_tensor(answer)
+
+
+def meet(size: int) -> None:
+    for _ in range(2 if size > 1 else 0):
+        distributed.all_reduce(torch.zeros(1))
+
+
+def serve(given: dict[str, Any], policy: Any, said: list[str]) -> dict[str, Any]:
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{given['store']}",
+        rank=given["rank"],
+        world_size=given["size"],
+        timeout=timedelta(seconds=30),
+    )
+    running = start(4)
+    maps: list[Any] = []
+    seconds: list[float] = []
+    for wanted in given["calls"]:
+        begin = time.perf_counter()
+        if wanted == "ends":
+            return {"maps": maps, "said": said, "seconds": seconds}
+        if isinstance(wanted, list):
+            # Two of the engine's threads, in this rank's order.
+            answers: list[Any] = [None] * len(wanted)
+
+            def work(place: int, one: dict[str, Any], old: torch.Tensor = running) -> None:
+                answers[place] = call(policy, old, one)  # noqa: B023
+
+            threads = []
+            for place, one in enumerate(wanted):
+                threads.append(threading.Thread(target=work, args=(place, one)))
+                threads[-1].start()
+                time.sleep(0.2)
+            for thread in threads:
+                thread.join()
+            by_ranks = zip((one["ranks"] for one in wanted), answers, strict=True)
+            answers = [answer for _, answer in sorted(by_ranks, key=lambda pair: pair[0])]
+        else:
+            answers = [call(policy, running, wanted)]
+        seconds.append(time.perf_counter() - begin)
+        maps += [answer.tolist() for answer in answers]
+        running = answers[-1]
+        if given.get("meet", True):
+            meet(given["size"])
+    distributed.destroy_process_group()
+    return {"maps": maps, "said": said, "seconds": seconds}
+
+
+def tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("vllm.eplb").addHandler(handler)
+    compile_kernels(logging.getLogger("vllm.eplb"))
+    policy = None
+    tell("ready")
+    for line in sys.stdin:
+        given = json.loads(line)
+        if not given.get("again"):
+            policy = made(given["environment"])
+        said.clear()
+        tell(json.dumps(serve(given, policy, said)))
+
+
+if __name__ == "__main__":
+    main()
