@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 from eplb.balance import Average, Served, balancedness
 from eplb.checks import Immutable, rising_layers, whole_number
 from eplb.cluster import Cluster, check_cluster
-from eplb.dispatching.dispatch import gpu_load, of_gpus
+from eplb.dispatching.dispatch import gpu_load, of_gpus, slot_load
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import as_array, check_values, is_tensor
 
@@ -202,12 +202,15 @@ class Placement(Immutable):
             return gpu_load(self, loads, dispatch)
         return of_gpus(self.slot_load(loads), self.cluster.num_gpus)
 
-    def slot_load(self, loads: Any) -> NDArray[np.float64]:
-        """Load of each physical expert, [..., L, P], from loads [..., L, E].
+    def slot_load(self, loads: Any, dispatch: Any = "even") -> NDArray[np.float64]:
+        """Load of each physical expert, [..., L, P], from loads [..., L, E], by a rule of dispatch
+        or a split as for `gpu_load`.
 
         Raises:
             LoadsError: loads of another shape, or values that are no numbers of tokens.
         """
+        if not isinstance(dispatch, str) or dispatch != "even":
+            return slot_load(self, loads, dispatch)
         array = as_array(loads)
         if array.shape[-2:] != self.logcnt.shape:
             raise LoadsError(

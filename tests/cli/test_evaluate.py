@@ -246,7 +246,7 @@ def test_evaluate_refuses_in_one_line(loads_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", ["sglang", "best"])
 def test_every_figure_is_under_the_rule(rule: str) -> None:
-    trace, cluster = trace_of(6), eplb.Cluster(4, 2, 5)
+    trace, cluster = trace_of(6), eplb.Cluster(8, 2, 3)
     placement = eplb.plan(trace.loads[0], cluster).placement
     found = evaluate_placement(placement, trace, dispatch=rule)
     assert found.dispatch == found.to_json()["dispatch"] == rule
@@ -261,8 +261,9 @@ def test_every_figure_is_under_the_rule(rule: str) -> None:
     load = placement.gpu_load(trace.loads, rule).sum(axis=(0, 1))
     assert found.hottest is not None
     assert found.hottest.load == pytest.approx(load.max() / load.mean())
+    split: Any = eplb.dispatch(placement, trace.loads)
     with pytest.raises(eplb.OptionError, match="a split fits one placement"):
-        evaluate_placement(placement, trace, dispatch=eplb.dispatch(placement, trace.loads))
+        evaluate_placement(placement, trace, dispatch=split)
 
 
 def test_figures_for_an_engine_are_under_its_rule(loads_file: Path, tmp_path: Path) -> None:

@@ -376,3 +376,41 @@ def test_recorded_windows(traces: Path) -> None:
         for seconds in (1e-3, 0.1, 60.0)
     ]
     assert all(one <= other for one, other in pairwise(moves))
+
+
+@pytest.mark.parametrize("rule", ["sglang", "best"])
+def test_peaks_are_under_the_rule(rule: str) -> None:
+    cluster = Cluster(8, 2, 5)
+    before, after = two_states(3, 3)
+    old = eplb.plan(before, cluster).placement
+    windows = windows_of(after, 12)
+    found = eplb.decide(windows, cluster, old, SERVICE, 60.0, dispatch=rule)
+    assert found.dispatch == found.verdict.dispatch == rule
+    now = old.balancedness(windows, rule)
+    assert found.verdict.now == pytest.approx(now)
+    assert found.verdict.seen_gain == pytest.approx(
+        found.verdict.plan.placement.balancedness(windows, rule) - now, abs=0.05
+    )
+    assert now != pytest.approx(old.balancedness(windows))
+    assert found.verdict.fall == pytest.approx(found.verdict.gain / (now + found.verdict.gain))
+    with pytest.raises(eplb.OptionError, match="give one of even, sglang"):
+        eplb.decide(windows, cluster, old, SERVICE, 60.0, dispatch="nearest")
+    split: Any = eplb.dispatch(old, windows)
+    with pytest.raises(eplb.OptionError, match="a split fits one placement"):
+        eplb.decide(windows, cluster, old, SERVICE, 60.0, dispatch=split)
+
+
+def test_splitting_alone_is_tried_first_as_it_moves_nothing() -> None:
+    before, after = two_states(0, 3)
+    old = eplb.plan(before, CLUSTER).placement
+    windows = windows_of(after, 12)
+    even, best = (old.gpu_load(windows, rule).max(axis=2).sum() for rule in ("even", "best"))
+    dear = replace(SERVICE, expert_bytes=10**12)
+    for service, action in ((SERVICE, "move"), (dear, "wait")):
+        found = eplb.decide(windows, CLUSTER, old, service, 60.0, dispatch="best")
+        assert found.split_gain == pytest.approx(1.0 - best / even)
+        words = f"lowers the peaks by {100.0 * (1.0 - best / even):.1f} % from an even split"
+        assert words in found.reason
+        assert found.action.startswith(action)
+        assert ("and that is enough" in found.reason) == (action == "wait")
+    assert eplb.decide(windows, CLUSTER, old, SERVICE, 60.0).split_gain is None

@@ -147,6 +147,7 @@ def expected() -> list[dict[str, Any]]:
                     "slots": cluster.num_slots,
                     "spare": cluster.num_slots - 8,
                     "every": every,
+                    "dispatch": "even",
                 }
                 rows.append({**place, **timeless(json.loads(json.dumps(vars(row), default=vars)))})
     return rows

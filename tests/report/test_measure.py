@@ -341,3 +341,16 @@ def test_samples_end_with_the_last_window() -> None:
         assert some[-1] == total - 1
         assert len(set(some.tolist())) == 8
         assert np.ptp(np.diff(some)) <= 1
+
+
+def test_every_figure_is_under_the_rule(trace: eplb.LoadTrace, running: eplb.Placement) -> None:
+    found = measure(trace, CLUSTER, current=running, model="gpt-oss-20b", dispatch="best")
+    now = running.balancedness(trace.loads[-32:], "best")
+    assert found.setting.dispatch == found.verdict.dispatch == "best"
+    assert found.standings[0].seen == pytest.approx(now)
+    assert now > running.balancedness(trace.loads[-32:])
+    assert found.choice.compare is not None
+    assert "--dispatch best" in found.choice.compare
+    assert "Dispatch: best, each window is split" in " ".join(render_page(found).split())
+    with pytest.raises(OptionError, match="give one of even, sglang"):
+        measure(trace, CLUSTER, dispatch="nearest")

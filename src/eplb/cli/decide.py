@@ -15,6 +15,7 @@ from eplb.cli.options import (
     Between,
     Current,
     CurrentGpus,
+    DispatchRule,
     ExpertBytes,
     ExpertShare,
     GpuName,
@@ -30,6 +31,7 @@ from eplb.cli.options import (
     Within,
     moe_slots,
     rates_of,
+    rule_of,
     service_of,
 )
 from eplb.cli.reading import (
@@ -88,6 +90,7 @@ def command(
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
     merge: Merge = "auto",
+    dispatch: DispatchRule = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -100,6 +103,7 @@ def command(
         check_placement_path(output, "sglang")
         check_writable(output, trace)
     whole_number(history, "--history")
+    rule = rule_of(dispatch)
     loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers
@@ -132,6 +136,7 @@ def command(
             num_groups=groups,
             max_moves=budget,
             margin=margin,
+            dispatch=rule,
             threads=threads,
         )
     goes = output if found.placement is not None else None

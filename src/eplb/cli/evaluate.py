@@ -84,6 +84,7 @@ def command(
         words = ["eplb", "plan", str(trace), "--gpus", str(found.gpus), "--nodes", str(found.nodes)]
         words += ["--groups", str(groups), "--current", str(placement)]
         words += reading_words(axes, counters, merge)
+        words += [] if dispatch is None else ["--dispatch", dispatch]
         for option, given in (
             ("--first-layer", first_layer),
             ("--layers", layers),

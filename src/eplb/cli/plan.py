@@ -144,6 +144,7 @@ def command(
             cluster,
             None if moves is None else moves.placement,
             num_groups=groups,
+            dispatch=rule,
             threads=threads,
         )
     if target is not None:

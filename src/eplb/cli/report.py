@@ -11,6 +11,7 @@ from rich.progress import Progress
 from eplb.checks import printable, real_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
+    DispatchRule,
     Gpus,
     Groups,
     Nodes,
@@ -18,6 +19,7 @@ from eplb.cli.options import (
     Threads,
     TraceFile,
     cluster_of,
+    rule_of,
 )
 from eplb.cli.reading import (
     Axes,
@@ -85,6 +87,7 @@ def command(
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
     merge: Merge = "auto",
+    dispatch: DispatchRule = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -105,6 +108,7 @@ def command(
         _check_installed()
     if window_seconds is not None:
         real_number(window_seconds, "--window-seconds", "seconds")
+    rule = rule_of(dispatch)
     find_gpu(gpu, "the most similar of these")
     console = Console(stderr=True)
     with quitting_on_interrupt(console), _Steps(console) as steps:
@@ -120,6 +124,7 @@ def command(
             current=running,
             current_name=None if current is None else str(current),
             num_groups=groups,
+            dispatch=rule,
             model=model,
             gpu=gpu,
             tokens_per_gpu=tokens_per_gpu,

@@ -332,6 +332,7 @@ def print_frontier(
 def print_decision(console: Console, title: str, found: Decision) -> None:
     """Print what to do, and what was weighed."""
     _title(console, title)
+    _line(console, in_words(found.dispatch))
     console.print()
     _line(console, f"{found.action.capitalize()}: {found.reason}.")
     print_verdict(console, found.verdict)

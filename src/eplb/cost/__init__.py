@@ -138,6 +138,7 @@ def estimate(
     *,
     tokens_per_gpu: float,
     assumptions: Assumptions = DEFAULTS,
+    dispatch: Any = "even",
 ) -> Estimate:
     """Estimated time of a step: how long the expert layers of a placement take on these loads.
 
@@ -150,10 +151,11 @@ def estimate(
         tokens_per_gpu: tokens that each GPU brings into a step: requests of a decoding batch, or
             tokens of a prefill batch.
         assumptions: what is taken for granted.
+        dispatch: how windows are split over slots: a rule or a split as for `Placement.gpu_load`.
 
     Raises:
-        OptionError: a GPU or model that is not known, or of another number of experts; tokens that
-            are not above 0.
+        OptionError: a GPU, model or rule that is not known, or a model of another number of
+            experts; tokens that are not above 0.
         LoadsError: loads of another shape, values that are no numbers of tokens, or none above 0.
     """
     gpu = find_gpu(gpu) if isinstance(gpu, str) else gpu
@@ -179,7 +181,8 @@ def estimate(
         counted = total > 0.0
         if not counted.any():
             continue
-        slots = placement.slot_load(window / np.where(counted, total, 1.0)[:, None]) * tokens
+        shares = window / np.where(counted, total, 1.0)[:, None]
+        slots = placement.slot_load(shares, dispatch) * tokens
         by_gpu = slots.reshape(placement.num_layers, cluster.num_gpus, -1)
         # Of many tokens, one reaches a slot with this probability, each by itself.
         active = -np.expm1(-by_gpu).sum(axis=-1)

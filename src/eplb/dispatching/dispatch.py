@@ -13,7 +13,7 @@ from eplb.dispatching.rules import RULES, TABLES, check_rule, split_of_table
 from eplb.errors import LoadsError, OptionError, PlacementError
 from eplb.loads import as_array, check_values
 
-__all__ = ["Dispatch", "Placed", "dispatch", "gpu_load", "of_gpus"]
+__all__ = ["Dispatch", "Placed", "dispatch", "gpu_load", "of_gpus", "slot_load"]
 
 F64 = NDArray[np.float64]
 
@@ -246,18 +246,32 @@ def _split_by(placement: Placed, rule: str) -> F64:
     return split
 
 
-def gpu_load(placement: Placed, loads: Any, rule: Any) -> F64:
-    """Load of each GPU [..., L, G] under a rule or a split; "best" splits each window anew.
+def slot_load(placement: Placed, loads: Any, rule: Any) -> F64:
+    """Load of each slot [..., L, P] under a rule or a split; "best" splits each window anew.
 
     Raises:
         LoadsError: loads of another shape, or values that are no numbers of tokens.
         OptionError: neither a rule that is known nor a split of this placement.
     """
     array = _loads_for(placement, loads)
+    layers = np.arange(placement.phy2log.shape[0])[:, None]
+    if not isinstance(rule, str):
+        split = _given(placement, rule)
+    elif rule != "best":
+        split = _split_by(placement, rule)
+    else:
+        windows = array.reshape(-1, *array.shape[-2:])
+        split = _level(placement, windows, number_of_threads(None))[1]
+        split = split.reshape(*array.shape[:-1], -1)
+    load: F64 = array[..., layers, placement.phy2log] * split
+    return load
+
+
+def gpu_load(placement: Placed, loads: Any, rule: Any) -> F64:
+    """Load of each GPU [..., L, G], as `slot_load`."""
     if not isinstance(rule, str) or rule != "best":
-        if isinstance(rule, str):
-            return _shared(placement, array, _split_by(placement, rule))
-        return _shared(placement, array, _given(placement, rule))
+        return of_gpus(slot_load(placement, loads, rule), placement.cluster.num_gpus)
+    array = _loads_for(placement, loads)
     windows = array.reshape(-1, *array.shape[-2:])
     threads = number_of_threads(None)
     parts = [

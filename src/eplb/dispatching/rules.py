@@ -29,11 +29,13 @@ __all__ = [
     "RULES",
     "TABLES",
     "Ids",
+    "check_named",
     "check_rule",
     "in_words",
     "name_of",
     "near_share",
     "split_of_table",
+    "under",
 ]
 
 Ids = NDArray[np.int64]
@@ -137,6 +139,13 @@ _WORDS = {
     GIVEN: "Dispatch: the split that is given, in every window.",
 }
 
+_UNDER = {
+    "even": "",
+    "sglang": " under SGLang's rule of dispatch",
+    "ascend": " under vllm-ascend's rule of dispatch",
+    "best": " with each window split best",
+}
+
 
 def check_rule(dispatch: Any, name: str = "dispatch") -> Any:
     """What is a rule, or may be a split; that is found out when it is known of what placement.
@@ -150,9 +159,31 @@ def check_rule(dispatch: Any, name: str = "dispatch") -> Any:
     return dispatch
 
 
+def check_named(dispatch: Any) -> str:
+    """A rule, where placements are compared.
+
+    Raises:
+        OptionError: a rule that is not known, or a split: it fits no placement but its own.
+    """
+    if name_of(check_rule(dispatch)) == GIVEN:
+        raise OptionError(
+            "a split fits one placement, and others stand beside it: give a rule of dispatch, one "
+            f"of {', '.join(RULES)}"
+        )
+    rule: str = dispatch
+    return rule
+
+
 def name_of(dispatch: Any) -> str:
     """What a rule is called in figures, or "split" where a split is given."""
     return dispatch if isinstance(dispatch, str) else GIVEN
+
+
+def under(name: str) -> str:
+    """The rule of that name as an end of a clause: " under SGLang's rule of dispatch"; nothing
+    where tokens are split evenly.
+    """
+    return _UNDER[name]
 
 
 def in_words(name: str) -> str:

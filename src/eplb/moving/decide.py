@@ -41,6 +41,9 @@ class Decision:
         moves: experts that GPUs must receive.
         total_bytes: bytes of them.
         moving_seconds: time that the transfers take.
+        dispatch: the rule of dispatch that peaks are under.
+        split_gain: share by which the peaks of what runs fall if each window is split best instead
+            of evenly, which moves nothing; None under another rule.
         reason: all that in a sentence.
     """
 
@@ -54,6 +57,8 @@ class Decision:
     moves: int
     total_bytes: int
     moving_seconds: float
+    dispatch: str
+    split_gain: float | None
     reason: str
 
     @property
@@ -74,6 +79,7 @@ def decide(
     max_moves: int | None = None,
     margin: float = MARGIN,
     effort: Effort = "fast",
+    dispatch: str = "even",
     threads: int | None = None,
 ) -> Decision:
     """Move, move some layers, or wait.
@@ -89,11 +95,13 @@ def decide(
         max_moves: maximum number of moves.
         margin: minimum ratio of gain to cost.
         effort: work of a plan.
+        dispatch: the rule by which windows are scored, as for `Placement.gpu_load`. Of "best" it is
+            said first what splitting alone gains, as that moves nothing.
         threads: most threads to use.
 
     Raises:
         EplbError: as for `eplb.plan`.
-        OptionError: `seconds` is not above 0, or `margin` is below 1.
+        OptionError: `seconds` is not above 0, `margin` is below 1, or a rule that is not known.
     """
     seconds = real_number(seconds, "seconds", "seconds")
     margin = real_number(margin, "margin", "times the cost", least=1.0, above=False)
@@ -110,10 +118,12 @@ def decide(
         weights=weights,
         max_moves=max_moves,
         effort=effort,
+        dispatch=dispatch,
         threads=threads,
     )
     made, gain = verdict.plan, 0.0 if forced else verdict.fall
-    price = _price(windows[some], current, service, seconds, margin)
+    peaks = _peaks(current, windows[some], dispatch)
+    price = _price(float(peaks.mean()), current.cluster, service, seconds, margin)
     # Where moves are cheap, they are those that every other command weighs.
     if price > DEFAULT_MOVE_COST * float(windows[some].sum(axis=2).mean()) / cluster.num_gpus:
         # What another cluster needs moves at any price, the rest where it pays.
@@ -128,7 +138,7 @@ def decide(
             effort=effort,
             threads=threads,
         )
-        gain *= _share(current, made.placement, verdict.plan.placement, windows[some])
+        gain *= _share(current, made.placement, verdict.plan.placement, windows[some], dispatch)
     moving = service.moving_seconds(current, made.placement)
     gained = service.gained_seconds(gain, seconds)
     lost = service.lost_seconds(moving)
@@ -159,6 +169,15 @@ def decide(
         elif gained < margin * lost or gained <= 0.0:
             action = "wait"
             reason += f"; the gain is not {margin:g} times the cost"
+    split_gain = None
+    if dispatch == "best":
+        evenly = float(_peaks(current, windows[some], "even").sum())
+        split_gain = 1.0 - float(peaks.sum()) / evenly if evenly > 0.0 else 0.0
+        enough = ", and that is enough" if action == "wait" and split_gain > 0.0 else ""
+        reason = (
+            f"splitting each window best, which moves nothing, lowers the peaks by "
+            f"{100.0 * split_gain:.1f} % from an even split{enough}; beyond that, {reason}"
+        )
     return Decision(
         action,
         () if action == "wait" else tuple(layers.tolist()),
@@ -170,38 +189,43 @@ def decide(
         made.moves,
         total_bytes,
         moving,
+        dispatch,
+        split_gain,
         reason,
     )
 
 
-def _price(
-    windows: NDArray[np.float64],
-    current: Placement,
-    service: Service,
-    seconds: float,
-    margin: float,
-) -> float:
-    """What a layer's peak is to fall by for each move, to be worth a margin times its cost."""
-    peak = float(_peaks(current, windows).mean())
+def _price(peak: float, cluster: Cluster, service: Service, seconds: float, margin: float) -> float:
+    """What a layer's peak is to fall by for each move, to be worth a margin times its cost, where
+    the sum of the peaks of all layers is `peak`.
+    """
     worth = service.gained_seconds(1.0, seconds) / peak if peak > 0.0 else 0.0
-    cost = margin * service.move_seconds(current.cluster)
+    cost = margin * service.move_seconds(cluster)
     if cost == 0.0:
         return 0.0
     # Where nothing is gained, no fall is enough.
     return cost / worth if worth > 0.0 else peak + 1.0
 
 
-def _peaks(placement: Placement, windows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _peaks(
+    placement: Placement, windows: NDArray[np.float64], dispatch: str
+) -> NDArray[np.float64]:
     """[T] sum over layers of the load of the busiest GPU."""
-    peaks: NDArray[np.float64] = placement.gpu_load(windows).max(axis=2).sum(axis=1)
+    peaks: NDArray[np.float64] = placement.gpu_load(windows, dispatch).max(axis=2).sum(axis=1)
     return peaks
 
 
 def _share(
-    current: Placement, some: Placement, whole: Placement, windows: NDArray[np.float64]
+    current: Placement,
+    some: Placement,
+    whole: Placement,
+    windows: NDArray[np.float64],
+    dispatch: str,
 ) -> float:
     """How much of what one placement gains on windows that are known another has, from 0 to 1."""
-    now, part, all_of_it = (float(_peaks(each, windows).sum()) for each in (current, some, whole))
+    now, part, all_of_it = (
+        float(_peaks(each, windows, dispatch).sum()) for each in (current, some, whole)
+    )
     return min(1.0, max(0.0, (now - part) / (now - all_of_it))) if all_of_it < now else 0.0
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from eplb.balance import balancedness
 from eplb.checks import Immutable, whole_number
 from eplb.cluster import Cluster
-from eplb.dispatching.rules import check_rule, name_of
+from eplb.dispatching.rules import check_named
 from eplb.errors import OptionError
 from eplb.placement import Placement
 from eplb.planning.passes import Effort, check_effort, check_problem, solve
@@ -65,7 +65,7 @@ def frontier(
     weights: Any = None,
     points: int = 20,
     effort: Effort = "default",
-    dispatch: Any = "even",
+    dispatch: str = "even",
     threads: int | None = None,
 ) -> Frontier:
     """What so many moves would give, for all numbers of moves in one go.
@@ -84,13 +84,12 @@ def frontier(
 
     Raises:
         EplbError: as for `eplb.plan`.
-        OptionError: fewer than 2 points; a rule that is not known, or a split that does not fit a
-            placement.
+        OptionError: fewer than 2 points, or a rule that is not known.
     """
     points = whole_number(points, "points")
     if points < 2:
         raise OptionError(f"points is {points}: give 2 or more")
-    check_rule(dispatch)
+    check_named(dispatch)
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
@@ -106,7 +105,7 @@ def frontier(
         phy2log, peaks = settle(relocation, chosen)
         placement = Placement._trusted(phy2log, num_experts, cluster)
         load = placement.gpu_load(problem.windows, dispatch)
-        if name_of(dispatch) != "even":
+        if dispatch != "even":
             peaks = (load.max(axis=2) * problem.weight).sum(axis=0)
         score, peak = balancedness(load), float(peaks.sum())
         # The one may fall while the other does, of several windows or under another rule.
@@ -116,4 +115,4 @@ def frontier(
     arrays = np.array(moves_of), np.array(balancedness_of), np.array(peak_of)
     for array in arrays:
         array.flags.writeable = False
-    return Frontier(*arrays, placements, name_of(dispatch))
+    return Frontier(*arrays, placements, dispatch)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from eplb.balance import Interval, ratios
 from eplb.checks import real_number, share_of_one
 from eplb.cluster import Cluster
+from eplb.dispatching.rules import check_named, under
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
 from eplb.planning.passes import Effort
@@ -61,6 +62,7 @@ class Verdict:
         seen_gain: balancedness that the plan gains on the windows that it was made from.
         windows: how many are held out in turn; 0 where there is one, and nothing is held out.
         least_gain, confidence: the thresholds.
+        dispatch: the rule of dispatch that balancedness is under.
         plan: the plan that was weighed.
         words: the advice in sentences, with its figures.
     """
@@ -74,6 +76,7 @@ class Verdict:
     windows: int
     least_gain: float
     confidence: float
+    dispatch: str
     plan: Plan
     words: str
 
@@ -106,6 +109,7 @@ def judge(
     least_gain: float = LEAST_GAIN,
     confidence: float = CONFIDENCE,
     effort: Effort = "fast",
+    dispatch: str = "even",
     threads: int | None = None,
 ) -> Verdict:
     """Whether to change what runs, and how much of it.
@@ -124,14 +128,16 @@ def judge(
         least_gain: balancedness that a plan is to gain.
         confidence: from 0.5 to 1, that it gains anything at all.
         effort: work of each plan.
+        dispatch: the rule by which windows are scored, as for `Placement.gpu_load`.
         threads: most threads to use.
 
     Raises:
         EplbError: as for `eplb.plan`.
-        OptionError: a threshold out of its range.
+        OptionError: a threshold out of its range, or a rule that is not known.
     """
     least_gain = real_number(least_gain, "least_gain", "balancedness", least=0.0, above=False)
     confidence = share_of_one(confidence, "confidence")
+    check_named(dispatch)
     windows = check_windows(loads)
     some = counting(windows, weights)
     weights = None if weights is None else np.asarray(weights)[some]
@@ -158,7 +164,7 @@ def judge(
     number = len(windows)
     order = np.arange(number)
     made = planned(order, max_moves)
-    now, then = (_scores(each, windows) for each in (running, made.placement))
+    now, then = (_scores(each, windows, dispatch) for each in (running, made.placement))
     seen_gain = _mean(then - now)
 
     def trial(folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]], budget: int | None) -> _Loads:
@@ -166,7 +172,7 @@ def judge(
         gained = []
         for shown, held in folds:
             tried = planned(shown, budget).placement
-            gained.append(_scores(tried, windows[held]) - now[held])
+            gained.append(_scores(tried, windows[held], dispatch) - now[held])
         return np.concatenate(gained)
 
     changes = made.moves > 0 or (current is None and made.placement != running)
@@ -209,7 +215,9 @@ def judge(
     moves = 0
     if advised:
         moves = made.moves if current is not None else made.placement.moves_from(running)
-    words = _words(action, moves, made, gain, interval, balance, seen_gain, held_out, windows)
+    words = _words(
+        action, moves, made, gain, interval, balance, seen_gain, held_out, windows, under(dispatch)
+    )
     return Verdict(
         action,
         moves,
@@ -220,6 +228,7 @@ def judge(
         held_out,
         least_gain,
         confidence,
+        dispatch,
         made,
         words,
     )
@@ -236,9 +245,9 @@ def counting(windows: _Loads, weights: Any) -> NDArray[np.bool_]:
     return some if some.any() else np.arange(len(windows)) == counts.argmax()
 
 
-def _scores(placement: Placement, windows: _Loads) -> _Loads:
+def _scores(placement: Placement, windows: _Loads, dispatch: str) -> _Loads:
     """[T, L] balancedness, NaN where a layer has no load."""
-    return ratios(placement.gpu_load(windows))
+    return ratios(placement.gpu_load(windows, dispatch))
 
 
 def _mean(values: _Loads, otherwise: float = 0.0) -> float:
@@ -266,6 +275,7 @@ def _words(
     seen_gain: float,
     held_out: int,
     windows: _Loads,
+    by_rule: str,
 ) -> str:
     """The advice, what it rests on, and what helps."""
     size = f"{moves:,} {'expert' if moves == 1 else 'experts'}"
@@ -279,7 +289,10 @@ def _words(
     if not made.moves and not moves and gain == 0.0 and seen_gain < LEAST_GAIN:
         return f"{advice}. No plan found is better by what its moves are to gain."
     if not held_out:
-        what = f"gains {gain:+.4f} of balancedness over {now:.4f} on the window it was made from"
+        what = (
+            f"gains {gain:+.4f} of balancedness over {now:.4f}{by_rule} on the window it was made "
+            "from"
+        )
         return (
             f"{advice}. A plan {what}. One window cannot show whether that lasts: record 2 or "
             "more, better 16."
@@ -287,7 +300,7 @@ def _words(
     half = "" if interval is None else f" ±{(interval.high - interval.low) / 2.0:.4f}"
     found = (
         f"On {held_out} windows, each held out in turn, plans gain {gain:+.4f}{half} of "
-        f"balancedness over {now:.4f}"
+        f"balancedness over {now:.4f}{by_rule}"
     )
     if action != "unpredictable":
         return f"{advice}. {found}."

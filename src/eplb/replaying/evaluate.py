@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.balance import Interval, Served
-from eplb.dispatching.rules import GIVEN, RULES, check_rule, name_of
-from eplb.errors import LoadsError, OptionError
+from eplb.dispatching.rules import check_named
+from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import Verdict, judge
 from eplb.placement import Placement
@@ -134,7 +134,7 @@ def evaluate_placement(
     trace: LoadTrace,
     *,
     num_groups: int = 1,
-    dispatch: Any = "even",
+    dispatch: str = "even",
     threads: int | None = None,
 ) -> Evaluation:
     """Score a placement on every window, beside plans made now and the contiguous layout.
@@ -154,11 +154,7 @@ def evaluate_placement(
         ClusterError: groups that do not divide the experts.
         OptionError: a rule that is not known, or a split: it fits no placement but its own.
     """
-    if name_of(check_rule(dispatch)) == GIVEN:
-        raise OptionError(
-            "a split fits one placement, and its plans beside it are others: give a rule of "
-            f"dispatch, one of {', '.join(RULES)}"
-        )
+    check_named(dispatch)
     if (placement.num_layers, placement.num_experts) != (trace.num_layers, trace.num_experts):
         raise LoadsError(
             f"{trace!r} is of another model than {placement!r}: both need the same number "
@@ -183,7 +179,7 @@ def evaluate_placement(
         slots=cluster.num_slots,
         groups=num_groups,
         windows=trace.num_windows,
-        dispatch=name_of(dispatch),
+        dispatch=dispatch,
         standings=[
             _standing(name, each, found[name], placement, found["this"], moe)
             for name, each in placements.items()
@@ -194,7 +190,12 @@ def evaluate_placement(
         verdict=None
         if trace.dense.all()
         else judge(
-            trace.loads[-HISTORY:], cluster, placement, num_groups=num_groups, threads=threads
+            trace.loads[-HISTORY:],
+            cluster,
+            placement,
+            num_groups=num_groups,
+            dispatch=dispatch,
+            threads=threads,
         ),
     )
 

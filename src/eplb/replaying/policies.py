@@ -175,12 +175,14 @@ class Moving:
 class Deciding:
     """`eplb.decide` on the windows shown: move what pays, or wait; at first as `Moving`.
 
-    `seconds` is the time from one decision to the next.
+    `seconds` is the time from one decision to the next, `dispatch` the rule that windows are served
+    by.
     """
 
     service: Service = DEFAULT_SERVICE
     seconds: float = 60.0
     threads: int | None = None
+    dispatch: str = "even"
 
     def __call__(
         self,
@@ -202,6 +204,7 @@ class Deciding:
             self.service,
             self.seconds,
             num_groups=num_groups,
+            dispatch=self.dispatch,
             threads=self.threads,
         ).placement
 

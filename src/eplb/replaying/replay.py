@@ -21,7 +21,7 @@ from eplb.placement import Placement
 from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY
 from eplb.planning.plan import Plan, check_shape
-from eplb.replaying.policies import Policy, named_policy, phy2log_of, warm_up
+from eplb.replaying.policies import Deciding, Policy, named_policy, phy2log_of, warm_up
 
 __all__ = ["HISTORY", "Replay", "Step", "check_replay", "replay", "replay_of", "replay_steps"]
 
@@ -189,6 +189,8 @@ def replay_steps(
     if not callable(called):
         raise PolicyError(f"{called!r} is not a policy: give a name, a path or a callable")
     check_replay(trace, cluster, schedule, num_groups, dispatch)
+    if isinstance(called, Deciding) and isinstance(dispatch, str):
+        called = replace(called, dispatch=dispatch)
     return _walk(trace, cluster, called, schedule, num_groups, service, dispatch)
 
 

@@ -40,4 +40,5 @@ def _cluster_words(asked: Asked) -> list[str]:
     words = ["--gpus", str(cluster.num_gpus), "--slots", str(cluster.num_slots)]
     words += ["--nodes", str(cluster.num_nodes)] if cluster.num_nodes > 1 else []
     words += ["--groups", str(asked.num_groups)] if asked.num_groups > 1 else []
+    words += ["--dispatch", asked.dispatch] if asked.dispatch != "even" else []
     return words

@@ -48,7 +48,8 @@ def measure_spare(
         expected = rule(trace.loads)
         made = asked.plan(expected.loads, spared, expected.weights)
         unseen, served, plans = _served(asked, spared, rule)
-        points.append(Slots(size - least, spared.num_slots, made.balancedness(asked.seen), unseen))
+        seen = made.balancedness(asked.seen, asked.dispatch)
+        points.append(Slots(size - least, spared.num_slots, seen, unseen))
         progress(number + 1, len(sizes))
     heights = [each.seen if each.unseen is None else each.unseen for each in points]
     layers = int(np.count_nonzero(~trace.dense))
@@ -74,7 +75,8 @@ def _served(asked: Asked, cluster: Cluster, rule: Forecast) -> tuple[float | Non
     for before, after in Schedule(every).plans(len(loads)):
         expected = rule(loads[before])
         made = asked.plan(expected.loads, cluster, expected.weights)
-        found.append(made.serve(loads[after][evenly(after.stop - after.start, _PLANS)]))
+        some = loads[after][evenly(after.stop - after.start, _PLANS)]
+        found.append(made.serve(some, asked.dispatch))
     served = Served.joined(found)
     return served.average(), len(served.peak), len(found)
 
@@ -115,7 +117,7 @@ def measure_windows(asked: Asked, progress: Callable[[int, int], object]) -> Win
             expected = Recent(number)(trace.loads[before])
             made = asked.plan(expected.loads, asked.cluster, expected.weights)
             if trace.loads[window].any():
-                scores.append(made.balancedness(trace.loads[window]))
+                scores.append(made.balancedness(trace.loads[window], asked.dispatch))
         points.append((number, float(np.mean(scores)) if scores else 1.0))
         progress(done + 1, len(numbers) + 1)
     return Windows(tuple(points), len(held), in_order)
@@ -140,12 +142,12 @@ def measure_moves(
         earlier = _frontier(asked, loads[:half], current, rule)
         later = loads[half:][evenly(len(loads) - half, _SCORED)]
         # Of two frontiers the points differ: read off the other one at the same moves.
-        heights = [each.balancedness(later) for each in earlier]
+        heights = [each.balancedness(later, asked.dispatch) for each in earlier]
         at = [int(each.moves_by_layer(current)[moe].sum()) for each in earlier]
         if earlier:
             unseen = [float(np.interp(each, at, heights)) for each in moves]
     points = [
-        Moved(number, number / max(1, most), each.balancedness(asked.seen), other)
+        Moved(number, number / max(1, most), each.balancedness(asked.seen, asked.dispatch), other)
         for number, each, other in zip(moves, placements, unseen, strict=True)
     ]
     # What plans gain on windows that they have seen chooses no moves, but of one window.
@@ -169,5 +171,6 @@ def _frontier(
         num_groups=asked.num_groups,
         weights=expected.weights,
         points=_POINTS,
+        dispatch=asked.dispatch,
         threads=asked.threads,
     ).placements

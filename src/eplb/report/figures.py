@@ -50,6 +50,7 @@ class Setting:
         trace: what the trace is called: the path that was given.
         current: path of the placement that runs; None where the layout that engines start with
             stands for it.
+        dispatch: the rule of dispatch that balancedness and times are under.
         every: windows from one plan to the next in the replay.
         merged: how windows were added up, in a sentence; None where none were.
     """
@@ -68,6 +69,7 @@ class Setting:
     num_slots: int
     slots_per_gpu: int
     num_groups: int
+    dispatch: str
     every: int
     merged: str | None = None
 

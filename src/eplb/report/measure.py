@@ -9,6 +9,7 @@ from eplb.cluster import Cluster
 from eplb.cost import Assumptions
 from eplb.cost.gpus import find_gpu
 from eplb.cost.models import Model
+from eplb.dispatching.rules import check_named
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import judge
@@ -42,6 +43,7 @@ def measure(
     current: Placement | None = None,
     current_name: str | None = None,
     num_groups: int = 1,
+    dispatch: str = "even",
     model: Model | str | None = None,
     gpu: str = "H100",
     tokens_per_gpu: float = 128.0,
@@ -61,6 +63,7 @@ def measure(
         current: the placement that runs, for this cluster; None where engines start.
         current_name: its path.
         num_groups: groups that the model routes by.
+        dispatch: the rule by which tokens are split over replicas, as for `Placement.gpu_load`.
         model: whose figures times are estimated by, by its name or as figures; None for the
             trace's own. Where its name is not known, the report says what is missing.
         gpu: that it is served on, by a name in `eplb.cost.GPUS`.
@@ -76,14 +79,15 @@ def measure(
         LoadsError: no layer has any load.
         ClusterError: slots or groups that do not fit the experts.
         PlacementError: a current placement of another shape.
-        OptionError: a GPU that is not known, tokens or a time that are not above 0.
+        OptionError: a GPU or a rule that is not known, tokens or a time that are not above 0.
     """
+    check_named(dispatch)
     trace = trace.merged()
     _check(trace, cluster, current, num_groups)
     card, assumed = find_gpu(gpu), assumptions or Assumptions()
     known = model if isinstance(model, Model) else known_model(model or trace.model, trace)
     say = progress or (lambda _what, _done, _wanted: None)
-    asked = Asked(trace, cluster, num_groups, threads)
+    asked = Asked(trace, cluster, num_groups, dispatch, threads)
     running = current or asked.start
     running_name = current_name or "current.json"
 
@@ -108,6 +112,7 @@ def measure(
             _policies(current, forecast, threads),
             num_groups=num_groups,
             every=every,
+            dispatch=dispatch,
             progress=replaying,
         )
     replays = {} if comparison is None else {each.name: each for each in comparison.replays}
@@ -137,7 +142,9 @@ def measure(
         asked, running, made.placement, ran, known, card, tokens_per_gpu, assumed
     )
     standings = standings_of(asked, comparison, made.placement, current)
-    verdict = judge(asked.seen, cluster, current, num_groups=num_groups, threads=threads)
+    verdict = judge(
+        asked.seen, cluster, current, num_groups=num_groups, dispatch=dispatch, threads=threads
+    )
     command = None
     if verdict.advised:
         told = None if current is None else (running_name, verdict.moves)
@@ -188,7 +195,11 @@ def _check(trace: LoadTrace, cluster: Cluster, current: Placement | None, num_gr
 def _tried(asked: Asked) -> tuple[str | None, tuple[tuple[str, float], ...]]:
     """The forecast that did best, as `eplb.plan` finds it, and how each did."""
     found = expected_of(
-        asked.trace, asked.cluster, num_groups=asked.num_groups, threads=asked.threads
+        asked.trace,
+        asked.cluster,
+        num_groups=asked.num_groups,
+        dispatch=asked.dispatch,
+        threads=asked.threads,
     ).tried
     if found is None:
         return ("mean" if asked.trace.num_windows > 1 else None), ()
@@ -230,5 +241,6 @@ def _setting(asked: Asked, name: str, current: str | None, every: int) -> Settin
         num_slots=cluster.num_slots,
         slots_per_gpu=cluster.slots_per_gpu,
         num_groups=asked.num_groups,
+        dispatch=asked.dispatch,
         every=every,
     )

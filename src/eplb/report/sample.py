@@ -23,12 +23,14 @@ class Asked:
         trace: the windows.
         cluster: the GPUs and their slots.
         num_groups: groups that the model routes by.
+        dispatch: the rule of dispatch that every figure is under.
         threads: maximum number of threads to plan with, None for one per processor.
     """
 
     trace: LoadTrace
     cluster: Cluster
     num_groups: int = 1
+    dispatch: str = "even"
     threads: int | None = None
 
     @cached_property

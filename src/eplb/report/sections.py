@@ -41,9 +41,10 @@ def balance(figures: Figures) -> Section:
     columns = len(headings) if unseen else 2
     caption = "Balancedness, mean over windows and layers"
     tables = [Table(caption, headings[:columns], rows_of([row[:columns] for row in rows]))]
+    evenly = "" if figures.setting.dispatch == "even" else ", for tokens split evenly,"
     notes = [
         f"Seen: the last {counted(figures.seen_windows, 'window')}, which the recommended plan is "
-        f"made from. It is proven that on these no plan can be better by more than "
+        f"made from. It is proven that on these{evenly} no plan can be better by more than "
         f"{percent(figures.choice.gap, 2)} of the busiest GPU's load, mean over layers."
     ]
     if unseen:

@@ -46,7 +46,7 @@ def _standing(
 ) -> Contender:
     seen = interval = None
     if placement is not None:
-        served = placement.serve(asked.seen)
+        served = placement.serve(asked.seen, asked.dispatch)
         seen, interval = served.average(), served.interval()
     if comparison is None:
         return Contender(who, seen, interval, None, None, None, None, None, None)
@@ -81,7 +81,9 @@ def heat_of(asked: Asked, running: Placement, made: Placement, ran: Sequence[Pla
     loaded = [loaded[each] for each in evenly(len(loaded), _TYPICAL)]
     window, after, seen = int(trace.loads.any(axis=(1, 2)).argmax()), made, True
     if loaded:
-        heights = np.array([ran[each - 1].balancedness(trace.loads[each]) for each in loaded])
+        heights = np.array(
+            [ran[each - 1].balancedness(trace.loads[each], asked.dispatch) for each in loaded]
+        )
         window = loaded[int(np.abs(heights - heights.mean()).argmin())]
         after, seen = ran[window - 1], False
     layers = np.flatnonzero(trace.loads[window].any(axis=1))
@@ -89,14 +91,17 @@ def heat_of(asked: Asked, running: Placement, made: Placement, ran: Sequence[Pla
         trace.names[window],
         seen,
         tuple(layers.tolist()),
-        *(_over_mean(each, trace.loads[window], layers) for each in (running, after)),
+        *(
+            _over_mean(each, trace.loads[window], layers, asked.dispatch)
+            for each in (running, after)
+        ),
     )
 
 
 def _over_mean(
-    placement: Placement, window: NDArray[np.float64], layers: NDArray[np.intp]
+    placement: Placement, window: NDArray[np.float64], layers: NDArray[np.intp], dispatch: str
 ) -> tuple[tuple[float, ...], ...]:
-    load = placement.gpu_load(window)[layers]
+    load = placement.gpu_load(window, dispatch)[layers]
     return tuple(map(tuple, (load / load.mean(axis=1, keepdims=True)).tolist()))
 
 

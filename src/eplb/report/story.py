@@ -6,6 +6,7 @@ Titles state what was found, with its figures. Everything here is plain text.
 from dataclasses import dataclass
 
 from eplb.checks import printable
+from eplb.dispatching.rules import in_words
 from eplb.report import sections
 from eplb.report.figures import Contender, Figures, Missing
 from eplb.report.words import Section, counted, percent, printable_lines
@@ -77,6 +78,7 @@ def _setting(figures: Figures) -> str:
         f"{layers}{groups}, in {at.num_slots} slots on {at.num_gpus} GPUs{nodes}; "
         f"{counted(at.num_windows, 'window')} ({names})"
         + ("" if at.merged is None else f". {at.merged}")
+        + f". {in_words(at.dispatch)}"
     )
 
 

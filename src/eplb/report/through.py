@@ -51,7 +51,7 @@ def measure_through(
     expected = rule(trace.loads[:half])
     kept = np.full(total, np.nan)
     made = asked.plan(expected.loads, asked.cluster, expected.weights)
-    kept[half:] = made.serve(trace.loads[half:]).by_window()
+    kept[half:] = made.serve(trace.loads[half:], asked.dispatch).by_window()
     by_name = {each.name: each.by_window() for each in comparison.replays}
     now = np.concatenate([[np.nan], by_name.get("current", by_name["contiguous"])])
     replanned = np.concatenate([[np.nan], by_name["plan"]])
@@ -100,7 +100,8 @@ def _decide(
     begin = min(HISTORY, total // 2)
     every = -(-(total - begin) // _DECISIONS)
     current, moments = running, []
-    served, stayed = np.full(total, np.nan), running.serve(loads[begin:]).by_window()
+    served = np.full(total, np.nan)
+    stayed = running.serve(loads[begin:], asked.dispatch).by_window()
     for number, window in enumerate(range(begin, total, every)):
         shown = loads[max(0, window - _SHOWN) : window]
         if shown.any():
@@ -111,6 +112,7 @@ def _decide(
                 service,
                 seconds * every,
                 num_groups=asked.num_groups,
+                dispatch=asked.dispatch,
                 threads=asked.threads,
             )
             current = found.placement or current
@@ -128,7 +130,7 @@ def _decide(
                 )
             )
         some = slice(window, window + every)
-        served[some] = current.serve(loads[some]).by_window()
+        served[some] = current.serve(loads[some], asked.dispatch).by_window()
         progress(number + 1, -(-(total - begin) // every))
     return tuple(moments), (_mean(served[begin:]), _mean(stayed))
 

@@ -93,6 +93,7 @@ def estimate_times(
             model,
             tokens_per_gpu=tokens_per_gpu,
             assumptions=assumptions,
+            dispatch=asked.dispatch,
         )
 
     before = [(estimated(running, chosen), len(chosen))]
