@@ -13,12 +13,14 @@ from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
     Between,
+    Confidence,
     Current,
     CurrentGpus,
     ExpertBytes,
     ExpertShare,
     GpuName,
     Groups,
+    LeastGain,
     MaxMoves,
     ModelName,
     SomeGpus,
@@ -28,7 +30,9 @@ from eplb.cli.options import (
     Threads,
     TraceFile,
     Within,
+    given,
     moe_slots,
+    next_command,
     rates_of,
     service_of,
 )
@@ -46,6 +50,7 @@ from eplb.cli.terminal import print_decision, say
 from eplb.files import check_writable
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.planning.forecast import HISTORY
 
 __all__ = ["command"]
@@ -70,6 +75,8 @@ def command(
         float, typer.Option(help="Minimum ratio of gain to cost for a move.")
     ] = MARGIN,
     max_moves: MaxMoves = None,
+    least_gain: LeastGain = LEAST_GAIN,
+    confidence: Confidence = CONFIDENCE,
     history: Annotated[
         int, typer.Option(help="Maximum number of windows to use, the last ones.")
     ] = HISTORY,
@@ -132,6 +139,8 @@ def command(
             num_groups=groups,
             max_moves=budget,
             margin=margin,
+            least_gain=least_gain,
+            confidence=confidence,
             threads=threads,
         )
     goes = output if found.placement is not None else None
@@ -140,7 +149,19 @@ def command(
         service_figures = {"service": asdict(service), "seconds": seconds, "margin": margin}
         print(json.dumps({**_to_json(found), **service_figures, "output": written}))  # noqa: T201
     else:
-        print_decision(Console(), f"{trace}, {current} running", found)
+        reading = given(
+            axes=axes,
+            counters=counters,
+            first_layer=first_layer,
+            layers=layers,
+            placement_layers=placement_layers,
+            current_gpus=current_gpus,
+        )
+        command = None
+        # Only some commands add windows up.
+        if goes is None and found.placement is not None and merge == 1:
+            command = next_command(trace, cluster, groups, reading, current, found.moves)
+        print_decision(Console(), f"{trace}, {current} running", found, command)
     if goes is not None and found.placement is not None:
         save_placement(found.placement, goes, to="sglang", dense=loads.dense, layers=loads.layers)
         if not as_json:

@@ -1,7 +1,6 @@
 """`eplb evaluate`: how good the placement is that runs now, and what a plan would gain."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 from rich.console import Console
 
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson, Groups, Threads
+from eplb.cli.options import AsJson, Confidence, Groups, LeastGain, Threads, given, next_command
 from eplb.cli.reading import (
     Axes,
     Counters,
@@ -21,6 +20,7 @@ from eplb.cli.reading import (
     read_placement,
 )
 from eplb.cli.terminal import print_evaluation
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.replaying.evaluate import evaluate_placement
 
 __all__ = ["command"]
@@ -55,6 +55,8 @@ def command(
         ),
     ] = None,
     groups: Groups = 1,
+    least_gain: LeastGain = LEAST_GAIN,
+    confidence: Confidence = CONFIDENCE,
     axes: Axes = None,
     counters: Counters = False,
     first_layer: FirstLayer = None,
@@ -72,15 +74,27 @@ def command(
         quitting_on_interrupt(console),
         console.status("planning; kernels are compiled once on a machine"),
     ):
-        found = evaluate_placement(running, loads, num_groups=groups, threads=threads)
+        found = evaluate_placement(
+            running,
+            loads,
+            num_groups=groups,
+            least_gain=least_gain,
+            confidence=confidence,
+            threads=threads,
+        )
     if as_json:
         print(json.dumps(found.to_json()))  # noqa: T201
     else:
-        words = ["eplb", "plan", str(trace), "--gpus", str(found.gpus), "--nodes", str(found.nodes)]
-        words += ["--groups", str(groups), "--current", str(placement)]
-        words += ["--first-layer", str(first_layer)] if first_layer else []
+        reading = given(
+            axes=axes,
+            counters=counters,
+            first_layer=first_layer,
+            layers=layers,
+            placement_layers=placement_layers,
+        )
         moves = 0 if found.verdict is None else found.verdict.moves
-        words += ["--max-moves", str(moves), "-o", "next.json"]
         # Only some commands add windows up.
-        command = shlex.join(words) if merge == 1 else None
+        command = None
+        if merge == 1:
+            command = next_command(trace, running.cluster, groups, reading, placement, moves)
         print_evaluation(Console(), f"{placement} on {trace}", found, command)

@@ -29,7 +29,7 @@ from eplb.planning.relocate import check_current
 
 __all__ = ["CONFIDENCE", "LEAST_GAIN", "Action", "Verdict", "counting", "judge"]
 
-LEAST_GAIN = 0.001
+LEAST_GAIN = 0.002
 """Balancedness that a plan is to gain (docs/experiments.md)."""
 CONFIDENCE = 0.84
 """Confidence that it gains anything (docs/experiments.md)."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from eplb.balance import Interval, Served
 from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
-from eplb.moving.verdict import Verdict, judge
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, judge
 from eplb.placement import Placement
 from eplb.planning.forecast import HISTORY, Recent, Scenarios
 from eplb.planning.plan import plan
@@ -127,7 +127,13 @@ class Evaluation:
 
 
 def evaluate_placement(
-    placement: Placement, trace: LoadTrace, *, num_groups: int = 1, threads: int | None = None
+    placement: Placement,
+    trace: LoadTrace,
+    *,
+    num_groups: int = 1,
+    least_gain: float = LEAST_GAIN,
+    confidence: float = CONFIDENCE,
+    threads: int | None = None,
 ) -> Evaluation:
     """Score a placement on every window, beside plans made now and the contiguous layout.
 
@@ -138,6 +144,8 @@ def evaluate_placement(
         placement: L layers of E experts.
         trace: windows [T, L, E].
         num_groups: groups that the model routes by, for the plans.
+        least_gain: balancedness that the verdict asks for, as `eplb.decide` does.
+        confidence: how sure it asks a gain to be.
         threads: most threads to plan with, None for one a processor.
 
     Raises:
@@ -178,7 +186,13 @@ def evaluate_placement(
         verdict=None
         if trace.dense.all()
         else judge(
-            trace.loads[-HISTORY:], cluster, placement, num_groups=num_groups, threads=threads
+            trace.loads[-HISTORY:],
+            cluster,
+            placement,
+            num_groups=num_groups,
+            least_gain=least_gain,
+            confidence=confidence,
+            threads=threads,
         ),
     )
 

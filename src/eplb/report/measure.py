@@ -11,7 +11,7 @@ from eplb.cost.gpus import find_gpu
 from eplb.cost.models import Model
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import LoadTrace
-from eplb.moving.verdict import judge
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.placement import Placement
 from eplb.planning.backtest import expected_of
 from eplb.planning.forecast import Forecast, Recent, named_forecast
@@ -42,6 +42,8 @@ def measure(
     current: Placement | None = None,
     current_name: str | None = None,
     num_groups: int = 1,
+    least_gain: float = LEAST_GAIN,
+    confidence: float = CONFIDENCE,
     model: Model | str | None = None,
     gpu: str = "H100",
     tokens_per_gpu: float = 128.0,
@@ -61,6 +63,8 @@ def measure(
         current: the placement that runs, for this cluster; None where engines start.
         current_name: its path.
         num_groups: groups that the model routes by.
+        least_gain: balancedness that the verdict asks for, as `eplb.decide` does.
+        confidence: how sure it asks a gain to be.
         model: whose figures times are estimated by, by its name or as figures; None for the
             trace's own. Where its name is not known, the report says what is missing.
         gpu: that it is served on, by a name in `eplb.cost.GPUS`.
@@ -138,7 +142,15 @@ def measure(
         asked, running, made.placement, ran, known, card, tokens_per_gpu, assumed
     )
     standings = standings_of(asked, comparison, made.placement, current)
-    verdict = judge(asked.seen, cluster, current, num_groups=num_groups, threads=threads)
+    verdict = judge(
+        asked.seen,
+        cluster,
+        current,
+        num_groups=num_groups,
+        least_gain=least_gain,
+        confidence=confidence,
+        threads=threads,
+    )
     command = None
     if verdict.advised:
         running_file = None if current is None else (current_name or "current.json", verdict.moves)
