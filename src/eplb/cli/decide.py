@@ -13,6 +13,7 @@ from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
     Between,
+    Confidence,
     Current,
     CurrentGpus,
     DispatchRule,
@@ -20,6 +21,7 @@ from eplb.cli.options import (
     ExpertShare,
     GpuName,
     Groups,
+    LeastGain,
     MaxMoves,
     ModelName,
     SomeGpus,
@@ -29,7 +31,9 @@ from eplb.cli.options import (
     Threads,
     TraceFile,
     Within,
+    given,
     moe_slots,
+    next_command,
     rates_of,
     rule_of,
     service_of,
@@ -48,6 +52,7 @@ from eplb.cli.terminal import print_decision, say
 from eplb.files import check_writable
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.planning.forecast import HISTORY
 
 __all__ = ["command"]
@@ -72,6 +77,8 @@ def command(
         float, typer.Option(help="Minimum ratio of gain to cost for a move.")
     ] = MARGIN,
     max_moves: MaxMoves = None,
+    least_gain: LeastGain = LEAST_GAIN,
+    confidence: Confidence = CONFIDENCE,
     history: Annotated[
         int, typer.Option(help="Maximum number of windows to use, the last ones.")
     ] = HISTORY,
@@ -137,6 +144,8 @@ def command(
             max_moves=budget,
             margin=margin,
             dispatch=rule,
+            least_gain=least_gain,
+            confidence=confidence,
             threads=threads,
         )
     goes = output if found.placement is not None else None
@@ -145,7 +154,20 @@ def command(
         service_figures = {"service": asdict(service), "seconds": seconds, "margin": margin}
         print(json.dumps({**_to_json(found), **service_figures, "output": written}))  # noqa: T201
     else:
-        print_decision(Console(), f"{trace}, {current} running", found)
+        reading = given(
+            axes=axes,
+            counters=counters,
+            merge=None if merge == "auto" else merge,
+            first_layer=first_layer,
+            layers=layers,
+            placement_layers=placement_layers,
+            current_gpus=current_gpus,
+            dispatch=dispatch,
+        )
+        command = None
+        if goes is None and found.placement is not None:
+            command = next_command(trace, cluster, groups, reading, current, found.moves)
+        print_decision(Console(), f"{trace}, {current} running", found, command)
     if goes is not None and found.placement is not None:
         save_placement(found.placement, goes, to="sglang", dense=loads.dense, layers=loads.layers)
         if not as_json:

@@ -1,7 +1,6 @@
 """`eplb evaluate`: how good the placement is that runs now, and what a plan would gain."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,17 @@ import typer
 from rich.console import Console
 
 from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import AsJson, DispatchRule, Groups, Threads, rule_of
+from eplb.cli.options import (
+    AsJson,
+    Confidence,
+    DispatchRule,
+    Groups,
+    LeastGain,
+    Threads,
+    given,
+    next_command,
+    rule_of,
+)
 from eplb.cli.reading import (
     Axes,
     Counters,
@@ -19,9 +28,9 @@ from eplb.cli.reading import (
     PlacementLayers,
     read_loads,
     read_placement,
-    reading_words,
 )
 from eplb.cli.terminal import print_evaluation
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.replaying.evaluate import evaluate_placement
 
 __all__ = ["command"]
@@ -56,6 +65,8 @@ def command(
         ),
     ] = None,
     groups: Groups = 1,
+    least_gain: LeastGain = LEAST_GAIN,
+    confidence: Confidence = CONFIDENCE,
     axes: Axes = None,
     counters: Counters = False,
     first_layer: FirstLayer = None,
@@ -76,21 +87,26 @@ def command(
         console.status("planning; kernels are compiled once on a machine"),
     ):
         found = evaluate_placement(
-            running, loads, num_groups=groups, dispatch=rule, threads=threads
+            running,
+            loads,
+            num_groups=groups,
+            dispatch=rule,
+            least_gain=least_gain,
+            confidence=confidence,
+            threads=threads,
         )
     if as_json:
         print(json.dumps(found.to_json()))  # noqa: T201
     else:
-        words = ["eplb", "plan", str(trace), "--gpus", str(found.gpus), "--nodes", str(found.nodes)]
-        words += ["--groups", str(groups), "--current", str(placement)]
-        words += reading_words(axes, counters, merge)
-        words += [] if dispatch is None else ["--dispatch", dispatch]
-        for option, given in (
-            ("--first-layer", first_layer),
-            ("--layers", layers),
-            ("--placement-layers", placement_layers),
-        ):
-            words += [] if given is None else [option, str(given)]
+        reading = given(
+            axes=axes,
+            counters=counters,
+            merge=None if merge == "auto" else merge,
+            first_layer=first_layer,
+            layers=layers,
+            placement_layers=placement_layers,
+            dispatch=dispatch,
+        )
         moves = 0 if found.verdict is None else found.verdict.moves
-        words += ["--max-moves", str(moves), "-o", "next.json"]
-        print_evaluation(Console(), f"{placement} on {trace}", found, shlex.join(words))
+        command = next_command(trace, running.cluster, groups, reading, placement, moves)
+        print_evaluation(Console(), f"{placement} on {trace}", found, command)

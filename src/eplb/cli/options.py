@@ -1,5 +1,6 @@
 """Options that several commands share, and what they mean."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ __all__ = [
     "DEFAULT_POLICIES",
     "AsJson",
     "Between",
+    "Confidence",
     "Current",
     "CurrentGpus",
     "DispatchRule",
@@ -42,6 +44,7 @@ __all__ = [
     "Gpus",
     "Groups",
     "History",
+    "LeastGain",
     "MaxMoves",
     "ModelName",
     "Nodes",
@@ -64,7 +67,9 @@ __all__ = [
     "Within",
     "check_moves_options",
     "cluster_of",
+    "given",
     "moe_slots",
+    "next_command",
     "rates_of",
     "rule_of",
     "service_of",
@@ -235,6 +240,49 @@ MaxMoves = Annotated[
         "share of the slots of layers with load.",
     ),
 ]
+
+
+LeastGain = Annotated[
+    float,
+    typer.Option(help="Balancedness that a change must gain on windows held out, to be advised."),
+]
+Confidence = Annotated[
+    float,
+    typer.Option(
+        help="How sure it must be, from 0.5 to 1, that a change gains anything, to be advised."
+    ),
+]
+
+
+def given(**options: object) -> list[str]:
+    """Options as one types them, those that were given."""
+    words = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        words += [] if value is True else [str(value)]
+    return words
+
+
+def next_command(
+    trace: Path,
+    cluster: Cluster,
+    groups: int,
+    reading: list[str],
+    current: Path | None,
+    moves: int,
+) -> str:
+    """What writes the placement that is advised: from what runs, with so many moves."""
+    words = ["eplb", "plan", str(trace)]
+    words += given(
+        gpus=cluster.num_gpus,
+        slots=cluster.num_slots,
+        nodes=cluster.num_nodes if cluster.num_nodes > 1 else None,
+        groups=groups if groups > 1 else None,
+    )
+    words += [*reading, *given(current=current, max_moves=None if current is None else moves)]
+    return shlex.join([*words, "-o", "next.json"])
 
 
 def moe_slots(trace: LoadTrace, cluster: Cluster) -> int:

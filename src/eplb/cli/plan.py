@@ -12,10 +12,12 @@ from eplb.checks import budget_from, printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
+    Confidence,
     CurrentGpus,
     DispatchRule,
     Gpus,
     Groups,
+    LeastGain,
     MaxMoves,
     Nodes,
     RunningPlacement,
@@ -24,7 +26,9 @@ from eplb.cli.options import (
     TraceFile,
     check_moves_options,
     cluster_of,
+    given,
     moe_slots,
+    next_command,
     rule_of,
     target_of,
 )
@@ -43,7 +47,7 @@ from eplb.cluster import Cluster
 from eplb.files import check_writable
 from eplb.formats.placements import ENGINES
 from eplb.loads import LoadTrace
-from eplb.moving.verdict import judge
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.planning.backtest import BEST, Expected, expected_of
 from eplb.planning.forecast import FORECASTS, HISTORY, Scenarios, named_forecast
 from eplb.planning.plan import Effort, Plan, plan
@@ -89,6 +93,8 @@ def command(
         ),
     ] = None,
     current_gpus: CurrentGpus = None,
+    least_gain: LeastGain = LEAST_GAIN,
+    confidence: Confidence = CONFIDENCE,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -145,6 +151,10 @@ def command(
             None if moves is None else moves.placement,
             num_groups=groups,
             dispatch=rule,
+            max_moves=None if moves is None else moves.most,
+            move_cost=None if moves is None else moves.cost,
+            least_gain=least_gain,
+            confidence=confidence,
             threads=threads,
         )
     if target is not None:
@@ -164,7 +174,20 @@ def command(
     if moves is not None:
         say(moves.said(made, expected))
     if verdict is not None:
-        print_verdict(Console(), verdict)
+        # What is written already needs no command.
+        done = target is not None and (moves is None or made.moves <= verdict.moves)
+        reading = given(
+            axes=axes,
+            counters=counters,
+            merge=None if merge == "auto" else merge,
+            first_layer=first_layer,
+            layers=layers,
+            placement_layers=placement_layers,
+            current_gpus=current_gpus,
+            dispatch=dispatch,
+        )
+        command = next_command(trace, cluster, groups, reading, current, verdict.moves)
+        print_verdict(Console(), verdict, None if done else command)
     if target is not None:
         target.say(loads)
 

@@ -11,9 +11,11 @@ from rich.progress import Progress
 from eplb.checks import printable, real_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
+    Confidence,
     DispatchRule,
     Gpus,
     Groups,
+    LeastGain,
     Nodes,
     Slots,
     Threads,
@@ -37,6 +39,7 @@ from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import MODELS
 from eplb.errors import MissingExtraError
 from eplb.files import check_writable, write_text
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.placement import Placement
 from eplb.report import STEPS, Figures, measure, print_report, render_page
 
@@ -81,6 +84,8 @@ def command(
             show_default=False,
         ),
     ] = None,
+    least_gain: LeastGain = LEAST_GAIN,
+    confidence: Confidence = CONFIDENCE,
     axes: Axes = None,
     counters: Counters = False,
     first_layer: FirstLayer = None,
@@ -125,6 +130,8 @@ def command(
             current_name=None if current is None else str(current),
             num_groups=groups,
             dispatch=rule,
+            least_gain=least_gain,
+            confidence=confidence,
             model=model,
             gpu=gpu,
             tokens_per_gpu=tokens_per_gpu,

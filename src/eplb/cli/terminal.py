@@ -329,13 +329,18 @@ def print_frontier(
     _line(console, f"{finding(found, num_slots)}.")
 
 
-def print_decision(console: Console, title: str, found: Decision) -> None:
-    """Print what to do, and what was weighed."""
+def print_decision(
+    console: Console, title: str, found: Decision, command: str | None = None
+) -> None:
+    """Print what to do, what was weighed, and the command that does it."""
     _title(console, title)
     _line(console, in_words(found.dispatch))
     console.print()
     _line(console, f"{found.action.capitalize()}: {found.reason}.")
-    print_verdict(console, found.verdict)
+    # What to do follows from costs too, so only why is told here.
+    _line(console, found.verdict.evidence)
+    if command is not None:
+        say(f"To do so: {command}")
     console.print()
     table = _table("weighed" if found.action == "wait" else "to do", "")
     if found.layers:

@@ -14,7 +14,7 @@ from eplb.checks import real_number
 from eplb.cluster import Cluster
 from eplb.loads import check_windows
 from eplb.moving.service import Service
-from eplb.moving.verdict import Verdict, counting, judge
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, counting, judge
 from eplb.placement import Placement
 from eplb.planning.passes import Effort
 from eplb.planning.plan import DEFAULT_MOVE_COST, Plan, plan
@@ -78,6 +78,8 @@ def decide(
     weights: Any = None,
     max_moves: int | None = None,
     margin: float = MARGIN,
+    least_gain: float = LEAST_GAIN,
+    confidence: float = CONFIDENCE,
     effort: Effort = "fast",
     dispatch: str = "even",
     threads: int | None = None,
@@ -94,6 +96,8 @@ def decide(
         weights: [T] what windows count.
         max_moves: maximum number of moves.
         margin: minimum ratio of gain to cost.
+        least_gain: balancedness that moving is to gain on loads not planned for.
+        confidence: from 0.5 to 1, that it gains anything on them.
         effort: work of a plan.
         dispatch: the rule by which windows are scored, as for `Placement.gpu_load`. Of "best" it is
             said first what splitting alone gains, as that moves nothing.
@@ -101,7 +105,8 @@ def decide(
 
     Raises:
         EplbError: as for `eplb.plan`.
-        OptionError: `seconds` is not above 0, `margin` is below 1, or a rule that is not known.
+        OptionError: `seconds` is not above 0, `margin` is below 1, a threshold is out of its
+            range, or a rule is not known.
     """
     seconds = real_number(seconds, "seconds", "seconds")
     margin = real_number(margin, "margin", "times the cost", least=1.0, above=False)
@@ -117,6 +122,8 @@ def decide(
         num_groups=num_groups,
         weights=weights,
         max_moves=max_moves,
+        least_gain=least_gain,
+        confidence=confidence,
         effort=effort,
         dispatch=dispatch,
         threads=threads,

@@ -1,13 +1,17 @@
 """What to do about a placement: one verdict, from what plans gain on windows they have not seen.
 
-Two kinds of trial are held out, each made of at most four plans. Plans from the earlier windows are
+Two kinds of trial are held out, each of at most four plans. Plans from the earlier windows are
 scored on the windows that follow, which shows what is lost where loads drift. Plans from all
 windows but some are scored on those, which shows a plan for nearly as many windows as there are.
-Both count alike. What a plan gains on windows that it was made from chooses nothing.
+Both count alike. What a plan gains on windows that it was made from advises no change, unless there
+is one window only.
+
+How sure the gain is follows from the windows held out one by one, and from their sums, in which
+chance is smaller. Where loads drift, what runs gets worse, and less is asked.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -26,10 +30,10 @@ from eplb.planning.relocate import check_current
 
 __all__ = ["CONFIDENCE", "LEAST_GAIN", "Action", "Verdict", "counting", "judge"]
 
-LEAST_GAIN = 0.003
+LEAST_GAIN = 0.002
 """Balancedness that a plan is to gain (docs/experiments.md)."""
 CONFIDENCE = 0.84
-"""Confidence that it gains anything: one standard error (docs/experiments.md)."""
+"""Confidence that it gains anything (docs/experiments.md)."""
 
 _TRIES = 4
 _BUDGETS = (0.125, 0.25, 0.5)
@@ -38,12 +42,21 @@ _ENOUGH = 0.9
 """Share of the gain on unseen windows that fewer moves must keep."""
 _ROOM = 0.02
 """Balancedness that knowing the windows would gain, from which it matters that it cannot be had."""
+_DRIFT = 0.15
+"""Share above chance that a steady change of the loads explains, from which they drift for sure."""
+_STEADY = -0.2
+"""The least that this counts, where a steady change explains less than chance would."""
+_FEWEST = 4
+"""Windows from which a steady change can be told from chance."""
+_SURE = 10.0
+"""Standard errors from which a gain is as sure as can be."""
 _CHANCE = 2.0
 """Times the variance of counted tokens up to which windows differ by chance alone."""
 _TWO_SIDED = NormalDist().inv_cdf(0.975)
 
 Action = Literal["switch it on", "re-plan", "move n", "keep what runs", "unpredictable"]
 _Loads = NDArray[np.float64]
+_Folds = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
 
 
 @dataclass(frozen=True)
@@ -56,34 +69,50 @@ class Verdict:
             on the windows that they were made from and not on others.
         moves: experts that GPUs receive if the advice is followed.
         gain: balancedness gained on windows that plans have not seen, with as many moves; of one
-            window, on that one.
-        interval: where that is with 95 % confidence; None of one window.
+            window, or where plans gain less than `least_gain` on the windows that they were made
+            from, on those.
+        interval: where that is with 95 % confidence; None where nothing was held out.
+        engine_gain: the same of DeepSeek's EPLB for the sum of the windows, which is what engines
+            run by themselves; None where nothing was held out.
         now: balancedness of what runs, on all the windows.
         seen_gain: balancedness that the plan gains on the windows that it was made from.
-        windows: how many are held out in turn; 0 where there is one, and nothing is held out.
+        lasting: share of the imbalance that is left when the windows are added up; the rest
+            passes from window to window.
+        windows: how many are held out in turn; 0 where nothing is.
+        tokens: routed to the experts of a layer in a window, on average.
         least_gain, confidence: the thresholds.
         dispatch: the rule of dispatch that balancedness is under.
         plan: the plan that was weighed.
-        words: the advice in sentences, with its figures.
+        advice: what to do, in a sentence.
+        evidence: why, with its figures, in sentences.
     """
 
     action: Action
     moves: int
     gain: float
     interval: Interval | None
+    engine_gain: float | None
     now: float
     seen_gain: float
+    lasting: float
     windows: int
+    tokens: float
     least_gain: float
     confidence: float
     dispatch: str
     plan: Plan
-    words: str
+    advice: str
+    evidence: str
 
     @property
     def advised(self) -> bool:
         """Whether anything is to change."""
         return self.action in {"switch it on", "re-plan", "move n"}
+
+    @property
+    def words(self) -> str:
+        """What to do, and why."""
+        return f"{self.advice} {self.evidence}"
 
     @property
     def fall(self) -> float:
@@ -95,6 +124,61 @@ class Verdict:
         """The figures as plain values."""
         figures = {name: value for name, value in vars(self).items() if name != "plan"}
         return {**figures, "interval": None if self.interval is None else asdict(self.interval)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Trials:
+    """Windows [T, L, E] that have load, what they count, what runs, how plans are
+    made, and the rule that scores them.
+    """
+
+    windows: _Loads
+    weights: _Loads | None
+    cluster: Cluster
+    num_groups: int
+    running: Placement
+    moving: dict[str, Any]
+    options: dict[str, Any]
+    dispatch: str
+
+    def plan(self, chosen: NDArray[np.intp], **budget: int) -> Plan:
+        """A plan from some of the windows."""
+        weights = None if self.weights is None else self.weights[chosen]
+        return plan(
+            self.windows[chosen],
+            self.cluster,
+            num_groups=self.num_groups,
+            weights=weights,
+            **self.options,
+            **self.moving | budget,
+        )
+
+    def engine(self, chosen: NDArray[np.intp]) -> Placement:
+        """What engines make of the same windows by themselves."""
+        from eplb.solver.greedy import greedy
+
+        total = self.windows[chosen].sum(axis=0)
+        phy2log = greedy(total, self.cluster, self.num_groups, swaps=False)
+        return Placement(phy2log, total.shape[1], self.cluster)
+
+    def gained(self, placement: Placement, held: NDArray[np.intp]) -> _Loads:
+        """[H + 1, L] balancedness gained over what runs on windows, and on their sum, the last."""
+        windows = self.windows[held]
+        windows = np.concatenate([windows, windows.sum(axis=0, keepdims=True)])
+        before = _scores(self.running, windows, self.dispatch)
+        gained: _Loads = _scores(placement, windows, self.dispatch) - before
+        return gained
+
+    def of(self, folds: _Folds, **budget: int) -> tuple[_Loads, _Loads]:
+        """[H, L] balancedness gained on windows that plans have not seen, fold by fold, and [F, L]
+        on the sum of each fold's.
+        """
+        found = [self.gained(self.plan(shown, **budget).placement, held) for shown, held in folds]
+        return _apart(found)
+
+    def of_engine(self, folds: _Folds) -> tuple[_Loads, _Loads]:
+        """The same where the engine plans by itself."""
+        return _apart([self.gained(self.engine(shown), held) for shown, held in folds])
 
 
 def judge(
@@ -116,11 +200,10 @@ def judge(
 
     Args:
         loads: [T, L, E] the windows measured last, in the order in which they happened, or one.
-            Windows without any load count for nothing.
+            Windows without any load, or of weight 0, change nothing.
         cluster: the GPUs and their slots.
-        current: the placement that runs, of this cluster; None where the layout runs that engines
-            start with. Where it is of another cluster, moving is a must, and this says what a plan
-            gains.
+        current: the placement that runs; None where the layout runs that engines start with. Where
+            it is of another cluster, moving is a must, and this says what a plan gains.
         num_groups: groups that the model routes by.
         weights: [T] what windows count.
         max_moves: maximum number of moves.
@@ -140,47 +223,33 @@ def judge(
     check_named(dispatch)
     windows = check_windows(loads)
     some = counting(windows, weights)
-    weights = None if weights is None else np.asarray(weights)[some]
     windows = windows[some]
-    num_layers, num_experts = windows.shape[1:]
+    number, num_layers, num_experts = windows.shape
     running = Placement.contiguous(num_layers, num_experts, cluster)
+    moving: dict[str, Any] = {}
     if current is not None:
         running = check_current(current, num_layers, num_experts)
-
-    def planned(chosen: NDArray[np.intp], budget: int | None) -> Plan:
-        moving: dict[str, Any] = {}
-        if current is not None:
-            moving = {"current": current, "max_moves": budget, "move_cost": move_cost}
-        return plan(
-            windows[chosen],
-            cluster,
-            num_groups=num_groups,
-            weights=None if weights is None else weights[chosen],
-            effort=effort,
-            threads=threads,
-            **moving,
-        )
-
-    number = len(windows)
+        moving = {"current": current, "max_moves": max_moves, "move_cost": move_cost}
+    trials = _Trials(
+        windows,
+        None if weights is None else np.asarray(weights)[some],
+        cluster,
+        num_groups,
+        running,
+        moving,
+        {"effort": effort, "threads": threads},
+        dispatch,
+    )
     order = np.arange(number)
-    made = planned(order, max_moves)
+    made = trials.plan(order)
     now, then = (_scores(each, windows, dispatch) for each in (running, made.placement))
-    seen_gain = _mean(then - now)
-
-    def trial(folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]], budget: int | None) -> _Loads:
-        """[H, L] balancedness gained on windows that plans have not seen, fold by fold."""
-        gained = []
-        for shown, held in folds:
-            tried = planned(shown, budget).placement
-            gained.append(_scores(tried, windows[held], dispatch) - now[held])
-        return np.concatenate(gained)
-
-    changes = made.moves > 0 or (current is None and made.placement != running)
-    if number < 2 or not changes:
-        held_out = number if number > 1 else 0
-        gain, interval, sure = (seen_gain if changes else 0.0), None, changes
-    else:
-        held_out = number
+    gain = seen_gain = _mean(then - now)
+    interval = engine_gain = None
+    forced = running.cluster != cluster
+    changes = made.moves > 0 or made.placement != running
+    sure = changes
+    held_out = number if number > 1 and changes and (seen_gain >= least_gain or forced) else 0
+    if held_out:
         first = number // 2
         length = -(-(number - first) // _TRIES)
         ahead = [
@@ -189,48 +258,56 @@ def judge(
         apart = [
             (np.setdiff1d(order, held), held) for held in np.array_split(order, min(_TRIES, number))
         ]
-        later = trial(ahead, max_moves)
-        gained = 0.5 * trial(apart, max_moves)
-        gained[first:] += 0.5 * later * number / (number - first)
+        later = trials.of(ahead)
+        gained, added = _both(later, trials.of(apart))
         gain, error = _mean(gained), _error(gained)
-        sure = gain > NormalDist().inv_cdf(confidence) * error if confidence < 1.0 else False
         interval = Interval(gain - _TWO_SIDED * error, gain + _TWO_SIDED * error)
-    advised = changes and sure and gain > 0.0 and gain >= least_gain
+        engine_gain = _mean(_both(trials.of_engine(ahead), trials.of_engine(apart))[0])
+        sure = _sure(gained, added, drift=_drift(windows), confidence=confidence)
+    advised = forced or (sure and gain > 0.0 and gain >= least_gain)
     action: Action = "keep what runs"
     if advised:
         action = "switch it on" if current is None else "re-plan"
-        if interval is not None and current is not None and current.cluster == cluster:
-            for share in _BUDGETS:
+        if interval is not None and current is not None and not forced:
+            whole = _mean(later[0])
+            for share in _BUDGETS if whole > 0.0 else ():
                 budget = math.ceil(share * made.moves)
-                kept = _mean(trial(ahead, budget)) / _mean(later) if _mean(later) > 0.0 else 0.0
+                kept = _mean(trials.of(ahead, max_moves=budget)[0]) / whole
                 if kept >= _ENOUGH and kept * gain >= least_gain:
-                    made, action = planned(order, budget), "move n"
+                    made, action = trials.plan(order, max_moves=budget), "move n"
                     scale = min(kept, 1.0)
                     gain *= scale
                     interval = Interval(scale * interval.low, scale * interval.high)
                     break
     elif held_out and seen_gain >= max(_ROOM, least_gain):
         action = "unpredictable"
-    balance = _mean(now, 1.0)
     moves = 0
     if advised:
         moves = made.moves if current is not None else made.placement.moves_from(running)
-    words = _words(
-        action, moves, made, gain, interval, balance, seen_gain, held_out, windows, under(dispatch)
-    )
-    return Verdict(
+    balance, lasting = _mean(now, 1.0), _lasting(running, windows, now, dispatch)
+    tokens = windows.sum(axis=2)
+    found = Verdict(
         action,
         moves,
         gain,
         interval,
+        engine_gain,
         balance,
         seen_gain,
+        lasting,
         held_out,
+        float(tokens[tokens > 0.0].mean()) if tokens.any() else 0.0,
         least_gain,
         confidence,
         dispatch,
         made,
-        words,
+        advice="",
+        evidence="",
+    )
+    return replace(
+        found,
+        advice=_advice(found, forced=forced),
+        evidence=_evidence(found, number, _help(windows) if action == "unpredictable" else ""),
     )
 
 
@@ -255,6 +332,19 @@ def _mean(values: _Loads, otherwise: float = 0.0) -> float:
     return float(values[known].mean()) if known.any() else otherwise
 
 
+def _apart(found: list[_Loads]) -> tuple[_Loads, _Loads]:
+    """[H, L] figures of windows and [F, L] of the sums that end each fold."""
+    return np.concatenate([each[:-1] for each in found]), np.stack([each[-1] for each in found])
+
+
+def _both(later: tuple[_Loads, _Loads], apart: tuple[_Loads, _Loads]) -> tuple[_Loads, _Loads]:
+    """Both kinds of trial together: [T, L] where each counts half, and all sums."""
+    gained = 0.5 * apart[0]
+    number, last = len(gained), len(later[0])
+    gained[number - last :] += 0.5 * later[0] * number / last
+    return gained, np.concatenate([later[1], apart[1]])
+
+
 def _error(gained: _Loads) -> float:
     """Standard error of the mean of [T, L]: layers are those there are, windows are a sample."""
     known = ~np.isnan(gained)
@@ -265,47 +355,95 @@ def _error(gained: _Loads) -> float:
     return math.sqrt(float((away**2).sum()) / freedom / known.sum()) if freedom > 0 else math.inf
 
 
-def _words(
-    action: Action,
-    moves: int,
-    made: Plan,
-    gain: float,
-    interval: Interval | None,
-    now: float,
-    seen_gain: float,
-    held_out: int,
-    windows: _Loads,
-    by_rule: str,
-) -> str:
-    """The advice, what it rests on, and what helps."""
-    size = f"{moves:,} {'expert' if moves == 1 else 'experts'}"
-    advice = {
-        "switch it on": "Switch balancing on",
-        "re-plan": f"Re-plan: move {size}",
-        "move n": f"Move {size}, which keeps nearly all of the gain of a whole plan",
-        "keep what runs": "Keep what runs",
-        "unpredictable": "Keep what runs: these loads cannot be predicted",
-    }[action]
-    if not made.moves and not moves and gain == 0.0 and seen_gain < LEAST_GAIN:
-        return f"{advice}. No plan found is better by what its moves are to gain."
-    if not held_out:
-        what = (
-            f"gains {gain:+.4f} of balancedness over {now:.4f}{by_rule} on the window it was made "
-            "from"
-        )
-        return (
-            f"{advice}. A plan {what}. One window cannot show whether that lasts: record 2 or "
-            "more, better 16."
-        )
-    half = "" if interval is None else f" ±{(interval.high - interval.low) / 2.0:.4f}"
-    found = (
-        f"On {held_out} windows, each held out in turn, plans gain {gain:+.4f}{half} of "
-        f"balancedness over {now:.4f}{by_rule}"
+def _sure(gained: _Loads, added: _Loads, *, drift: float, confidence: float) -> bool:
+    """Whether gains on windows [T, L] and on sums of them [F, L] are above 0 with a confidence.
+
+    Both over their standard errors are to be, on average, one and a half times as far from 0 as the
+    confidence says; where loads drift, up to that much less (docs/experiments.md).
+    """
+    if confidence >= 1.0:
+        return False
+    # Windows and layers are in two of the sums, once later and once apart.
+    errors = _error(gained), math.sqrt(2.0) * _error(added)
+    far = sum(
+        _over(_mean(each), error) for each, error in zip((gained, added), errors, strict=True)
     )
-    if action != "unpredictable":
-        return f"{advice}. {found}."
-    seen = f"{seen_gain:+.4f} where they have seen the windows"
-    return f"{advice}. {found}, and {seen}. {_help(windows)}"
+    asked = 3.0 * NormalDist().inv_cdf(confidence)
+    return far > asked - 3.0 * min(1.0, max(_STEADY, (drift - 1.0) / _DRIFT))
+
+
+def _over(gain: float, error: float) -> float:
+    """A gain over its error, up to what is sure."""
+    return min(_SURE, max(-_SURE, gain / error)) if error > 0.0 else math.copysign(_SURE, gain)
+
+
+def _drift(windows: _Loads) -> float:
+    """How much more of the experts' shares a steady change explains than chance would.
+
+    The F statistic of a straight line through the square roots of shares, whose noise is alike.
+    """
+    number = len(windows)
+    total = windows.sum(axis=2, keepdims=True)
+    known = (total > 0.0).all(axis=0).ravel()
+    if number < _FEWEST or not known.any():
+        return 1.0
+    roots = np.sqrt(windows[:, known] / total[:, known])
+    away = roots - roots.mean(axis=0)
+    at = np.arange(number) - (number - 1) / 2.0
+    line = float((np.tensordot(at, away, 1) ** 2).sum() / (at @ at))
+    rest = float((away**2).sum()) - line
+    return line * (number - 2) / rest if rest > 0.0 else 1.0
+
+
+def _lasting(running: Placement, windows: _Loads, now: _Loads, dispatch: str) -> float:
+    """Share of the imbalance that is left when windows are added up."""
+    lost = 1.0 - _mean(now, 1.0)
+    kept = 1.0 - _mean(_scores(running, windows.sum(axis=0, keepdims=True), dispatch), 1.0)
+    return min(1.0, kept / lost) if lost > 0.0 else 1.0
+
+
+def _advice(found: Verdict, *, forced: bool) -> str:
+    size = f"{found.moves:,} {'expert' if found.moves == 1 else 'experts'}"
+    if forced:
+        return f"The cluster has changed: re-plan, which moves {size}."
+    return {
+        "switch it on": "Switch balancing on.",
+        "re-plan": f"Re-plan: move {size}.",
+        "move n": f"Move {size}, which keeps nearly all of the gain of a whole plan.",
+        "keep what runs": "Keep what runs.",
+        "unpredictable": "Keep what runs: these loads cannot be predicted.",
+    }[found.action]
+
+
+def _evidence(found: Verdict, number: int, helps: str) -> str:
+    """What the advice rests on, and what helps."""
+    over = f"of balancedness over {found.now:.4f}{under(found.dispatch)}"
+    if found.interval is None or found.engine_gain is None:
+        if not found.plan.moves and found.gain < found.least_gain:
+            return "No plan found is better by what its moves are to gain."
+        if number > 1:
+            return (
+                f"Even on the {number} windows that it was made from, a plan gains only "
+                f"{found.gain:+.4f} {over}."
+            )
+        return (
+            f"A plan gains {found.gain:+.4f} {over} on the window it was made from. One window "
+            "cannot show whether that lasts: record 2 or more, better 16."
+        )
+    half = (found.interval.high - found.interval.low) / 2.0
+    words = (
+        f"On {found.windows} windows of {found.tokens:,.0f} routed tokens, each held out in turn, "
+        f"plans gain {found.gain:+.4f} ±{half:.4f} {over}; the engine's own planner "
+        f"{'gains' if found.engine_gain > 0.0 else 'loses'} {abs(found.engine_gain):.4f}."
+    )
+    if found.action == "unpredictable":
+        words += f" Where they have seen the windows, they gain {found.seen_gain:+.4f}."
+    last = found.lasting >= 0.5
+    words += (
+        f" Hot spots {'persist' if last else 'pass'}: {found.lasting:.0%} of the imbalance is left "
+        "when the windows are added up."
+    )
+    return f"{words} {helps}" if helps else words
 
 
 def _help(windows: _Loads) -> str:

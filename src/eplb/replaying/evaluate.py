@@ -10,7 +10,7 @@ from eplb.balance import Interval, Served
 from eplb.dispatching.rules import check_named
 from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
-from eplb.moving.verdict import Verdict, judge
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, judge
 from eplb.placement import Placement
 from eplb.planning.forecast import HISTORY, Recent, Scenarios
 from eplb.planning.plan import plan
@@ -135,6 +135,8 @@ def evaluate_placement(
     *,
     num_groups: int = 1,
     dispatch: str = "even",
+    least_gain: float = LEAST_GAIN,
+    confidence: float = CONFIDENCE,
     threads: int | None = None,
 ) -> Evaluation:
     """Score a placement on every window, beside plans made now and the contiguous layout.
@@ -147,6 +149,8 @@ def evaluate_placement(
         trace: windows [T, L, E].
         num_groups: groups that the model routes by, for the plans.
         dispatch: how windows are served: a rule as for `Placement.gpu_load`.
+        least_gain: balancedness that the verdict asks for, as `eplb.decide` does.
+        confidence: how sure it asks a gain to be.
         threads: most threads to plan with, None for one a processor.
 
     Raises:
@@ -195,6 +199,8 @@ def evaluate_placement(
             placement,
             num_groups=num_groups,
             dispatch=dispatch,
+            least_gain=least_gain,
+            confidence=confidence,
             threads=threads,
         ),
     )

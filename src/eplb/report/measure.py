@@ -12,7 +12,7 @@ from eplb.cost.models import Model
 from eplb.dispatching.rules import check_named
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import LoadTrace
-from eplb.moving.verdict import judge
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.placement import Placement
 from eplb.planning.backtest import expected_of
 from eplb.planning.forecast import Forecast, Recent, named_forecast
@@ -44,6 +44,8 @@ def measure(
     current_name: str | None = None,
     num_groups: int = 1,
     dispatch: str = "even",
+    least_gain: float = LEAST_GAIN,
+    confidence: float = CONFIDENCE,
     model: Model | str | None = None,
     gpu: str = "H100",
     tokens_per_gpu: float = 128.0,
@@ -64,6 +66,8 @@ def measure(
         current_name: its path.
         num_groups: groups that the model routes by.
         dispatch: the rule by which tokens are split over replicas, as for `Placement.gpu_load`.
+        least_gain: balancedness that the verdict asks for, as `eplb.decide` does.
+        confidence: how sure it asks a gain to be.
         model: whose figures times are estimated by, by its name or as figures; None for the
             trace's own. Where its name is not known, the report says what is missing.
         gpu: that it is served on, by a name in `eplb.cost.GPUS`.
@@ -143,7 +147,14 @@ def measure(
     )
     standings = standings_of(asked, comparison, made.placement, current)
     verdict = judge(
-        asked.seen, cluster, current, num_groups=num_groups, dispatch=dispatch, threads=threads
+        asked.seen,
+        cluster,
+        current,
+        num_groups=num_groups,
+        dispatch=dispatch,
+        least_gain=least_gain,
+        confidence=confidence,
+        threads=threads,
     )
     command = None
     if verdict.advised:
