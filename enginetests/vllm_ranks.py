@@ -100,6 +100,7 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
     logging.getLogger("vllm.eplb").addHandler(handler)
     log._told.clear()
     EPLB_POLICIES["default"] = DefaultEplbPolicy
+    add_model = eplb_state.EplbState.add_model
     register()
     theirs = live.next_placement
     if case["fault"]:
@@ -171,6 +172,7 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
                 said["wrong"] += int(slot not in slots[layer, expert])
     logging.getLogger("vllm.eplb").removeHandler(handler)
     live.next_placement = theirs
+    eplb_state.EplbState.add_model = add_model
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return said | {"lines": lines, "seconds": longest}

@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import nullcontext
 from datetime import timedelta
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -20,7 +21,8 @@ from torch import distributed
 
 from eplb.engines import live, ranks
 from eplb.engines.live import History
-from eplb.engines.settings import settings_from
+from eplb.engines.settings import Settings, settings_from
+from eplb.engines.sglang import make_hook
 from eplb.engines.start import compile_kernels
 from eplb.engines.vllm import make_policy
 
@@ -37,8 +39,54 @@ class Theirs:
         return order.repeat(1, num_slots // EXPERTS + 1)[:, :num_slots].contiguous()
 
 
-def made(environment: dict[str, str] | None) -> Any:
-    return Theirs if environment is None else make_policy(Theirs, settings_from(environment))
+def their_hook(
+    tokens_per_expert: Any,
+    num_physical_experts: int,
+    num_local_physical_experts: int,
+    num_groups: int | None,
+    num_nodes: int,
+    algorithm: Any,
+) -> Any:
+    return Theirs.rebalance_experts(tokens_per_expert[0], num_physical_experts), None, None
+
+
+class SGLang:
+    """SGLang's function with this planner around it, called as vLLM's policy is."""
+
+    state: Any = None
+    running: Any = None
+
+    def __init__(self, settings: Settings, *, scaled: bool) -> None:
+        elastic = ModuleType("sglang.srt.elastic_ep.elastic_ep")
+        location = ModuleType("sglang.srt.eplb.expert_location")
+        if scaled:
+            self.state = SimpleNamespace(has_scaled=True, active_ranks=torch.ones(4))
+        manager = SimpleNamespace(instance=lambda: self.state)
+        elastic.ElasticEPStateManager = manager  # type: ignore[attr-defined]
+        location.get_global_expert_location_metadata = (  # type: ignore[attr-defined]
+            lambda: SimpleNamespace(physical_to_logical_map_cpu=self.running)
+        )
+        for each in (elastic, location):
+            parts = each.__name__.split(".")
+            for depth in range(1, len(parts)):
+                name = ".".join(parts[:depth])
+                sys.modules.setdefault(name, ModuleType(name))
+            sys.modules[each.__name__] = each
+        self._hook = make_hook(settings)
+
+    def rebalance_experts(self, weight: Any, num_slots: int, *rest: Any) -> Any:
+        self.running = rest[-1]
+        algorithm = SimpleNamespace(name="deepseek")
+        return self._hook(their_hook, weight[None], num_slots, SLOTS, None, 1, algorithm)[0]
+
+
+def made(given: dict[str, Any]) -> Any:
+    if given["environment"] is None:
+        return Theirs
+    settings = settings_from(given["environment"])
+    if given.get("engine") == "SGLang":
+        return SGLang(settings, scaled=given.get("scaled", False))
+    return make_policy(Theirs, settings)
 
 
 def start(num_ranks: int) -> torch.Tensor:
@@ -81,8 +129,6 @@ def serve(given: dict[str, Any], policy: Any, said: list[str]) -> dict[str, Any]
     seconds: list[float] = []
     for wanted in given["calls"]:
         begin = time.perf_counter()
-        if wanted == "ends":
-            return {"maps": maps, "said": said, "seconds": seconds}
         if isinstance(wanted, list):
             # Two of the engine's threads, in this rank's order.
             answers: list[Any] = [None] * len(wanted)
@@ -119,14 +165,15 @@ def main() -> None:
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("vllm.eplb").addHandler(handler)
+    for name in ("vllm.eplb", "sglang.eplb"):
+        logging.getLogger(name).addHandler(handler)
     compile_kernels(logging.getLogger("vllm.eplb"))
     policy = None
     tell("ready")
     for line in sys.stdin:
         given = json.loads(line)
         if not given.get("again"):
-            policy = made(given["environment"])
+            policy = made(given)
         said.clear()
         tell(json.dumps(serve(given, policy, said)))
 

@@ -166,12 +166,37 @@ def test_a_rank_that_was_replaced_between_calls_agrees(group: Group) -> None:
 
 
 def test_a_rank_that_ends_between_calls_holds_up_nobody(group: Group) -> None:
-    calls = [*STEPS[:2], "ends"]
-    did = group({"meet": False}, {"calls": calls, "meet": False}, places=(0, 1))
+    did = group({"meet": False}, {"calls": STEPS[:2], "meet": False})
     assert did[0]["maps"][:2] == did[1]["maps"]
     assert "rank 1 did not answer" in did[0]["said"][0]
     assert max(did[0]["seconds"]) < 10.0
     assert did[0]["seconds"][3] < 1.0  # nobody is waited for twice
+
+
+SGLANG = {"engine": "SGLang"}
+
+
+def test_ranks_of_sglang_agree_too(group: Group) -> None:
+    own = agreed(group({"environment": None}))
+    maps = agreed(group(SGLANG, SGLANG))
+    assert all(one != other for one, other in zip(maps, own, strict=True))
+    did = group(SGLANG, SGLANG | {"environment": {"EPLB_WINDOWS": "3"}})
+    assert agreed(did) == own
+    assert all("rank 1 has EPLB_WINDOWS 3" in line for each in did for line in each["said"])
+    odd = [STEPS[0], STEPS[1] | {"fault": "raises"}, *STEPS[2:]]
+    did = group(SGLANG, SGLANG | {"calls": odd}, SGLANG)
+    assert agreed(did)[1] == maps[0]
+    assert agreed(did)[2] != own[2]
+    assert "rank 1 cannot plan" in did[0]["said"][0]
+    assert "what runs stays on all ranks" in did[0]["said"][0]
+
+
+def test_the_first_rank_of_sglang_plans_alone_where_its_map_is_broadcast(group: Group) -> None:
+    scaled = SGLANG | {"scaled": True, "meet": False}
+    first, other = group(scaled, scaled | {"calls": []})
+    assert first["maps"] == agreed(group(SGLANG, SGLANG))
+    assert not other["maps"]
+    assert max(first["seconds"]) < 2.0
 
 
 def test_lines_stay_short() -> None:
