@@ -5,7 +5,8 @@
 For each cluster, a plan is made for one recorded workload of DeepSeek-V3. The first table has its
 balancedness under each rule, on that workload and on the five others. The second has the times for
 all layers of one workload on one thread, and how far the peak is from the linear programme's; and
-one split for all six workloads. The third has tables of dispatch beside SGLang's own rule.
+one split for all six workloads. The third has tables of dispatch beside SGLang's own rule. Then
+come batches that are dispatched one by one (batches.py); --only takes these, or the others.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from bars import Bar
+from batches import of_batches
 from numpy.typing import NDArray
 from options import OneLineParser
 from rich.table import Table
@@ -133,6 +135,7 @@ def main() -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--traces", type=Path, required=True, help="the folder of recorded loads")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
+    parser.add_argument("--only", choices=("windows", "batch"), help="one part of it")
     arguments = parser.parse_args()
     files = sorted((arguments.traces / "deepseek_v3").glob("*.json"))
     loads = np.stack([eplb.load_trace(file).loads[0] for file in files])
@@ -149,7 +152,7 @@ def main() -> int:
         "its near, over SGLang's", "seconds",
     )  # fmt: skip
     bars: list[Bar] = []
-    for name, cell in CELLS.items():
+    for name, cell in CELLS.items() if arguments.only != "batch" else ():
         cluster = cell.cluster
         placement = eplb.plan(loads[0], cluster).placement
         figures = [placement.balancedness(loads[0], rule) for rule in RULES]
@@ -187,9 +190,12 @@ def main() -> int:
             bars.append(at_most(f"{name}: ms, the peak alone", alone, cell.most[1]))
         tabled.add_row(name, *(f"{figure:.4f}" for figure in of_tables(loads, cell, name, bars)))
     console = console_for_tables()
-    console.print(scored)
-    console.print(timed)
-    console.print(tabled)
+    for table in (scored, timed, tabled):
+        if table.row_count:
+            console.print(table)
+    if arguments.only != "windows":
+        for table in of_batches(arguments.traces, loads, bars):
+            console.print(table)
     show_bars(bars)
     return int(arguments.check and not all(bar.met for bar in bars))
 
