@@ -46,7 +46,7 @@ from eplb.loads import LoadTrace
 from eplb.moving.verdict import judge
 from eplb.planning.backtest import BEST, Expected, expected_of
 from eplb.planning.forecast import FORECASTS, HISTORY, Scenarios, named_forecast
-from eplb.planning.plan import Effort, Plan, plan
+from eplb.planning.plan import Effort, Plan, plan, planned_rule
 from eplb.planning.summary import Summary, summarize
 from eplb.replaying.policies import POLICIES, warm_up
 
@@ -227,6 +227,7 @@ def timed_plan(
             current=None if moves is None else moves.placement,
             max_moves=None if moves is None else moves.most,
             move_cost=None if moves is None else moves.cost,
+            dispatch=planned_rule(dispatch, None if moves is None else moves.placement),
             effort=effort,
             threads=threads,
         )

@@ -21,7 +21,7 @@ from eplb.dispatching.rules import check_named, under
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
 from eplb.planning.passes import Effort
-from eplb.planning.plan import Plan, plan
+from eplb.planning.plan import Plan, plan, planned_rule
 from eplb.planning.relocate import check_current
 
 __all__ = ["CONFIDENCE", "LEAST_GAIN", "Action", "Verdict", "counting", "judge"]
@@ -156,6 +156,7 @@ def judge(
             cluster,
             num_groups=num_groups,
             weights=None if weights is None else weights[chosen],
+            dispatch=planned_rule(dispatch, current),
             effort=effort,
             threads=threads,
             **moving,

@@ -27,7 +27,7 @@ from eplb.moving.decide import decide
 from eplb.moving.service import DEFAULT_SERVICE, Service
 from eplb.placement import Placement
 from eplb.planning.forecast import FORECASTS, Forecast, Recent
-from eplb.planning.plan import Effort, plan
+from eplb.planning.plan import Effort, plan, planned_rule
 
 __all__ = [
     "POLICIES",
@@ -118,6 +118,7 @@ class Forecasted:
     effort: Effort = "default"
     threads: int | None = None
     sees_next: bool = False
+    dispatch: str = "even"
 
     def __call__(
         self,
@@ -135,6 +136,7 @@ class Forecasted:
             cluster,
             num_groups=num_groups,
             weights=expected.weights,
+            dispatch=planned_rule(self.dispatch),
             effort=self.effort,
             threads=self.threads,
         ).placement
@@ -149,6 +151,7 @@ class Moving:
     forecast: Forecast
     effort: Effort = "default"
     threads: int | None = None
+    dispatch: str = "even"
 
     def __call__(
         self,
@@ -160,12 +163,14 @@ class Moving:
     ) -> Placement:
         """Move what gains by what the forecast makes of the windows [T, L, E] so far."""
         expected = self.forecast(loads)
+        running = None if _is_first(current) else current
         return plan(
             expected.loads,
             cluster,
             num_groups=num_groups,
             weights=expected.weights,
-            current=None if _is_first(current) else current,
+            current=running,
+            dispatch=planned_rule(self.dispatch, running),
             effort=self.effort,
             threads=self.threads,
         ).placement
@@ -196,7 +201,10 @@ class Deciding:
         if not loads.any():
             return None
         if _is_first(current):
-            return plan(loads, cluster, num_groups=num_groups, threads=self.threads).placement
+            rule = planned_rule(self.dispatch)
+            return plan(
+                loads, cluster, num_groups=num_groups, dispatch=rule, threads=self.threads
+            ).placement
         return decide(
             loads,
             cluster,
