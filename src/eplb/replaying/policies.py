@@ -251,13 +251,13 @@ def warm_up(policy: Policy) -> None:
     if isinstance(policy, _Greedy):
         _plan_once("greedy")
     elif isinstance(policy, Forecasted):
-        _plan_once("afresh")
+        _plan_once("afresh", policy.dispatch)
     elif isinstance(policy, Moving | Deciding):
-        _plan_once("moving")
+        _plan_once("moving", policy.dispatch)
 
 
 @cache
-def _plan_once(how: Literal["greedy", "afresh", "moving"]) -> None:
+def _plan_once(how: Literal["greedy", "afresh", "moving"], dispatch: str = "even") -> None:
     hot = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
     loads = np.stack([hot, hot[:, ::-1]])
     cluster = Cluster(num_gpus=8, slots_per_gpu=2)
@@ -266,7 +266,7 @@ def _plan_once(how: Literal["greedy", "afresh", "moving"]) -> None:
         for swaps in (False, True):
             _Greedy(swaps)(loads, cluster, current=start, num_groups=1)
         return
-    made = plan(loads, cluster).placement
+    made = plan(loads, cluster, dispatch=planned_rule(dispatch)).placement
     if how == "moving":
         plan(loads[::-1], cluster, current=made)
 
