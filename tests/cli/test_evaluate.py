@@ -278,7 +278,7 @@ def test_figures_for_an_engine_are_under_its_rule(loads_file: Path, tmp_path: Pa
         made = eplb.plan(loads[0], eplb.Cluster(32, 4, 9)).placement
         assert figures[engine]["plan"] == made.balancedness(loads, rule)
     evenly = figures["vllm"]["plan"]
-    assert evenly == figures["sglang"]["plan_split_evenly"] > figures["sglang"]["plan"]
+    assert evenly == figures["sglang"]["as_planned"] > figures["sglang"]["plan"]
     text = run("plan", loads_file, *shape[:-1], "--to", "sglang", "-o", tmp_path / "x.json").stdout
     assert "Dispatch: SGLang's rule" in text
     assert f"under which it has balancedness {evenly:.4f}." in " ".join(text.split())

@@ -270,13 +270,14 @@ def test_every_figure_is_under_the_rule(rule: str) -> None:
     even = eplb.replay(trace, cluster, "eplb", every=3)
     found = eplb.replay(trace, cluster, "eplb", every=3, dispatch=rule)
     assert (even.dispatch, found.dispatch) == ("even", rule)
-    assert found.placements == even.placements
+    assert (found.placements == even.placements) == (rule != "best")
     expected = [
         placement.balancedness(trace.loads[window], rule)
         for placement, window in zip(found.placements, found.windows, strict=True)
     ]
     assert found.by_window() == pytest.approx(expected, rel=1e-12)
-    assert np.array_equal(even.under(trace, rule).peak, found.peak)
+    if rule != "best":
+        assert np.array_equal(even.under(trace, rule).peak, found.peak)
     compared = eplb.compare(
         trace, cluster, ["contiguous", "eplb"], every=3, dispatch=[rule, "even"]
     )
@@ -284,7 +285,8 @@ def test_every_figure_is_under_the_rule(rule: str) -> None:
     assert compared.dispatch == compared.to_json()["dispatch"] == rule
     under = compared.balancedness_under
     assert list(under) == [rule, "even"]
-    assert [values[1] for values in under.values()] == [found.average(), even.average()]
+    evenly = found.under(trace, "even").average()
+    assert [values[1] for values in under.values()] == [found.average(), evenly]
     row = eplb.sweep(trace, cluster, ["contiguous", "eplb"], every=3, dispatch=rule)[1]
     assert (row.score.balancedness, row.to_json()["dispatch"]) == (found.average(), rule)
     assert row.score.gain == compared.scores[1].gain != even.average() - under["even"][0]

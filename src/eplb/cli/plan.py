@@ -49,10 +49,10 @@ from eplb.formats.placements import ENGINES
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.planning.backtest import BEST, Expected, expected_of
-from eplb.planning.forecast import FORECASTS, HISTORY, Scenarios, named_forecast
-from eplb.planning.plan import Effort, Plan, plan
+from eplb.planning.forecast import FORECASTS, HISTORY, Recent, Scenarios, named_forecast
+from eplb.planning.plan import Effort, Plan, plan, planned_rule
 from eplb.planning.summary import Summary, summarize
-from eplb.replaying.policies import POLICIES, warm_up
+from eplb.replaying.policies import Forecasted, Moving, warm_up
 
 __all__ = ["command", "print_json", "timed_plan"]
 
@@ -240,7 +240,8 @@ def timed_plan(
         quitting_on_interrupt(console),
         console.status("planning; kernels are compiled once on a machine"),
     ):
-        warm_up(POLICIES["eplb" if moves is None else "moving"])
+        policy = Forecasted if moves is None else Moving
+        warm_up(policy(Recent(), dispatch=dispatch))
         begin = time.perf_counter()
         made = plan(
             expected.loads,
@@ -250,6 +251,7 @@ def timed_plan(
             current=None if moves is None else moves.placement,
             max_moves=None if moves is None else moves.most,
             move_cost=None if moves is None else moves.cost,
+            dispatch=planned_rule(dispatch, None if moves is None else moves.placement),
             effort=effort,
             threads=threads,
         )

@@ -45,6 +45,9 @@ _BAR = 30
 
 _COSTS = ("moved", "bytes", "plan")
 
+_SPLITS = {"even": "an even split", "best": "the best split of each window"}
+"""What plans are made for."""
+
 _STANDINGS = {
     "this": "this placement",
     "from this": "a plan from it",
@@ -108,12 +111,13 @@ def print_summary(
             f"The busiest GPU of a layer carries {_less(summary.busiest_gpu_saves)} load than in "
             "the contiguous layout."
         )
-        if summary.dispatch != "even":
+        split = ""
+        if summary.dispatch != summary.planned_dispatch:
+            split = f" under {_SPLITS[summary.planned_dispatch]}"
             line += (
-                " The plan is made for an even split, under which it has balancedness "
-                f"{summary.plan_split_evenly:.4f}."
+                f" The plan is made for {_SPLITS[summary.planned_dispatch]}, under which it has "
+                f"balancedness {summary.as_planned:.4f}."
             )
-        split = "" if summary.dispatch == "even" else " under an even split"
         _line(
             console,
             f"{line} No plan can improve on this one{split} by more than "
@@ -431,21 +435,21 @@ def _setting(
 def _summary_table(summary: Summary) -> Table:
     table = _table("balancedness (mean / max GPU load)", "contiguous")
     table.add_column("plan", justify="right", style="bold")
-    evenly = summary.dispatch == "even"  # what the gap is proven for
-    if evenly:
+    proven = summary.dispatch == summary.planned_dispatch
+    if proven:
         table.add_column("proven gap", justify="right")
     table.add_row(
         f"mean of {summary.layers - len(summary.dense_layers)} layers",
         f"{summary.contiguous:.4f}",
         f"{summary.plan:.4f}",
-        *[f"{summary.gap_mean:.3%}"] * evenly,
+        *[f"{summary.gap_mean:.3%}"] * proven,
     )
     for layer in summary.worst_layers:
         table.add_row(
             f"layer {layer.layer}",
             f"{layer.contiguous:.4f}",
             f"{layer.plan:.4f}",
-            *[f"{layer.gap:.3%}"] * evenly,
+            *[f"{layer.gap:.3%}"] * proven,
             style="dim",
         )
     return table

@@ -25,7 +25,7 @@ from eplb.dispatching.rules import check_named, under
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
 from eplb.planning.passes import Effort
-from eplb.planning.plan import Plan, plan
+from eplb.planning.plan import Plan, plan, planned_rule
 from eplb.planning.relocate import check_current
 
 __all__ = ["CONFIDENCE", "LEAST_GAIN", "Action", "Verdict", "counting", "judge"]
@@ -237,7 +237,11 @@ def judge(
         num_groups,
         running,
         moving,
-        {"effort": effort, "threads": threads},
+        {
+            "effort": effort,
+            "threads": threads,
+            "dispatch": planned_rule(dispatch, current),
+        },
         dispatch,
     )
     order = np.arange(number)

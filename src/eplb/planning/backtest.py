@@ -14,7 +14,7 @@ from eplb.errors import ClusterError, EplbError, LoadsError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.merging import alike
 from eplb.planning.forecast import FORECASTS, HISTORY, Forecast, Scenarios, named_forecast
-from eplb.planning.plan import Effort, plan
+from eplb.planning.plan import Effort, plan, planned_rule
 
 __all__ = ["BEST", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of"]
 
@@ -151,7 +151,8 @@ def backtest(
         first: the first window that is served; by default the one after `history`, or half of what
             there is if that is less.
         effort: of each plan.
-        dispatch: the rule by which windows are served, as for `Placement.gpu_load`.
+        dispatch: the rule by which windows are served, as for `Placement.gpu_load`; for "best",
+            plans are made too.
         threads: most threads of a plan, None for one a processor.
 
     Raises:
@@ -181,6 +182,7 @@ def backtest(
                 cluster,
                 num_groups=num_groups,
                 weights=expected.weights,
+                dispatch=planned_rule(dispatch),
                 effort=effort,
                 threads=threads,
             ).placement

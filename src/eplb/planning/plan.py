@@ -17,7 +17,7 @@ from eplb.planning.best_split import solve_best_split
 from eplb.planning.passes import Effort, Problem, check_effort, check_problem, solve, solve_mean
 from eplb.planning.relocate import check_current, check_moves, choose, moves, relocate, settle
 
-__all__ = ["DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "warmup"]
+__all__ = ["DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "planned_rule", "warmup"]
 
 DEFAULT_MOVE_COST = 5e-4
 """What a move is to gain where nothing else is said, as a share of the mean GPU load."""
@@ -25,6 +25,13 @@ _DEAREST = 1e200
 """The highest price of a move; products of it are finite."""
 PLANNED = ("even", "best")
 """Rules of dispatch that placements are planned for."""
+
+
+def planned_rule(dispatch: object, current: Placement | None = None) -> str:
+    """The rule to plan for, of a placement that is scored under another: the same, where that can
+    be planned for; else an even split.
+    """
+    return "best" if current is None and dispatch == "best" else "even"
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ _WORST = 5
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer: balancedness of both layouts, and the plan's proven gap under an even split."""
+    """One layer: balancedness of both layouts, and the plan's proven gap under its own rule."""
 
     layer: int
     contiguous: float
@@ -37,9 +37,10 @@ class Summary:
         dispatch: name of the rule of dispatch that balancedness and loads are under.
         contiguous: balancedness of the layout that engines start with.
         plan: balancedness of the plan.
-        plan_split_evenly: balancedness of the plan under an even split, for which it was made.
+        planned_dispatch: name of the rule that the plan was made for; as_planned: balancedness of
+            the plan under that rule.
         busiest_gpu_saves: share of its load that the busiest GPU is spared, mean over layers.
-        gap_mean, gap_worst: peak / proven bound - 1, both under an even split.
+        gap_mean, gap_worst: peak / proven bound - 1, both under the rule planned for.
         duplicates: slots that hold an expert a second time on a GPU.
         worst_layers: the least balanced of the plan, the worst first.
         seconds: time of planning, kernels loaded before.
@@ -58,7 +59,8 @@ class Summary:
     dispatch: str
     contiguous: float
     plan: float
-    plan_split_evenly: float
+    planned_dispatch: str
+    as_planned: float
     busiest_gpu_saves: float
     gap_mean: float
     gap_worst: float
@@ -108,7 +110,8 @@ def summarize(
         dispatch=name_of(dispatch),
         contiguous=balancedness(before),
         plan=balancedness(after),
-        plan_split_evenly=placement.balancedness(loads),
+        planned_dispatch=plan.dispatch,
+        as_planned=placement.balancedness(loads, plan.dispatch),
         busiest_gpu_saves=float(np.mean(1.0 - peak_after[busy] / peak_before[busy]))
         if busy.any()
         else 0.0,

@@ -13,7 +13,7 @@ from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, judge
 from eplb.placement import Placement
 from eplb.planning.forecast import HISTORY, Recent, Scenarios
-from eplb.planning.plan import plan
+from eplb.planning.plan import plan, planned_rule
 
 __all__ = ["Evaluation", "HotGpu", "LayerFigures", "Standing", "Unseen", "evaluate_placement"]
 
@@ -170,7 +170,9 @@ def evaluate_placement(
     placements = {
         "this": placement,
         "from this": _planned(trace.loads, placement, num_groups, threads),
-        "afresh": _planned(trace.loads, placement, num_groups, threads, afresh=True),
+        "afresh": _planned(
+            trace.loads, placement, num_groups, threads, planned_rule(dispatch), afresh=True
+        ),
         "contiguous": begin,
     }
     found = {name: each.serve(trace.loads, dispatch) for name, each in placements.items()}
@@ -211,6 +213,7 @@ def _planned(
     current: Placement,
     num_groups: int,
     threads: int | None,
+    dispatch: str = "even",
     *,
     afresh: bool = False,
 ) -> Placement:
@@ -222,6 +225,7 @@ def _planned(
         num_groups=num_groups,
         weights=expected.weights,
         current=None if afresh else current,
+        dispatch=dispatch,
         threads=threads,
     ).placement
 

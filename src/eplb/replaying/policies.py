@@ -27,7 +27,7 @@ from eplb.moving.decide import decide
 from eplb.moving.service import DEFAULT_SERVICE, Service
 from eplb.placement import Placement
 from eplb.planning.forecast import FORECASTS, Forecast, Recent
-from eplb.planning.plan import Effort, plan
+from eplb.planning.plan import Effort, plan, planned_rule
 
 __all__ = [
     "POLICIES",
@@ -118,6 +118,7 @@ class Forecasted:
     effort: Effort = "default"
     threads: int | None = None
     sees_next: bool = False
+    dispatch: str = "even"
 
     def __call__(
         self,
@@ -135,6 +136,7 @@ class Forecasted:
             cluster,
             num_groups=num_groups,
             weights=expected.weights,
+            dispatch=planned_rule(self.dispatch),
             effort=self.effort,
             threads=self.threads,
         ).placement
@@ -149,6 +151,7 @@ class Moving:
     forecast: Forecast
     effort: Effort = "default"
     threads: int | None = None
+    dispatch: str = "even"
 
     def __call__(
         self,
@@ -160,12 +163,14 @@ class Moving:
     ) -> Placement:
         """Move what gains by what the forecast makes of the windows [T, L, E] so far."""
         expected = self.forecast(loads)
+        running = None if _is_first(current) else current
         return plan(
             expected.loads,
             cluster,
             num_groups=num_groups,
             weights=expected.weights,
-            current=None if _is_first(current) else current,
+            current=running,
+            dispatch=planned_rule(self.dispatch, running),
             effort=self.effort,
             threads=self.threads,
         ).placement
@@ -196,7 +201,10 @@ class Deciding:
         if not loads.any():
             return None
         if _is_first(current):
-            return plan(loads, cluster, num_groups=num_groups, threads=self.threads).placement
+            rule = planned_rule(self.dispatch)
+            return plan(
+                loads, cluster, num_groups=num_groups, dispatch=rule, threads=self.threads
+            ).placement
         return decide(
             loads,
             cluster,
@@ -243,13 +251,13 @@ def warm_up(policy: Policy) -> None:
     if isinstance(policy, _Greedy):
         _plan_once("greedy")
     elif isinstance(policy, Forecasted):
-        _plan_once("afresh")
+        _plan_once("afresh", policy.dispatch)
     elif isinstance(policy, Moving | Deciding):
-        _plan_once("moving")
+        _plan_once("moving", policy.dispatch)
 
 
 @cache
-def _plan_once(how: Literal["greedy", "afresh", "moving"]) -> None:
+def _plan_once(how: Literal["greedy", "afresh", "moving"], dispatch: str = "even") -> None:
     hot = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
     loads = np.stack([hot, hot[:, ::-1]])
     cluster = Cluster(num_gpus=8, slots_per_gpu=2)
@@ -258,7 +266,7 @@ def _plan_once(how: Literal["greedy", "afresh", "moving"]) -> None:
         for swaps in (False, True):
             _Greedy(swaps)(loads, cluster, current=start, num_groups=1)
         return
-    made = plan(loads, cluster).placement
+    made = plan(loads, cluster, dispatch=planned_rule(dispatch)).placement
     if how == "moving":
         plan(loads[::-1], cluster, current=made)
 

@@ -21,7 +21,15 @@ from eplb.placement import Placement
 from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY
 from eplb.planning.plan import Plan, check_shape
-from eplb.replaying.policies import Deciding, Policy, named_policy, phy2log_of, warm_up
+from eplb.replaying.policies import (
+    Deciding,
+    Forecasted,
+    Moving,
+    Policy,
+    named_policy,
+    phy2log_of,
+    warm_up,
+)
 
 __all__ = ["HISTORY", "Replay", "Step", "check_replay", "replay", "replay_of", "replay_steps"]
 
@@ -144,7 +152,7 @@ def replay(
         expert_bytes: bytes of an expert's weights in one layer; by default those of the trace's
             model, where that is known.
         dispatch: how windows are served: a rule as for `Placement.gpu_load`, or a split, which the
-            placements must all take.
+            placements must all take. Where the rule is "best", this planner plans for it.
         progress: called after each window with how many are done, and how many there are.
 
     Raises:
@@ -189,7 +197,7 @@ def replay_steps(
     if not callable(called):
         raise PolicyError(f"{called!r} is not a policy: give a name, a path or a callable")
     check_replay(trace, cluster, schedule, num_groups, dispatch)
-    if isinstance(called, Deciding) and isinstance(dispatch, str):
+    if isinstance(called, Forecasted | Moving | Deciding) and isinstance(dispatch, str):
         called = replace(called, dispatch=dispatch)
     return _walk(trace, cluster, called, schedule, num_groups, service, dispatch)
 

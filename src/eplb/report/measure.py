@@ -16,7 +16,7 @@ from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.placement import Placement
 from eplb.planning.backtest import expected_of
 from eplb.planning.forecast import Forecast, Recent, named_forecast
-from eplb.planning.plan import check_shape, plan
+from eplb.planning.plan import check_shape, plan, planned_rule
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import Policy, Staying, named_policy
 from eplb.report.commands import compare_command, plan_command
@@ -100,7 +100,12 @@ def measure(
     rule: Forecast = named_forecast(forecast) if forecast else Recent()
     expected = rule(trace.loads)
     made = plan(
-        expected.loads, cluster, num_groups=num_groups, weights=expected.weights, threads=threads
+        expected.loads,
+        cluster,
+        num_groups=num_groups,
+        weights=expected.weights,
+        dispatch=planned_rule(dispatch),
+        threads=threads,
     )
     served = trace.num_windows - 1
     every = 1 if served <= _MOST_PLANS else -(-served // _PLANS)

@@ -10,7 +10,7 @@ from eplb.cluster import Cluster
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.forecast import HISTORY
-from eplb.planning.plan import plan
+from eplb.planning.plan import plan, planned_rule
 
 __all__ = ["Asked", "evenly"]
 
@@ -50,7 +50,12 @@ class Asked:
     ) -> Placement:
         """A plan from scratch."""
         return plan(
-            loads, cluster, num_groups=self.num_groups, weights=weights, threads=self.threads
+            loads,
+            cluster,
+            num_groups=self.num_groups,
+            weights=weights,
+            dispatch=planned_rule(self.dispatch),
+            threads=self.threads,
         ).placement
 
 
