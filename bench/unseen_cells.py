@@ -154,9 +154,7 @@ def all_seen(loads: Loads, num_gpus: int, *, recorded: bool) -> Cell:
     return Cell("all-six", name, cluster, [Case(loads, loads)], recorded)
 
 
-def in_order(
-    loads: Loads, num_gpus: int, history: int, *, recorded: bool, spare: int = 1
-) -> Cell:
+def in_order(loads: Loads, num_gpus: int, history: int, *, recorded: bool, spare: int = 1) -> Cell:
     """Each window from number `history` on, scored by the plan from the `history` before it."""
     cluster = _with_spare(loads.shape[2], num_gpus, spare)
     ends = range(history, len(loads))

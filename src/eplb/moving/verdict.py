@@ -48,6 +48,7 @@ _STEADY = -0.2
 """The least that this counts, where a steady change explains less than chance would."""
 _FEWEST = 4
 """Windows from which a steady change can be told from chance."""
+_ROUNDING = 1e-9
 _SURE = 10.0
 """Standard errors from which a gain is as sure as can be."""
 _CHANCE = 2.0
@@ -74,10 +75,12 @@ class Verdict:
         interval: where that is with 95 % confidence; None where nothing was held out.
         engine_gain: the same of DeepSeek's EPLB for the sum of the windows, which is what engines
             run by themselves; None where nothing was held out.
+        engine_moves: experts that GPUs receive if they do.
         now: balancedness of what runs, on all the windows.
         seen_gain: balancedness that the plan gains on the windows that it was made from.
-        lasting: share of the imbalance that is left when the windows are added up; the rest
-            passes from window to window.
+        lasting: correlation of GPUs' loads, over their layer's mean, between the earlier and the
+            later half of the windows: 1 where hot spots persist, 0 where they pass; None of one
+            window.
         windows: how many are held out in turn; 0 where nothing is.
         tokens: routed to the experts of a layer in a window, on average.
         least_gain, confidence: the thresholds.
@@ -92,9 +95,10 @@ class Verdict:
     gain: float
     interval: Interval | None
     engine_gain: float | None
+    engine_moves: int
     now: float
     seen_gain: float
-    lasting: float
+    lasting: float | None
     windows: int
     tokens: float
     least_gain: float
@@ -249,6 +253,7 @@ def judge(
     now, then = (_scores(each, windows, dispatch) for each in (running, made.placement))
     gain = seen_gain = _mean(then - now)
     interval = engine_gain = None
+    engine_moves = 0
     forced = running.cluster != cluster
     changes = made.moves > 0 or made.placement != running
     sure = changes
@@ -267,6 +272,7 @@ def judge(
         gain, error = _mean(gained), _error(gained)
         interval = Interval(gain - _TWO_SIDED * error, gain + _TWO_SIDED * error)
         engine_gain = _mean(_both(trials.of_engine(ahead), trials.of_engine(apart))[0])
+        engine_moves = trials.engine(order).moves_from(running)
         sure = _sure(gained, added, drift=_drift(windows), confidence=confidence)
     advised = forced or (sure and gain > 0.0 and gain >= least_gain)
     action: Action = "keep what runs"
@@ -288,7 +294,6 @@ def judge(
     moves = 0
     if advised:
         moves = made.moves if current is not None else made.placement.moves_from(running)
-    balance, lasting = _mean(now, 1.0), _lasting(running, windows, now, dispatch)
     tokens = windows.sum(axis=2)
     found = Verdict(
         action,
@@ -296,9 +301,10 @@ def judge(
         gain,
         interval,
         engine_gain,
-        balance,
+        engine_moves,
+        _mean(now, 1.0),
         seen_gain,
-        lasting,
+        _lasting(running.gpu_load(windows, dispatch)),
         held_out,
         float(tokens[tokens > 0.0].mean()) if tokens.any() else 0.0,
         least_gain,
@@ -399,11 +405,17 @@ def _drift(windows: _Loads) -> float:
     return line * (number - 2) / rest if rest > 0.0 else 1.0
 
 
-def _lasting(running: Placement, windows: _Loads, now: _Loads, dispatch: str) -> float:
-    """Share of the imbalance that is left when windows are added up."""
-    lost = 1.0 - _mean(now, 1.0)
-    kept = 1.0 - _mean(_scores(running, windows.sum(axis=0, keepdims=True), dispatch), 1.0)
-    return min(1.0, kept / lost) if lost > 0.0 else 1.0
+def _lasting(load: _Loads) -> float | None:
+    """How alike the earlier and the later half of the windows load GPUs, of loads [T, L, G]."""
+    if len(load) < 2:
+        return None
+    halves = np.stack([part.sum(axis=0) for part in np.array_split(load, 2)])
+    mean = halves.mean(axis=2, keepdims=True)
+    above = np.divide(halves, mean, out=np.ones(halves.shape), where=mean > 0.0) - 1.0
+    # Rounding is no hot spot.
+    above[np.abs(above) < _ROUNDING] = 0.0
+    size = float(np.sqrt((above[0] ** 2).sum() * (above[1] ** 2).sum()))
+    return float((above[0] * above[1]).sum()) / size if size > 0.0 else 0.0
 
 
 def _advice(found: Verdict, *, forced: bool) -> str:
@@ -438,15 +450,16 @@ def _evidence(found: Verdict, number: int, helps: str) -> str:
     words = (
         f"On {found.windows} windows of {found.tokens:,.0f} routed tokens, each held out in turn, "
         f"plans gain {found.gain:+.4f} ±{half:.4f} {over}; the engine's own planner "
-        f"{'gains' if found.engine_gain > 0.0 else 'loses'} {abs(found.engine_gain):.4f}."
+        f"{'gains' if found.engine_gain > 0.0 else 'loses'} {abs(found.engine_gain):.4f} by moving "
+        f"{found.engine_moves:,}."
     )
     if found.action == "unpredictable":
         words += f" Where they have seen the windows, they gain {found.seen_gain:+.4f}."
-    last = found.lasting >= 0.5
-    words += (
-        f" Hot spots {'persist' if last else 'pass'}: {found.lasting:.0%} of the imbalance is left "
-        "when the windows are added up."
-    )
+    if found.lasting is not None:
+        words += (
+            f" Hot spots {'persist' if found.lasting >= 0.5 else 'pass'}: GPUs' loads in the "
+            f"earlier and the later half of the windows correlate by {found.lasting:.2f}."
+        )
     return f"{words} {helps}" if helps else words
 
 
