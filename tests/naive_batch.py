@@ -55,7 +55,7 @@ def naive_takes(row: Sequence[int], num_gpus: int, counts: list[int]) -> list[di
                 load[gpu] += part
         return load
 
-    for step in range(24):
+    for step in range(20):
         load = loads(ahead)
         filled = {
             e: fill(

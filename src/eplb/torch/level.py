@@ -25,7 +25,7 @@ LARGEST = 1 << 24
 """Tokens times experts of a token, less than this: sums stay far below 2^63 then."""
 NO_GPU = 1 << 50
 """Load of a GPU that is none: never the least, and never too much for a sum of them."""
-_STEPS = 24
+_STEPS = 20
 _ROUNDS = 3
 """Fewer miss the peak by more, more gain little (docs/experiments.md)."""
 _MOMENTUM = tuple((step << 10) // (step + 3) for step in range(_STEPS))
@@ -70,17 +70,17 @@ def level(
     for end in ends:
         classes.append([each[begin:end] for each in (gpus, total, flow)])
         begin = end
-    places = numbers - 1
+    places = (numbers - 1) << _BITS
     for shift in _shifts(counts, load.shape[0]):
         load = load + shift
         for of_class in classes:
             mine, all_of_it, before = of_class
             height = torch.take(load, mine) - before
-            after = _fill(height, all_of_it, numbers) & -_TOKEN
-            # The tokens that are left, fewer than GPUs, go to the lowest. No two are alike.
-            left = (all_of_it - after.sum(1, keepdim=True)) >> _BITS
-            order = (height + after) * width + places
-            after = after + (order < order.sort(1).values.gather(1, left)) * _TOKEN
+            after = _fill(height, all_of_it, numbers).bitwise_and_(-_TOKEN)
+            # The tokens that are left, fewer than GPUs, go to the lowest.
+            left = all_of_it - after.sum(1, keepdim=True)
+            lowest = (height + after).sort(dim=1, stable=True).indices
+            after = after.scatter_add_(1, lowest, (places < left) * _TOKEN)
             load = load.index_add(0, mine.reshape(-1), (after - before).reshape(-1))
             of_class[2] = after
         load = load - shift
@@ -97,7 +97,7 @@ def level_as_one(
     most: Tensor,
     empty: Tensor,
 ) -> Tensor:
-    """The same as one operation, for compilers: some 500 small ones would take them minutes."""
+    """The same as one operation, for compilers: hundreds of small ones would take them minutes."""
     return level(counts, gpus, experts, ends, alone, most, empty)
 
 
