@@ -143,6 +143,19 @@ def test_history_ends_where_ranks_are_others(call: Call) -> None:
             assert len(shown(history, window(0, shape), each)) == 1
 
 
+def test_a_call_for_the_ranks_before_may_come_late() -> None:
+    grown = Call(18, 1, 1, 6)
+    histories = []
+    for late in (False, True):
+        history = History(3)
+        for call in [CALL, grown][:: -1 if late else 1]:
+            history.see(call, (2, 8), scaling=call == grown)
+            history.add(call, window(call.num_gpus))
+        histories.append(shown(history, window(0), grown))
+    assert np.array_equal(histories[0], [window(6), window(0)])
+    assert np.array_equal(histories[1], histories[0])
+
+
 def test_history_ends_where_slots_are_empty() -> None:
     history = History(3)
     shown(history, window(0))

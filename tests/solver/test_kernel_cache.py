@@ -354,3 +354,27 @@ def test_a_fork_while_another_thread_compiles() -> None:
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
+
+
+FILLS = """
+import time
+from eplb.solver.jit import filling
+with filling() as first:
+    time.sleep(0.5 * first)
+    print(first, time.time(), flush=True)
+"""
+
+
+def test_one_process_of_a_machine_compiles_and_the_others_wait(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def begun() -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", FILLS]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    said = [process.communicate(timeout=60)[0].split() for process in [begun(), begun()]]
+    assert sorted(first for first, _ in said) == ["False", "True"]
+    (compiled,) = (float(when) for first, when in said if first == "True")
+    (waited,) = (float(when) for first, when in said if first == "False")
+    assert waited > compiled
+    assert begun().communicate(timeout=60)[0].startswith("False")

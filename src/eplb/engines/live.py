@@ -136,10 +136,14 @@ class History:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._models: dict[tuple[Any, ...], tuple[Call, deque[NDArray[np.float64]]]] = {}
+        self._models: dict[tuple[Any, ...], dict[Call, deque[NDArray[np.float64]]]] = {}
+        self._scaled: set[tuple[Any, ...]] = set()
 
     def see(self, call: Call, shape: tuple[int, ...], *, scaling: bool) -> None:
         """Forget a model's windows where its ranks are not those of its call before.
+
+        A call of the engine's other thread, for the ranks before scaling, may come after the call
+        that scales on this rank, and before it on another. It has windows of its own.
 
         Args:
             call: what this call is for.
@@ -147,18 +151,23 @@ class History:
             scaling: whether slots are empty now, or are to be left: ranks come or go.
         """
         model = _model(call, shape)
-        if scaling or model not in self._models or self._models[model][0] != call:
-            self._models[model] = call, deque(maxlen=self._most)
+        calls = self._models.setdefault(model, {})
+        if scaling:
+            self._scaled.add(model)
+        if scaling or (call not in calls and model not in self._scaled):
+            calls.clear()
+        calls.setdefault(call, deque(maxlen=self._most))
 
     def add(self, call: Call, loads: NDArray[np.float64]) -> NDArray[np.float64]:
         """Add a window [L, E] of the call seen; return its model's, [T, L, E], this one last."""
-        windows = self._models[_model(call, loads.shape)][1]
+        windows = self._models[_model(call, loads.shape)][call]
         windows.append(loads)
         return np.stack(windows)
 
     def clear(self) -> None:
         """Forget all windows of all models."""
         self._models.clear()
+        self._scaled.clear()
 
 
 def _model(call: Call, shape: tuple[int, ...]) -> tuple[Any, ...]:
