@@ -33,7 +33,7 @@ def test_python_on_moves() -> None:
     assert curve.placements[point].moves_from(running) == curve.moves[point]
     assert names["few"].placement.balancedness(loads) > running.balancedness(loads)
     found = names["found"]
-    assert (found.action, found.tried) == ("move", True)
+    assert (found.action, found.verdict.advised) == ("move", True)
     assert found.placement is not None
 
 

@@ -10,6 +10,7 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
@@ -95,7 +96,8 @@ def real_number(
     """
     number = math.nan
     if isinstance(value, Real) and not isinstance(value, bool):
-        number = float(value)
+        with suppress(OverflowError):  # of whole numbers beyond every float
+            number = float(value)
     too_low = number <= least if above else number < least
     if math.isnan(number) or too_low or (math.isinf(number) and not infinite):
         what = f"a number of {unit}, " if unit else ""
