@@ -64,7 +64,8 @@ class Cell:
 
 
 def make_cells(traces: Path | None, parts: Sequence[str], dispatch: str = "even") -> list[Cell]:
-    """The cells of some of a rule's parts, from recorded loads, or from made ones where there is no folder.
+    """The cells of some parts under a rule of dispatch, from recorded loads, or from made ones
+    where there is no folder.
 
     Raises:
         EplbError: a folder without the loads, or with too few windows.
@@ -154,9 +155,7 @@ def all_seen(loads: Loads, num_gpus: int, *, recorded: bool) -> Cell:
     return Cell("all-six", name, cluster, [Case(loads, loads)], recorded)
 
 
-def in_order(
-    loads: Loads, num_gpus: int, history: int, *, recorded: bool, spare: int = 1
-) -> Cell:
+def in_order(loads: Loads, num_gpus: int, history: int, *, recorded: bool, spare: int = 1) -> Cell:
     """Each window from number `history` on, scored by the plan from the `history` before it."""
     cluster = _with_spare(loads.shape[2], num_gpus, spare)
     ends = range(history, len(loads))
