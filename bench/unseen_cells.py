@@ -64,7 +64,8 @@ class Cell:
 
 
 def make_cells(traces: Path | None, parts: Sequence[str], dispatch: str = "even") -> list[Cell]:
-    """The cells of some of a rule's parts, from recorded loads, or from made ones where there is no folder.
+    """The cells of some parts under a rule of dispatch, from recorded loads, or from made ones
+    where there is no folder.
 
     Raises:
         EplbError: a folder without the loads, or with too few windows.

@@ -16,6 +16,7 @@ __all__ = [
     "falling",
     "fixed_counts_optimum",
     "gpu_loads",
+    "levelled_optimum",
     "log2phy",
     "logcnt",
     "moves",
@@ -383,3 +384,33 @@ def spread(
         gpus[chosen].append(expert)
         add(chosen, expert, 1.0)
     return gpus
+
+
+def levelled_optimum(
+    windows: Sequence[Sequence[float]], num_gpus: int, slots_per_gpu: int
+) -> float:
+    """Least mean, over windows, of the peak that the best split leaves, of all placements.
+
+    What experts on some GPUs alone have is spread over these GPUs at best.
+    """
+    experts = range(len(windows[0]))
+    kinds = list(itertools.combinations(experts, min(slots_per_gpu, len(windows[0]))))
+    some = [
+        gpus
+        for size in range(1, num_gpus + 1)
+        for gpus in itertools.combinations(range(num_gpus), size)
+    ]
+    best = float("inf")
+    for placed in itertools.combinations_with_replacement(kinds, num_gpus):
+        hosts = [{gpu for gpu in range(num_gpus) if expert in placed[gpu]} for expert in experts]
+        if not all(hosts):
+            continue
+        alone = [[expert for expert in experts if hosts[expert] <= {*gpus}] for gpus in some]
+        total = 0.0
+        for load in windows:
+            total += max(
+                sum(load[expert] for expert in inside) / len(gpus)
+                for gpus, inside in zip(some, alone, strict=True)
+            )
+        best = min(best, total / len(windows))
+    return best

@@ -12,6 +12,8 @@ __all__ = ["solve_best_split"]
 
 _STEPS = {"fast": 150, "default": 700, "thorough": 8000}
 """Changes that the search tries in a layer (docs/experiments.md, dispatch)."""
+_HEAT = {"fast": 0.0, "default": 0.0, "thorough": 0.1}
+"""What a change may be for the worse at first, as a share of what is left to gain."""
 _WINDOWS = 64
 """Windows that are planned for, about: those that there are, and wider copies of them."""
 _SLACK = 0.005
@@ -32,7 +34,7 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
 
     even = solve(problem, effort)
     cluster, loaded = problem.cluster, problem.loaded
-    num_windows, num_layers, num_experts = problem.windows.shape
+    num_windows, num_layers, _ = problem.windows.shape
     bounds = np.zeros(num_layers)
     gather(problem, replace(even, bounds=bounds))
     _bound_levelled(
@@ -44,7 +46,7 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     def work(begin: int, end: int) -> None:
         _place_layers(
             problem.windows, problem.weight, loaded[begin:end], _width(problem), num_wide,
-            problem.nodes, cluster.num_gpus, _STEPS[effort], narrow, wide,
+            problem.nodes, cluster.num_gpus, _STEPS[effort], _HEAT[effort], narrow, wide,
         )  # fmt: skip
 
     run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
@@ -52,7 +54,8 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     layers = Layers(even.phy2log, even_peaks.copy(), bounds)
     keep_better(layers, narrow, _levelled_peaks(problem, narrow))
     peaks = _levelled_peaks(problem, wide)
-    # What bends better may be a little worse for what was seen, but not than a plan for an even split.
+    # What bends better may be a little worse for what was seen, but no plan for an even split is
+    # better.
     kept = peaks <= np.minimum(layers.peaks * (1.0 + _SLACK), even_peaks)
     layers.phy2log[kept], layers.peaks[kept] = wide[kept], peaks[kept]
     return layers

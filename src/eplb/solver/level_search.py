@@ -24,16 +24,14 @@ so a search is the same on every host.
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.solver.bounds import _least_peak
 from eplb.solver.jit import inner, kernel
 from eplb.solver.packing import F64, I32, I64
 from eplb.solver.share import _exponential
+from eplb.solver.table import _INCREMENT, _MASK, _MULTIPLIER
 
 __all__: list[str] = []
-
-U64 = NDArray[np.uint64]
 
 _BLOCK = 16
 """Windows in a block."""
@@ -45,6 +43,19 @@ _SWEEPS = 2
 """Sweeps that level a change."""
 _JOINED = 4.0
 """GPUs that share what is moved to or from one, as prices of changes assume."""
+_LEVEL = 1e-7
+"""The norm of what is as level as can be is 1, and no more than this above it."""
+_BOLD = 4
+"""One in so many changes is drawn, and not the one of the lowest price."""
+_HEAT = 0.3
+"""What a change may be for the worse at first, as a share of what the norm is above its least, in
+searches for the windows alone."""
+_SMALL = 64
+"""Layers of fewer slots are searched longer for the windows alone, as many times as they fit."""
+_UNIFORM = 8
+_DEVIATION = 0.816496580927726
+"""Uniform numbers whose sum is nearly normal, and the standard deviation of it: the root of their
+number / 12."""
 _TIGHT = 1e-3
 """What is nearer to the peak than this, as a share of it, is as busy."""
 
@@ -85,7 +96,9 @@ class Levelled(NamedTuple):
     """[G, E] copies of an expert on a GPU."""
     links: I64
     """[3 P, 2] pairs of copies between which load is levelled."""
-    random: U64
+    best: I64
+    """[P] the best placement so far."""
+    random: I64
     """[1] state of the random numbers."""
 
 
@@ -110,7 +123,8 @@ def _new_levelled(num_experts: int, num_gpus: int, num_slots: int, num_blocks: i
         np.empty((num_experts, num_slots), np.int64),
         np.empty((num_gpus, num_experts), np.int32),
         np.empty((3 * num_slots, 2), np.int64),
-        np.empty(1, np.uint64),
+        np.empty(num_slots, np.int64),
+        np.empty(1, np.int64),
     )
 
 
@@ -124,6 +138,7 @@ def _place_layers(
     num_nodes: int,
     num_gpus: int,
     steps: int,
+    heat: float,
     narrow: I64,
     wide: I64,
 ) -> None:
@@ -132,30 +147,32 @@ def _place_layers(
     and `num_wide` copies of each, which are of this `width`.
 
     `weights` [T, L] are what windows count. Experts stay on the node where they are. Each search
-    makes so many `steps`, changes that are tried. The wide one ends with as many for the windows
-    alone, until those are split no worse than they were at first.
+    makes so many `steps`, changes that are tried; the wide one begins with some `heat`, and ends
+    with as many steps for the windows alone, until those are split no worse than they were at
+    first.
     """
     num_windows, _, num_experts = windows.shape
     num_slots = narrow.shape[1]
     node_gpus = num_gpus // num_nodes
     num_blocks = (num_windows * (1 + num_wide) + _BLOCK - 1) // _BLOCK
     few = (num_windows + _BLOCK - 1) // _BLOCK
+    longer = max(1, _SMALL // num_slots) * steps
     at = _new_levelled(num_experts, num_gpus, num_slots, num_blocks)
     for layer in layers:
         _widen(at, windows[:, layer], width, num_wide)
         weight = weights[:, layer]
         _weigh(at, weight, 0)
         _begin(at, narrow[layer])
-        first = _search(at, few, steps, node_gpus, 0.0)
-        _write(at, narrow[layer])
+        first = _search(at, few, longer, node_gpus, _HEAT, 0.0)
+        narrow[layer] = at.best
         _weigh(at, weight, num_wide)
         _begin(at, narrow[layer])
-        _search(at, num_blocks, steps, node_gpus, 0.0)
-        _write(at, wide[layer])
+        _search(at, num_blocks, steps, node_gpus, heat, 0.0)
+        wide[layer] = at.best
         _weigh(at, weight, 0)
         _begin(at, wide[layer])
-        _search(at, few, steps, node_gpus, first)
-        _write(at, wide[layer])
+        _search(at, few, longer, node_gpus, 0.0, first)
+        wide[layer] = at.best
 
 
 @kernel
@@ -179,34 +196,26 @@ def _bound_levelled(
 
 
 @inner
-def _draw(random: U64) -> np.uint64:
-    """64 random bits (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-    2014).
-    """
-    random[0] += np.uint64(0x9E3779B97F4A7C15)
-    mixed = random[0]
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+def _draw(random: I64) -> int:
+    """24 random bits."""
+    state: int = (random[0] * _MULTIPLIER + _INCREMENT) & _MASK
+    random[0] = state
+    return state >> 8
 
 
 @inner
-def _below(random: U64, number: int) -> int:
+def _below(random: I64, number: int) -> int:
     """A random whole number from 0 to `number` - 1."""
-    return np.int64((_draw(random) >> np.uint64(32)) * np.uint64(number) >> np.uint64(32))
+    return _draw(random) * number >> 24
 
 
 @inner
-def _normal(random: U64) -> float:
-    """Nearly a normal number: the sum of 8 uniform ones of 16 bits."""
-    total = np.int64(0)
-    for _ in range(2):
-        bits = _draw(random)
-        for _ in range(4):
-            total += np.int64(bits & np.uint64(0xFFFF))
-            bits >>= np.uint64(16)
-    # Their variance is 8 / 12 of the square of 2 ** 16.
-    return (total - 4 * 0xFFFF) / 65536.0 * 1.224744871391589
+def _normal(random: I64) -> float:
+    """Nearly a normal number: the sum of 8 uniform ones."""
+    total = 0
+    for _ in range(_UNIFORM):
+        total += _draw(random)
+    return (total / 16777216.0 - 0.5 * _UNIFORM) / _DEVIATION
 
 
 @inner
@@ -214,7 +223,7 @@ def _widen(at: Levelled, windows: F64, width: float, num_wide: int) -> None:
     """Fill the loads with the windows [T, E] and copies of them, of a mean GPU load of 1."""
     num_windows, num_experts = windows.shape
     num_gpus = at.level.shape[1]
-    at.random[0] = np.uint64(0)
+    at.random[0] = 0
     for i in range(at.load.shape[0] * _BLOCK):
         block, place = i // _BLOCK, i % _BLOCK
         window = i % num_windows
@@ -398,41 +407,39 @@ def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float
 
 
 @inner
-def _price_of_swap(at: Levelled, num_blocks: int, copy: int, other: int) -> float:
-    """What a swap adds to the sum of norms, to the second order."""
+def _price_of_swap(at: Levelled, block: int, copy: int, other: int) -> float:
+    """What a swap adds to the sum of norms of a block, to the second order."""
     gpu, host = at.gpu[copy], at.gpu[other]
     total = 0.0
-    for block in range(num_blocks):
-        mine, theirs = at.flow[block, copy], at.flow[block, other]
-        steep, steep_there = at.slope[block, gpu], at.slope[block, host]
-        bent, bent_there = at.curve[block, gpu], at.curve[block, host]
-        for t in range(_BLOCK):
-            shift = mine[t] - theirs[t]
-            total += shift * (steep_there[t] - steep[t] + shift * (bent_there[t] + bent[t]))
+    mine, theirs = at.flow[block, copy], at.flow[block, other]
+    steep, steep_there = at.slope[block, gpu], at.slope[block, host]
+    bent, bent_there = at.curve[block, gpu], at.curve[block, host]
+    for t in range(_BLOCK):
+        shift = mine[t] - theirs[t]
+        total += shift * (steep_there[t] - steep[t] + shift * (bent_there[t] + bent[t]))
     return total
 
 
 @inner
-def _price_of_gift(at: Levelled, num_blocks: int, copy: int, slot: int, heir: int) -> float:
+def _price_of_gift(at: Levelled, block: int, copy: int, slot: int, heir: int) -> float:
     """The same where the copy `slot` becomes one of the expert of `copy`, and what it took goes to
     `heir`, another copy of the expert that it was of.
     """
     gpu, host, third = at.gpu[copy], at.gpu[slot], at.gpu[heir]
     total = 0.0
-    for block in range(num_blocks):
-        mine, theirs = at.flow[block, copy], at.flow[block, slot]
-        steep, bent = at.slope[block, gpu], at.curve[block, gpu]
-        steep_there, bent_there = at.slope[block, host], at.curve[block, host]
-        steep_heir, bent_heir = at.slope[block, third], at.curve[block, third]
-        for t in range(_BLOCK):
-            lost = theirs[t]
-            total += lost * (steep_heir[t] - steep_there[t])
-            total += lost * lost * (bent_heir[t] + bent_there[t])
-            apart, sum_bent = steep[t] - steep_there[t], bent[t] + bent_there[t]
-            shift = 0.5 * apart / (sum_bent + 1e-300)
-            shift = shift if shift < mine[t] else mine[t]
-            shift = shift if shift > 0.0 else 0.0
-            total += shift * (shift * sum_bent - apart)
+    mine, theirs = at.flow[block, copy], at.flow[block, slot]
+    steep, bent = at.slope[block, gpu], at.curve[block, gpu]
+    steep_there, bent_there = at.slope[block, host], at.curve[block, host]
+    steep_heir, bent_heir = at.slope[block, third], at.curve[block, third]
+    for t in range(_BLOCK):
+        lost = theirs[t]
+        total += lost * (steep_heir[t] - steep_there[t])
+        total += lost * lost * (bent_heir[t] + bent_there[t])
+        apart, sum_bent = steep[t] - steep_there[t], bent[t] + bent_there[t]
+        shift = 0.5 * apart / (sum_bent + 1e-300)
+        shift = shift if shift < mine[t] else mine[t]
+        shift = shift if shift > 0.0 else 0.0
+        total += shift * (shift * sum_bent - apart)
     return total
 
 
@@ -443,8 +450,8 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
     """
     num_gpus, slots_per_gpu = at.on.shape
     none = np.int64(-1)
-    window = _below(at.random, num_blocks * _BLOCK)
-    level = at.level[window // _BLOCK, :, window % _BLOCK]
+    block = _below(at.random, num_blocks)
+    level = at.level[block, :, _below(at.random, _BLOCK)]
     peak = 0.0
     for gpu in range(num_gpus):
         peak = max(peak, level[gpu])
@@ -462,33 +469,48 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
     if at.holds[host, at.expert[copy]] > 0:
         return copy, none, none
     best, found, heir = np.inf, none, none
+    if _below(at.random, _BOLD) == 0:
+        other = at.on[host, _below(at.random, slots_per_gpu)]
+        expert = at.expert[other]
+        number = at.number[expert]
+        if number > 1 and _below(at.random, 2) == 0:
+            third = at.copies[expert, _below(at.random, number)]
+            if third != other:
+                return copy, other, third
+        elif at.holds[gpu, expert] == 0:
+            return copy, other, none
     for i in range(slots_per_gpu):
         other = at.on[host, i]
         expert = at.expert[other]
         if at.holds[gpu, expert] == 0:
-            price = _price_of_swap(at, num_blocks, copy, other)
+            price = _price_of_swap(at, block, copy, other)
             if price < best:
                 best, found, heir = price, other, none
         if at.number[expert] > 1:
             for j in range(at.number[expert]):
                 third = at.copies[expert, j]
                 if third != other:
-                    price = _price_of_gift(at, num_blocks, copy, other, third)
+                    price = _price_of_gift(at, block, copy, other, third)
                     if price < best:
                         best, found, heir = price, other, third
     return copy, found, heir
 
 
 @inner
-def _search(at: Levelled, num_blocks: int, steps: int, node_gpus: int, enough: float) -> float:
+def _search(
+    at: Levelled, num_blocks: int, steps: int, node_gpus: int, heat: float, enough: float
+) -> float:
     """Make changes that lower the weighted sum of norms in the first blocks, until that is no more
-    than `enough`; return what it was at first.
+    than `enough`, and leave the best placement in `best`; return what the sum was at first.
+
+    With some `heat`, changes may be a little for the worse, ever less so.
     """
     num_links = _find_links(at)
     now = _settle(at, num_blocks, num_links, _FIRST_SWEEPS)
-    first = now
-    for _ in range(steps):
-        if now <= enough:
+    first, best = now, now
+    _write(at, at.best)
+    for step in range(steps):
+        if best <= enough or best <= 1.0 + _LEVEL:
             break
         copy, other, heir = _propose(at, num_blocks, node_gpus)
         if other < 0:
@@ -501,13 +523,15 @@ def _search(at: Levelled, num_blocks: int, steps: int, node_gpus: int, enough: f
             _drop(at, other)
             _add(at, expert, other)
             num_links = _find_links(at)
+        cold = step / steps
+        worse = -heat * (1.0 - cold) * (1.0 - cold) * max(0.0, now - 1.0)
         gain = 0.0
         for block in range(num_blocks):
             _change(at, block, num_links, copy, other, heir, gpu, host)
             gain += at.part[block] - _norms(at, at.new_level[block], at.weight[block])
-            if gain <= 0.0:
+            if gain <= worse:
                 break
-        if gain > 0.0:
+        if gain > worse:
             _keep(at, num_blocks, num_links, partner, heir)
             if heir < 0:
                 for slot in range(at.on.shape[1]):
@@ -516,6 +540,9 @@ def _search(at: Levelled, num_blocks: int, steps: int, node_gpus: int, enough: f
                     if at.on[host, slot] == other:
                         at.on[host, slot] = copy
             now = _settle(at, num_blocks, num_links, _SWEEPS)
+            if now < best:
+                best = now
+                _write(at, at.best)
         elif heir < 0:
             _exchange(at, other, copy)
         else:
