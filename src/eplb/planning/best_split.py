@@ -19,6 +19,8 @@ _WINDOWS = 64
 _SLACK = 0.005
 """What the expected peak may be above the lowest that was found, as a share of it, for the sake of
 windows that were not seen."""
+_ROUNDING = 1e-10
+"""Peaks nearer to each other than this, as a share, are the same."""
 
 _AT_ONCE = (1, 1)
 """Layers that a thread takes at a time, least and most."""
@@ -56,7 +58,7 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     peaks = _levelled_peaks(problem, wide)
     # What bends better may be a little worse for what was seen, but no plan for an even split is
     # better.
-    kept = peaks <= np.minimum(layers.peaks * (1.0 + _SLACK), even_peaks)
+    kept = peaks <= np.minimum(layers.peaks * (1.0 + _SLACK), even_peaks * (1.0 + _ROUNDING))
     layers.phy2log[kept], layers.peaks[kept] = wide[kept], peaks[kept]
     return layers
 
