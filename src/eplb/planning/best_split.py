@@ -10,11 +10,14 @@ from eplb.solver.threads import run_kernel
 
 __all__ = ["solve_best_split"]
 
-_STEPS = {"fast": 150, "default": 700, "thorough": 8000}
-"""Changes that the search tries in a layer (docs/experiments.md, dispatch)."""
-_HEAT = {"fast": 0.0, "default": 0.0, "thorough": 0.1}
-"""What a change may be for the worse at first, as a share of what is left to gain."""
-_WINDOWS = 64
+_EFFORT = {"fast": 0.3, "default": 1.0, "thorough": 8.0}
+_STEPS, _MORE_STEPS = 350, 50_000
+"""Changes that the search tries in a layer, the second number divided by its slots, times the
+effort (docs/experiments.md, dispatch)."""
+_HEAT, _HEATED = 0.04, 1000
+"""What a change may be for the worse at first, as a share of what is left to gain, in searches of
+so many steps."""
+_WINDOWS = {"fast": 32, "default": 64, "thorough": 128}
 """Windows that are planned for, about: those that there are, and wider copies of them."""
 _SLACK = 0.005
 """What the expected peak may be above the lowest that was found, as a share of it, for the sake of
@@ -42,13 +45,15 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     _bound_levelled(
         problem.windows, problem.weight, loaded, cluster.num_gpus, cluster.slots_per_gpu, bounds
     )
-    num_wide = max(1, round(_WINDOWS / num_windows))
+    num_wide = max(1, round(_WINDOWS[effort] / num_windows))
+    steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS // cluster.num_slots))
+    heat = _HEAT if steps >= _HEATED else 0.0
     narrow, wide = even.phy2log.copy(), even.phy2log.copy()
 
     def work(begin: int, end: int) -> None:
         _place_layers(
             problem.windows, problem.weight, loaded[begin:end], _width(problem), num_wide,
-            problem.nodes, cluster.num_gpus, _STEPS[effort], _HEAT[effort], narrow, wide,
+            problem.nodes, cluster.num_gpus, steps, heat, narrow, wide,
         )  # fmt: skip
 
     run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
@@ -64,12 +69,12 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
 
 
 def _width(problem: Problem) -> float:
-    """How wide the windows are that are planned for under the best split: the more, the more freely
-    slots let load go anywhere, and the fewer windows say how loads vary.
+    """How wide the copies of windows are that are planned for: the wider, the more slots there are
+    to spare, .15 with one on a GPU and .45 with two (docs/experiments.md, dispatch).
     """
     cluster, num_experts = problem.cluster, problem.loads.shape[1]
-    spare = (cluster.num_slots - num_experts) / cluster.num_gpus
-    return 0.15 if spare <= 1.5 else 0.4
+    spare: float = (cluster.num_slots - num_experts) / cluster.num_gpus
+    return min(0.45, max(0.15, 0.3 * spare - 0.15))
 
 
 def _levelled_peaks(problem: Problem, phy2log: NDArray[np.int64]) -> NDArray[np.float64]:
