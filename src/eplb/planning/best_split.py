@@ -11,14 +11,15 @@ from eplb.solver.threads import run_kernel
 __all__ = ["solve_best_split"]
 
 _EFFORT = {"fast": 0.3, "default": 1.0, "thorough": 8.0}
-_STEPS, _MORE_STEPS = 350, 50_000
+_STEPS, _MORE_STEPS = 300, 45_000
 """Changes that the search tries in a layer, the second number divided by its slots, times the
 effort (docs/experiments.md, dispatch)."""
 _HEAT, _HEATED = 0.04, 1000
 """What a change may be for the worse at first, as a share of what is left to gain, in searches of
-so many steps."""
-_WINDOWS = {"fast": 32, "default": 64, "thorough": 128}
-"""Windows that are planned for, about: those that there are, and wider copies of them."""
+so many steps for several windows: copies of one alone would be fitted too well."""
+_WINDOWS = {"fast": 48, "default": 128, "thorough": 128}
+"""Windows that are planned for, about: those that there are, and wider copies of them; of one
+window twice as many, which tells nothing of how loads vary."""
 _SLACK = 0.005
 """What the expected peak may be above the lowest that was found, as a share of it, for the sake of
 windows that were not seen."""
@@ -45,9 +46,10 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     _bound_levelled(
         problem.windows, problem.weight, loaded, cluster.num_gpus, cluster.slots_per_gpu, bounds
     )
-    num_wide = max(1, round(_WINDOWS[effort] / num_windows))
+    most = _WINDOWS[effort] * (2 if num_windows == 1 else 1)
+    num_wide = max(1, round(most / num_windows))
     steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS // cluster.num_slots))
-    heat = _HEAT if steps >= _HEATED else 0.0
+    heat = _HEAT if steps >= _HEATED and num_windows > 1 else 0.0
     narrow, wide = even.phy2log.copy(), even.phy2log.copy()
 
     def work(begin: int, end: int) -> None:
@@ -70,11 +72,11 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
 
 def _width(problem: Problem) -> float:
     """How wide the copies of windows are that are planned for: the wider, the more slots there are
-    to spare, .15 with one on a GPU and .45 with two (docs/experiments.md, dispatch).
+    to spare, .15 with one on a GPU and .5 with two (docs/experiments.md, dispatch).
     """
     cluster, num_experts = problem.cluster, problem.loads.shape[1]
     spare: float = (cluster.num_slots - num_experts) / cluster.num_gpus
-    return min(0.45, max(0.15, 0.3 * spare - 0.15))
+    return min(0.5, max(0.15, 0.35 * spare - 0.2))
 
 
 def _levelled_peaks(problem: Problem, phy2log: NDArray[np.int64]) -> NDArray[np.float64]:
