@@ -11,7 +11,7 @@ from eplb.solver.threads import run_kernel
 __all__ = ["solve_best_split"]
 
 _EFFORT = {"fast": 0.3, "default": 1.0, "thorough": 8.0}
-_STEPS, _MORE_STEPS = 300, 45_000
+_STEPS, _MORE_STEPS = 350, 50_000
 """Changes that the search tries in a layer, the second number divided by its slots, times the
 effort (docs/experiments.md, dispatch)."""
 _HEAT, _HEATED = 0.04, 1000
@@ -19,7 +19,7 @@ _HEAT, _HEATED = 0.04, 1000
 so many steps for several windows: copies of one alone would be fitted too well."""
 _WINDOWS = {"fast": 48, "default": 128, "thorough": 128}
 """Windows that are planned for, about: those that there are, and wider copies of them; of one
-window twice as many, which tells nothing of how loads vary."""
+window twice as many where steps are many, which would fit them alone."""
 _SLACK = 0.005
 """What the expected peak may be above the lowest that was found, as a share of it, for the sake of
 windows that were not seen."""
@@ -46,10 +46,10 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     _bound_levelled(
         problem.windows, problem.weight, loaded, cluster.num_gpus, cluster.slots_per_gpu, bounds
     )
-    most = _WINDOWS[effort] * (2 if num_windows == 1 else 1)
-    num_wide = max(1, round(most / num_windows))
     steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS // cluster.num_slots))
-    heat = _HEAT if steps >= _HEATED and num_windows > 1 else 0.0
+    many, alone = steps >= _HEATED, num_windows == 1
+    heat = _HEAT if many and not alone else 0.0
+    num_wide = max(1, round(_WINDOWS[effort] * (1 + (many and alone)) / num_windows))
     narrow, wide = even.phy2log.copy(), even.phy2log.copy()
 
     def work(begin: int, end: int) -> None:
