@@ -24,6 +24,7 @@ class Cell(NamedTuple):
     num_groups: int = 1
     weights: tuple[float, ...] | None = None
     effort: Effort = "default"
+    dispatch: str = "even"
 
 
 def _kinds(num_layers: int, num_experts: int) -> NDArray[np.float64]:
@@ -88,6 +89,8 @@ def _large_cells(traces: Path | None) -> Iterator[Cell]:
     yield Cell(_kinds(4, 512), Cluster(64, 1, 10))
     yield from _cells_of_windows(_windows(5, 2, 64), Cluster(16, 4, 5), 8)
     yield from _cells_of_windows(_windows(4, 2, 64), Cluster(16, 1, 5), 1, (0.1, 0.4, 0.2, 0.3))
+    yield Cell(_windows(4, 2, 64), Cluster(16, 1, 5), dispatch="best")
+    yield Cell(_windows(3, 2, 64), Cluster(16, 4, 5), 8, dispatch="best")
     if traces is not None:
         for name, cluster in (
             ("prefill_in512", Cluster(32, 1, 9)),
@@ -110,6 +113,7 @@ def fingerprint(*, small: bool, traces: Path | None = None, threads: int | None 
             num_groups=cell.num_groups,
             weights=cell.weights,
             effort=cell.effort,
+            dispatch=cell.dispatch,
             threads=threads,
         )
         for array in (made.placement.phy2log, made.peak, made.bound):

@@ -6,7 +6,7 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import COMPILED, Cell, cells, grouped_cells
@@ -42,6 +42,7 @@ def check(made: Plan, loads: NDArray[np.float64], num_groups: int) -> None:
 
 
 @pytest.mark.skipif(not COMPILED, reason="takes minutes without compiled kernels")
+@settings(max_examples=20)
 @given(st.one_of(cells(), grouped_cells()), st.integers(1, 3))
 def test_plans_are_valid_and_no_worse_than_for_an_even_split(cell: Cell, number: int) -> None:
     loads = np.stack([np.roll(cell.loads, 3 * t, axis=1) * (t + 1.0) for t in range(number)])

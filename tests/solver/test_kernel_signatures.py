@@ -13,6 +13,8 @@ import eplb
 import numpy as np
 eplb.warmup()
 placement = eplb.plan(np.ones((1, 4)), eplb.Cluster(2, 1, 3)).placement
+eplb.plan(np.ones((1, 4)), eplb.Cluster(2, 1, 3), dispatch="best")
+eplb.plan(np.ones((2, 1, 4)), eplb.Cluster(2, 1, 3), dispatch="best")
 eplb.dispatch(placement, np.ones((2, 1, 4))).table()
 placement.gpu_load(np.ones((2, 1, 4)), "best")
 from numba.core.dispatcher import Dispatcher

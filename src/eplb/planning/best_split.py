@@ -10,15 +10,21 @@ from eplb.solver.threads import run_kernel
 
 __all__ = ["solve_best_split"]
 
-_STEPS = {"fast": 150, "default": 700, "thorough": 8000}
-"""Changes that the search tries in a layer (docs/experiments.md, dispatch)."""
-_HEAT = {"fast": 0.0, "default": 0.0, "thorough": 0.1}
-"""What a change may be for the worse at first, as a share of what is left to gain."""
-_WINDOWS = 64
-"""Windows that are planned for, about: those that there are, and wider copies of them."""
+_EFFORT = {"fast": 0.3, "default": 1.0, "thorough": 8.0}
+_STEPS, _MORE_STEPS = 350, 50_000
+"""Changes that the search tries in a layer, the second number divided by its slots, times the
+effort (docs/experiments.md, dispatch)."""
+_HEAT, _HEATED = 0.04, 1000
+"""What a change may be for the worse at first, as a share of what is left to gain, in searches of
+so many steps for several windows: copies of one alone would be fitted too well."""
+_WINDOWS = {"fast": 48, "default": 128, "thorough": 128}
+"""Windows that are planned for, about: those that there are, and wider copies of them; of one
+window twice as many where steps are many, which would fit them alone."""
 _SLACK = 0.005
 """What the expected peak may be above the lowest that was found, as a share of it, for the sake of
 windows that were not seen."""
+_ROUNDING = 1e-10
+"""Peaks nearer to each other than this, as a share, are the same."""
 
 _AT_ONCE = (1, 1)
 """Layers that a thread takes at a time, least and most."""
@@ -40,13 +46,16 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     _bound_levelled(
         problem.windows, problem.weight, loaded, cluster.num_gpus, cluster.slots_per_gpu, bounds
     )
-    num_wide = max(1, round(_WINDOWS / num_windows))
+    steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS // cluster.num_slots))
+    many, alone = steps >= _HEATED, num_windows == 1
+    heat = _HEAT if many and not alone else 0.0
+    num_wide = max(1, round(_WINDOWS[effort] * (1 + (many and alone)) / num_windows))
     narrow, wide = even.phy2log.copy(), even.phy2log.copy()
 
     def work(begin: int, end: int) -> None:
         _place_layers(
             problem.windows, problem.weight, loaded[begin:end], _width(problem), num_wide,
-            problem.nodes, cluster.num_gpus, _STEPS[effort], _HEAT[effort], narrow, wide,
+            problem.nodes, cluster.num_gpus, steps, heat, narrow, wide,
         )  # fmt: skip
 
     run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
@@ -56,18 +65,18 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     peaks = _levelled_peaks(problem, wide)
     # What bends better may be a little worse for what was seen, but no plan for an even split is
     # better.
-    kept = peaks <= np.minimum(layers.peaks * (1.0 + _SLACK), even_peaks)
+    kept = peaks <= np.minimum(layers.peaks * (1.0 + _SLACK), even_peaks * (1.0 + _ROUNDING))
     layers.phy2log[kept], layers.peaks[kept] = wide[kept], peaks[kept]
     return layers
 
 
 def _width(problem: Problem) -> float:
-    """How wide the windows are that are planned for under the best split: the more, the more freely
-    slots let load go anywhere, and the fewer windows say how loads vary.
+    """How wide the copies of windows are that are planned for: the wider, the more slots there are
+    to spare, .15 with one on a GPU and .5 with two (docs/experiments.md, dispatch).
     """
     cluster, num_experts = problem.cluster, problem.loads.shape[1]
-    spare = (cluster.num_slots - num_experts) / cluster.num_gpus
-    return 0.15 if spare <= 1.5 else 0.4
+    spare: float = (cluster.num_slots - num_experts) / cluster.num_gpus
+    return min(0.5, max(0.15, 0.35 * spare - 0.2))
 
 
 def _levelled_peaks(problem: Problem, phy2log: NDArray[np.int64]) -> NDArray[np.float64]:
