@@ -16,18 +16,11 @@ from eplb.formats.loads.arrays import read_npy, read_npz
 from eplb.formats.loads.bare import Bare, understood
 from eplb.formats.loads.json import read_json
 from eplb.formats.loads.lists import Listed, joined_lists, read_jsonl
-from eplb.formats.loads.sglang import (
-    NothingRecordedError,
-    Passes,
-    Steps,
-    dump_time,
-    joined,
-    read_pt,
-)
+from eplb.formats.loads.sglang import NothingRecordedError, Passes, dump_time, joined, read_pt
 from eplb.formats.loads.tables import read_csv, read_parquet
 from eplb.formats.loads.tensorrt_llm import is_statistics, read_statistics
 from eplb.formats.safe import check_regular, naming, warn
-from eplb.formats.windows import Reading, Windows, windows_of
+from eplb.formats.windows import Reading, Steps, Windows, windows_of
 from eplb.loads import LoadTrace
 
 __all__ = ["read_file", "read_folder"]
@@ -58,8 +51,9 @@ def read_file(path: Path, how: Reading) -> LoadTrace:
     if isinstance(content, Steps):
         return _added_up(path, [[path]], how, content)
     if isinstance(content, Passes):
-        content = joined([content])
-    elif isinstance(content, Listed):
+        with naming(path):
+            return joined([content], Windows(path, how))
+    if isinstance(content, Listed):
         content = joined_lists([[content]])
     return windows_of(path, content, how)
 
@@ -74,8 +68,9 @@ def read_folder(folder: Path, how: Reading) -> LoadTrace:
     with suppress(NothingRecordedError):
         first = _read(groups[0][0], how.axes)
     if isinstance(first, Passes):
-        recording = joined(_recording(first, [path for group in groups for path in group]))
-        return windows_of(folder, recording, how)
+        files = [path for group in groups for path in group]
+        with naming(folder):
+            return joined(_recording(first, files), Windows(folder, how))
     if isinstance(first, Listed):
         with naming(groups[0][0]):
             lists = [[_list_of(path, how.axes) for path in group] for group in groups]
@@ -218,13 +213,8 @@ def _added_up(
             warn(path, "is left out: nothing was recorded")
             continue
         pieces, names, times = _windows(part)
-        if isinstance(part, Steps):
-            layers: tuple[int, ...] | None = tuple(range(pieces[0].shape[1]))
-            said.add((None, None))
-        else:
-            layers = part.layers
-            said.add((part.top_k, part.model))
-        found = pieces[0].shape[1:], layers
+        said.add((None, None) if isinstance(part, Steps) else (part.top_k, part.model))
+        found = pieces[0].shape[1:], part.layers
         first = first or found
         _check_like(path, found, groups[0][0], first)
         if len(groups) > 1:

@@ -165,12 +165,13 @@ def read_json_text(path: Path, text: bytes) -> Any:
         return json.loads(text.decode("utf-8-sig"), object_pairs_hook=unique_keys)
 
 
-def read_npy(path: Path) -> NDArray[np.float64]:
-    """The array in a `.npy` file, of any shape."""
+def read_npy(path: Path) -> NDArray[Any]:
+    """The array in a `.npy` file, of any shape, mapped: what is not looked at stays on disk."""
     with reading(path, ".npy"):
         # Mapped: numpy holds the shape that the header claims against the size of the file.
         mapped = np.lib.format.open_memmap(path, mode="r")
-    return _real_numbers(path, mapped, "the array")
+    _check_real_numbers(path, mapped, "the array")
+    return mapped
 
 
 def zip_names(path: Path, kind: str) -> list[str]:
@@ -192,15 +193,15 @@ def read_npz(
             check_size(path, what, members[name].file_size // 8)
             with archive.open(members[name]) as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
-            arrays[name] = _real_numbers(path, array, what)
+            _check_real_numbers(path, array, what)
+            arrays[name] = floats(array)
     return arrays
 
 
-def _real_numbers(path: Path, array: NDArray[Any], what: str) -> NDArray[np.float64]:
+def _check_real_numbers(path: Path, array: NDArray[Any], what: str) -> None:
     if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
         raise FormatError(f"{path}: {what} holds {str(array.dtype)[:40]}, expected real numbers")
     check_size(path, what, array.size)
-    return floats(array)
 
 
 def load_pt(path: Path) -> Any:

@@ -13,7 +13,7 @@ from eplb.formats.safe import LARGEST, warn
 from eplb.loads import LoadTrace, trace_of
 from eplb.merging import Merge, Recording
 
-__all__ = ["Reading", "Windows", "windows_of"]
+__all__ = ["Reading", "Steps", "Windows", "windows_of"]
 
 _FEWEST = 24
 """Values that must agree before it is no accident."""
@@ -26,6 +26,23 @@ class Reading:
     axes: tuple[str, ...] | None
     counters: bool
     merge: Merge
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Windows in a file, as they lie in it: mapped, they come into memory as they are added up.
+
+    Attributes:
+        pieces: [T, L, E] each, one after the other, checked.
+        names: of all windows.
+        times: of all windows, None where they are not known.
+        layers: numbers of the layers, None where they are not known.
+    """
+
+    pieces: list[NDArray[Any]]
+    names: list[str]
+    times: list[float] | None = None
+    layers: tuple[int, ...] | None = None
 
 
 class Windows:
@@ -62,7 +79,10 @@ class Windows:
         self._recording.add(loads, names, times)
 
     def finish(
-        self, top_k: int | None, model: str | None, layers: tuple[int, ...] | None
+        self,
+        top_k: int | None = None,
+        model: str | None = None,
+        layers: tuple[int, ...] | None = None,
     ) -> LoadTrace:
         """The trace of all windows, merged; what looks wrong about them is told.
 

@@ -1,12 +1,13 @@
 """Dumps of SGLang's recorder, and vllm-ascend's bare tensors."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eplb import FormatError, LoadTrace
+from eplb import FormatError, LoadTrace, merging
 from eplb.formats import load_trace
 
 trace_of: Any = LoadTrace
@@ -234,3 +235,29 @@ def test_per_token_dump_of_many_tokens(tmp_path: Path, torch: Any) -> None:
     # Longer still, in one piece.
     records = [{**record(torch, 1, 0, [[1, 1, 1, 1]] * 2), "note": "x" * 20_000_000}]
     assert load_trace(save_records(torch, path, records, PHY2LOG)).num_windows == 1
+
+
+@pytest.mark.parametrize("kind", ["stat", "per_pass", "npy"])
+def test_memory_does_not_grow_with_what_is_mapped(
+    tmp_path: Path, torch: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 1,200 passes hardly more is taken than the sums that are kept, and no token is lost."""
+    monkeypatch.setattr(merging, "_MEMORY", 0)
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(3.0, (1200, 4, 256)).astype(np.int32)
+    path = tmp_path / ("a.npy" if kind == "npy" else "a.pt")
+    if kind == "npy":
+        np.save(path, counts)
+    elif kind == "stat":
+        torch.save({"logical_count": torch.from_numpy(counts)}, path)
+    else:
+        phy2log = np.tile(np.arange(256), (4, 1))
+        records = [record(torch, number, 0, each) for number, each in enumerate(counts)]
+        save_records(torch, path, records, phy2log)
+    load_trace(path)
+    tracemalloc.start()
+    trace = load_trace(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(trace.total(), counts.sum(axis=0))
+    assert most < 4 * 128 * trace.loads[0].nbytes < counts.size * 8 / 2

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from eplb.errors import FormatError, OptionError
 from eplb.formats.loads.lists import Listed, list_in_array, listed
 from eplb.formats.safe import floats, warn
-from eplb.loads import LoadTrace
+from eplb.formats.windows import Steps
+from eplb.loads import LoadTrace, check_values
 
 __all__ = ["Bare", "check_axes", "understood"]
 
@@ -59,7 +60,7 @@ def check_axes(text: str) -> tuple[str, ...]:
     return axes
 
 
-def understood(path: Path, bare: Bare, axes: tuple[str, ...] | None) -> LoadTrace | Listed:
+def understood(path: Path, bare: Bare, axes: tuple[str, ...] | None) -> LoadTrace | Steps | Listed:
     """The loads of an array whose axes are named, or known by the file's name or its values.
 
     Raises:
@@ -80,22 +81,26 @@ def understood(path: Path, bare: Bare, axes: tuple[str, ...] | None) -> LoadTrac
             f"{path}: has shape {array.shape}: say what the axes are, as in "
             "--axes windows,layers,ranks,local (axes)"
         )
-    if array.ndim == 2 and array.size:
-        found = list_in_array(path, array)
+    if array.ndim == 3:
+        check_values(array)
+        _warn_of_axes(path, array)
+        return Steps([array], list(map(str, range(len(array)))))
+    loads = floats(array)
+    if loads.ndim == 2 and loads.size:
+        found = list_in_array(path, loads)
         if found is not None:
             return found
-        first = int(array[0, 0]) if 0 <= array[0, 0] < 1e6 else -1
-        if len(array) > 2 and array.shape[1] > 2 and _counts_up(array[:, 0], first):
-            last = first + len(array) - 1
+        first = int(loads[0, 0]) if 0 <= loads[0, 0] < 1e6 else -1
+        if len(loads) > 2 and loads.shape[1] > 2 and _counts_up(loads[:, 0], first):
+            last = first + len(loads) - 1
             warn(
                 path,
                 f"its first column counts {first} to {last}, and is taken for the layers' "
                 "numbers. If it is an expert's load, give the table a heading",
             )
-            return LoadTrace(floats(array[:, 1:]), layers=tuple(range(first, last + 1)))
-    # What a reader made float64 is not copied once more.
-    trace = LoadTrace(array if array.dtype == np.float64 else floats(array))
-    _warn_of_axes(path, trace)
+            return LoadTrace(floats(loads[:, 1:]), layers=tuple(range(first, last + 1)))
+    trace = LoadTrace(loads)
+    _warn_of_axes(path, trace.loads)
     return trace
 
 
@@ -129,16 +134,16 @@ def _counts_up(column: NDArray[Any], first: int) -> bool:
     return first >= 0 and np.array_equal(column, np.arange(first, first + len(column)))
 
 
-def _warn_of_axes(path: Path, trace: LoadTrace) -> None:
+def _warn_of_axes(path: Path, loads: NDArray[Any]) -> None:
     """Warn of an array whose axes are likely others than windows, layers and experts."""
-    loads = trace.loads
-    if trace.num_layers > max(_MOST_LAYERS, trace.num_experts):
+    num_windows, num_layers, num_experts = loads.shape
+    if num_layers > max(_MOST_LAYERS, num_experts):
         warn(
             path,
-            f"has {trace.num_layers} layers of {trace.num_experts} experts. If its axes are "
+            f"has {num_layers} layers of {num_experts} experts. If its axes are "
             "others, name them, as in --axes experts,layers (axes)",
         )
-    few = loads[:64]
+    few = loads[:64].astype(np.float64)
     if len(few) < 3 or few[0].size < 8:
         return
     apart = few - few.mean(axis=2, keepdims=True)
@@ -151,7 +156,7 @@ def _warn_of_axes(path: Path, trace: LoadTrace) -> None:
     if both.any() and ((before * after).sum(axis=1)[both] / norms[both]).mean() < _UNLIKE:
         warn(
             path,
-            f"is read as {trace.num_windows} windows of {trace.num_layers} layers and "
-            f"{trace.num_experts} experts, and its windows have nothing in common. If its axes "
+            f"is read as {num_windows} windows of {num_layers} layers and "
+            f"{num_experts} experts, and its windows have nothing in common. If its axes "
             f"are others, name them, as in --axes {_EXAMPLES} (axes)",
         )

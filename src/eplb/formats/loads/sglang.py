@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from eplb.errors import FormatError, LoadsError
 from eplb.formats.loads.bare import Bare
 from eplb.formats.safe import check_size, load_pt, tensor_array
+from eplb.formats.windows import Steps, Windows
 from eplb.loads import LoadTrace, check_values
 
-__all__ = ["NothingRecordedError", "Passes", "Steps", "dump_time", "joined", "read_pt"]
+__all__ = ["NothingRecordedError", "Passes", "dump_time", "joined", "read_pt"]
 
 _ROUTED = "routed_experts"
+_PHYSICAL = "global_physical_count"
+_TOKENS = "topk_ids_of_layer"
 
 _DUMP = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_\d+)?", re.ASCII)
 
@@ -38,29 +41,34 @@ class Passes:
     Attributes:
         path: the file.
         keys: [R] forward pass and rank of each record.
-        loads: [R, L, E] tokens of each record.
+        records: [R] what each has of counts or of tokens, mapped: it is looked at when added up.
         phy2log: [L, P] the placement that was there when the file was written.
     """
 
     path: Path
     keys: list[tuple[int, int]]
-    loads: NDArray[np.float64]
+    records: list[dict[str, Any]]
     phy2log: NDArray[np.int64]
 
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return int(self.phy2log.max()) + 1
 
-@dataclass(frozen=True, eq=False)
-class Steps:
-    """Windows in a file, as they lie in it: mapped, they come into memory as they are added up.
+    def loads(self, number: int) -> NDArray[np.float64]:
+        """[L, E] tokens of a record.
 
-    Attributes:
-        pieces: [T, L, E] each, one after the other; a layer for each hidden layer of the model.
-        names: of all windows.
-        times: of all windows, None where they are not known.
-    """
-
-    pieces: list[NDArray[Any]]
-    names: list[str]
-    times: list[float] | None
+        Raises:
+            FormatError: a record without them.
+        """
+        place = f"records[{number}]"
+        counts = _physical_counts(self.path, self.records[number], place, self.phy2log.shape)
+        num_layers, num_experts = len(counts), self.num_experts
+        # Counts of all layers are added up at once, each layer into experts of its own.
+        experts = (self.phy2log + num_experts * np.arange(num_layers)[:, None]).ravel()
+        size = num_layers * num_experts
+        loads = np.bincount(experts, weights=counts.ravel(), minlength=size)
+        return loads.reshape(num_layers, num_experts).astype(np.float64, copy=False)
 
 
 def read_pt(path: Path) -> Steps | Passes | Bare:
@@ -86,51 +94,45 @@ def dump_time(path: Path) -> float | None:
     return time if time is not None and np.isfinite(time) else None
 
 
-def joined(parts: Iterable[Passes]) -> LoadTrace:
+def joined(parts: Iterable[Passes], windows: Windows) -> LoadTrace:
     """The trace of all passes: what the ranks recorded of each, added up.
 
     Recording starts and stops on each rank between two passes, not at the same pass on all: passes
     at either end of a recording that some ranks lack are left out.
 
+    Args:
+        parts: all files.
+        windows: what passes are added to, one after the other.
+
     Raises:
         FormatError: files that are not of one recording; the message names two that disagree.
     """
-    sums: dict[int, NDArray[np.float64]] = {}
-    ranks: dict[int, dict[int, Passes]] = {}
-    first, shape = Path(), (0, 0)
+    found: dict[int, dict[int, tuple[Passes, int]]] = {}
+    first: Passes | None = None
     for part in parts:
-        found = (part.loads.shape[1], part.loads.shape[2])
-        if not ranks:
-            first, shape = part.path, found
-        if found != shape:
+        first = first or part
+        shape, other = (
+            (len(part.phy2log), part.num_experts),
+            (len(first.phy2log), first.num_experts),
+        )
+        if shape != other:
             raise FormatError(
-                f"{part.path}: has {found[0]} layers and {found[1]} experts, "
-                f"{first.name} has {shape[0]} and {shape[1]}"
+                f"{part.path}: has {shape[0]} layers and {shape[1]} experts, "
+                f"{first.path.name} has {other[0]} and {other[1]}"
             )
-        # Ranks keep the placement and the file, and not the loads that are added up.
-        light = Passes(part.path, [], np.empty((0, 0, 0)), part.phy2log)
-        for (pass_id, rank), loads in zip(part.keys, part.loads, strict=True):
-            seen = ranks.setdefault(pass_id, {})
-            _check_fits(light, seen, pass_id, rank)
-            if seen:
-                sums[pass_id] += loads
-            else:
-                sums[pass_id] = loads.copy()
-            seen[rank] = light
-    chosen = _whole_passes(first, {pass_id: set(seen) for pass_id, seen in ranks.items()})
-    check_size(first, "the recording", len(chosen) * shape[0] * shape[1])
-    total = np.empty((len(chosen), *shape))
-    for number, pass_id in enumerate(chosen):
-        total[number] = sums.pop(pass_id)
-    total.flags.writeable = False
-    times = [_first_time(ranks[pass_id].values()) for pass_id in chosen]
-    known = _times(times)
-    return LoadTrace(
-        total,
-        list(map(str, chosen)),
-        None if known is None else np.array(known),
-        layers=tuple(range(shape[0])),
-    )
+        for number, (pass_id, rank) in enumerate(part.keys):
+            seen = found.setdefault(pass_id, {})
+            _check_fits(part, seen, pass_id, rank)
+            seen[rank] = part, number
+    path = Path() if first is None else first.path
+    chosen = _whole_passes(path, {pass_id: set(seen) for pass_id, seen in found.items()})
+    times = _times([_first_time(part for part, _ in found[each].values()) for each in chosen])
+    for at, pass_id in enumerate(chosen):
+        loads = sum(part.loads(number) for part, number in found[pass_id].values())
+        time = None if times is None else times[at : at + 1]
+        windows.add(path, np.asarray(loads)[None], [str(pass_id)], time)
+    num_layers = 0 if first is None else len(first.phy2log)
+    return windows.finish(layers=tuple(range(num_layers)))
 
 
 def _bare(path: Path, value: Any, name: str) -> Bare:
@@ -159,6 +161,8 @@ def _steps(path: Path, counts: NDArray[Any]) -> Steps:
         [counts[run[0] : run[-1] + 1] for run in runs],
         list(map(str, steps)),
         _times([dump_time(path)] * len(steps)),
+        # The recorder has a row for each hidden layer.
+        tuple(range(counts.shape[1])),
     )
 
 
@@ -188,18 +192,13 @@ def _read_passes(path: Path, content: dict[Any, Any]) -> Passes:
     phy2log = tensor_array(path, content.get(name), name)
     if phy2log.ndim != 2 or not phy2log.size or phy2log.dtype.kind not in "iu":
         raise FormatError(f"{path}: {name} is no map of layers and physical experts [L, P]")
-    num_layers, num_physical = phy2log.shape
+    num_physical = phy2log.shape[1]
     if not 0 <= phy2log.min() <= phy2log.max() < num_physical:
         raise FormatError(f"{path}: {name} has experts outside 0 to {num_physical - 1}")
-    num_experts = int(phy2log.max()) + 1
     records = content["records"]
     if not isinstance(records, list) or not records:
         raise FormatError(f"{path}: records are no list, or empty: nothing was recorded")
-    check_size(path, "the list of records", len(records) * num_layers * num_experts)
-    # Counts of all layers are added up at once, each layer into experts of its own.
-    experts = (phy2log + num_experts * np.arange(num_layers)[:, None]).ravel()
-    loads = np.empty((len(records), num_layers, num_experts))
-    keys = []
+    keys, kept = [], []
     for number, record in enumerate(records):
         place = f"records[{number}]"
         if not isinstance(record, dict):
@@ -208,27 +207,24 @@ def _read_passes(path: Path, content: dict[Any, Any]) -> Passes:
             if type(record.get(key)) is not int or record[key] < 0:
                 raise FormatError(f"{path}: {place} has no number {key!r}, from 0 on")
         keys.append((record["forward_pass_id"], record["rank"]))
-        counts = _physical_counts(path, record, place, phy2log.shape)
-        loads[number].flat = np.bincount(
-            experts, weights=counts.ravel(), minlength=num_layers * num_experts
-        )
-    return Passes(path, keys, loads, phy2log.astype(np.int64))
+        kept.append({key: record[key] for key in (_PHYSICAL, _TOKENS) if key in record})
+    return Passes(path, keys, kept, phy2log.astype(np.int64))
 
 
 def _physical_counts(
     path: Path, record: dict[Any, Any], place: str, shape: tuple[int, ...]
 ) -> NDArray[Any]:
     """Counts [L, P] of a record, from its tokens where it has none."""
-    if "global_physical_count" in record:
-        place = f"{place}['global_physical_count']"
-        counts = tensor_array(path, record["global_physical_count"], place)
+    if _PHYSICAL in record:
+        place = f"{place}[{_PHYSICAL!r}]"
+        counts = tensor_array(path, record[_PHYSICAL], place)
         if counts.shape != shape:
             raise FormatError(f"{path}: {place} has shape {counts.shape}, its map {shape}")
         if not counts.min() >= 0:
             raise FormatError(f"{path}: {place} has a count below 0, or none")
         return counts
-    place = f"{place}['topk_ids_of_layer']"
-    ids = tensor_array(path, record.get("topk_ids_of_layer"), place)
+    place = f"{place}[{_TOKENS!r}]"
+    ids = tensor_array(path, record.get(_TOKENS), place)
     if ids.ndim != 3 or len(ids) != shape[0] or ids.dtype.kind not in "iu":
         raise FormatError(f"{path}: {place} is no [{shape[0]}, tokens, k] of physical experts")
     counts = np.zeros(shape, np.int64)
@@ -243,13 +239,13 @@ def _physical_counts(
     return counts
 
 
-def _check_fits(part: Passes, seen: dict[int, Passes], pass_id: int, rank: int) -> None:
+def _check_fits(part: Passes, seen: dict[int, tuple[Passes, int]], pass_id: int, rank: int) -> None:
     if rank in seen:
         raise FormatError(
-            f"{part.path}: has pass {pass_id} of rank {rank} again, {seen[rank].path.name} has it "
-            "too: keep each recording in a folder of its own, and record without a draft model"
+            f"{part.path}: has pass {pass_id} of rank {rank} again, {seen[rank][0].path.name} has "
+            "it too: keep each recording in a folder of its own, and record without a draft model"
         )
-    other = next(iter(seen.values()), part)
+    other, _ = next(iter(seen.values()), (part, 0))
     if other is not part and not np.array_equal(other.phy2log, part.phy2log):
         raise FormatError(
             f"{part.path}: has another placement than {other.path.name}, and both have pass "
