@@ -174,6 +174,17 @@ fixed.flags.writeable = False
 odd = np.frombuffer(bytearray(4 * 16 * 8 + 1), np.uint8)[1:].view(np.float64).reshape(4, 16)
 for loads in (fixed, odd, np.asfortranarray(fixed), fixed.astype(">f8"), fixed[::2, ::-1]):
     eplb.plan(loads, cluster, num_groups=np.int32(4), threads=np.int16(2)).placement.log2phy
+# Rebalances of an engine: from the start, from what runs within a budget, and to other ranks.
+from eplb.engines.live import next_placement
+from eplb.engines.settings import Settings
+windows = rng.lognormal(size=(5, 4, 32))
+for num_groups in (1, 4):
+    current = None
+    for seen, num_gpus in enumerate((8, 8, 8, 10, 8), 1):
+        cluster = eplb.Cluster(num_gpus, 2, 5)
+        for budget in (Settings(), Settings(effort="default")):
+            phy2log = next_placement(windows[:seen], cluster, num_groups, current, budget)
+        current = eplb.Placement(phy2log, 32, cluster)
 print(before, compiled() - before)
 """
 

@@ -293,5 +293,6 @@ def warmup() -> None:
         made = plan(loads, cluster, num_groups=num_groups)
         plan(both, cluster, num_groups=num_groups)
         plan(both, cluster, num_groups=num_groups, current=made.placement)
+        plan(both, cluster, num_groups=num_groups, current=made.placement, max_moves=1)
         smaller = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=4)
         plan(loads, smaller, num_groups=num_groups, current=made.placement)
