@@ -101,7 +101,7 @@ def _sentence(figures: Figures) -> str:
         time = f" ({gain:+.0f} % tokens/s by an estimate)"
     gives = f"a plan for {figures.setting.num_slots} slots reaches {after:.4f} {where}{time}"
     run = " Run the command below." if figures.choice.command is not None else ""
-    return f"{figures.verdict.words}{run} {costs}; {gives}; {_lasts(figures)}."
+    return f"{figures.verdict.advice}{run} {costs}; {gives}; {_lasts(figures)}."
 
 
 def _best(standing: Contender) -> float:
@@ -128,8 +128,9 @@ def _lasts(figures: Figures) -> str:
 
 def _asides(figures: Figures) -> tuple[str, ...]:
     lines = [
+        figures.verdict.evidence,
         "Balancedness is the mean load of a layer's GPUs divided by the load of its busiest GPU; 1 "
-        "is perfect. The other GPUs wait for the busiest one, as far as load determines time."
+        "is perfect. The other GPUs wait for the busiest one, as far as load determines time.",
     ]
     if figures.plan.unseen is None:
         lines.append(
