@@ -8,6 +8,10 @@ in which a change is advised where it truly gains, and where it does not, by kin
 """
 
 import argparse
+import contextlib
+import io
+import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,14 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import eplb
+from eplb.cli.commands import app
 from eplb.loads import LoadTrace
-from eplb.moving.service import Service
 from eplb.moving.verdict import judge
-from eplb.replaying.evaluate import evaluate_placement
-from eplb.report import measure
 
 CLUSTER = eplb.Cluster(num_gpus=16, num_nodes=2, slots_per_gpu=9)
-CHEAP = Service(1, 1e3, 1e3)
 KINDS = ("steady", "changed", "drifting", "swinging", "noise")
 WORTH = 0.02
 _SHAPE = (6, 128)
@@ -73,17 +74,36 @@ def pairs(number: int, seed: int) -> Iterator[Pair]:
 
 
 def advice(pair: Pair) -> dict[str, bool]:
-    """Whether each of four ways to ask advises a change."""
-    names = [str(number) for number in range(len(pair.seen))]
-    trace = LoadTrace(pair.seen, names)
-    evaluated = evaluate_placement(pair.current, trace).verdict
-    assert evaluated is not None
+    """Whether each of four commands advises a change."""
+    cluster = ("--gpus", str(CLUSTER.num_gpus), "--nodes", str(CLUSTER.num_nodes))
+    cheap = ("--expert-bytes", "1", "--bandwidth-within", "1000", "--bandwidth-between", "1000")
+    with tempfile.TemporaryDirectory() as folder:
+        loads, running = f"{folder}/loads.npz", f"{folder}/running.json"
+        eplb.save_trace(LoadTrace(pair.seen), loads)
+        eplb.save_placement(pair.current, running, to="sglang")
+        which = (loads, *cluster, "--current", running)
+        answers = {
+            "plan": _printed("plan", *which, "--json"),
+            "decide": _printed("decide", *which, *cheap, "--seconds", "3600", "--json"),
+            "evaluate": _printed("evaluate", running, loads, *cluster, "--json"),
+        }
+        report = _printed("report", *which, "--text")
+    found = {name: json.loads(answer) for name, answer in answers.items()}
+    stays = {"keep what runs", "unpredictable"}
     return {
-        "plan": judge(pair.seen, CLUSTER, pair.current).advised,
-        "decide": eplb.decide(pair.seen, CLUSTER, pair.current, CHEAP, 3600.0).action != "wait",
-        "evaluate": evaluated.advised,
-        "report": measure(trace, CLUSTER, current=pair.current).choice.command is not None,
+        "plan": found["plan"]["verdict"]["action"] not in stays,
+        "decide": found["decide"]["action"] != "wait",
+        "evaluate": found["evaluate"]["verdict"]["action"] not in stays,
+        "report": "Keep what runs" not in report,
     }
+
+
+def _printed(*arguments: str) -> str:
+    """What a command prints, run in this process."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        app(arguments, standalone_mode=False)
+    return printed.getvalue()
 
 
 def main() -> None:

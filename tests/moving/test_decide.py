@@ -14,6 +14,7 @@ from recorded import GPT_OSS, load_windows
 
 import eplb
 from eplb import Cluster, Decision, Placement, Service
+from eplb.moving.decide import _in_words
 
 CLUSTER = Cluster(8, 1, 5)
 SERVICE = Service(10**9, 100.0, 100.0, expert_share=0.5)
@@ -170,6 +171,43 @@ def test_a_budget_is_kept() -> None:
     assert few.gain < free.gain
     none = eplb.decide(windows, CLUSTER, old, SERVICE, 60.0, max_moves=0)
     assert (none.action, none.moves) == ("wait", 0)
+
+
+def test_waits_where_the_gain_may_be_none() -> None:
+    """Loads of which some windows gain much and others lose: how sure the gain is counts too."""
+    rng = np.random.default_rng(1)
+    before, after = two_states(1)
+    old = eplb.plan(before, CLUSTER).placement
+    seen = set()
+    for late in (4, 24, 64):
+        some = rng.permutation(96) < late
+        windows = np.where(some[:, None, None], after, before)
+        windows = windows * rng.lognormal(0.0, 0.3, windows.shape)
+        for seconds in np.geomspace(0.05, 50.0, 6).tolist():
+            found = eplb.decide(windows, CLUSTER, old, SERVICE, seconds)
+            if not found.moves:
+                continue
+            enough = found.gained_seconds >= 2.0 * found.lost_seconds
+            sure = found.verdict.advised
+            assert (found.action != "wait") == (enough and sure)
+            assert found.reason.endswith("it may gain nothing") == (not sure and found.gain >= 0.0)
+            if sure and not enough:
+                assert found.reason.endswith("the gain is not 2 times the cost")
+            seen.add((enough, sure))
+    assert {(True, False), (True, True)} <= seen
+
+
+def test_the_confidence_asked_for_decides_where_little_is_sure() -> None:
+    rng = np.random.default_rng(0)
+    before, after = two_states(1)
+    old = eplb.plan(before, CLUSTER).placement
+    windows = windows_of(0.8 * before + 0.2 * after, 12) * rng.lognormal(0.0, 0.3, (12, 1, 32))
+    actions = [
+        eplb.decide(windows, CLUSTER, old, SERVICE, 1e4, confidence=each).action
+        for each in (0.5, 1.0)
+    ]
+    assert actions == ["move", "wait"]
+    assert eplb.decide(windows, CLUSTER, old, SERVICE, 1e4, least_gain=0.5).action == "wait"
 
 
 def decisions(
@@ -414,3 +452,17 @@ def test_splitting_alone_is_tried_first_as_it_moves_nothing() -> None:
         assert found.action.startswith(action)
         assert ("and that is enough" in found.reason) == (action == "wait")
     assert eplb.decide(windows, CLUSTER, old, SERVICE, 60.0).split_gain is None
+
+
+def test_words_follow_the_sign_of_the_gain() -> None:
+    before, after = two_states(0, 2)
+    old = eplb.plan(before, CLUSTER).placement
+    verdict = eplb.decide(windows_of(after, 4), CLUSTER, old, SERVICE, 60.0).verdict
+    assert _in_words(verdict, -0.005, -0.15, 0.02, 60.0) == (
+        "would raise the peaks by 0.5 % on windows not planned for, "
+        "which loses 0.15 s in 60 s and costs 0.02 s"
+    )
+    assert _in_words(verdict, 0.01, 0.3, 0.02, 60.0) == (
+        "would lower the peaks by 1.0 % on windows not planned for, "
+        "which gains 0.3 s in 60 s and costs 0.02 s"
+    )

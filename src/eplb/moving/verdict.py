@@ -279,10 +279,12 @@ def judge(
     if advised:
         action = "switch it on" if current is None else "re-plan"
         if interval is not None and current is not None and not forced:
-            whole = _mean(later[0])
+            # The last two trials are made from most windows, and are enough.
+            last = ahead[-2:]
+            whole = _mean(later[0][-sum(held.size for _, held in last) :])
             for share in _BUDGETS if whole > 0.0 else ():
                 budget = math.ceil(share * made.moves)
-                kept = _mean(trials.of(ahead, max_moves=budget)[0]) / whole
+                kept = _mean(trials.of(last, max_moves=budget)[0]) / whole
                 if kept >= _ENOUGH and kept * gain >= least_gain:
                     made, action = trials.plan(order, max_moves=budget), "move n"
                     scale = min(kept, 1.0)
