@@ -33,8 +33,13 @@ from eplb.solver.table import _INCREMENT, _MASK, _MULTIPLIER
 
 __all__: list[str] = []
 
+# `int(...)` around these, in calls, keeps a kernel from being compiled once for each literal.
 _BLOCK = 16
 """Windows in a block."""
+_ALONE = 0
+"""So many copies of windows count where the windows count alone."""
+_SIDES = 2
+"""Of a coin."""
 _DOUBLINGS = 5
 """The norm has the power 2 ** doublings."""
 _FIRST_SWEEPS = 12
@@ -161,7 +166,7 @@ def _place_layers(
     for layer in layers:
         _widen(at, windows[:, layer], width, num_wide)
         weight = weights[:, layer]
-        _weigh(at, weight, 0)
+        _weigh(at, weight, int(_ALONE))
         _begin(at, narrow[layer])
         first = _search(at, few, longer, node_gpus, _HEAT, 0.0)
         narrow[layer] = at.best
@@ -169,7 +174,7 @@ def _place_layers(
         _begin(at, narrow[layer])
         _search(at, num_blocks, steps, node_gpus, heat, 0.0)
         wide[layer] = at.best
-        _weigh(at, weight, 0)
+        _weigh(at, weight, int(_ALONE))
         _begin(at, wide[layer])
         _search(at, few, longer, node_gpus, 0.0, first)
         wide[layer] = at.best
@@ -451,7 +456,7 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
     num_gpus, slots_per_gpu = at.on.shape
     none = np.int64(-1)
     block = _below(at.random, num_blocks)
-    level = at.level[block, :, _below(at.random, _BLOCK)]
+    level = at.level[block, :, _below(at.random, int(_BLOCK))]
     peak = 0.0
     for gpu in range(num_gpus):
         peak = max(peak, level[gpu])
@@ -469,11 +474,11 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
     if at.holds[host, at.expert[copy]] > 0:
         return copy, none, none
     best, found, heir = np.inf, none, none
-    if _below(at.random, _BOLD) == 0:
+    if _below(at.random, int(_BOLD)) == 0:
         other = at.on[host, _below(at.random, slots_per_gpu)]
         expert = at.expert[other]
         number = at.number[expert]
-        if number > 1 and _below(at.random, 2) == 0:
+        if number > 1 and _below(at.random, int(_SIDES)) == 0:
             third = at.copies[expert, _below(at.random, number)]
             if third != other:
                 return copy, other, third
@@ -506,7 +511,7 @@ def _search(
     With some `heat`, changes may be a little for the worse, ever less so.
     """
     num_links = _find_links(at)
-    now = _settle(at, num_blocks, num_links, _FIRST_SWEEPS)
+    now = _settle(at, num_blocks, num_links, int(_FIRST_SWEEPS))
     first, best = now, now
     _write(at, at.best)
     for step in range(steps):
@@ -539,7 +544,7 @@ def _search(
                         at.on[gpu, slot] = other
                     if at.on[host, slot] == other:
                         at.on[host, slot] = copy
-            now = _settle(at, num_blocks, num_links, _SWEEPS)
+            now = _settle(at, num_blocks, num_links, int(_SWEEPS))
             if now < best:
                 best = now
                 _write(at, at.best)
@@ -587,7 +592,7 @@ def _change(
             new_flow[other, t] = 0.0
             new_level[host, t] -= lost
             new_level[third, t] += lost
-    _sweep(at, num_links, new_flow, new_level, _SWEEPS)
+    _sweep(at, num_links, new_flow, new_level, int(_SWEEPS))
 
 
 @inner
