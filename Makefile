@@ -42,7 +42,7 @@ $(DEV): pyproject.toml
 	$(INSTALL) --editable '.[dev]'
 	@touch $(RUN) $@
 
-demo: $(RUN)  ## plan and replay loads that behave like DeepSeek-V3's, and say what was gained
+demo: $(RUN)  ## what balancing gains, on loads that behave like DeepSeek-V3's
 	@$(BIN)/eplb demo
 
 # Compiled once, before processes that would each wait for it.

@@ -39,7 +39,7 @@ NOT_RUN = {
 """Reasons for what is not run, by page: the fewer the better."""
 
 NOT_OF_A_PAGE = {
-    "make demo": "tests/cli/test_plan.py runs the demo",
+    "make demo": "tests/cli/test_demo.py runs the demo",
     "make test": "this is it",
     "pip install .": "it is installed",
     "pip install '.[all]'": "so are these",

@@ -81,17 +81,6 @@ def test_output_is_what_sglang_loads(loads_file: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loads.json", "placement.json"]
 
 
-def test_demo_needs_no_file() -> None:
-    done = run("demo")
-    assert done.returncode == 0, done.stderr
-    assert "in 288 slots on 32 GPUs on 4 nodes" in done.stdout
-    assert "load than in the contiguous layout" in done.stdout
-    assert "each scored before any plan has seen it" in done.stdout
-    figures = json.loads(run("demo", "--json").stdout)
-    policies = {row["policy"]: row["balancedness"] for row in figures["comparison"]["scores"]}
-    assert policies["contiguous"] < 0.7 < policies["eplb"] <= figures["plan"]
-
-
 def test_narrow_terminal_without_colour(loads_file: Path) -> None:
     done = run("plan", loads_file, "--gpus", 32, COLUMNS="60", NO_COLOR="1", TERM="dumb")
     assert done.returncode == 0

@@ -1,12 +1,11 @@
-"""`eplb demo`: plans and replays synthetic loads like DeepSeek-V3's; no file is needed."""
+"""`eplb demo`: what balancing gains on made-up loads like DeepSeek-V3's; no file is needed."""
 
+import json
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
-from eplb import synthetic
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
@@ -19,15 +18,12 @@ from eplb.cli.options import (
     cluster_of,
     target_of,
 )
-from eplb.cli.plan import print_json, timed_plan
-from eplb.cli.terminal import print_comparison, print_summary
+from eplb.cli.terminal import print_demo
+from eplb.cost.models import MODELS
 from eplb.files import check_writable
-from eplb.planning.forecast import Scenarios
-from eplb.replaying.compare import compare
+from eplb.replaying.demo import MODEL, demo, warm_up_demo
 
 __all__ = ["command"]
-
-_WINDOWS, _TOKENS = 16, 100_000
 
 
 def command(
@@ -40,33 +36,26 @@ def command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plan and replay synthetic loads that behave like DeepSeek-V3's. No file is needed."""
+    """Show what balancing gains on made-up loads that behave like DeepSeek-V3's.
+
+    What vLLM and SGLang do today is replayed beside this planner on mixed traffic, each scored on
+    loads that it has not seen. No file is needed.
+    """
     target = target_of(output, None)
     if output is not None:
         check_writable(output)
-    trace = synthetic.trace(
-        "deepseek-v3", num_windows=_WINDOWS, tokens_per_window=_TOKENS, seed=seed
-    )
-    cluster = cluster_of(trace.num_experts, gpus, nodes, slots)
-    whole = Scenarios(trace.total()[None], np.ones(1))
-    made, summary = timed_plan(whole, cluster, groups, "default", threads)
-    with quitting_on_interrupt(console := Console(stderr=True)), console.status("replaying"):
-        comparison = compare(trace, cluster, ("contiguous", "seed", "eplb"), num_groups=groups)
+    cluster = cluster_of(MODELS[MODEL].num_experts, gpus, nodes, slots)
+    console = Console(stderr=True)
+    with quitting_on_interrupt(console), console.status("compiling kernels, once on a machine"):
+        warm_up_demo()
+    with quitting_on_interrupt(console), console.status("replaying"):
+        found = demo(cluster, num_groups=groups, seed=seed, threads=threads)
     if target is not None:
-        target.write(made, trace)
+        target.write(found.last, found.trace)
     if as_json:
-        print_json(summary, output, comparison=comparison.to_json())
+        written = None if output is None else str(output)
+        print(json.dumps({**found.to_json(), "seed": seed, "output": written}))  # noqa: T201
         return
-    title = (
-        f"Synthetic loads that behave like DeepSeek-V3's: {trace.num_windows} windows of "
-        f"{_TOKENS:,} tokens, seed {seed}"
-    )
-    print_summary(Console(), title, summary)
+    print_demo(Console(), found, seed)
     if target is not None:
-        target.say(trace)
-    print()  # noqa: T201
-    print_comparison(
-        Console(),
-        "The same loads window by window, each scored before any plan has seen it",
-        comparison,
-    )
+        target.say(found.trace)

@@ -476,10 +476,10 @@ class Target:
     path: Path
     engine: Engine
 
-    def write(self, made: Plan, trace: LoadTrace) -> None:
+    def write(self, placement: Placement, trace: LoadTrace) -> None:
         """Write the placement that was planned for a trace."""
         save_placement(
-            made.placement,
+            placement,
             self.path,
             to=self.engine,
             dense=trace.dense,

@@ -158,7 +158,7 @@ def command(
             threads=threads,
         )
     if target is not None:
-        target.write(made, loads)
+        target.write(made.placement, loads)
     if as_json:
         print_json(
             summary,

@@ -22,12 +22,14 @@ from eplb.moving.migrate import Migration
 from eplb.moving.verdict import Verdict
 from eplb.planning.summary import Summary
 from eplb.replaying.compare import Comparison, Score
+from eplb.replaying.demo import GPU, MODEL, TOKENS, Demo
 from eplb.replaying.evaluate import Evaluation, Standing
 from eplb.replaying.sweep import SweepRow
 
 __all__ = [
     "print_comparison",
     "print_decision",
+    "print_demo",
     "print_evaluation",
     "print_frontier",
     "print_inspection",
@@ -228,6 +230,66 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
     if comparison.windows < comparison.wanted:
         console.print()
         _title(console, f"Stopped after {comparison.windows:,} of {comparison.wanted:,} windows.")
+
+
+def print_demo(console: Console, found: Demo, seed: int) -> None:
+    """Print the three ways of the demo, and what the better ones gain by an estimate."""
+    cluster = f"{found.slots} slots on {found.gpus} GPUs"
+    if found.nodes > 1:
+        cluster += f" on {found.nodes} nodes"
+    _title(console, "Synthetic loads that behave like DeepSeek-V3's under mixed traffic")
+    _line(
+        console,
+        f"{found.layers} MoE layers of {found.experts} experts in {cluster}. Kinds of requests "
+        f"follow each other; a window has {TOKENS:,} tokens. Before each of {found.windows} "
+        "windows (seed "
+        f"{seed}) the experts are placed again by what came before it. The window then shows how "
+        "good that is, on loads that no plan has seen.",
+    )
+    console.print()
+    table = _table(None, gap=2)
+    table.add_column("")
+    table.add_column("balancedness on\nloads not seen", justify="right")
+    table.add_column("experts moved\nat a re-plan", justify="right")
+    table.add_column("tokens/s,\nan estimate", justify="right")
+    first, *ours = found.ways
+    for way in found.ways:
+        gain = way.tokens_per_second / first.tokens_per_second - 1.0
+        table.add_row(
+            way.name,
+            f"{way.balancedness:.3f}",
+            f"{way.moved:.1%}",
+            "" if way is first else f"{gain:+.1%}",
+            style=None if way is first else "bold",
+        )
+    console.print(table)
+    console.print()
+    gains = [way.tokens_per_second / first.tokens_per_second - 1.0 for way in ours]
+    _line(
+        console,
+        "Balancedness is the mean load of GPUs / the greatest: a layer waits for its busiest GPU, "
+        "and 1 is perfect. vLLM and SGLang run DeepSeek's algorithm from scratch on their last "
+        "window. Tokens split best: each window's tokens go to the copies of their expert so that "
+        "GPUs are as evenly loaded as the placement allows, as eplb.torch.BatchDispatch does batch "
+        "by batch.",
+    )
+    console.print()
+    _line(
+        console,
+        f"By an estimate for {MODEL} on {GPU} GPUs, eplb serves {_more(gains[0])} tokens per "
+        f"second with an even split and {_more(gains[1])} with the best. Each re-plan sends "
+        f"{_bytes(ours[-1].bytes_moved)} of weights to GPUs in place of "
+        f"{_bytes(first.bytes_moved)}, whose time the estimate leaves out.",
+    )
+    console.print()
+    say("Next, with loads that your engine recorded (docs/formats.md says how to record them):")
+    nodes = f" --nodes {found.nodes}" if found.nodes > 1 else ""
+    say(f"  eplb report loads.json --gpus {found.gpus}{nodes} --slots {found.slots} --text")
+
+
+def _more(gain: float) -> str:
+    """A gain as a share: "2.1% more", or "0.3% fewer" where it is a loss."""
+    return f"{abs(gain):.1%} {'fewer' if round(gain, 3) < 0.0 else 'more'}"
 
 
 def print_sweep(console: Console, title: str, rows: Sequence[SweepRow], wanted: int) -> None:

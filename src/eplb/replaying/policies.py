@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import in_one_line
+from eplb.checks import Budget, in_one_line
 from eplb.cluster import Cluster
 from eplb.errors import PolicyError
 from eplb.loads import is_tensor
@@ -146,12 +146,15 @@ class Forecasted:
 class Moving:
     """This planner from the placement that runs, moving what gains by its default price; afresh
     from the layout that engines start with.
+
+    With a budget, a share of slots is one of those of layers with load, and moves have no price.
     """
 
     forecast: Forecast
     effort: Effort = "default"
     threads: int | None = None
     dispatch: str = "even"
+    budget: Budget | None = None
 
     def __call__(
         self,
@@ -164,12 +167,17 @@ class Moving:
         """Move what gains by what the forecast makes of the windows [T, L, E] so far."""
         expected = self.forecast(loads)
         running = None if _is_first(current) else current
+        most = None
+        if running is not None and self.budget is not None:
+            loaded = int(loads.any(axis=(0, 2)).sum())
+            most = self.budget.of(loaded * cluster.num_slots)
         return plan(
             expected.loads,
             cluster,
             num_groups=num_groups,
             weights=expected.weights,
             current=running,
+            max_moves=most,
             dispatch=planned_rule(self.dispatch, running),
             effort=self.effort,
             threads=self.threads,
