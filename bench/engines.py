@@ -8,6 +8,7 @@ it answers is scored on the window after. README.md tells what is printed.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
@@ -28,6 +29,7 @@ from rich.table import Table
 from tables import console_for_tables, show_bars
 
 import eplb
+from eplb.dispatching.rules import TABLES, split_of_table
 from eplb.engines.settings import Settings
 
 __all__ = ["judge"]
@@ -64,6 +66,21 @@ class Row:
     balancedness: float
     moved: float
     ms: float
+
+
+@dataclass(frozen=True)
+class Tabled:
+    """Balancedness under SGLang's own table and under ours, on the windows planned for and on the
+    next one; CPU seconds that each takes on one thread.
+    """
+
+    cell: str
+    own_planned: float
+    own_next: float
+    ours_planned: float
+    ours_next: float
+    own_seconds: float
+    ours_seconds: float
 
 
 def cells_of(traces: Path) -> Iterator[Cell]:
@@ -224,6 +241,46 @@ def _longest_wait(answer: _Answer, cell: Cell, start: NDArray[np.int64]) -> floa
     return 1e3 * max(after - before for before, after in itertools.pairwise(ticks))
 
 
+def tabled(cell: Cell) -> Tabled:
+    """SGLang's own table of dispatch beside ours, on the placement that the windows but the last
+    make.
+    """
+    import torch
+    from sglang.srt.eplb import expert_location
+
+    from eplb.engines.sglang import make_table_hook
+    from eplb.engines.tables import Planned, slots_by_rank
+
+    num_gpus = cell.cluster.num_gpus
+    cluster = eplb.Cluster(num_gpus, num_gpus // 8, cell.cluster.slots_per_gpu)
+    windows, following = cell.loads[:-1][-_SHOWN:], cell.loads[-1]
+    placement = eplb.plan(windows, cluster, effort="fast").placement
+    parallel = SimpleNamespace(ep_size=num_gpus, nnodes=cluster.num_nodes)
+    expert_location.get_parallel = lambda: parallel
+    expert_location._prefer_same_node_experts = lambda: True
+    theirs = expert_location.compute_logical_to_rank_dispatch_physical_map
+    settings = Settings(threads=1)
+    ours = functools.partial(make_table_hook(settings, Planned(windows)), theirs)
+    given = (torch.tensor(placement.log2phy), num_gpus, cluster.num_slots, 0)
+    ours(*given)  # whatever has to be compiled
+    seconds = []
+    for function in (theirs, ours):
+        begin = time.process_time()
+        function(*given)
+        seconds.append(time.process_time() - begin)
+    # Of all ranks at once.
+    own = TABLES["sglang"](placement.log2phy, cluster)
+    made = slots_by_rank(placement.log2phy.copy(), windows, cluster, settings)
+    even = np.full(num_gpus, 1.0 / num_gpus)
+    scores = [
+        placement.balancedness(each, dispatch=split_of_table(table, cluster.num_slots, even))
+        for table in (own, made)
+        for each in (windows, following)
+        if table is not None
+    ]
+    return Tabled(cell.name, *scores, *seconds)
+
+
 def judge(rows: list[Row], times: dict[str, float] | None) -> list[Bar]:
     """Every bar that a run can judge."""
     bars = []
@@ -291,6 +348,21 @@ def show(rows: list[Row], times: dict[str, float] | None) -> None:
     console.print(table)
 
 
+def show_tables(rows: list[Tabled]) -> None:
+    """Of tables of dispatch, for a person."""
+    table = Table("trace", title="SGLang's own table / ours", title_justify="left")
+    for heading in ("planned for", "next window", "CPU s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.cell,
+            f"{row.own_planned:.4f} / {row.ours_planned:.4f}",
+            f"{row.own_next:.4f} / {row.ours_next:.4f}",
+            f"{row.own_seconds:.2f} / {row.ours_seconds:.2f}",
+        )
+    console_for_tables().print(table)
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -299,6 +371,7 @@ def main() -> None:
     )
     parser.add_argument("--traces", type=Path, required=True, help="the recorded loads")
     parser.add_argument("--only", help="traces whose names have this in them")
+    parser.add_argument("--tables", action="store_true", help="SGLang's tables of dispatch alone")
     parser.add_argument("--no-time", action="store_true", help="balance and moves alone")
     parser.add_argument(
         "--check", action="store_true", help="judge; exit with 1 if a bar is missed"
@@ -315,6 +388,9 @@ def main() -> None:
     ]
     if not cells:
         parser.error(f"no trace has {asked.only!r} in its name")
+    if asked.tables:
+        show_tables([tabled(cell) for cell in cells])
+        return
     rows = [row for cell in cells for row in contest(cell)]
     times = None if asked.no_time else timed(next(cells_of(asked.traces)), _REPEATS)
     bars = judge(rows, times)

@@ -25,7 +25,7 @@ from sglang.srt.eplb.expert_location import ExpertLocationMetadata, ModelConfigF
 from sglang.srt.plugins import hook_registry
 
 import eplb
-from eplb.dispatching.rules import TABLES
+from eplb.dispatching.rules import TABLES, split_of_table
 from eplb.engines.sglang import register
 from eplb.formats.placements import save_placement
 
@@ -81,9 +81,37 @@ def hooked(switched_on: None) -> Iterator[None]:
     eplb_algorithms.rebalance_experts = theirs
 
 
+@pytest.fixture
+def tabled(monkeypatch: pytest.MonkeyPatch, switched_on: None) -> Iterator[None]:
+    """SGLang, after it has loaded this plug-in, which makes its tables of dispatch too."""
+    theirs = expert_location.compute_logical_to_rank_dispatch_physical_map
+    rebalance = eplb_algorithms.rebalance_experts
+    monkeypatch.setenv("EPLB_DISPATCH", "table")
+    register()
+    hook_registry.HookRegistry.apply_hooks()
+    yield
+    hook_registry.HookRegistry.reset()
+    eplb_algorithms.rebalance_experts = rebalance
+    expert_location.compute_logical_to_rank_dispatch_physical_map = theirs
+
+
 def steps(traces: Path) -> torch.Tensor:
     loads = np.stack([load_recorded(traces, name) for name in DEEPSEEK_V3[:5]])
     return torch.from_numpy(loads).to(torch.int32)
+
+
+def start() -> torch.Tensor:
+    """The map that SGLang starts with."""
+    return (torch.arange(SLOTS) % EXPERTS).repeat(LAYERS, 1)
+
+
+def their_table(locate: Locate, metadata: ExpertLocationMetadata, rank: int) -> torch.Tensor:
+    """SGLang's own table, by its own function."""
+    function = expert_location.compute_logical_to_rank_dispatch_physical_map
+    own = getattr(function, "__wrapped__", function)
+    slots = metadata.logical_to_all_physical_map_cpu
+    table: torch.Tensor = locate(lambda _: own(slots, GPUS, SLOTS, rank))
+    return table
 
 
 def placement(metadata: ExpertLocationMetadata) -> eplb.Placement:
@@ -237,6 +265,76 @@ def test_loud_when_on(hooked: None, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         register()
     assert "this planner replaces SGLang's algorithms" in caplog.text
+
+
+def table_of(metadata: ExpertLocationMetadata) -> np.ndarray[Any, Any]:
+    """Slots [L, E] that rank 3 sends to, each of which holds the expert."""
+    table: np.ndarray[Any, Any] = metadata.logical_to_rank_dispatch_physical_map.numpy()
+    held = np.take_along_axis(metadata.physical_to_logical_map_cpu.numpy(), table, axis=1)
+    assert (held == np.arange(EXPERTS)).all()
+    return table
+
+
+def test_our_table_is_in_force_after_a_rebalance(
+    tabled: None, locate: Locate, traces: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = " ".join(record.getMessage() for record in caplog.get_records("setup"))
+    assert "a table for the loads planned for replaces SGLang's own table" in said
+    loads = steps(traces)
+    running = locate(ExpertLocationMetadata.init_by_mapping, start(), moe_ep_rank=3)
+    assert torch.equal(
+        running.logical_to_rank_dispatch_physical_map, their_table(locate, running, 3)
+    )
+    made = locate(ExpertLocationMetadata.init_by_eplb, loads)
+    running.update(made, list(range(LAYERS)))
+    cluster = eplb.Cluster(GPUS, 4, SLOTS // GPUS)
+    planned = eplb.Placement(made.physical_to_logical_map_cpu, EXPERTS, cluster)
+    every = eplb.dispatch(planned, loads.numpy()).table(effort="fast")
+    assert np.array_equal(table_of(running), every[:, 3])
+    theirs = TABLES["sglang"](planned.log2phy, cluster)
+    assert np.array_equal(theirs[:, 3], their_table(locate, made, 3).numpy())
+    even = np.full(GPUS, 1 / GPUS)
+    for unseen in (loads.numpy(), load_recorded(traces, DEEPSEEK_V3[5])):
+        ours, own = (
+            planned.balancedness(unseen, dispatch=split_of_table(each, SLOTS, even))
+            for each in (every, theirs)
+        )
+        assert ours > own + 0.01
+    # Steps without loads leave what runs, and its table.
+    expert_location.set_global_expert_location_metadata(running)
+    none = torch.zeros((3, LAYERS, EXPERTS), dtype=torch.int32)
+    kept = locate(ExpertLocationMetadata.init_by_eplb, none)
+    assert np.array_equal(table_of(kept), every[:, 3])
+
+
+@pytest.mark.parametrize("fails", ["dispatching.dispatch.dispatch", "engines.live.plan"])
+def test_where_a_table_or_a_plan_fails_the_table_is_its_own(
+    fails: str,
+    tabled: None,
+    locate: Locate,
+    traces: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with patch(f"eplb.{fails}", side_effect=MemoryError("none left")):
+        made = locate(ExpertLocationMetadata.init_by_eplb, steps(traces))
+    assert np.array_equal(table_of(made), their_table(locate, made, 3).numpy())
+    own = "table of dispatch is used" if "dispatch" in fails else "algorithm answers"
+    assert f"none left; SGLang's own {own}" in caplog.text
+
+
+def test_an_engine_with_another_table_keeps_it(
+    switched_on: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EPLB_DISPATCH", "table")
+    name = "compute_logical_to_rank_dispatch_physical_map"
+    monkeypatch.setattr(expert_location, name, lambda log2phy, rank: None)
+    register()
+    assert list(hook_registry.HookRegistry._hooks) == [
+        "sglang.srt.eplb.eplb_algorithms.rebalance_experts"
+    ]
+    hook_registry.HookRegistry.reset()
+    assert f"{name} takes log2phy, rank" in caplog.text
+    assert "SGLang's own table of dispatch stays" in caplog.text
 
 
 def test_rule_of_dispatch_is_the_engines_own(locate: Locate, traces: Path) -> None:

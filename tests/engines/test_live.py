@@ -66,11 +66,12 @@ def test_what_is_said_is_done() -> None:
             "EPLB_THREADS": "2",
             "EPLB_RECORD": "/there",
             "EPLB_RECORD_FILES": "7",
+            "EPLB_DISPATCH": "table",
             "HOME": "/",
         }
     )
     assert (said.windows, said.effort, said.threads, said.record_files) == (3, "thorough", 2, 7)
-    assert str(said.record) == "/there"
+    assert (str(said.record), said.dispatch) == ("/there", "table")
     assert said.max_moves.of(58 * 288) == 40
     assert settings_from({}) == Settings()
 
@@ -96,6 +97,7 @@ def test_budgets(text: str, most: int | None) -> None:
         ("EPLB_EFFORT", "some"),
         ("EPLB_THREADS", "1.5"),
         ("EPLB_RECORD_FILES", ""),
+        ("EPLB_DISPATCH", "best"),
     ],
 )
 def test_what_does_not_do_is_named(name: str, text: str) -> None:

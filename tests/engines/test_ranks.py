@@ -80,6 +80,7 @@ def test_ranks_that_are_alike_plan_and_say_nothing(group: Group) -> None:
         ({"EPLB_WINDOWS": "1"}, "rank 1 has EPLB_WINDOWS 1, rank 0 has EPLB_WINDOWS 16"),
         ({"EPLB_MAX_MOVES": "2"}, "rank 1 has EPLB_MAX_MOVES 2, rank 0 has EPLB_MAX_MOVES 5%"),
         ({"EPLB_EFFORT": "default"}, "rank 1 has EPLB_EFFORT default, rank 0 has EPLB_EFFORT fast"),
+        ({"EPLB_DISPATCH": "table"}, "rank 1 has EPLB_DISPATCH table, rank 0 has EPLB_DISPATCH"),
         (None, "rank 1 did not answer"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +90,11 @@ class Dispatch(Immutable):
         return _shared(self.placement, _loads_for(self.placement, loads), self.split)
 
     def table(
-        self, num_sources: int | None = None, *, keep_local: bool = False
+        self,
+        num_sources: int | None = None,
+        *,
+        keep_local: bool = False,
+        effort: Literal["fast", "default"] = "default",
     ) -> NDArray[np.int64]:
         """The slot that each source rank sends an expert's tokens to, for engines that dispatch by
         a table: whole entries, as balanced on the loads of this dispatch as a seeded search finds,
@@ -104,15 +108,16 @@ class Dispatch(Immutable):
             num_sources: R, ranks that tokens come from, in the order of GPUs; None for one a GPU.
             keep_local: whether every token that SGLang's own rule keeps on its GPU or its node is
                 to stay there. Otherwise a few leave, where that balances GPUs.
+            effort: of the search; "fast" takes a third of the time, for servers that wait for it.
 
         Returns:
             [L, R, E] slots.
 
         Raises:
             OptionError: sources that neither divide the GPUs nor are divided by them, or that do
-                not divide over the nodes.
+                not divide over the nodes; an effort that is none.
         """
-        from eplb.solver.table import _table_layers
+        from eplb.solver.table import _STEPS, _table_layers
         from eplb.solver.threads import run_kernel
 
         phy2log, cluster = np.array(self.placement.phy2log), self.placement.cluster
@@ -124,6 +129,9 @@ class Dispatch(Immutable):
                 f"{sources} sources do not divide over {num_gpus} GPUs on {num_nodes} nodes: "
                 f"{num_gpus} would"
             )
+        if effort not in _STEPS:
+            raise OptionError(f"effort is {effort!r}: give {' or '.join(_STEPS)}")
+        steps, cooling = _STEPS[effort]
         table = np.empty((phy2log.shape[0], sources, self.placement.num_experts), np.int64)
         shares = self._sources
         if sources < num_gpus:
@@ -133,8 +141,9 @@ class Dispatch(Immutable):
 
         def work(begin: int, end: int) -> None:
             _table_layers(
-                self._windows, begin, end, phy2log, num_gpus, num_nodes, shares, keep_local, table
-            )
+                self._windows, begin, end, phy2log, num_gpus, num_nodes, shares, keep_local, steps,
+                cooling, table,
+            )  # fmt: skip
 
         run_kernel(_table_layers, work, phy2log.shape[0], _LAYERS_AT_ONCE, self._threads)
         if sources == num_gpus:

@@ -315,6 +315,7 @@ def _of_settings(settings: Settings | str) -> _Answer:
             f"EPLB_WINDOWS {settings.windows}",
             f"EPLB_MAX_MOVES {settings.max_moves}",
             f"EPLB_EFFORT {settings.effort}",
+            f"EPLB_DISPATCH {settings.dispatch}",
         ]
     )
 

@@ -7,7 +7,7 @@ engine must have the same variables, because every rank plans for itself.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 from eplb.checks import Budget, budget_from, whole_number
 from eplb.errors import OptionError
@@ -20,11 +20,15 @@ VARIABLES = {
     "EPLB_WINDOWS": "maximum number of past windows of load to plan for",
     "EPLB_MAX_MOVES": 'maximum number of experts that GPUs receive: "5%" of slots, "800", "none"',
     "EPLB_EFFORT": "fast, default or thorough",
+    "EPLB_DISPATCH": "which copies tokens go to: as the engine says, or by a table of this planner",
     "EPLB_THREADS": "maximum number of threads of one process while it plans",
     "EPLB_RECORD": "folder in which to record the loads that vLLM reports",
     "EPLB_RECORD_FILES": "maximum number of windows to keep there",
 }
 """What each variable sets, by name."""
+
+Dispatching = Literal["engine", "table"]
+"""Who says which copy of its expert a token goes to."""
 
 _MOST_WINDOWS = 64
 _MOST_FILES = 1_000_000
@@ -42,6 +46,7 @@ class Settings:
         threads: most threads of one process.
         record: folder for recorded loads, None for none.
         record_files: most windows to keep there.
+        dispatch: who says which copy a token goes to.
     """
 
     windows: int = 16
@@ -50,6 +55,7 @@ class Settings:
     threads: int = 4
     record: Path | None = None
     record_files: int = 1024
+    dispatch: Dispatching = "engine"
 
     def __str__(self) -> str:
         said = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -80,20 +86,15 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     """
     standard = Settings()
     moves = environment.get("EPLB_MAX_MOVES")
-    effort = environment.get("EPLB_EFFORT", standard.effort)
-    for known in get_args(Effort):
-        if effort == known:
-            break
-    else:
-        raise OptionError(f"EPLB_EFFORT is {effort!r}: give {', '.join(get_args(Effort))}")
     record = environment.get("EPLB_RECORD")
     return Settings(
         _number(environment, "EPLB_WINDOWS", standard.windows, _MOST_WINDOWS),
         standard.max_moves if moves is None else budget_from(moves, "EPLB_MAX_MOVES"),
-        known,
+        _choice(environment, "EPLB_EFFORT", standard.effort, get_args(Effort)),
         _number(environment, "EPLB_THREADS", standard.threads, _MOST_FILES),
         Path(record) if record else None,
         _number(environment, "EPLB_RECORD_FILES", standard.record_files, _MOST_FILES),
+        _choice(environment, "EPLB_DISPATCH", standard.dispatch, get_args(Dispatching)),
     )
 
 
@@ -102,6 +103,15 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return sorted(
         name for name in environment if name.startswith("EPLB_") and name not in VARIABLES
     )
+
+
+def _choice(
+    environment: Mapping[str, str], name: str, standard: str, known: tuple[str, ...]
+) -> Any:
+    chosen = environment.get(name, standard)
+    if chosen not in known:
+        raise OptionError(f"{name} is {chosen!r}: give {', '.join(known)}")
+    return chosen
 
 
 def _number(environment: Mapping[str, str], name: str, standard: int, most: int) -> int:

@@ -4,6 +4,7 @@ SGLang calls `register` in each of its processes, as it does with all of `sglang
 wraps its `rebalance_experts` in what is registered there. docs/sglang.md tells how to use it.
 """
 
+import functools
 import inspect
 import logging
 import os
@@ -18,9 +19,10 @@ from eplb.engines.log import failure, once, switched_on
 from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.engines.start import after, compile_kernels
+from eplb.engines.tables import Planned
 from eplb.errors import PolicyError
 
-__all__ = ["make_hook", "register"]
+__all__ = ["make_hook", "make_table_hook", "register"]
 
 _logger = logging.getLogger("sglang.eplb")
 
@@ -35,6 +37,15 @@ _ARGUMENTS = (
 _CHECKED = ("0.5.23",)
 _OWN = "SGLang's own algorithm"
 _TARGET = "sglang.srt.eplb.eplb_algorithms.rebalance_experts"
+_OF_TABLE = (
+    "logical_to_all_physical_map",
+    "ep_size",
+    "num_physical_experts",
+    "ep_rank",
+    "seed",
+)
+_OWN_TABLE = "SGLang's own table of dispatch"
+_TABLE = "sglang.srt.eplb.expert_location.compute_logical_to_rank_dispatch_physical_map"
 
 
 def register() -> None:
@@ -42,8 +53,11 @@ def register() -> None:
     try:
         if not is_on(os.environ):
             return
-        _hook(settings_from(os.environ))
-        at_start: Callable[[], object] = _compile
+        settings = settings_from(os.environ)
+        _hook(settings)
+        at_start: Callable[[], object] = functools.partial(
+            compile_kernels, _logger, tables=settings.dispatch == "table"
+        )
     except ImportError as error:
         failure(_logger, error, "SGLang's own EPLB algorithm stays")
         return
@@ -51,10 +65,6 @@ def register() -> None:
         failure(_logger, error, "SGLang's own EPLB algorithm stays")
         at_start = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
     after("sglang.srt.eplb.eplb_manager", "EPLBManager", "__init__", at_start)
-
-
-def _compile() -> None:
-    compile_kernels(_logger)
 
 
 def _hook(settings: Settings) -> None:
@@ -69,16 +79,108 @@ def _hook(settings: Settings) -> None:
             f"SGLang {version}: rebalance_experts takes {', '.join(arguments)}; "
             f"known is {', '.join(_ARGUMENTS)}"
         )
-    HookRegistry.register(_TARGET, make_hook(settings), HookType.AROUND)
+    planned = Planned()
+    HookRegistry.register(_TARGET, make_hook(settings, planned), HookType.AROUND)
     switched_on(_logger, "SGLang's algorithms", settings, f"SGLang {version}", _CHECKED)
+    if settings.dispatch == "table":
+        _hook_table(settings, planned, version)
 
 
-def make_hook(settings: Settings) -> Callable[..., Any]:
-    """A hook around SGLang's `rebalance_experts`, that calls it where it fails itself."""
+def _hook_table(settings: Settings, planned: Planned, version: str) -> None:
+    """Put our tables in place of the engine's; say so, or why not."""
+    from sglang.srt.eplb import expert_location
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    name = _TABLE.rsplit(".", 1)[-1]
+    function = getattr(expert_location, name, None)
+    arguments = () if function is None else tuple(inspect.signature(function).parameters)
+    if arguments != _OF_TABLE:
+        taken = f"takes {', '.join(arguments)}" if arguments else "is not there"
+        error = PolicyError(f"SGLang {version}: {name} {taken}; known is {', '.join(_OF_TABLE)}")
+        failure(_logger, error, f"{_OWN_TABLE} stays")
+        return
+    HookRegistry.register(_TABLE, make_table_hook(settings, planned), HookType.AROUND)
+    _logger.warning(
+        "eplb: after each rebalance, a table for the loads planned for replaces %s; it is used "
+        "with --ep-dispatch-algorithm static",
+        _OWN_TABLE,
+    )
+
+
+def make_table_hook(settings: Settings, planned: Planned) -> Callable[..., Any]:
+    """A hook around SGLang's `compute_logical_to_rank_dispatch_physical_map`, that calls it where
+    no loads have been planned for, and where it fails itself.
+    """
+
+    def compute_logical_to_rank_dispatch_physical_map(
+        theirs: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As SGLang's: slots of each expert [L, E, X] to the slot [L, E] that this rank uses."""
+        try:
+            given = inspect.signature(theirs).bind(*args, **kwargs).arguments
+            table = _table(given, planned.windows, settings)
+        except Exception as error:
+            failure(_logger, error, f"{_OWN_TABLE} is used")
+            table = None
+        return theirs(*args, **kwargs) if table is None else table
+
+    return compute_logical_to_rank_dispatch_physical_map
+
+
+def _table(given: dict[str, Any], windows: NDArray[np.float64] | None, settings: Settings) -> Any:
+    """This rank's slots [L, E] as SGLang takes them; None where there is nothing to go by."""
+    import torch
+
+    from eplb.cluster import Cluster
+    from eplb.engines.tables import slots_by_rank
+
+    log2phy, num_ranks = given["logical_to_all_physical_map"], given["ep_size"]
+    if windows is None or windows.shape[1:] != tuple(log2phy.shape[:2]):
+        return None
+    if getattr(_elastic(), "has_scaled", False):  # the map of the first rank alone would have one
+        return None
+    cluster = Cluster.with_slots(given["num_physical_experts"], num_ranks, _nodes_of(num_ranks))
+    slots = slots_by_rank(log2phy.to("cpu", torch.int64).numpy(), windows, cluster, settings)
+    if slots is None:
+        return None
+    mine = np.ascontiguousarray(slots[:, given["ep_rank"]])
+    return torch.from_numpy(mine).to(log2phy.device, log2phy.dtype)
+
+
+def _nodes_of(num_ranks: int) -> int:
+    """The nodes that SGLang's own table keeps tokens on; 1 where it does not look at nodes."""
+    from sglang.srt.eplb import expert_location
+
+    if not expert_location._prefer_same_node_experts():
+        return 1
+    parallel = expert_location.get_parallel()
+    divide = parallel.ep_size == num_ranks and num_ranks % parallel.nnodes == 0
+    return int(parallel.nnodes) if divide else 1
+
+
+def make_hook(settings: Settings, planned: Planned | None = None) -> Callable[..., Any]:
+    """A hook around SGLang's `rebalance_experts`, that calls it where it fails itself.
+
+    Args:
+        settings: how to plan.
+        planned: where to say what the last answer was planned for.
+    """
     agreement = Agreement(_member, settings, _OWN, _logger, lambda: None)
+    planned = Planned() if planned is None else planned
 
     def rebalance_experts(theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As SGLang's: loads [steps, L, E] to phy2log, log2phy and logcnt."""
+
+        def own() -> Any:
+            planned.windows = None
+            return theirs(*args, **kwargs)
+
+        def answer() -> NDArray[np.int64]:
+            windows = _windows(tokens, settings.windows)
+            if windows.any():
+                planned.windows = windows
+            return _plan(windows, cluster, num_groups, current, settings)
+
         try:
             given = inspect.signature(theirs).bind(*args, **kwargs).arguments
             dead = _dead_ranks(given)
@@ -86,19 +188,19 @@ def make_hook(settings: Settings) -> Callable[..., Any]:
                 once(_logger, f"dead {dead}", f"{dead} ranks are dead: {_OWN} answers")
                 # A rank that is started again knows nothing of the rounds before.
                 agreement.stop("ranks have died since the engine was started")
-                return theirs(*args, **kwargs)
+                return own()
             tokens = given["tokens_per_expert"]
             cluster, num_groups = _shape(given)
             current = _current(tokens.shape[1:], cluster)
         except Exception as error:
             failure(_logger, error, f"{_OWN} answers")
-            return theirs(*args, **kwargs)
+            return own()
         return agreement.answer(
             f"{tuple(tokens.shape[1:])} on {cluster}",
-            lambda: _plan(tokens, cluster, num_groups, current, settings),
+            answer,
             None if current is None else current.phy2log.copy(),
             lambda phy2log: _maps(phy2log, tokens.shape[2], cluster),
-            lambda: theirs(*args, **kwargs),
+            own,
         )
 
     return rebalance_experts
@@ -141,11 +243,10 @@ def _shape(given: dict[str, Any]) -> tuple[Any, int]:
 
 
 def _plan(
-    tokens: Any, cluster: Any, num_groups: int, current: Any, settings: Settings
+    windows: NDArray[np.float64], cluster: Any, num_groups: int, current: Any, settings: Settings
 ) -> NDArray[np.int64]:
     from eplb.engines.live import next_placement
 
-    windows = _windows(tokens, settings.windows)
     if current is not None and not windows.any():
         phy2log: NDArray[np.int64] = current.phy2log.copy()
         return phy2log

@@ -63,12 +63,14 @@ def after(module: str, name: str, method: str, function: Callable[[], object]) -
 
 
 @functools.cache
-def compile_kernels(logger: logging.Logger) -> None:
-    """Have every kernel of plans ready, so that no rebalance waits for one. Never raises.
+def compile_kernels(logger: logging.Logger, *, tables: bool = False) -> None:
+    """Have every kernel of plans ready, and of tables of dispatch where these are wanted, so that
+    no rebalance waits for one. Never raises.
 
     Processes of one machine that share a cache wait for the first of them to fill it.
     """
     try:
+        from eplb.engines.tables import compile_tables
         from eplb.planning.plan import warmup
         from eplb.solver.jit import filling
 
@@ -76,5 +78,7 @@ def compile_kernels(logger: logging.Logger) -> None:
             if empty:
                 logger.warning("eplb: compiling, once on this machine: this takes up to a minute")
             warmup()
+            if tables:
+                compile_tables()
     except Exception as error:
         failure(logger, error, "the planner is compiled at the first plan")

@@ -89,6 +89,8 @@ def _replace(settings: Settings) -> None:
         raise PolicyError(f"vLLM {version}: {wrong}")
     EPLB_POLICIES["default"] = make_policy(theirs, settings)
     switched_on(_logger, "vLLM's policy", settings, f"vLLM {version}", _CHECKED)
+    if settings.dispatch != "engine":
+        _logger.warning("eplb: EPLB_DISPATCH=table works in SGLang only; vLLM's own dispatch stays")
 
 
 def _difference(policy: Any) -> str:

@@ -19,14 +19,14 @@ from eplb.solver.share import _exponential
 
 __all__: list[str] = []
 
-_STEPS = 200_000
-"""Of a layer (docs/experiments.md, dispatch)."""
 _FAR = 40.0
 """What it costs, beside the sum of powers, that load of one mean GPU leaves a node that has a copy.
 """
-_HOT, _COOLING = 1.0, 0.999970955
-"""The temperature at first, and what a step leaves of it: .003 at the end (docs/experiments.md,
-dispatch)."""
+_HOT = 1.0
+"""The temperature at first."""
+_STEPS = {"fast": (50_000, 0.999883824), "default": (200_000, 0.999970955)}
+"""By effort, the steps of a layer and what one of them leaves of the temperature: .003 at the end
+(docs/experiments.md, dispatch)."""
 _MULTIPLIER, _INCREMENT, _MASK = 1664525, 1013904223, 0xFFFFFFFF
 """Of a linear congruential generator: W. H. Press and others, "Numerical Recipes"."""
 
@@ -41,6 +41,8 @@ def _table_layers(
     num_nodes: int,
     shares: F64,
     keep_local: bool,
+    steps: int,
+    cooling: float,
     table: I64,
 ) -> None:
     """Fill the slots that each source uses in layers `begin` to `end`, `table` [L, R, E], so that
@@ -73,7 +75,7 @@ def _table_layers(
     # it has no copy; the first edge and the one past the last; the kind.
     choices = np.empty((num_experts * num_sources, 5), np.int64)
     own = np.zeros((num_slots, num_sources), np.int64)
-    undo = np.empty((_STEPS, 3), np.int64)
+    undo = np.empty((steps, 3), np.int64)
     turn = np.empty(num_slots, np.int64)
     for layer in range(begin, end):
         row = phy2log[layer]
@@ -140,8 +142,8 @@ def _table_layers(
             for gpu in range(num_gpus):
                 level[window, gpu] *= inverse[window]
         _anneal(
-            load, inverse, shares, gpu_of, gpus_per_node, own, choices[:num_choices], quota, level,
-            undo,
+            load, inverse, shares, gpu_of, gpus_per_node, own, choices[:num_choices], cooling,
+            quota, level, undo,
         )  # fmt: skip
         for expert in range(num_experts):
             low, high = first[expert], first[expert + 1]
@@ -206,12 +208,13 @@ def _anneal(
     gpus_per_node: int,
     own: I64,
     choices: I64,
+    cooling: float,
     quota: I64,
     level: F64,
     undo: I64,
 ) -> None:
-    """Change quotas by one until the steps are spent, and go back to the best that were met;
-    `level` [T, G] goes along, 1 is the mean.
+    """Change quotas by one until the steps are spent, one for each row of `undo`, and go back to
+    the best that were met; `level` [T, G] goes along, 1 is the mean.
     """
     if choices.shape[0] == 0:
         return
@@ -221,8 +224,8 @@ def _anneal(
     # What the changes since the best so far have added; those are what is to be undone.
     above = 0.0
     changes = 0
-    for _ in range(_STEPS):
-        temperature *= _COOLING
+    for _ in range(undo.shape[0]):
+        temperature *= cooling
         state = (state * _MULTIPLIER + _INCREMENT) & _MASK
         choice = (state >> 8) % choices.shape[0]
         expert, near, low, high, kind = choices[choice]
