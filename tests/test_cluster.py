@@ -28,9 +28,58 @@ def test_one_node_unless_told() -> None:
 
 def test_any_kind_of_whole_number_becomes_an_int() -> None:
     cluster = Cluster(np.int32(4), np.uint8(2), np.int64(3))
-    for field in dataclasses.fields(cluster):
-        assert type(getattr(cluster, field.name)) is int
+    for name in ("num_gpus", "num_nodes", "slots_per_gpu"):
+        assert type(getattr(cluster, name)) is int
+    assert [type(gpu) for gpu in cluster.without(np.array([1, 3])).dead] == [int, int]
     assert Cluster.with_slots(np.int64(12), np.int32(4), np.int8(2)) == cluster
+
+
+def test_dead_gpus_keep_their_numbers_and_slots() -> None:
+    cluster = Cluster(num_gpus=8, num_nodes=4, slots_per_gpu=3).without([6]).without((1, 6))
+    assert (cluster.dead, cluster.alive) == ((1, 6), (0, 2, 3, 4, 5, 7))
+    assert (cluster.num_gpus, cluster.num_slots, cluster.num_held) == (8, 24, 18)
+    assert cluster.speeds == (1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0)
+    assert cluster == Cluster(8, 4, 3, dead=(6, 1)) != Cluster(8, 4, 3)
+    healthy = Cluster(8, 4, 3)
+    assert healthy.survivors is healthy
+    assert healthy.speeds is None
+    assert healthy.without([]) == healthy
+
+
+@pytest.mark.parametrize(
+    ("dead", "nodes"), [([1, 6], 1), ([0, 1], 3), ([1, 2, 5, 7], 4), ([0, 1, 2, 3, 4, 6], 2)]
+)
+def test_survivors_stay_on_nodes_where_each_has_as_many(dead: list[int], nodes: int) -> None:
+    survivors = Cluster(num_gpus=8, num_nodes=4, slots_per_gpu=3).without(dead).survivors
+    assert survivors == Cluster(8 - len(dead), nodes, 3)
+
+
+@pytest.mark.parametrize(
+    ("dead", "message"),
+    [
+        ([8], "a dead GPU is 8: give 0 to 7"),
+        ([-1], "a dead GPU is -1: give 0 to 7"),
+        ([1.0], "a dead GPU is 1.0: give a whole number, 0 to 7"),
+        ("13", "dead GPUs are '13': give a list of their numbers"),
+        (3, "dead GPUs are 3: give a list of their numbers"),
+        (range(8), "all of 8 GPUs are dead: one at least must be alive"),
+    ],
+)
+def test_gpus_that_cannot_be_dead(dead: Any, message: str) -> None:
+    for die in (Cluster(8, 1, 3).without, lambda gpus: Cluster(8, 1, 3, gpus)):
+        with pytest.raises(ClusterError) as raised:
+            die(dead)
+        assert str(raised.value) == message
+
+
+def test_slots_that_the_living_lack() -> None:
+    message = (
+        "240 slots do not hold 256 experts: 16 slots are missing: give each of the 24 GPUs alive "
+        "at least 11 slots, 264 in all"
+    )
+    with pytest.raises(ClusterError) as raised:
+        check_shape(256, Cluster(32, 4, 10).without(range(8)), 8)
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import loads as load_arrays
 
-from eplb import Cluster, LoadsError, Placement, PlacementError
+from eplb import Cluster, LoadsError, OptionError, Placement, PlacementError, dispatch, plan
 
 CLUSTER = Cluster(num_gpus=2, slots_per_gpu=3)
 ROWS = [[0, 1, 2, 3, 0, 1], [3, 3, 2, 1, 0, 0]]
@@ -235,3 +235,41 @@ def test_nothing_can_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         placement.num_experts = 5  # type: ignore[misc]
     assert repr(placement) == "Placement(2 layers, 4 experts, 6 slots on 2 GPUs)"
+
+
+def test_dead_gpus_take_no_load() -> None:
+    """A placement with dead GPUs is scored as that of the others alone, under every rule."""
+    cluster = Cluster(num_gpus=4, slots_per_gpu=3)
+    loads = np.random.default_rng(0).lognormal(0.0, 1.0, (5, 2, 7))
+    whole = plan(loads, cluster.without([1])).placement
+    alone = whole.survivors
+    alive = [0, 2, 3]
+    assert whole.num_duplicates == alone.num_duplicates
+    assert np.array_equal(whole.logcnt, alone.logcnt)
+    assert ((whole.log2phy == -1) == (alone.log2phy == -1)).all()
+    for rule in ("even", "best"):
+        assert np.allclose(whole.gpu_load(loads, rule)[..., alive], alone.gpu_load(loads, rule))
+        assert not whole.gpu_load(loads, rule)[..., 1].any()
+        assert whole.balancedness(loads, rule) == pytest.approx(alone.balancedness(loads, rule))
+        served = whole.serve(loads, rule), alone.serve(loads, rule)
+        assert served[0].pooled() == pytest.approx(served[1].pooled())
+    split = dispatch(whole, loads)
+    assert not split.split[whole.phy2log < 0].any()
+    assert np.allclose(split.peak, dispatch(alone, loads).peak)
+    assert whole.balancedness(loads, split) == pytest.approx(
+        alone.balancedness(loads, dispatch(alone, loads))
+    )
+    for rule in ("sglang", "ascend"):
+        load = whole.gpu_load(loads, rule)
+        assert not load[..., 1].any()
+        assert np.allclose(load.sum(axis=-1), loads.sum(axis=-1))
+    table = split.table()
+    assert (np.take_along_axis(whole.phy2log[:, None], table, 2) == np.arange(7)).all()
+    held = whole.held_by(4)
+    assert not held[:, 1].any()
+    assert whole.moves_from(Placement.contiguous(2, 7, cluster)) >= 0
+    assert whole.moves_from(whole) == 0
+    start = Placement.contiguous(1, 7, cluster.without([1])).phy2log[0]
+    assert start.tolist() == [0, 1, 2, -1, -1, -1, 3, 4, 5, 6, 0, 1]
+    with pytest.raises(OptionError, match=r"sources\[1\] is 1, and GPU 1 is dead: give 0"):
+        dispatch(whole, loads, rule="sglang", sources=[1, 1, 1, 1])

@@ -13,7 +13,7 @@ up for that.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,6 +29,7 @@ __all__ = [
     "balancedness",
     "block_length",
     "difference_interval",
+    "mean_and_peak",
     "ratio_interval",
     "ratios",
     "with_interval",
@@ -52,20 +53,45 @@ class Interval:
     high: float
 
 
-def ratios(load: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over max along the last axis: [..., G] loads to [...] ratios, NaN where no GPU has any.
+def mean_and_peak(
+    load: NDArray[np.float64], speeds: Sequence[float] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[...] mean and largest load of GPUs, of loads [..., G].
+
+    Args:
+        load: [..., G] loads; a dead GPU has none.
+        speeds: [G] how fast each GPU is, 0 for a dead one, as `Cluster.speeds` has it: a load
+            counts by the time that it takes, and the mean is over those alive. None where all are
+            alike.
+    """
+    if speeds is None:
+        return load.mean(axis=-1), load.max(axis=-1)
+    pace = np.array(speeds)
+    alive = pace > 0.0
+    return load.sum(axis=-1) / pace.sum(), (load[..., alive] / pace[alive]).max(axis=-1)
+
+
+def ratios(load: NDArray[np.float64], speeds: Sequence[float] | None = None) -> NDArray[np.float64]:
+    """Mean over max along the last axis: [..., G] loads to [...] ratios, NaN where no GPU has any;
+    `speeds` as for `mean_and_peak`.
 
     The mean of loads that are all alike may be a rounding above them, so ratios end at 1.
     """
-    peak = load.max(axis=-1)
+    return _ratios(*mean_and_peak(load, speeds))
+
+
+def _ratios(mean: NDArray[np.float64], peak: NDArray[np.float64]) -> NDArray[np.float64]:
     ratio: NDArray[np.float64] = np.full(peak.shape, np.nan)
-    np.divide(load.mean(axis=-1), peak, out=ratio, where=peak > 0.0)
+    np.divide(mean, peak, out=ratio, where=peak > 0.0)
     np.minimum(ratio, 1.0, out=ratio)
     return ratio
 
 
-def balancedness(load: NDArray[np.float64], average: Average = "mean") -> float:
-    """Balancedness of loads [..., G] of GPUs, or [..., P] of slots, over all that is before.
+def balancedness(
+    load: NDArray[np.float64], average: Average = "mean", speeds: Sequence[float] | None = None
+) -> float:
+    """Balancedness of loads [..., G] of GPUs, or [..., P] of slots, over all that is before;
+    `speeds` as for `mean_and_peak`.
 
     Where nothing has any load, nothing waits, and this is 1.
 
@@ -74,12 +100,12 @@ def balancedness(load: NDArray[np.float64], average: Average = "mean") -> float:
     """
     if average not in get_args(Average):
         raise OptionError(f"average is {average!r}: give 'mean' or 'pooled'")
-    peak = load.max(axis=-1)
+    mean, peak = mean_and_peak(load, speeds)
     if not peak.any():
         return 1.0
     if average == "pooled":
-        return min(float(load.mean(axis=-1).sum() / peak.sum()), 1.0)
-    return float(np.nanmean(ratios(load)))
+        return min(float(mean.sum() / peak.sum()), 1.0)
+    return float(np.nanmean(_ratios(mean, peak)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +123,14 @@ class Served:
     mean: NDArray[np.float64]
 
     @classmethod
-    def of(cls, loads: Iterable[NDArray[np.float64]]) -> "Served":
-        """From the loads of GPUs [L, G] in each window, one after the other."""
-        rows = [(ratios(load), load.max(axis=-1), load.mean(axis=-1)) for load in loads]
+    def of(
+        cls, loads: Iterable[NDArray[np.float64]], speeds: Sequence[float] | None = None
+    ) -> "Served":
+        """From the loads of GPUs [L, G] in each window, one after the other; `speeds` as for
+        `mean_and_peak`.
+        """
+        found = (mean_and_peak(load, speeds) for load in loads)
+        rows = [(_ratios(mean, peak), peak, mean) for mean, peak in found]
         return Served(*map(np.stack, zip(*rows, strict=True)))
 
     @classmethod

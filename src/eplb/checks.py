@@ -24,6 +24,7 @@ __all__ = [
     "Immutable",
     "budget_from",
     "find_named",
+    "gpus_from",
     "in_one_line",
     "layers_from",
     "number_of_threads",
@@ -37,6 +38,8 @@ __all__ = [
 
 LAYERS = 10_000
 """More than any model has."""
+GPUS = 1_000_000
+"""More than any cluster has."""
 
 _Figures = TypeVar("_Figures")
 
@@ -149,13 +152,30 @@ def layers_from(text: str, name: str) -> tuple[int, ...]:
     Raises:
         OptionError: what is none of them.
     """
-    layers: list[int] = []
+    layers = _numbers_from(text, name, "layers, as 3-60 or 1,3,5,7", LAYERS)
+    return rising_layers(layers, None, name)
+
+
+def gpus_from(text: str, name: str) -> tuple[int, ...]:
+    """GPUs as a user writes them: "13,14", "8-15", both, or "none".
+
+    Raises:
+        OptionError: what is none of them.
+    """
+    if text.strip().lower() == "none":
+        return ()
+    return tuple(_numbers_from(text, name, "GPUs, as 13,14 or 8-15, or none", GPUS))
+
+
+def _numbers_from(text: str, name: str, what: str, most: int) -> list[int]:
+    """Numbers and runs of numbers, in the order in which they stand, up to `most`."""
+    numbers: list[int] = []
     for part in text.split(","):
         low, _, high = part.strip().partition("-")
         if not (low.isascii() and low.isdecimal() and (high or low).isdecimal() and len(part) < 20):
-            raise OptionError(f"{name} is {text!r}: give numbers of layers, as 3-60 or 1,3,5,7")
-        layers += range(int(low), min(int(high or low), LAYERS) + 1)
-    return rising_layers(layers, None, name)
+            raise OptionError(f"{name} is {text!r}: give numbers of {what}")
+        numbers += range(int(low), min(int(high or low), max(most, int(low))) + 1)
+    return numbers
 
 
 def ranges(numbers: Sequence[int]) -> str:

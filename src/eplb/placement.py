@@ -14,6 +14,7 @@ Glossary:
     Dispatch: which replica takes a token. Split: [L, P] the part of its expert's load that each
         slot takes. Rule: how an engine dispatches, and so what split it makes of a placement.
     Move: an expert that a GPU holds in a layer and did not hold before.
+    Dead GPU: one that has failed. It keeps its number, and its slots hold none: they are -1.
 
 Example: DeepSeek-V3 has 256 experts in a layer. With 32 redundant experts there are 288 slots, 9 on
 each of 32 GPUs. In small, 3 experts with loads 60, 20 and 20 in 4 slots on 2 GPUs:
@@ -26,6 +27,7 @@ Split evenly over its copies, expert 0 brings 30 to each GPU: both have a load o
 balancedness is 1. One copy each, without the redundant expert, would leave 60 on one GPU at least.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,14 +35,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.balance import Average, Served, balancedness
+from eplb.balance import Average, Served, balancedness, ratios
 from eplb.checks import Immutable, rising_layers, whole_number
 from eplb.cluster import Cluster, check_cluster
 from eplb.dispatching.dispatch import gpu_load, of_gpus, slot_load
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import as_array, check_values, is_tensor
 
-__all__ = ["Placement", "check_placement"]
+__all__ = ["Placement", "check_placement", "spread"]
 
 _AT_ONCE = 64
 """Windows that are served together: more would only take memory."""
@@ -51,7 +53,8 @@ class Placement(Immutable):
     """Experts of L layers in the P slots of a cluster, checked and immutable.
 
     Attributes:
-        phy2log: [L, P] logical expert in each slot; slots are numbered GPU by GPU.
+        phy2log: [L, P] logical expert in each slot, -1 in those of dead GPUs; slots are numbered
+            GPU by GPU.
         num_experts: E, logical experts of a layer.
         cluster: the GPUs that the slots are on.
         layers: L numbers of the layers in the model, where they are known. Placements that differ
@@ -82,12 +85,16 @@ class Placement(Immutable):
                 f"{self.cluster.slots_per_gpu})"
             )
         wrong = (phy2log < 0) | (phy2log >= self.num_experts)
+        if self.cluster.dead:
+            empty = _empty_slots(self.cluster)
+            wrong[:, empty] = phy2log[:, empty] != -1
         if wrong.any():
             layer, slot = np.argwhere(wrong)[0]
-            raise PlacementError(
-                f"phy2log[{layer}, {slot}] is {phy2log[layer, slot]}: "
-                f"experts are numbered 0 to {self.num_experts - 1}"
-            )
+            gpu = slot // self.cluster.slots_per_gpu
+            why = f"experts are numbered 0 to {self.num_experts - 1}"
+            if gpu in self.cluster.dead:
+                why = f"GPU {gpu} is dead, so its slots are -1"
+            raise PlacementError(f"phy2log[{layer}, {slot}] is {phy2log[layer, slot]}: {why}")
         object.__setattr__(self, "phy2log", phy2log)
         missing = self.logcnt == 0
         if missing.any():
@@ -119,8 +126,55 @@ class Placement(Immutable):
         check_cluster(cluster)
         whole_number(num_layers, "num_layers", error=PlacementError)
         _check_experts(num_experts, cluster)
-        row = np.arange(cluster.num_slots, dtype=np.int64) % num_experts
-        return cls(np.tile(row, (num_layers, 1)), num_experts, cluster)
+        row = np.arange(cluster.num_held, dtype=np.int64) % num_experts
+        return cls(np.tile(spread(row, cluster), (num_layers, 1)), num_experts, cluster)
+
+    @classmethod
+    def _of_survivors(
+        cls, phy2log: NDArray[np.int64], num_experts: int, cluster: Cluster
+    ) -> "Placement":
+        """A placement that the planner made for the survivors of a cluster, taken over."""
+        return cls._trusted(spread(phy2log, cluster), num_experts, cluster)
+
+    def without(self, gpus: Iterable[int]) -> "Placement":
+        """What is left of the placement where GPUs die: their slots are -1.
+
+        Raises:
+            ClusterError: a GPU that there is none of, or none left alive.
+            PlacementError: an expert that dies with them.
+        """
+        cluster = self.cluster.without(gpus)
+        lost = self.lost_on(cluster)
+        if len(lost):
+            layer, expert = lost[0].tolist()
+            raise PlacementError(
+                f"{len(lost)} experts have no copy on the GPUs alive, the first is expert {expert} "
+                f"of layer {layer}: plan from this placement, for a cluster without the dead GPUs"
+            )
+        phy2log = np.where(_empty_slots(cluster), -1, self.phy2log)
+        return Placement(phy2log, self.num_experts, cluster, self.layers)
+
+    @property
+    def survivors(self) -> "Placement":
+        """The same on the GPUs alive alone, numbered anew from 0, as engines want it that start
+        with those; the placement itself where none is dead.
+        """
+        if not self.cluster.dead:
+            return self
+        phy2log = self.phy2log[:, ~_empty_slots(self.cluster)]
+        return Placement(phy2log, self.num_experts, self.cluster.survivors, self.layers)
+
+    def lost_on(self, cluster: Cluster) -> NDArray[np.int64]:
+        """[K, 2] layer and expert of each expert whose every copy was on a GPU that is dead in the
+        cluster: their weights are to be read from the checkpoint again. A GPU that the cluster does
+        not have is no dead one, and can still send what it holds.
+        """
+        num_gpus = max(self.cluster.num_gpus, cluster.num_gpus)
+        held = self.held_by(num_gpus)
+        dead = np.zeros(num_gpus, np.bool_)
+        dead[list(cluster.dead)] = True
+        lost: NDArray[np.int64] = np.argwhere(held.any(axis=1) & ~held[:, ~dead].any(axis=1))
+        return lost
 
     def __repr__(self) -> str:
         return (
@@ -149,9 +203,10 @@ class Placement(Immutable):
     def logcnt(self) -> NDArray[np.int64]:
         """[L, E] replicas of each expert."""
         layers = np.arange(self.num_layers)[:, None] * self.num_experts
-        counts = np.bincount(
-            (self.phy2log + layers).ravel(), minlength=self.num_layers * self.num_experts
-        )
+        experts = (self.phy2log + layers).ravel()
+        if self.cluster.dead:
+            experts = experts[self.phy2log.ravel() >= 0]
+        counts = np.bincount(experts, minlength=self.num_layers * self.num_experts)
         counts = counts.astype(np.int64, copy=False).reshape(self.num_layers, self.num_experts)
         counts.flags.writeable = False
         return counts
@@ -168,6 +223,8 @@ class Placement(Immutable):
     def _log2phy(self, width: int) -> NDArray[np.int64]:
         """[L, E, width] slots of each expert in rising order, padded with -1."""
         slots = np.argsort(self.phy2log, axis=1, kind="stable")
+        # Slots that hold none come first.
+        slots = slots[:, self.cluster.num_slots - self.cluster.num_held :]
         experts = np.take_along_axis(self.phy2log, slots, axis=1)
         begins = np.cumsum(self.logcnt, axis=1) - self.logcnt
         replicas = np.arange(slots.shape[1]) - np.take_along_axis(begins, experts, axis=1)
@@ -180,7 +237,7 @@ class Placement(Immutable):
         """Slots, in all layers, that hold an expert which another slot of the GPU holds too."""
         rows = self.phy2log.reshape(-1, self.cluster.slots_per_gpu)
         rows = np.sort(rows, axis=1)
-        return int((rows[:, 1:] == rows[:, :-1]).sum())
+        return int(((rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] >= 0)).sum())
 
     def gpu_load(self, loads: Any, dispatch: Any = "even") -> NDArray[np.float64]:
         """Load of each GPU, by how tokens are split over the replicas of their expert.
@@ -220,12 +277,15 @@ class Placement(Immutable):
         check_values(array)
         share = array / self.logcnt
         of_slot: NDArray[np.float64] = share[..., np.arange(self.num_layers)[:, None], self.phy2log]
+        if self.cluster.dead:
+            of_slot[..., _empty_slots(self.cluster)] = 0.0
         return of_slot
 
     def balancedness(
         self, loads: Any, dispatch: Any = "even", *, average: Average = "mean"
     ) -> float:
-        """Mean GPU load over max GPU load, averaged over windows and layers; 1 is perfect.
+        """Mean GPU load over max GPU load, averaged over windows and layers; 1 is perfect. Both are
+        of the GPUs that are alive.
 
         Layers with no load are left out; where no layer has any, nothing waits and this is 1.
 
@@ -238,20 +298,24 @@ class Placement(Immutable):
             LoadsError: loads of another shape, or values that are no numbers of tokens.
             OptionError: another rule or another average.
         """
-        return balancedness(self.gpu_load(loads, dispatch), average)
+        return balancedness(self.gpu_load(loads, dispatch), average, self.cluster.speeds)
+
+    def ratios(self, loads: Any, dispatch: Any = "even") -> NDArray[np.float64]:
+        """[..., L] the same of each window and layer, NaN where a layer has no load."""
+        return ratios(self.gpu_load(loads, dispatch), self.cluster.speeds)
 
     def serve(self, loads: NDArray[np.float64], dispatch: Any = "even") -> Served:
         """How evenly GPUs are loaded in each of the windows [T, L, E], one after the other, by a
         rule of dispatch as for `gpu_load`.
         """
         if isinstance(dispatch, str) and dispatch == "even":
-            return Served.of(self.gpu_load(window) for window in loads)
+            return Served.of((self.gpu_load(window) for window in loads), self.cluster.speeds)
         # Many at once: "best" levels them together, and a split that is given is checked each time.
         parts = (
             self.gpu_load(loads[at : at + _AT_ONCE], dispatch)
             for at in range(0, len(loads), _AT_ONCE)
         )
-        return Served.of(window for part in parts for window in part)
+        return Served.of((window for part in parts for window in part), self.cluster.speeds)
 
     def moves_from(self, other: "Placement") -> int:
         """Moves from another placement to this: (layer, GPU, expert) held here and not there.
@@ -278,6 +342,8 @@ class Placement(Immutable):
         # A second copy on a GPU is no second move.
         for slot in range(1, mine.shape[2]):
             received[:, :, slot] &= (mine[:, :, :slot] != mine[:, :, slot, None]).all(axis=2)
+        if self.cluster.dead:
+            received &= mine >= 0
         moves: NDArray[np.int64] = received.sum(axis=(0, 2))
         return moves
 
@@ -287,6 +353,8 @@ class Placement(Immutable):
         held = np.zeros((self.num_layers, num_gpus, self.num_experts), np.bool_)
         layers = np.arange(self.num_layers)[:, None, None]
         held[layers, np.arange(by_gpu.shape[1])[:, None], by_gpu] = True
+        # Their slots are -1, which would name the last expert.
+        held[:, [gpu for gpu in self.cluster.dead if gpu < num_gpus]] = False
         return held
 
     def _held(self) -> NDArray[np.int64]:
@@ -305,12 +373,30 @@ def check_placement(value: object, name: str = "placement") -> Placement:
 
 def _check_experts(number: object, cluster: Cluster) -> int:
     experts = whole_number(number, "num_experts", error=PlacementError)
-    if experts > cluster.num_slots:
+    if experts > cluster.num_held:
         raise PlacementError(
-            f"num_experts is {experts}, and the cluster has {cluster.num_slots} slots in a layer: "
+            f"num_experts is {experts}, and the cluster has {cluster.num_held} slots in a layer: "
             "each expert needs one"
         )
     return experts
+
+
+def _empty_slots(cluster: Cluster) -> NDArray[np.bool_]:
+    """[P] whether a slot is on a dead GPU."""
+    dead = np.zeros(cluster.num_gpus, np.bool_)
+    dead[list(cluster.dead)] = True
+    return np.repeat(dead, cluster.slots_per_gpu)
+
+
+def spread(held: NDArray[np.int64], cluster: Cluster) -> NDArray[np.int64]:
+    """[..., P] slots of a cluster, -1 in those of dead GPUs, from slots of those alive alone; the
+    same array where none is dead.
+    """
+    if not cluster.dead:
+        return held
+    spread = np.full((*held.shape[:-1], cluster.num_slots), -1)
+    spread[..., ~_empty_slots(cluster)] = held
+    return spread
 
 
 def _whole_numbers(values: ArrayLike) -> NDArray[np.int64]:

@@ -366,3 +366,54 @@ def test_processes(tmp_path: Path) -> None:
     done = run("decide", loads, *more, "--seconds", 60, "--gpu", "H200", "--model", "DeepSeek-V3")
     assert done.returncode == 0, done.stderr
     assert "Move: " in done.stdout
+
+
+def test_a_gpu_dies(call: Call, tmp_path: Path) -> None:
+    common = ("one.npz", "--gpus", 8, "--nodes", 2, "--current", "old.npz", "--dead", 3)
+    code, said, errors = call("plan", *common, "-o", "next.json", "--to", "vllm")
+    assert (code, errors) == (0, "")
+    old = loaded("old.npz")
+    cluster = CLUSTER.without([3])
+    loads = eplb.load_trace("one.npz").loads[0]
+    made = eplb.plan(loads, cluster, current=old)
+    assert "of 32 experts in 35 slots on 7 of 8 GPUs (dead: 3) on 2 nodes" in said
+    assert f"GPUs receive {made.moves} experts" in said
+    first, expert = made.lost[made.lost[:, 0] > 0][0].tolist()
+    assert f"{len(made.lost)} of them died with their last copy and are to be read from the" in said
+    assert f"layer {first}: {expert}" in said
+    written = eplb.load_placement("next.json", dense=[True, False, False, False])
+    assert written.cluster == cluster
+    assert np.array_equal(written.phy2log[1:], made.placement.phy2log[1:])
+    assert "The cluster has changed: re-plan, which moves" in said
+    # The file says who is dead; none is a GPU that is back.
+    again = json.loads(call("plan", *common[:5], "--current", "next.json", "--json")[1])
+    assert (again["dead"], again["slots"], again["lost"]) == ([3], 35, [])
+    code, said, _ = call("plan", *common[:5], "--current", "next.json", "--dead", "none", "--json")
+    assert json.loads(said)["dead"] == []
+    code, said, errors = call("evaluate", "old.npz", "one.npz", "--dead", 3, "--json")
+    assert f"{len(old.lost_on(cluster))} experts died with their last copy" in errors
+    assert json.loads(said)["dead"] == [3]
+    code, said, errors = call("migrate", "old.npz", "next.json", "--json", "--loads", "one.npz")
+    assert json.loads(said)["num_lost"] == len(made.lost)
+    decide = ("--seconds", 60, "--expert-bytes", 10**7, "--gpu", "H200")
+    for command, more in (("frontier", ()), ("decide", decide)):
+        code, said, errors = call(command, *common, *more)
+        assert (code, errors) == (0, ""), command
+
+
+@pytest.mark.parametrize(
+    ("dead", "message"),
+    [
+        ("8", "a dead GPU is 8: give 0 to 7"),
+        ("0-7", "all of 8 GPUs are dead: one at least must be alive"),
+        ("x", "--dead is 'x': give numbers of GPUs, as 13,14 or 8-15, or none"),
+        ("0,1", "30 slots do not hold 32 experts: 2 slots are missing: give each of the 6 GPUs"),
+    ],
+)
+def test_gpus_that_cannot_be_dead(call: Call, dead: str, message: str) -> None:
+    code, said, errors = call(
+        "plan", "one.npz", "--gpus", 8, "--current", "old.npz", "--dead", dead
+    )
+    assert (code, said) == (2, "")
+    assert message in errors
+    assert errors.count("\n") == 1

@@ -16,6 +16,7 @@ from eplb.cli.options import (
     Confidence,
     Current,
     CurrentGpus,
+    Dead,
     DispatchRule,
     ExpertBytes,
     ExpertShare,
@@ -65,6 +66,7 @@ def command(
     gpus: SomeGpus = None,
     nodes: SomeNodes = None,
     slots: SomeSlots = None,
+    dead: Dead = None,
     groups: Groups = 1,
     model: ModelName = None,
     gpu: GpuName = None,
@@ -113,7 +115,7 @@ def command(
     rule = rule_of(dispatch)
     loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
-        current, loads, gpus, nodes, slots, current_gpus, placement_layers
+        current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead
     )
     rates = rates_of(
         cluster,

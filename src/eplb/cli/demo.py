@@ -58,4 +58,4 @@ def command(
         return
     print_demo(Console(), found, seed)
     if target is not None:
-        target.say(found.trace)
+        target.say(found.last, found.trace)

@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from eplb.checks import gpus_from
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
     Confidence,
+    Dead,
     DispatchRule,
     Groups,
     LeastGain,
@@ -29,8 +31,9 @@ from eplb.cli.reading import (
     read_loads,
     read_placement,
 )
-from eplb.cli.terminal import print_evaluation
+from eplb.cli.terminal import print_evaluation, say
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
+from eplb.planning.plan import what_is_left
 from eplb.replaying.evaluate import evaluate_placement
 
 __all__ = ["command"]
@@ -64,6 +67,7 @@ def command(
             show_default=False,
         ),
     ] = None,
+    dead: Dead = None,
     groups: Groups = 1,
     least_gain: LeastGain = LEAST_GAIN,
     confidence: Confidence = CONFIDENCE,
@@ -81,6 +85,16 @@ def command(
     rule = rule_of(dispatch)
     loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running = read_placement(placement, loads, gpus, nodes, placement_layers)
+    if dead is not None:
+        cluster = running.cluster.without(gpus_from(dead, "--dead"))
+        lost = len(running.lost_on(cluster))
+        running = what_is_left(running, cluster, loads.loads, threads)
+        if lost:
+            say(
+                f"{lost:,} experts died with their last copy. They are scored where the fewest "
+                "moves put them.",
+                to_stderr=as_json,
+            )
     console = Console(stderr=True)
     with (
         quitting_on_interrupt(console),

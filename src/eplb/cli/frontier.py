@@ -13,6 +13,7 @@ from eplb.cli.options import (
     AsJson,
     Current,
     CurrentGpus,
+    Dead,
     DispatchRule,
     Groups,
     SomeGpus,
@@ -50,6 +51,7 @@ def command(
     gpus: SomeGpus = None,
     nodes: SomeNodes = None,
     slots: SomeSlots = None,
+    dead: Dead = None,
     groups: Groups = 1,
     points: Annotated[
         int, int, typer.Option(help="Maximum number of points. They are denser at few moves.")
@@ -82,7 +84,7 @@ def command(
     rule = rule_of(dispatch)
     loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
-        current, loads, gpus, nodes, slots, current_gpus, placement_layers
+        current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead
     )
     num_slots = moe_slots(loads, cluster)
     if not num_slots:

@@ -9,11 +9,12 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from eplb.checks import ranges
+from eplb.checks import gpus_from, ranges
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
     Between,
+    Dead,
     ExpertBytes,
     GpuName,
     ModelName,
@@ -69,6 +70,7 @@ def command(
         int | None,
         typer.Option(help="Number of nodes of NEW. [default: as --nodes]", show_default=False),
     ] = None,
+    dead: Dead = None,
     experts_at_once: Annotated[
         int,
         typer.Option(help="Maximum number of experts that a GPU sends, and receives, in a wave."),
@@ -125,6 +127,8 @@ def command(
         before = load_placement(old, gpus, nodes)
         after = load_placement(new, after_gpus, after_nodes, num_experts=before.num_experts)
         _check_same_layers(before, after, new)
+    if dead is not None:
+        after = after.without(gpus_from(dead, "--dead"))
     rates = rates_of(
         after.cluster,
         model,
@@ -171,6 +175,7 @@ def _check_same_layers(before: Placement, after: Placement, path: Path) -> None:
 def _figures(found: Migration) -> dict[str, Any]:
     return {
         "num_transfers": found.num_transfers,
+        "num_lost": found.num_lost,
         "num_between_nodes": found.num_between_nodes,
         "num_waves": found.num_waves,
         "fewest_waves": found.fewest_waves,

@@ -16,6 +16,7 @@ from eplb.cost.models import EXPERT_BYTES, MODELS, find_model
 from eplb.dispatching.rules import RULES, TABLES, check_rule
 from eplb.errors import OptionError
 from eplb.formats.placements import (
+    ALIVE_ONLY,
     ENGINES,
     MOE_ONLY,
     Engine,
@@ -26,7 +27,7 @@ from eplb.loads import LoadTrace
 from eplb.moving.service import Service
 from eplb.placement import Placement
 from eplb.planning.forecast import Scenarios
-from eplb.planning.plan import Plan
+from eplb.planning.plan import Plan, what_is_left
 from eplb.replaying.policies import POLICIES
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Confidence",
     "Current",
     "CurrentGpus",
+    "Dead",
     "DispatchRule",
     "ExpertBytes",
     "ExpertShare",
@@ -135,6 +137,9 @@ TraceTarget = Annotated[
 ]
 
 
+_SHOWN = 5
+"""Layers whose lost experts are printed."""
+
 DEFAULT_POLICIES = ["contiguous", "seed", "eplb", "oracle"]
 
 Policies = Annotated[
@@ -232,6 +237,15 @@ SomeSlots = Annotated[
         show_default=False,
     ),
 ]
+Dead = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Numbers of the GPUs that have failed, as 13,14 or 8-15; none if all are alive. "
+        "[default: those that hold nothing in the placement that runs]",
+        show_default=False,
+    ),
+]
 MaxMoves = Annotated[
     str | None,
     typer.Option(
@@ -279,6 +293,7 @@ def next_command(
         gpus=cluster.num_gpus,
         slots=cluster.num_slots,
         nodes=cluster.num_nodes if cluster.num_nodes > 1 else None,
+        dead=",".join(map(str, cluster.dead)) or None,
         groups=groups if groups > 1 else None,
     )
     words += [*reading, *given(current=current, max_moves=None if current is None else moves)]
@@ -287,7 +302,7 @@ def next_command(
 
 def moe_slots(trace: LoadTrace, cluster: Cluster) -> int:
     """Slots of all layers that have load."""
-    return int((~trace.dense).sum()) * cluster.num_slots
+    return int((~trace.dense).sum()) * cluster.num_held
 
 
 def check_moves_options(
@@ -325,7 +340,8 @@ class RunningPlacement:
         """Figures for scripts."""
         return {
             "current": str(self.path),
-            "current_balancedness": self.placement.balancedness(expected.loads, self.dispatch),
+            "current_balancedness": self._now(made, expected),
+            "lost": made.lost.tolist(),
             "moves": made.moves,
             "moved": made.moves / max(1, self.num_slots),
         }
@@ -333,12 +349,39 @@ class RunningPlacement:
     def said(self, made: Plan, expected: Scenarios) -> str:
         """The same in words."""
         share = made.moves / max(1, self.num_slots)
-        now = self.placement.balancedness(expected.loads, self.dispatch)
+        now = self._now(made, expected)
+        alive = " on the GPUs that are left" if self._died(made) else ""
         return (
-            f"{printable(self.path)} has balancedness {now:.4f}. To get from there to the plan, "
-            f"GPUs receive {made.moves:,} experts ({share:.2%} of {self.num_slots:,} slots). "
+            f"{printable(self.path)} has balancedness {now:.4f}{alive}. To get from there to the "
+            f"plan, GPUs receive {made.moves:,} experts ({share:.2%} of {self.num_slots:,} slots). "
             "Experts that stay on a GPU keep their slot."
         )
+
+    def lost(self, made: Plan, trace: LoadTrace) -> str | None:
+        """Which experts are to be read from the checkpoint, in words; None where none has died."""
+        if not self._died(made):
+            return None
+        if not len(made.lost):
+            return "Every expert has a copy that is left."
+        numbers = trace.layers or range(trace.num_layers)
+        of_layer: dict[int, list[int]] = {}
+        for layer, expert in made.lost.tolist():
+            of_layer.setdefault(numbers[layer], []).append(expert)
+        some = [f"layer {layer}: {ranges(of_layer[layer])}" for layer in list(of_layer)[:_SHOWN]]
+        more = f"; and {len(of_layer) - _SHOWN} more layers" if len(of_layer) > _SHOWN else ""
+        return (
+            f"{len(made.lost):,} of them died with their last copy and are to be read from the "
+            f"checkpoint ({'; '.join(some)}{more}; --json lists all)."
+        )
+
+    def _died(self, made: Plan) -> bool:
+        """Whether any GPU is dead that was not in what runs."""
+        return not set(made.placement.cluster.dead) <= set(self.placement.cluster.dead)
+
+    def _now(self, made: Plan, expected: Scenarios) -> float:
+        """Balancedness of what runs, or of what is left of it."""
+        left = what_is_left(self.placement, made.placement.cluster, expected.loads)
+        return left.balancedness(expected.loads, self.dispatch)
 
     def why_duplicates(self, made: Plan) -> str:
         """Why a plan keeps second copies of experts on a GPU that has room for others."""
@@ -486,15 +529,18 @@ class Target:
             layers=trace.layers,
         )
 
-    def say(self, trace: LoadTrace) -> None:
+    def say(self, placement: Placement, trace: LoadTrace) -> None:
         """Tell what was written."""
+        cluster = placement.cluster
         numbers = np.array(trace.layers or range(trace.num_layers))
         left_out = numbers[trace.dense]
         without = ""
         if self.engine in MOE_ONLY and left_out.size:
             without = f", without the layers that have no load ({ranges(left_out.tolist())})"
-        line = f"Placement written to {printable(self.path)} for {self.engine}{without}."
-        say(line)
+        anew = ""
+        if self.engine in ALIVE_ONLY and cluster.dead:
+            anew = f", for the {len(cluster.alive)} GPUs alive, numbered anew from 0"
+        say(f"Placement written to {printable(self.path)} for {self.engine}{without}{anew}.")
 
 
 def target_of(output: Path | None, to: str | None) -> Target | None:

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from eplb.checks import budget_from, printable
+from eplb.checks import budget_from, gpus_from, printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
     Confidence,
     CurrentGpus,
+    Dead,
     DispatchRule,
     Gpus,
     Groups,
@@ -62,6 +63,7 @@ def command(
     gpus: Gpus,
     nodes: Nodes = 1,
     slots: Slots = None,
+    dead: Dead = None,
     groups: Groups = 1,
     forecast: Annotated[
         str,
@@ -88,7 +90,8 @@ def command(
         float | None,
         typer.Option(
             help="Minimum load that each move takes off the busiest GPU of a layer, in the unit of "
-            "the loads. [default: 0.05 % of a GPU's load, or 0 with --max-moves]",
+            "the loads. [default: 0.05 % of a GPU's load, or 0 with --max-moves; where GPUs have "
+            "failed, 0 and a budget of 1.5 moves for each slot that was lost]",
             show_default=False,
         ),
     ] = None,
@@ -133,9 +136,10 @@ def command(
     moves: RunningPlacement | None = None
     if current is None:
         cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+        cluster = cluster if dead is None else cluster.without(gpus_from(dead, "--dead"))
     else:
         running, cluster = load_current(
-            current, loads, gpus, nodes, slots, current_gpus, placement_layers
+            current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead
         )
         num_slots = moe_slots(loads, cluster)
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
@@ -173,6 +177,9 @@ def command(
     print_summary(Console(), printable(trace), summary, reason)
     if moves is not None:
         say(moves.said(made, expected))
+        lost = moves.lost(made, loads)
+        if lost is not None:
+            say(lost)
     if verdict is not None:
         # What is written already needs no command.
         done = target is not None and (moves is None or made.moves <= verdict.moves)
@@ -189,7 +196,7 @@ def command(
         command = next_command(trace, cluster, groups, reading, current, verdict.moves)
         print_verdict(Console(), verdict, None if done else command)
     if target is not None:
-        target.say(loads)
+        target.say(made.placement, loads)
 
 
 def _expected(

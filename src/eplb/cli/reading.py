@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from eplb.checks import LAYERS, layers_from, rising_layers
+from eplb.checks import LAYERS, gpus_from, layers_from, rising_layers
 from eplb.cli.options import cluster_of
 from eplb.cli.terminal import say
 from eplb.cluster import Cluster
@@ -160,8 +160,10 @@ def load_current(
     slots: int | None,
     current_gpus: int | None,
     placement_layers: str | None = None,
+    dead: str | None = None,
 ) -> tuple[Placement, Cluster]:
-    """The placement in a file, and the cluster asked for: its own, or one with other GPUs or slots.
+    """The placement in a file, and the cluster asked for: its own, or one with other GPUs or slots,
+    or with some of them dead.
 
     Raises:
         EplbError: as for `eplb.load_placement` and `Cluster`.
@@ -186,5 +188,7 @@ def load_current(
         cluster = cluster_of(trace.num_experts, num_gpus, num_nodes, slots)
     if (had.num_gpus, had.slots_per_gpu) == (cluster.num_gpus, cluster.slots_per_gpu):
         # Files do not always tell nodes: the GPUs are the same, wherever they stand.
-        current = replace(current, cluster=cluster)
-    return current, cluster
+        current = replace(current, cluster=cluster.without(had.dead))
+    if dead is not None:
+        return current, cluster.without(gpus_from(dead, "--dead"))
+    return current, cluster.without(gpu for gpu in had.dead if gpu < num_gpus)

@@ -91,7 +91,10 @@ def print_summary(
     """
     dense = len(summary.dense_layers)
     _title(console, title)
-    _line(console, _setting(summary.layers, dense, summary.experts, summary, ", spread evenly"))
+    setting = _setting(
+        summary.layers, dense, summary.experts, summary, ", spread evenly", summary.dead
+    )
+    _line(console, setting)
     if summary.planned_for is not None:
         _line(console, summary.planned_for)
     if summary.policy == "hierarchical":
@@ -324,7 +327,8 @@ def print_evaluation(
     windows = "1 window" if found.windows == 1 else f"{found.windows:,} windows"
     dense = len(found.dense_layers)
     _title(console, title)
-    _line(console, f"{_setting(found.layers, dense, found.experts, found)}; {windows}")
+    setting = _setting(found.layers, dense, found.experts, found, dead=found.dead)
+    _line(console, f"{setting}; {windows}")
     _line(console, in_words(found.dispatch))
     console.print()
     if dense == found.layers:
@@ -436,6 +440,8 @@ def print_migration(console: Console, title: str, found: Migration) -> None:
     table = _table("", "")
     table.show_header = False
     table.add_row("experts to send", f"{found.num_transfers:,}")
+    if found.num_lost:
+        table.add_row("of them from the checkpoint", f"{found.num_lost:,}")
     table.add_row("between nodes", f"{found.num_between_nodes:,}")
     if found.total_bytes is not None and found.bytes_between_nodes is not None:
         table.add_row("bytes", f"{found.total_bytes / 1e9:,.3f} GB")
@@ -483,15 +489,17 @@ def _setting(
     num_experts: int,
     cluster: Summary | Comparison | Evaluation,
     of_dense: str = "",
+    dead: Sequence[int] = (),
 ) -> str:
     """Layers, experts and the cluster in a phrase."""
     layers = f"{num_layers - num_dense} MoE layers"
     if num_dense:
         layers += f" (and {num_dense} with no load{of_dense})"
     nodes = f" on {cluster.nodes} nodes" if cluster.nodes > 1 else ""
-    return (
-        f"{layers} of {num_experts} experts in {cluster.slots} slots on {cluster.gpus} GPUs{nodes}"
-    )
+    gpus = f"{cluster.gpus} GPUs"
+    if dead:
+        gpus = f"{cluster.gpus - len(dead)} of {gpus} (dead: {ranges(dead)})"
+    return f"{layers} of {num_experts} experts in {cluster.slots} slots on {gpus}{nodes}"
 
 
 def _summary_table(summary: Summary) -> Table:

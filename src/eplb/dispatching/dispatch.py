@@ -193,7 +193,7 @@ def dispatch(
             expert without any is split evenly.
         rule: "best"; or how an engine dispatches: "even" (vLLM), "sglang" (static), "ascend".
         sources: [G] the part of all tokens that comes from each GPU, for rules by which that
-            matters; None for the same from each.
+            matters; None for the same from each that is alive.
         threads: most threads to use, None for one a processor.
 
     Raises:
@@ -208,7 +208,7 @@ def dispatch(
         raise OptionError(f"rule is {rule!r}: give one of {', '.join(RULES)}")
     if not hasattr(placement, "log2phy"):
         raise PlacementError(f"placement is {placement!r}: give an eplb.Placement")
-    shares = _parts_of(sources, placement.cluster.num_gpus)
+    shares = _parts_of(sources, placement.cluster)
     array = _loads_for(placement, loads)
     if array.ndim not in {2, 3}:
         raise LoadsError(f"loads have shape {array.shape}: give [L, E] or [T, L, E]")
@@ -240,6 +240,8 @@ def _split_of(placement: Placed, rule: str, shares: F64) -> F64:
     phy2log = placement.phy2log
     if rule == "even":
         even: F64 = 1.0 / np.take_along_axis(placement.logcnt, phy2log, axis=1)
+        if placement.cluster.dead:
+            even[phy2log < 0] = 0.0
         return even
     table = TABLES[check_rule(rule)](placement.log2phy, placement.cluster)
     return split_of_table(table, phy2log.shape[1], shares)
@@ -250,7 +252,7 @@ def _split_by(placement: Placed, rule: str) -> F64:
     """[L, P] split by an engine's rule, as many tokens coming from each GPU. It is kept, as windows
     are served one by one and a table takes a hundred times as long as serving one.
     """
-    split = _split_of(placement, rule, _parts_of(None, placement.cluster.num_gpus))
+    split = _split_of(placement, rule, _parts_of(None, placement.cluster))
     split.flags.writeable = False
     return split
 
@@ -378,6 +380,8 @@ def _given(placement: Placed, split: Any) -> F64:
             f"dispatch is a split of shape {array.shape}: the placement has "
             f"{phy2log.shape[0]} layers of {phy2log.shape[1]} slots"
         )
+    if placement.cluster.dead:
+        array = np.where(phy2log < 0, 0.0, array)
     layers = np.arange(phy2log.shape[0])[:, None]
     whole = np.zeros((phy2log.shape[0], placement.num_experts))
     np.add.at(whole, (layers, phy2log), array)
@@ -391,10 +395,13 @@ def _given(placement: Placed, split: Any) -> F64:
     return array
 
 
-def _parts_of(sources: Any, num_gpus: int) -> F64:
-    """[G] shares of the tokens that come from each GPU, in sum 1."""
+def _parts_of(sources: Any, cluster: Cluster) -> F64:
+    """[G] shares of the tokens that come from each GPU, in sum 1; none from dead ones."""
+    num_gpus, dead = cluster.num_gpus, list(cluster.dead)
     if sources is None:
-        return np.full(num_gpus, 1.0 / num_gpus)
+        even = np.full(num_gpus, 1.0 / (num_gpus - len(dead)))
+        even[dead] = 0.0
+        return even
     try:
         array = as_array(sources)
         check_values(array)
@@ -405,5 +412,8 @@ def _parts_of(sources: Any, num_gpus: int) -> F64:
             f"sources have shape {array.shape} and sum to {array.sum():g}: give a number above 0 "
             f"in all for {num_gpus} GPUs"
         )
+    if array[dead].any():
+        gpu = next(gpu for gpu in dead if array[gpu])
+        raise OptionError(f"sources[{gpu}] is {array[gpu]:g}, and GPU {gpu} is dead: give 0")
     shares: F64 = array / array.sum()
     return shares

@@ -17,7 +17,7 @@ from eplb.moving.service import Service
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, counting, judge
 from eplb.placement import Placement
 from eplb.planning.passes import Effort
-from eplb.planning.plan import DEFAULT_MOVE_COST, Plan, plan
+from eplb.planning.plan import DEFAULT_MOVE_COST, Plan, plan, what_is_left
 from eplb.planning.relocate import check_current
 
 __all__ = ["Decision", "decide"]
@@ -114,6 +114,7 @@ def decide(
     some = counting(windows, weights)
     current = check_current(current, *windows.shape[1:])
     forced = cluster != current.cluster
+    left = what_is_left(current, cluster, windows, threads)
 
     verdict = judge(
         windows,
@@ -129,7 +130,7 @@ def decide(
         threads=threads,
     )
     made, gain = verdict.plan, 0.0 if forced else verdict.fall
-    peaks = _peaks(current, windows[some], dispatch)
+    peaks = _peaks(left, windows[some], dispatch)
     price = _price(float(peaks.mean()), current.cluster, service, seconds, margin)
     # Where moves are cheap, they are those that every other command weighs.
     if price > DEFAULT_MOVE_COST * float(windows[some].sum(axis=2).mean()) / cluster.num_gpus:
@@ -145,7 +146,7 @@ def decide(
             effort=effort,
             threads=threads,
         )
-        gain *= _share(current, made.placement, verdict.plan.placement, windows[some], dispatch)
+        gain *= _share(left, made.placement, verdict.plan.placement, windows[some], dispatch)
     moving = service.moving_seconds(current, made.placement)
     gained = service.gained_seconds(gain, seconds)
     lost = service.lost_seconds(moving)
@@ -178,7 +179,7 @@ def decide(
             reason += f"; the gain is not {margin:g} times the cost"
     split_gain = None
     if dispatch == "best":
-        evenly = float(_peaks(current, windows[some], "even").sum())
+        evenly = float(_peaks(left, windows[some], "even").sum())
         split_gain = 1.0 - float(peaks.sum()) / evenly if evenly > 0.0 else 0.0
         enough = ", and that is enough" if action == "wait" and split_gain > 0.0 else ""
         reason = (

@@ -103,11 +103,11 @@ def frontier(
     for budget in np.unique(least + np.round((most - least) * shares).astype(np.int64)):
         chosen = choose(relocation, int(budget), free)
         phy2log, peaks = settle(relocation, chosen)
-        placement = Placement._trusted(phy2log, num_experts, cluster)
+        placement = Placement._of_survivors(phy2log, num_experts, cluster)
         load = placement.gpu_load(problem.windows, dispatch)
         if dispatch != "even":
             peaks = (load.max(axis=2) * problem.weight).sum(axis=0)
-        score, peak = balancedness(load), float(peaks.sum())
+        score, peak = balancedness(load, speeds=cluster.speeds), float(peaks.sum())
         # The one may fall while the other does, of several windows or under another rule.
         if not found or (score > found[-1][1] and peak < found[-1][2] * _LOWER):
             found.append((moves(relocation, chosen), score, peak, placement))

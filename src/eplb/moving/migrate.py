@@ -46,6 +46,7 @@ class Migration(Immutable):
         fewest_waves: a proven lower bound on them: what the busiest GPU or uplink needs for these
             transfers, whatever their order.
         spare_slots: [G] buffers that each GPU needs.
+        num_lost: transfers whose source is dead: these experts are read from the checkpoint.
         num_between_nodes: transfers from one node to another.
         total_bytes: bytes of all transfers; None where the bytes of an expert are not known.
         bytes_between_nodes: the same of those between nodes.
@@ -64,6 +65,7 @@ class Migration(Immutable):
     num_waves: int
     fewest_waves: int
     spare_slots: _I64
+    num_lost: int
     num_between_nodes: int
     total_bytes: int | None
     bytes_between_nodes: int | None
@@ -103,7 +105,9 @@ def migrate(
     Args:
         old: the placement that runs.
         new: the one to reach. It may have more GPUs or fewer, and other slots on each: GPU g of one
-            is GPU g of the other. Those that are gone only send; those that are added only receive.
+            is GPU g of the other. Those that are gone only send; those that are added only receive;
+            those that are dead in it send nothing, and stand as the source of experts that have no
+            other copy, which are to be read from the checkpoint.
         experts_at_once: most experts that a GPU sends, and that it receives, in a wave.
         uplink_share: most experts that leave a node, and that enter it, in a wave; None for as many
             as its GPUs send and receive.
@@ -190,6 +194,7 @@ def migrate(
         num_waves=num_waves,
         fewest_waves=fewest_waves(change, source, limits),
         spare_slots=buffers,
+        num_lost=int(np.isin(source, new.cluster.dead).sum()),
         num_between_nodes=num_far,
         total_bytes=None if size is None else size * len(far),
         bytes_between_nodes=None if size is None else size * num_far,

@@ -49,7 +49,8 @@ class Arrivals:
 
 
 def arrivals_between(old: Placement, new: Placement) -> Arrivals:
-    """What changes from one placement to another.
+    """What changes from one placement to another. A GPU that is dead in the new one holds nothing
+    but experts that have no other copy, which it stands for: the checkpoint gives them.
 
     Raises:
         PlacementError: placements of other layers or experts.
@@ -62,6 +63,14 @@ def arrivals_between(old: Placement, new: Placement) -> Arrivals:
     node = nodes_of(old, new)
     slots = max(old.cluster.slots_per_gpu, new.cluster.slots_per_gpu)
     before, after = (_by_gpu(placement, len(node), slots) for placement in (old, new))
+    if new.cluster.dead:
+        # The dead send nothing, but for what the checkpoint gives in their place.
+        dead = list(new.cluster.dead)
+        layer, expert = old.lost_on(new.cluster).T
+        lost = np.zeros((old.num_layers, old.num_experts + 1), np.bool_)
+        lost[layer, expert] = True
+        rows = before[:, dead]
+        before[:, dead] = np.where(lost[np.arange(old.num_layers)[:, None, None], rows], rows, -1)
     had, will = (_held(slots_of, old.num_experts) for slots_of in (before, after))
     # The first slot of a GPU that wants what the GPU has not.
     layers, gpus = np.ogrid[: old.num_layers, : len(node)]

@@ -18,14 +18,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import Interval, ratios
+from eplb.balance import Interval
 from eplb.checks import real_number, share_of_one
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named, under
 from eplb.loads import check_weights, check_windows
-from eplb.placement import Placement
+from eplb.placement import Placement, spread
 from eplb.planning.passes import Effort
-from eplb.planning.plan import Plan, plan, planned_rule
+from eplb.planning.plan import Plan, plan, planned_rule, what_is_left
 from eplb.planning.relocate import check_current
 
 __all__ = ["CONFIDENCE", "LEAST_GAIN", "Action", "Verdict", "counting", "judge"]
@@ -162,8 +162,8 @@ class _Trials:
         from eplb.solver.greedy import greedy
 
         total = self.windows[chosen].sum(axis=0)
-        phy2log = greedy(total, self.cluster, self.num_groups, swaps=False)
-        return Placement(phy2log, total.shape[1], self.cluster)
+        phy2log = greedy(total, self.cluster.survivors, self.num_groups, swaps=False)
+        return Placement(spread(phy2log, self.cluster), total.shape[1], self.cluster)
 
     def gained(self, placement: Placement, held: NDArray[np.intp]) -> _Loads:
         """[H + 1, L] balancedness gained over what runs on windows, and on their sum, the last."""
@@ -207,7 +207,8 @@ def judge(
             Windows without any load, or of weight 0, change nothing.
         cluster: the GPUs and their slots.
         current: the placement that runs; None where the layout runs that engines start with. Where
-            it is of another cluster, moving is a must, and this says what a plan gains.
+            it is of another cluster, moving is a must, and this says what a plan gains; where GPUs
+            have died, over what is left of it.
         num_groups: groups that the model routes by.
         weights: [T] what windows count.
         max_moves: maximum number of moves.
@@ -232,7 +233,8 @@ def judge(
     running = Placement.contiguous(num_layers, num_experts, cluster)
     moving: dict[str, Any] = {}
     if current is not None:
-        running = check_current(current, num_layers, num_experts)
+        current = check_current(current, num_layers, num_experts)
+        running = what_is_left(current, cluster, windows, threads)
         moving = {"current": current, "max_moves": max_moves, "move_cost": move_cost}
     trials = _Trials(
         windows,
@@ -254,7 +256,7 @@ def judge(
     gain = seen_gain = _mean(then - now)
     interval = engine_gain = None
     engine_moves = 0
-    forced = running.cluster != cluster
+    forced = current is not None and current.cluster != cluster
     changes = made.moves > 0 or made.placement != running
     sure = changes
     held_out = number if number > 1 and changes and (seen_gain >= least_gain or forced) else 0
@@ -336,7 +338,7 @@ def counting(windows: _Loads, weights: Any) -> NDArray[np.bool_]:
 
 def _scores(placement: Placement, windows: _Loads, dispatch: str) -> _Loads:
     """[T, L] balancedness, NaN where a layer has no load."""
-    return ratios(placement.gpu_load(windows, dispatch))
+    return placement.ratios(windows, dispatch)
 
 
 def _mean(values: _Loads, otherwise: float = 0.0) -> float:

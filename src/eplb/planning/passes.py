@@ -47,6 +47,10 @@ _WORTH_A_SHORT_SEARCH = 1e-3
 """The same where a step of the search is at most so many looks that it hardly takes longer."""
 _SHORT_LOOKS = 1000
 
+_UNEVEN_NODES = (
+    "groups are not kept on nodes: the GPUs alive do not divide over them as the groups do"
+)
+
 _TINY = 1e-100
 """Squares of loads much below this would underflow."""
 
@@ -68,7 +72,8 @@ class Problem:
         weight: [T, L] what windows count in a layer, 0 where it has no load; adds up to 1.
         loads: [L, E] the mean over windows.
         exponent: of a power of two, the unit of all these loads; 0 unless they are tiny.
-        cluster: the GPUs and their slots.
+        cluster: the GPUs that are alive, numbered from 0, and their slots.
+        whole: the cluster that was asked for, dead GPUs and all.
         num_groups: groups that the model routes by.
         nodes: nodes that groups are kept on, 1 if they go anywhere.
         threads: most threads to use.
@@ -80,6 +85,7 @@ class Problem:
     loads: NDArray[np.float64]
     exponent: int
     cluster: Cluster
+    whole: Cluster
     num_groups: int
     nodes: int
     threads: int
@@ -129,13 +135,15 @@ def check_problem(
     nodes = check_shape(num_experts, cluster, num_groups)
     threads = number_of_threads(threads)
     notes: tuple[str, ...] = ()
+    if nodes == 1 < check_shape(num_experts, replace(cluster, dead=()), num_groups):
+        notes = (_UNEVEN_NODES,)
     if windows.shape[0] > 1:
         with_load = np.asarray(windows.any(axis=(1, 2)))
         if not with_load[weight > 0.0].any():
             raise LoadsError(
                 f"none of {windows.shape[0]} windows has any load: give at least one that has"
             )
-        notes = _notes(with_load, weight)
+        notes += _notes(with_load, weight)
         counting = np.flatnonzero(with_load & (weight > 0.0))
         if counting.size == 1:
             # A view: a copy would take a tenth of the time of a plan.
@@ -152,7 +160,18 @@ def check_problem(
     exponent = int(np.frexp(largest)[1]) if largest < _TINY else 0
     if exponent:
         windows, mean = np.ldexp(windows, -exponent), np.ldexp(mean, -exponent)
-    return Problem(windows, weight_of, mean, exponent, cluster, num_groups, nodes, threads, notes)
+    return Problem(
+        windows,
+        weight_of,
+        mean,
+        exponent,
+        cluster.survivors,
+        cluster,
+        num_groups,
+        nodes,
+        threads,
+        notes,
+    )
 
 
 def solve(problem: Problem, effort: Effort) -> Layers:

@@ -1,6 +1,6 @@
 """The planner: loads and a cluster in, a placement with its peak and proven bound out."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +15,20 @@ from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.best_split import solve_best_split
 from eplb.planning.passes import Effort, Problem, check_effort, check_problem, solve, solve_mean
-from eplb.planning.relocate import check_current, check_moves, choose, moves, relocate, settle
+from eplb.planning.relocate import (
+    budget_of_deaths,
+    check_current,
+    check_moves,
+    choose,
+    moves,
+    relocate,
+    settle,
+)
 
-__all__ = ["DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "planned_rule", "warmup"]
+__all__ = [
+    "DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "planned_rule", "warmup",
+    "what_is_left",
+]  # fmt: skip
 
 DEFAULT_MOVE_COST = 5e-4
 """What a move is to gain where nothing else is said, as a share of the mean GPU load."""
@@ -34,6 +45,11 @@ def planned_rule(dispatch: object, current: Placement | None = None) -> str:
     return "best" if current is None and dispatch == "best" else "even"
 
 
+def _no_experts() -> NDArray[np.int64]:
+    """[0, 2] no layer and expert."""
+    return np.empty((0, 2), np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan(Immutable):
     """What the planner decided, and how far from proven best it is.
@@ -44,6 +60,8 @@ class Plan(Immutable):
             several windows the expected one, each window scaled to their mean total.
         bound: [L] proven: no plan for this cluster, with the groups on nodes, has a lower peak.
         moves: experts that GPUs must receive, from the placement that was current; 0 without one.
+        lost: [K, 2] layer and expert of those whose every copy in the placement that was current
+            is on a dead GPU: they are to be read from the checkpoint, all others come from a copy.
         notes: what a user should know of the loads: what was planned for, and windows that count
             for nothing.
         dispatch: the rule of dispatch that was planned for.
@@ -55,6 +73,7 @@ class Plan(Immutable):
     moves: int = 0
     notes: tuple[str, ...] = ()
     dispatch: str = "even"
+    lost: NDArray[np.int64] = field(default_factory=_no_experts)
 
     @cached_property
     def gap(self) -> NDArray[np.float64]:
@@ -94,6 +113,10 @@ def plan(
     expert. Experts that stay on a GPU keep their slot. A layer with no load stays as it is, whether
     or not its groups are on nodes.
 
+    Where GPUs are dead, in the cluster or in the current placement, the plan is for those alive.
+    Where some have died since the current placement, and neither a budget nor a price is given, the
+    budget is 1.5 moves for each slot that died.
+
     With `dispatch="best"` the peak is the one that the best split of each window leaves, and a
     search looks for placements that give such splits much freedom. It starts from the plan for an
     even split and is never worse, split best. Beside each window it plans for seeded copies of it,
@@ -122,12 +145,13 @@ def plan(
             otherwise experts go anywhere.
         weights: [T] what the windows of an array count, None for all alike.
         current: the placement that runs, of this cluster or of one with other GPUs or slots: GPUs
-            keep their numbers, those added hold nothing, those taken away are the last. Where it
+            keep their numbers, those added or alive again hold nothing, those taken away are the
+            last, and any may be dead now that was alive in it (`Cluster.without`). Where it
             and a `LoadTrace` both number their layers, rows are taken by number. None to plan
             afresh.
         max_moves: most moves from `current` in all layers together, None for any number.
         move_cost: what the peak of a layer is to fall by at least for each move, in the unit of the
-            loads. None for 0.05 % of the mean GPU load, or for nothing where `max_moves` is given.
+            loads. None for 0.05 % of the mean GPU load, or for nothing where there is a budget.
         dispatch: the rule by which tokens are split over the copies of their expert: "even", or
             "best" for placements of which each batch is split best, as `eplb.dispatch` does.
         effort: "fast", "default" or "thorough": fixed amounts of work, each several times the one
@@ -176,19 +200,52 @@ def plan(
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
     max_moves, move_cost = check_moves(max_moves, move_cost)
+    if max_moves is None and move_cost is None:
+        max_moves = budget_of_deaths(problem, current)
     with np.errstate(over="ignore"):
         price = np.ldexp(np.full(num_layers, move_cost or 0.0), -problem.exponent)
     # No peak is so high.
     np.minimum(price, _DEAREST, out=price)
     if move_cost is None and max_moves is None:
-        price = DEFAULT_MOVE_COST * problem.loads.sum(axis=1) / cluster.num_gpus
+        price = DEFAULT_MOVE_COST * problem.loads.sum(axis=1) / problem.cluster.num_gpus
     # A plan made afresh for many windows takes longer than all that follows.
     afresh = effort != "fast" or problem.windows.shape[0] == 1
     layers = solve(problem, effort) if afresh else solve_mean(problem, effort)
     relocation = relocate(problem, current, layers, afresh=afresh, budget=max_moves, price=price)
     chosen = choose(relocation, max_moves, price)
     settled = settle(relocation, chosen)
-    return _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
+    made = _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
+    return replace(made, lost=current.lost_on(cluster)) if cluster.dead else made
+
+
+def what_is_left(
+    current: Placement, cluster: Cluster, loads: NDArray[np.float64], threads: int | None = None
+) -> Placement:
+    """What serves where GPUs have died, until anything moves: the copies that are left, and the
+    experts that died with their last copy where the fewest moves put them. The placement itself
+    where none has died, or where more has changed than that.
+
+    Args:
+        current: the placement that ran.
+        cluster: the cluster now.
+        loads: [L, E] or [T, L, E] tokens routed to each logical expert.
+        threads: most threads to use.
+
+    Raises:
+        EplbError: as for `plan`.
+    """
+    had = current.cluster
+    same = (had.num_gpus, had.slots_per_gpu) == (cluster.num_gpus, cluster.slots_per_gpu)
+    if not same or set(cluster.dead) <= set(had.dead):
+        return current
+    left = replace(had.without(cluster.dead), num_nodes=cluster.num_nodes)
+    lost = len(current.lost_on(left))
+    if not lost:
+        return current.without(cluster.dead)
+    mean = loads if loads.ndim == 2 else loads.mean(axis=0)
+    return plan(
+        mean, left, current=current, max_moves=lost, effort="fast", threads=threads
+    ).placement
 
 
 def check_dispatch(rule: object) -> None:
@@ -275,7 +332,7 @@ def _plan_of(
     bounds = np.minimum(np.ldexp(bounds, problem.exponent), peaks)
     for array in (peaks, bounds):
         array.flags.writeable = False
-    placement = Placement._trusted(phy2log, problem.loads.shape[1], problem.cluster)
+    placement = Placement._of_survivors(phy2log, problem.loads.shape[1], problem.whole)
     return Plan(placement, peaks, bounds, moves, problem.notes)
 
 

@@ -7,7 +7,7 @@ from which a budget or a price picks (`solver.curve`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,10 +24,17 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.curve import Pieces
     from eplb.solver.search import Drive, Steps
 
-__all__ = ["Relocation", "check_current", "check_moves", "choose", "moves", "relocate", "settle"]
+__all__ = [
+    "Relocation", "budget_of_deaths", "check_current", "check_moves", "choose", "moves", "relocate",
+    "settle",
+]  # fmt: skip
 
 _AT_ONCE = (1, 4)
 """Layers that a thread takes at a time, least and most."""
+
+_MOVES_OF_DEATHS = 1.5
+"""Moves for each slot that died with its GPU: what it takes to be within .03 of even, while a plan
+at the usual price would make twice as many where one GPU died (docs/experiments.md)."""
 
 _MOST_STEPS = 2
 """Steps of a walk that are kept, in slots of a layer."""
@@ -117,6 +124,19 @@ def check_current(current: object, num_layers: int, num_experts: int) -> Placeme
     return current
 
 
+def budget_of_deaths(problem: Problem, current: Placement) -> int | None:
+    """The moves that a plan may make where nothing is said and GPUs have died: so many times the
+    slots that died with them. None where none has died, and where more has changed, which may take
+    more: other GPUs or slots, GPUs alive again, or groups that are to stay on nodes.
+    """
+    whole, had = problem.whole, current.cluster
+    died = len(whole.dead) - len(had.dead)
+    only_deaths = replace(whole, num_nodes=1, dead=()) == replace(had, num_nodes=1, dead=())
+    if problem.nodes > 1 or died <= 0 or not only_deaths or not set(had.dead) <= set(whole.dead):
+        return None
+    return int(_MOVES_OF_DEATHS * died * whole.slots_per_gpu * current.num_layers)
+
+
 def check_moves(max_moves: int | None, move_cost: float | None) -> tuple[int | None, float | None]:
     """A budget of moves and a price of each, 0 or more where given.
 
@@ -163,8 +183,10 @@ def relocate(
     drive = Drive(False, False, near or NEAR_ENOUGH, near is None)
     nearest = layers.bounds * (1.0 + drive.near)
     enough = np.maximum(nearest, layers.peaks) if afresh and near is None else nearest
-    before = _before(current, problem.cluster)
-    held = current.held_by(problem.cluster.num_gpus)
+    before = _before(current, problem.whole)
+    held = current.held_by(problem.whole.num_gpus)
+    if problem.whole.dead:
+        held = np.ascontiguousarray(held[:, list(problem.whole.alive)])
     start = _start(problem, current, before, held)
     least = _received(start, held)
     spare = None if budget is None else budget - int(least.sum())
@@ -208,13 +230,15 @@ def relocate(
 
 
 def _before(current: Placement, cluster: Cluster) -> NDArray[np.int64]:
-    """[L, P] the experts in slots of the cluster, -1 where there was none."""
+    """[L, P] the experts in slots of the GPUs alive in the cluster, -1 where there was none."""
     num_layers = current.num_layers
     old = current.phy2log.reshape(num_layers, current.cluster.num_gpus, -1)
     num_gpus = min(current.cluster.num_gpus, cluster.num_gpus)
     slots = min(current.cluster.slots_per_gpu, cluster.slots_per_gpu)
     before = np.full((num_layers, cluster.num_gpus, cluster.slots_per_gpu), -1)
     before[:, :num_gpus, :slots] = old[:, :num_gpus, :slots]
+    if cluster.dead:
+        before = np.ascontiguousarray(before[:, list(cluster.alive)])
     return before.reshape(num_layers, -1)
 
 
@@ -228,8 +252,8 @@ def _start(
     num_layers, _, num_experts = held.shape
     home = np.zeros((num_layers, num_experts), np.int64)
     # What needs no change stays as it is, groups or not where there is no load.
-    stays = np.full(num_layers, cluster.num_gpus == current.cluster.num_gpus)
-    stays &= cluster.slots_per_gpu == current.cluster.slots_per_gpu
+    same = replace(problem.whole, num_nodes=1) == replace(current.cluster, num_nodes=1)
+    stays = np.full(num_layers, same)
     loaded = problem.loads.any(axis=1)
     if nodes > 1:
         home = homes(held, problem.num_groups, nodes)

@@ -31,6 +31,7 @@ class Summary:
     """The figures of a plan for windows [T, L, E]; layers with no load count for none of them.
 
     Attributes:
+        gpus: G, dead ones too; dead: their numbers; slots: of a layer, on those alive.
         layers: L; dense_layers: those with no load.
         policy: "hierarchical" where groups stay on nodes, "global" otherwise.
         windows: T; planned_for: what they are, in words, where they are not loads as recorded.
@@ -49,6 +50,7 @@ class Summary:
     layers: int
     experts: int
     gpus: int
+    dead: list[int]
     nodes: int
     slots: int
     groups: int
@@ -89,8 +91,8 @@ def summarize(
     contiguous = Placement.contiguous(loads.shape[1], loads.shape[2], cluster)
     before, after = (each.gpu_load(loads, dispatch) for each in (contiguous, placement))
     loaded = np.flatnonzero(loads.any(axis=(0, 2)))
-    ratio_before = np.nanmean(ratios(before)[:, loaded], axis=0)
-    ratio_after = np.nanmean(ratios(after)[:, loaded], axis=0)
+    ratio_before = np.nanmean(ratios(before, cluster.speeds)[:, loaded], axis=0)
+    ratio_after = np.nanmean(ratios(after, cluster.speeds)[:, loaded], axis=0)
     peak_before, peak_after = before.max(axis=2), after.max(axis=2)
     busy = peak_before > 0.0
     gap = plan.gap[loaded]
@@ -100,16 +102,17 @@ def summarize(
         layers=placement.num_layers,
         experts=placement.num_experts,
         gpus=cluster.num_gpus,
+        dead=list(cluster.dead),
         nodes=cluster.num_nodes,
-        slots=cluster.num_slots,
+        slots=cluster.num_held,
         groups=num_groups,
         policy="hierarchical" if hierarchical else "global",
         dense_layers=np.flatnonzero(~loads.any(axis=(0, 2))).tolist(),
         windows=loads.shape[0],
         planned_for=planned_for,
         dispatch=name_of(dispatch),
-        contiguous=balancedness(before),
-        plan=balancedness(after),
+        contiguous=balancedness(before, speeds=cluster.speeds),
+        plan=balancedness(after, speeds=cluster.speeds),
         planned_dispatch=plan.dispatch,
         as_planned=placement.balancedness(loads, plan.dispatch),
         busiest_gpu_saves=float(np.mean(1.0 - peak_after[busy] / peak_before[busy]))

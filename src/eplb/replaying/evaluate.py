@@ -98,6 +98,7 @@ class Evaluation:
     """A placement on a trace.
 
     Attributes:
+        gpus: G, dead ones too; dead: their numbers; slots: of a layer, on those alive.
         layers: L; dense_layers: those with no load in any window.
         dispatch: name of the rule of dispatch that all figures are under.
         standings: of the placement, of two plans for the same slots made from these windows, and
@@ -112,6 +113,7 @@ class Evaluation:
     dense_layers: list[int]
     experts: int
     gpus: int
+    dead: list[int]
     nodes: int
     slots: int
     groups: int
@@ -181,8 +183,9 @@ def evaluate_placement(
         dense_layers=np.flatnonzero(trace.dense).tolist(),
         experts=trace.num_experts,
         gpus=cluster.num_gpus,
+        dead=list(cluster.dead),
         nodes=cluster.num_nodes,
-        slots=cluster.num_slots,
+        slots=cluster.num_held,
         groups=num_groups,
         windows=trace.num_windows,
         dispatch=dispatch,
@@ -239,7 +242,7 @@ def _standing(
     moe: NDArray[np.bool_],
 ) -> Standing:
     held = placement.phy2log[moe].reshape(-1, placement.cluster.slots_per_gpu)
-    held = np.sort(held, axis=1)
+    held = np.sort(held[held[:, 0] >= 0], axis=1)
     moves = int(placement.moves_by_layer(this)[moe].sum())
     gain, gain_interval = served.gain_over(served_by_this)
     return Standing(
@@ -300,7 +303,7 @@ def _hottest(placement: Placement, trace: LoadTrace, dispatch: str) -> HotGpu | 
         load = placement.gpu_load(window, dispatch)
         total += load.sum(axis=0)
         busiest += np.bincount(load.argmax(axis=1)[load.any(axis=1)], minlength=num_gpus)
-    mean = float(total.mean())
+    mean = float(total.sum()) / len(placement.cluster.alive)
     if mean <= 0.0:
         return None
     gpu = int(total.argmax())

@@ -25,7 +25,7 @@ from eplb.errors import PolicyError
 from eplb.loads import is_tensor
 from eplb.moving.decide import decide
 from eplb.moving.service import DEFAULT_SERVICE, Service
-from eplb.placement import Placement
+from eplb.placement import Placement, spread
 from eplb.planning.forecast import FORECASTS, Forecast, Recent
 from eplb.planning.plan import Effort, plan, planned_rule
 
@@ -107,7 +107,8 @@ class _Greedy:
         from eplb.solver.greedy import greedy
 
         del current
-        return greedy(loads.sum(axis=0), cluster, num_groups, swaps=self.swaps)
+        alive = cluster.survivors
+        return spread(greedy(loads.sum(axis=0), alive, num_groups, swaps=self.swaps), cluster)
 
 
 @dataclass(frozen=True)
@@ -300,10 +301,11 @@ class _Peer:
             import torch
 
             total = torch.from_numpy(total)
+        alive = cluster.survivors
         answer = self.rebalance_experts(
-            total, cluster.num_slots, num_groups, cluster.num_nodes, cluster.num_gpus
+            total, alive.num_slots, num_groups, alive.num_nodes, alive.num_gpus
         )
-        return phy2log_of(answer, num_layers, cluster.num_slots)
+        return spread(phy2log_of(answer, num_layers, alive.num_slots), cluster)
 
 
 def policy_from(path: str | os.PathLike[str]) -> Policy:

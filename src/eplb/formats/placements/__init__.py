@@ -29,6 +29,7 @@ from eplb.formats.safe import (
 from eplb.placement import Placement
 
 __all__ = [
+    "ALIVE_ONLY",
     "ENGINES",
     "MOE_ONLY",
     "Engine",
@@ -41,6 +42,9 @@ Engine = Literal["sglang", "vllm", "tensorrt-llm", "ascend", "deepseek"]
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 """Whose placements are written and read."""
+
+ALIVE_ONLY = ("tensorrt-llm", "ascend")
+"""Those whose placements are for GPUs that are alive."""
 
 MOE_ONLY = ("vllm", "tensorrt-llm", "ascend")
 """Those whose placements have no row for a dense layer."""
@@ -96,7 +100,10 @@ def save_placement(
     """Write a placement as an engine loads it, whole or not at all.
 
     Args:
-        placement: what to write.
+        placement: what to write. Slots of dead GPUs are -1 for vLLM and in DeepSeek's arrays, and
+            hold expert 0 for SGLang, as its elastic expert parallelism has them. TensorRT-LLM and
+            vllm-ascend know no dead GPUs: what is written for them is for those alive, numbered
+            anew.
         path: a file that ends in `.json` for SGLang, vLLM and vllm-ascend, in `.yaml` for
             TensorRT-LLM, in `.npz` or `.json` for DeepSeek's arrays.
         to: "sglang", "vllm", "tensorrt-llm", "ascend" or "deepseek". vLLM itself has no such file:
@@ -121,6 +128,8 @@ def save_placement(
     moe = np.logical_not(_mask(dense, placement.num_layers))
     if not moe.any():
         raise LoadsError("all layers are dense, so there are no experts to place")
+    if engine in ALIVE_ONLY:
+        placement = placement.survivors
     _WRITERS[engine](placement, Path(path), moe, numbers)
 
 
@@ -142,7 +151,8 @@ def load_placement(
     configuration of TensorRT-LLM that holds a balancer's, and a bare array [L, P] in JSON or
     `.npy`. Nothing in a file is ever run.
 
-    Rows of layers that the loads do not have are left out, which the log of `eplb.formats` tells.
+    Rows of layers that the loads do not have are left out, which the log of `eplb.formats` tells. A
+    GPU that has -1 in all its slots, in all layers, is dead.
 
     Args:
         path: the file.
@@ -181,8 +191,8 @@ def load_placement(
                 f"{source}: has experts 0 to {found - 1}, expected 0 to {num_experts - 1}: "
                 "it is of another model"
             )
-        _check_whole(source, layout, found)
         cluster = _cluster_of(source, layout, num_gpus, num_nodes)
+        _check_whole(source, layout, found, cluster)
         if placement_layers is not None:
             named = rising_layers(placement_layers, len(layout.rows), "placement_layers")
             layout = replace(layout, layers=list(named), every_layer=False)
@@ -277,12 +287,21 @@ def _without_shared(path: Path, layout: Layout, num_experts: int, num_gpus: int 
     return replace(layout, rows=by_gpu[own].reshape(len(layout.rows), -1))
 
 
-def _check_whole(path: Path, layout: Layout, num_experts: int) -> None:
-    """Raise where a layer lacks an expert that another has."""
-    num_slots = layout.rows.shape[1]
+def _check_whole(path: Path, layout: Layout, num_experts: int, cluster: Cluster) -> None:
+    """Raise where a layer lacks an expert that another has, or a GPU alive has an empty slot."""
+    num_slots = cluster.num_held
     for row, name in zip(layout.rows, layout.names, strict=True):
+        empty = np.flatnonzero(row < 0)
+        if empty.size > len(row) - num_slots:
+            slot = next(
+                each for each in empty.tolist() if each // cluster.slots_per_gpu not in cluster.dead
+            )
+            raise FormatError(
+                f"{path}: {name}[{slot}] is -1, expected a number from 0 on: only a GPU that is "
+                "dead has empty slots, in all layers"
+            )
         # Numbers may be in the millions where slots are few: no array is made for them.
-        held = np.unique(row)
+        held = np.unique(row[row >= 0])
         if held.size < num_experts:
             missing = np.flatnonzero(held != np.arange(held.size))
             expert = int(missing[0]) if missing.size else held.size
@@ -307,7 +326,9 @@ def _cluster_of(path: Path, layout: Layout, num_gpus: int | None, num_nodes: int
         )
     nodes = num_nodes if layout.num_nodes is None else layout.num_nodes
     try:
-        return Cluster.with_slots(layout.rows.shape[1], gpus, 1 if nodes is None else nodes)
+        cluster = Cluster.with_slots(layout.rows.shape[1], gpus, 1 if nodes is None else nodes)
+        by_gpu = layout.rows.reshape(len(layout.rows), gpus, -1)
+        return cluster.without(np.flatnonzero((by_gpu < 0).all(axis=(0, 2))).tolist())
     except ClusterError as error:
         raise ClusterError(f"{path}: {error}") from None
 

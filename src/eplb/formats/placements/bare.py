@@ -31,7 +31,7 @@ def read_list(path: Path, content: list[Any]) -> Layout:
     if content[0] and isinstance(content[0][0], list):
         return read_array(path, _nested(path, content))
     names = [f"{_NAME}[{row}]" for row in range(len(content))]
-    return Layout("deepseek", rows_of(path, content, names), names)
+    return Layout("deepseek", rows_of(path, content, names, -1), names)
 
 
 def read_array(path: Path, array: NDArray[Any]) -> Layout:
@@ -41,7 +41,7 @@ def read_array(path: Path, array: NDArray[Any]) -> Layout:
             f"{path}: {_NAME} has shape {array.shape}, expected 2 axes, layers and slots (or 1 of "
             "slots, or 3 of layers, GPUs, and slots or experts)"
         )
-    lowest = -1 if array.ndim == 3 else 0
+    lowest = 0 if array.ndim == 1 else -1
     whole = (array == np.floor(array)).all() if array.dtype.kind == "f" else True
     if not (whole and lowest <= array.min() and array.max() < 2**31):
         raise FormatError(f"{path}: {_NAME} has what is no whole number from {lowest} on")

@@ -53,7 +53,7 @@ def write_arrays(
 
 def read_arrays(path: Path, content: dict[str, Any]) -> Layout:
     """The arrays in an object as JSON has it."""
-    phy2log = _matrix(path, content[MAP], MAP)
+    phy2log = _matrix(path, content[MAP], MAP, -1)
     log2phy = logcnt = None
     if content.get("log2phy") is not None:
         given = content["log2phy"]
@@ -99,7 +99,7 @@ def read_tensors(path: Path, content: dict[Any, Any]) -> Layout:
 def _from_arrays(
     path: Path, found: dict[str, NDArray[Any]], numbers: dict[str, int | None]
 ) -> Layout:
-    phy2log = _whole(path, found[MAP], MAP, 2)
+    phy2log = _whole(path, found[MAP], MAP, 2, -1)
     log2phy = _whole(path, found["log2phy"], "log2phy", 3, -1) if "log2phy" in found else None
     logcnt = _whole(path, found["logcnt"], "logcnt", 2) if "logcnt" in found else None
     return _checked(path, phy2log, log2phy, logcnt, numbers)
@@ -133,7 +133,7 @@ def _checked(
     num_layers, num_experts = len(phy2log), int(phy2log.max()) + 1
     # More experts than slots leave some without any, which is told later.
     if num_experts <= phy2log.shape[1]:
-        counts = np.stack([np.bincount(row, minlength=num_experts) for row in phy2log])
+        counts = np.stack([np.bincount(row[row >= 0], minlength=num_experts) for row in phy2log])
         if logcnt is not None and not np.array_equal(logcnt, counts):
             raise FormatError(f"{path}: logcnt is not how often phy2log has each expert")
         if log2phy is not None:

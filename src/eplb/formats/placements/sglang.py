@@ -32,6 +32,8 @@ def write_map(
     start = contiguous_row(placement.num_experts, placement.cluster)
     rows = np.tile(start, (numbers[-1] + 1, 1))
     rows[list(numbers)] = placement.phy2log
+    # What its elastic expert parallelism has in the slots of dead ranks.
+    rows[rows < 0] = 0
     write_text(path, f'{{"{MAP}": {rows_text(rows)}}}\n')
 
 

@@ -50,7 +50,7 @@ def read_own(path: Path, content: dict[str, Any]) -> Layout:
     if not isinstance(rows, list) or not rows:
         raise FormatError(f"{path}: has no {_MAP} with layers in it")
     names = [f"{_MAP}[{row}]" for row in range(len(rows))]
-    array = rows_of(path, rows, names)
+    array = rows_of(path, rows, names, -1)
     numbers = rows_of(path, [layers], ["layers"])[0].tolist()
     if len(numbers) != len(rows) or any(low >= high for low, high in pairwise(numbers)):
         raise FormatError(f"{path}: layers are no {len(rows)} rising numbers, one for each row")
@@ -78,4 +78,4 @@ def read_snapshots(path: Path, content: dict[str, Any]) -> Layout:
         raise FormatError(f"{path}: {SNAPSHOTS}[-1] has no {_MAP} with layers in it")
     names = [f"{SNAPSHOTS}[-1].{_MAP}[{row}]" for row in range(len(rows))]
     gpus = number_of(path, content, "world_size")
-    return Layout("vllm", rows_of(path, rows, names), names, num_gpus=gpus)
+    return Layout("vllm", rows_of(path, rows, names, -1), names, num_gpus=gpus)

@@ -1,0 +1,162 @@
+"""Clusters as they are: what plans reach where GPUs die.
+
+    python bench/clusters.py --traces ../shared/traces --check
+
+The plan that runs is for 32 GPUs of 10 slots and the same load; the dead are drawn at random.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from bars import Bar
+from numpy.typing import NDArray
+from options import OneLineParser, positive
+from tables import show_bars
+
+import eplb
+from eplb import Cluster, Placement, synthetic
+
+_RECORDED = (
+    "decode_in500out1500",
+    "decode_in1800out100",
+    "prefill_in512",
+    "prefill_in2048",
+    "prefill_in500out1500",
+    "prefill_in2000out100",
+)
+_CLUSTER = Cluster(num_gpus=32, slots_per_gpu=10)
+_DEATHS = {1: 0.975, 2: 0.99, 4: 0.998}
+"""GPUs that die, and the least balancedness after that."""
+_BEST, _MOST_MOVES = 0.997, 1.5
+_TOO_MANY, _MISSING = 8, "16 slots are missing"
+_POINTS = 10
+
+
+def layers_of(traces: Path | None) -> list[NDArray[np.float64]]:
+    """Loads [L, E] of DeepSeek-V3's MoE layers: recorded, or made."""
+    if traces is None:
+        return [synthetic.deepseek_v3(seed=seed) for seed in (1, 2)]
+    found = (eplb.load_trace(traces / "deepseek_v3" / f"{name}.json") for name in _RECORDED)
+    return [trace.loads[0][~trace.dense] for trace in found]
+
+
+def deaths(loads: list[NDArray[np.float64]], cases: int, *, judged: bool) -> Iterator[Bar]:
+    """GPUs die at random: every expert lives on, those that died are listed, and so many moves
+    balance the rest so far, of the worst case and on average.
+    """
+    running = [eplb.plan(load, _CLUSTER).placement for load in loads]
+    rng = np.random.default_rng(0)
+    for died, least in _DEATHS.items():
+        scores = np.array(
+            [_one_death(loads, running, died, rng) for _ in range(-(-cases // len(_DEATHS)))]
+        )
+        what = f"{died} of {_CLUSTER.num_gpus} GPUs die, {len(scores)} cases"
+        for column, (name, bar, sign) in enumerate(
+            (
+                ("even split", least, 1.0),
+                ("split best", _BEST, 1.0),
+                ("moves for each slot lost", _MOST_MOVES, -1.0),
+                ("experts lost and not listed, or without a slot", 0.0, -1.0),
+            )
+        ):
+            values = scores[:, column]
+            worst = sign * float((sign * values).min())
+            yield Bar(
+                f"{what}: {name}",
+                f"at {'least' if sign > 0.0 else 'most'} {bar:g}",
+                f"{worst:.4f} in the worst, {values.mean():.4f} on average",
+                not judged or sign * worst >= sign * bar - 1e-12,
+            )
+
+
+def _one_death(
+    loads: list[NDArray[np.float64]],
+    running: list[Placement],
+    died: int,
+    rng: np.random.Generator,
+) -> tuple[float, float, float, float]:
+    """Balancedness of an even and of the best split, moves a slot lost, and experts amiss."""
+    case = int(rng.integers(len(loads)))
+    load, old = loads[case], running[case]
+    dead = rng.choice(_CLUSTER.num_gpus, died, replace=False)
+    made = eplb.plan(load, _CLUSTER.without(dead), current=old)
+    by_gpu = old.phy2log.reshape(len(load), _CLUSTER.num_gpus, -1)
+    left = np.delete(by_gpu, dead, axis=1).reshape(len(load), -1)
+    lost = {
+        (layer, expert)
+        for layer, row in enumerate(left)
+        for expert in np.setdiff1d(np.arange(load.shape[1]), row).tolist()
+    }
+    new = made.placement.phy2log.reshape(len(load), _CLUSTER.num_gpus, -1)
+    amiss = len(lost ^ set(map(tuple, made.lost.tolist())))
+    amiss += int((new[:, dead] != -1).sum())
+    amiss += sum(load.shape[1] - np.unique(row[row >= 0]).size for row in new)
+    lost_slots = died * _CLUSTER.slots_per_gpu * len(load)
+    even, best = (made.placement.balancedness(load, dispatch=rule) for rule in ("even", "best"))
+    return even, best, made.placement.moves_from(old) / lost_slots, float(amiss)
+
+
+def too_many(load: NDArray[np.float64]) -> Iterator[Bar]:
+    """So many die that the rest has too few slots."""
+    old = eplb.plan(load, _CLUSTER).placement
+    said = "a plan"
+    try:
+        eplb.plan(load, _CLUSTER.without(range(_TOO_MANY)), current=old)
+    except eplb.ClusterError as error:
+        said = str(error)
+    yield Bar(f"{_TOO_MANY} GPUs die", _MISSING, said, _MISSING in said)
+
+
+def curve(load: NDArray[np.float64]) -> Iterator[Bar]:
+    """The frontier after a death begins at the fewest moves: the experts lost."""
+    old, cluster = eplb.plan(load, _CLUSTER).placement, _CLUSTER.without([13])
+    found = eplb.frontier(load, cluster, old, points=_POINTS)
+    least = len(old.lost_on(cluster))
+    ends = [
+        f"{balance:.4f} at {moves}"
+        for moves, balance in zip(found.moves[[0, -1]], found.balancedness[[0, -1]], strict=True)
+    ]
+    yield Bar(
+        f"frontier of {len(found.moves)} points after GPU 13 died",
+        f"from {least} moves on",
+        " to ".join(ends),
+        int(found.moves[0]) == least,
+    )
+
+
+def main() -> int:
+    """Run what the command line asks for; return the exit code."""
+    parser = OneLineParser(prog="bench/clusters.py", description=(__doc__ or "").split("\n", 1)[0])
+    add = parser.add_argument
+    add("--traces", type=Path, metavar="DIR", help="recorded loads; made ones without")
+    add("--cases", type=positive, default=1000, help="deaths that are drawn [1000]")
+    add("--layers", type=positive, help="only so many layers of the loads")
+    add("--check", action="store_true", help="exit with 1 if a bar is missed")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args()
+    try:
+        bars = list(_bars(options))
+    except eplb.EplbError as error:
+        parser.error(str(error))
+    if options.json:
+        print(json.dumps({"bars": [asdict(bar) for bar in bars]}))
+    else:
+        show_bars(bars)
+    return 1 if options.check and not all(bar.met for bar in bars) else 0
+
+
+def _bars(options: argparse.Namespace) -> Iterator[Bar]:
+    judged = options.traces is not None and options.layers is None
+    loads = [load[: options.layers] for load in layers_of(options.traces)]
+    yield from deaths(loads, options.cases, judged=judged)
+    yield from too_many(loads[0])
+    yield from curve(loads[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
