@@ -12,6 +12,7 @@ With `keep_local` no token leaves such a node, and a source with a copy on its o
 
 import numpy as np
 
+from eplb.solver.draw import _INCREMENT, _MASK, _MULTIPLIER
 from eplb.solver.jit import inner, kernel
 from eplb.solver.level import _find_edges, _new_edges
 from eplb.solver.packing import F64, I64
@@ -27,8 +28,6 @@ _FAR = 40.0
 _HOT, _COOLING = 1.0, 0.999970955
 """The temperature at first, and what a step leaves of it: .003 at the end (docs/experiments.md,
 dispatch)."""
-_MULTIPLIER, _INCREMENT, _MASK = 1664525, 1013904223, 0xFFFFFFFF
-"""Of a linear congruential generator: W. H. Press and others, "Numerical Recipes"."""
 
 
 @kernel
