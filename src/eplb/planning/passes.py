@@ -38,6 +38,13 @@ _FEW_LOOKS = 13_000
 _MORE_STEPS = 60
 """Where a layer is small or windows are few, there are more steps, as many as take so many looks
 for each step of the effort, up to so many times as many, divided by the windows."""
+_SMALL = 16
+"""Layers of at most so many slots are searched from many starts, since from one a search soon finds
+no more (docs/experiments.md, the search)."""
+_STEPS_FROM_A_START = 20
+_MOST_STARTS = {"fast": 0, "default": 24, "thorough": 200}
+"""Steps of such a search, and most starts: fewer where there would be more steps in all than one
+search from one start may make."""
 _FEWEST_STEPS = 8
 """Where the looks allow fewer steps than this, they would change little: none is made."""
 _WORTH_A_SEARCH = 1.5e-3
@@ -51,6 +58,8 @@ _UNEVEN_NODES = (
     "groups are not kept on nodes: the GPUs alive do not divide over them as the groups do"
 )
 
+_ROUNDING = 1e-9
+"""A peak that is nearer to its bound than this, as a share, is at it."""
 _TINY = 1e-100
 """Squares of loads much below this would underflow."""
 
@@ -181,6 +190,8 @@ def solve(problem: Problem, effort: Effort) -> Layers:
         _solve_windows(problem, layers, expert_of, effort)
     elif effort != "fast":
         _search(problem, layers, np.flatnonzero(_above(layers, _worth(problem, effort))), effort)
+    if _is_small(problem):
+        _restart(problem, layers, effort)
     return layers
 
 
@@ -232,7 +243,7 @@ def _solve_mean(problem: Problem, effort: Effort) -> tuple[Layers, NDArray[np.in
     far = _above(layers, FEW_SLOTS)
     if far.any() and effort != "fast":
         _raise_bounds(problem, layers, np.flatnonzero(far))
-        again = np.flatnonzero(far & _above(layers, _near_enough()))
+        again = np.flatnonzero(far & _above(layers, _near_enough(problem)))
         filled = (layers.phy2log, layers.peaks, layers.bounds)
 
         def work(begin: int, end: int) -> None:
@@ -276,10 +287,15 @@ def keep_better(layers: Layers, phy2log: NDArray[np.int64], peaks: NDArray[np.fl
     layers.peaks[better] = peaks[better]
 
 
+def _is_small(problem: Problem) -> bool:
+    """Whether layers are searched from many starts."""
+    return problem.cluster.num_slots <= _SMALL
+
+
 def _worth(problem: Problem, effort: Effort) -> float:
     """Peak over bound, less 1, from which a layer is searched."""
-    if effort == "thorough":
-        return _near_enough()
+    if effort == "thorough" or _is_small(problem):
+        return _near_enough(problem)
     return _WORTH_A_SHORT_SEARCH if looks(problem) <= _SHORT_LOOKS else _WORTH_A_SEARCH
 
 
@@ -306,12 +322,14 @@ def _search(
 
     cluster, num_experts = problem.cluster, problem.loads.shape[1]
     most_steps = _most_steps(problem, effort)
+    if _is_small(problem):
+        np.minimum(most_steps, _STEPS_FROM_A_START, out=most_steps)
     if not which.size or not (most_steps.any() or smooth):
         return
     steps = step_memory(problem.loads.shape[0], int(most_steps.max()))
     anywhere = np.ones((1, cluster.num_gpus, num_experts), np.bool_)
     drive = Drive(True, smooth, 0.0, True)
-    enough = layers.bounds * (1.0 + _near_enough())
+    enough = layers.bounds * (1.0 + _near_enough(problem))
 
     def work(begin: int, end: int) -> None:
         _search_layers(
@@ -323,6 +341,28 @@ def _search(
     run_kernel(_search_layers, work, which.size, _FEW, problem.threads)
     _follow_layers(steps, steps.peaks.argmin(axis=1), layers.phy2log)
     layers.peaks[which] = peaks_of(problem, which, layers.phy2log)[which]
+
+
+def _restart(problem: Problem, layers: Layers, effort: Effort) -> None:
+    """Search small layers that are not proven best from other starts too, and keep the best."""
+    from eplb.solver.restarts import _shake_rows
+
+    which = np.flatnonzero(_above(layers, _near_enough(problem)))
+    affordable = _most_steps(problem, effort)[which] // _STEPS_FROM_A_START
+    starts = np.minimum(affordable, _MOST_STARTS[effort])
+    rows = np.repeat(which, starts)
+    if not rows.size:
+        return
+    numbers = np.concatenate([np.arange(number) for number in starts])
+    cluster, phy2log = problem.cluster, layers.phy2log[rows]
+    _shake_rows(numbers, problem.loads.shape[1], problem.nodes, cluster.num_gpus, phy2log)
+    windows, weight = problem.windows[:, rows], problem.weight[:, rows]
+    again = replace(problem, windows=windows, weight=weight, loads=problem.loads[rows])
+    found = Layers(phy2log, np.empty(rows.size), layers.bounds[rows])
+    _search(again, found, np.arange(rows.size), effort)
+    for row, layer in enumerate(rows):
+        if found.peaks[row] < layers.peaks[layer]:
+            layers.phy2log[layer], layers.peaks[layer] = found.phy2log[row], found.peaks[row]
 
 
 def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
@@ -385,10 +425,11 @@ def _above(layers: Layers, gap: float) -> NDArray[np.bool_]:
     return layers.peaks > layers.bounds * (1.0 + gap)
 
 
-def _near_enough() -> float:
+def _near_enough(problem: Problem) -> float:
+    """Peak over bound, less 1, at which a layer is done."""
     from eplb.solver.layers import NEAR_ENOUGH
 
-    return NEAR_ENOUGH
+    return _ROUNDING if _is_small(problem) else NEAR_ENOUGH
 
 
 def _notes(with_load: NDArray[np.bool_], weight: NDArray[np.float64]) -> tuple[str, ...]:

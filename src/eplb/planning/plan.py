@@ -102,7 +102,8 @@ def plan(
     Each layer is planned on its own. Replica counts follow Adams' apportionment, replicas are
     packed by the balanced largest differencing method, and swaps bring the busiest GPU within
     0.04 % of a proven lower bound. Where they end further than 0.15 % from it, a local search
-    changes replica counts and placement until its steps are spent. For several windows the plan
+    changes replica counts and placement until its steps are spent. Layers of up to 16 slots are
+    searched from many seeded starts. For several windows the plan
     minimises the expected peak, with every window scaled to the same total. No GPU gets two
     replicas of an expert unless it has more slots than there are experts. The same input gives the
     same plan on every host and with any number of threads.

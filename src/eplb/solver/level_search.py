@@ -26,10 +26,10 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb.solver.bounds import _least_peak
+from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import inner, kernel
 from eplb.solver.packing import F64, I32, I64
 from eplb.solver.share import _exponential
-from eplb.solver.table import _INCREMENT, _MASK, _MULTIPLIER
 
 __all__: list[str] = []
 
@@ -198,20 +198,6 @@ def _bound_levelled(
                 least = _least_peak(load, num_gpus, slots_per_gpu, count, share, heap)
                 bound += weights[window, layer] * least
         bounds[layer] = max(bounds[layer], bound)
-
-
-@inner
-def _draw(random: I64) -> int:
-    """24 random bits."""
-    state: int = (random[0] * _MULTIPLIER + _INCREMENT) & _MASK
-    random[0] = state
-    return state >> 8
-
-
-@inner
-def _below(random: I64, number: int) -> int:
-    """A random whole number from 0 to `number` - 1."""
-    return _draw(random) * number >> 24
 
 
 @inner

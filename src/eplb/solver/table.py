@@ -12,6 +12,7 @@ With `keep_local` no token leaves such a node, and a source with a copy on its o
 
 import numpy as np
 
+from eplb.solver.draw import _INCREMENT, _MASK, _MULTIPLIER
 from eplb.solver.jit import inner, kernel
 from eplb.solver.level import _find_edges, _new_edges
 from eplb.solver.packing import F64, I64
@@ -27,8 +28,6 @@ _HOT = 1.0
 _STEPS = {"fast": (50_000, 0.999883824), "default": (200_000, 0.999970955)}
 """By effort, the steps of a layer and what one of them leaves of the temperature: .003 at the end
 (docs/experiments.md, dispatch)."""
-_MULTIPLIER, _INCREMENT, _MASK = 1664525, 1013904223, 0xFFFFFFFF
-"""Of a linear congruential generator: W. H. Press and others, "Numerical Recipes"."""
 
 
 @kernel

@@ -1,0 +1,66 @@
+"""Other starts for the search through a small layer: its plan, shaken at random.
+
+A search finds what is near its start. In a small layer that is soon found, so many short searches
+from many starts find more than a long one. A start depends on the plan and its own number alone.
+"""
+
+import numpy as np
+
+from eplb.solver.draw import _below
+from eplb.solver.jit import inner, kernel
+from eplb.solver.packing import I64
+
+__all__: list[str] = []
+
+_SHAKES = 4
+"""Changes that are tried for each slot."""
+_SIDES = 2
+"""Of a coin; `int(...)` around it keeps a kernel from being compiled once for each literal."""
+
+
+@kernel
+def _shake_rows(
+    numbers: I64, num_experts: int, num_nodes: int, num_gpus: int, phy2log: I64
+) -> None:
+    """Make a start of each row of `phy2log` [K, P], the one of its number in `numbers` [K].
+
+    Slots swap their experts, and experts with replicas to spare hand slots over to others, on the
+    same node. No GPU gets a second copy of an expert.
+    """
+    random = np.empty(1, np.int64)
+    copies = np.empty(num_experts, np.int64)
+    holds = np.empty((num_gpus, num_experts), np.int64)
+    for row in range(phy2log.shape[0]):
+        random[0] = numbers[row]
+        _shake(random, num_nodes, phy2log[row], copies, holds)
+
+
+@inner
+def _shake(random: I64, num_nodes: int, slots: I64, copies: I64, holds: I64) -> None:
+    """Shake `slots` [P]; `copies` [E] and `holds` [G, E] are scratch memory."""
+    num_slots, num_gpus = slots.shape[0], holds.shape[0]
+    slots_per_gpu, slots_per_node = num_slots // num_gpus, num_slots // num_nodes
+    copies[:] = 0
+    holds[:] = 0
+    for slot in range(num_slots):
+        copies[slots[slot]] += 1
+        holds[slot // slots_per_gpu, slots[slot]] += 1
+    for _ in range(_SHAKES * num_slots):
+        slot = _below(random, num_slots)
+        other = slot // slots_per_node * slots_per_node + _below(random, slots_per_node)
+        gpu, host = slot // slots_per_gpu, other // slots_per_gpu
+        old, new = slots[slot], slots[other]
+        if holds[gpu, new] > 0:
+            continue
+        if copies[old] > 1 and _below(random, int(_SIDES)) == 0:
+            copies[old] -= 1
+            copies[new] += 1
+        elif holds[host, old] == 0:
+            slots[other] = old
+            holds[host, new] -= 1
+            holds[host, old] += 1
+        else:
+            continue
+        slots[slot] = new
+        holds[gpu, old] -= 1
+        holds[gpu, new] += 1

@@ -1,0 +1,56 @@
+"""Other starts of a search: valid, of their number alone, and unlike each other."""
+
+import naive
+import naive_moves
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eplb.solver.restarts import _shake_rows
+
+pytestmark = pytest.mark.oracle
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_every_start(seed: int) -> None:
+    """Every expert has a slot and stays on its node, and no GPU gets a second copy of one."""
+    rng = np.random.default_rng(seed)
+    num_nodes = int(rng.integers(1, 3))
+    num_gpus = num_nodes * int(rng.integers(1, 5))
+    size = int(rng.integers(1, 5))
+    node_slots = num_gpus // num_nodes * size
+    node_experts = int(rng.integers(1, node_slots + 1))
+    num_experts = num_nodes * node_experts
+    # Experts in turn: second copies are on a GPU only if it has more slots than there are experts.
+    in_turn = [
+        rng.permutation(node_experts)[np.arange(node_slots) % node_experts]
+        for _ in range(num_nodes)
+    ]
+    plan = np.concatenate([slots + node * node_experts for node, slots in enumerate(in_turn)])
+    numbers = rng.integers(0, 50, 6)
+    rows = np.tile(plan, (6, 1))
+    _shake_rows(numbers, num_experts, num_nodes, num_gpus, rows)
+    for number, row in zip(numbers, rows, strict=True):
+        alone = plan[None].copy()
+        _shake_rows(np.array([number]), num_experts, num_nodes, num_gpus, alone)
+        assert np.array_equal(alone[0], row)
+        assert naive_moves.valid(row.tolist(), num_experts, num_nodes)
+        before = naive.num_duplicates(plan.tolist(), num_gpus)
+        assert naive.num_duplicates(row.tolist(), num_gpus) <= before
+
+
+def test_starts_differ_in_counts_and_places() -> None:
+    """Of 40 starts hardly any two are alike, and every expert is met with one copy and with more,
+    on every GPU.
+    """
+    plan = np.array([0, 1, 2, 0, 1, 3, 0, 4, 5, 1, 2, 4])
+    rows = np.tile(plan, (40, 1))
+    _shake_rows(np.arange(40), 6, 1, 4, rows)
+    on_gpus = {tuple(map(tuple, np.sort(row.reshape(4, 3), axis=1))) for row in rows}
+    assert len(on_gpus) > 35
+    counts = np.array([np.bincount(row, minlength=6) for row in rows])
+    assert (counts.min(axis=0) == 1).all()
+    assert (counts.max(axis=0) > 1).all()
+    for gpu in range(4):
+        assert set(rows.reshape(40, 4, 3)[:, gpu].ravel()) == set(range(6))
