@@ -1,4 +1,4 @@
-"""The README's tables of figures, measured and written in place.
+"""The first tables of docs/compare.md, measured and written in place.
 
     python bench/headline.py --peer path/to/eplb.py
     python bench/headline.py --peer path/to/eplb.py --traces path/to/traces
@@ -31,19 +31,20 @@ _THREADS = 2
 
 
 def main() -> int:
-    """Measure the usual cells beside one peer and put the tables into the README."""
+    """Measure the usual cells beside one peer and put the tables into the page."""
     parser = OneLineParser(prog="bench/headline.py", description=(__doc__ or "").split("\n", 1)[0])
     add = parser.add_argument
     add("--peer", type=Path, required=True, metavar="FILE.py", help="a file to stand beside ours")
     add("--traces", type=Path, metavar="DIR", help="recorded loads: the second table too")
-    add("--readme", type=Path, default=Path(__file__).parents[1] / "README.md", help="the page")
+    page = Path(__file__).parents[1] / "docs" / "compare.md"
+    add("--page", type=Path, default=page, help="the page")
     options = parser.parse_args()
     names = [_PLANNER, *([_UNSEEN] if options.traces else [])]
     try:
         peers = load_peers([options.peer])
         cells = make_cells(options.traces, RULES["even"][:-1]) if options.traces else []
         for name in names:
-            _parted(options.readme, name)
+            _parted(options.page, name)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     eplb.warmup()
@@ -51,13 +52,13 @@ def main() -> int:
     if options.traces:
         tables[_UNSEEN] = unseen_table(cells, of_peer(peers[0]))
     for name, lines in tables.items():
-        before, after = _parted(options.readme, name)
-        write_text(options.readme, "\n".join([before, *lines, after]))
+        before, after = _parted(options.page, name)
+        write_text(options.page, "\n".join([before, *lines, after]))
         print("\n".join(lines))
     return 0
 
 
-def _parted(readme: Path, name: str) -> tuple[str, str]:
+def _parted(page: Path, name: str) -> tuple[str, str]:
     """What is before a table's lines, and after them, markers among it.
 
     Raises:
@@ -66,9 +67,9 @@ def _parted(readme: Path, name: str) -> tuple[str, str]:
     """
     begin = f"<!-- {name}: begin, written by bench/headline.py -->"
     end = f"<!-- {name}: end -->"
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"{readme}: write {begin} and {end} once each, where the table is to be")
+        raise ValueError(f"{page}: write {begin} and {end} once each, where the table is to be")
     return text[: text.index(begin)] + begin, text[text.index(end) :]
 
 

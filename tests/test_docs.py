@@ -42,7 +42,6 @@ NOT_OF_A_PAGE = {
     "make demo": "tests/cli/test_demo.py runs the demo",
     "make test": "this is it",
     "pip install .": "it is installed",
-    "pip install '.[all]'": "so are these",
 }
 """Commands of the README that are not run, and why."""
 

@@ -1,7 +1,11 @@
-"""How bench/engines.py judges what it measured."""
+"""How bench/engines.py judges what it measured, and how that is drawn."""
+
+from dataclasses import asdict, replace
+from xml.etree import ElementTree as ET
 
 import pytest
 from engines import Row, judge
+from engines_picture import CELLS, drawing, pairs_of
 
 pytestmark = pytest.mark.long
 
@@ -32,3 +36,20 @@ def test_all_met() -> None:
 def test_each_is_missed(ours: Row, times: dict[str, float], said: str) -> None:
     (what,) = missed(ours, times)
     assert said in what
+
+
+def test_the_best_balanced_of_an_engines_own_is_drawn_beside_ours() -> None:
+    rows = [
+        asdict(replace(row, cell=cell, engine=engine))
+        for cell in CELLS
+        for engine in ("vLLM", "SGLang")
+        for row in (replace(THEIRS, balancedness=0.91), THEIRS, OURS)
+    ]
+    pairs = pairs_of(rows)
+    assert {(pair.own, pair.ours) for pair in pairs} == {((0.96, 0.9), (0.97, 0.01))}
+    drawn = ET.fromstring(drawing(pairs))
+    texts = [element.text for element in drawn.iter() if element.tag.endswith("text")]
+    for text, times in (("0.960", 4), ("0.970", 4), ("90.0%", 4), ("1.0%", 4), ("vLLM", 2)):
+        assert texts.count(text) == times
+    with pytest.raises(ValueError, match="not both of its rows are there"):
+        pairs_of(rows[1:-1])

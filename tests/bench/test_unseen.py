@@ -362,7 +362,7 @@ def test_headline_writes_each_table_between_its_own_markers(
     traces = write_traces(tmp_path / "traces")
     page = tmp_path / "page.md"
     page.write_text(f"top\n{HEADLINE[0]}middle\n{HEADLINE[1]}bottom\n")
-    arguments = ["--peer", str(tmp_path / "start.py"), "--readme", str(page)]
+    arguments = ["--peer", str(tmp_path / "start.py"), "--page", str(page)]
     assert run_main(arguments, monkeypatch, headline) == 0
     lines = page.read_text().splitlines()
     assert "old" not in lines
@@ -389,7 +389,7 @@ def test_headline_finds_out_first_where_to_write(
     traces = write_traces(tmp_path / "traces")
     page = tmp_path / "page.md"
     page.write_text(HEADLINE[0])
-    arguments = ["--peer", str(tmp_path / "start.py"), "--readme", str(page), "--traces"]
+    arguments = ["--peer", str(tmp_path / "start.py"), "--page", str(page), "--traces"]
     assert run_main([*arguments, str(traces)], monkeypatch, headline) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)

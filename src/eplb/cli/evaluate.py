@@ -1,6 +1,5 @@
 """`eplb evaluate`: how good the placement is that runs now, and what a plan would gain."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +30,7 @@ from eplb.cli.reading import (
     read_loads,
     read_placement,
 )
-from eplb.cli.terminal import print_evaluation, say
+from eplb.cli.terminal import print_evaluation, print_json, say
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.planning.plan import what_is_left
 from eplb.replaying.evaluate import evaluate_placement
@@ -110,7 +109,7 @@ def command(
             threads=threads,
         )
     if as_json:
-        print(json.dumps(found.to_json()))  # noqa: T201
+        print_json(found.to_json())
     else:
         reading = given(
             axes=axes,
