@@ -8,10 +8,10 @@ Stand-ins, and why:
 """
 
 import json
-import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -261,10 +261,21 @@ def test_it_starts_with_the_placement_of_our_file(
     assert set(json.loads(path.read_text())) == {"physical_to_logical_map"}
 
 
-def test_loud_when_on(hooked: None, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+def test_loud_where_it_plans_and_only_there(
+    switched_on: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Importing SGLang's own manager takes the sources of its kernels for GPUs.
+    manager = ModuleType("sglang.srt.eplb.eplb_manager")
+    manager.EPLBManager = type("EPLBManager", (), {"__init__": lambda _: None})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, manager.__name__, manager)
+    try:
         register()
-    assert "this planner replaces SGLang's algorithms" in caplog.text
+        assert not caplog.text
+        for _ in range(2):
+            manager.EPLBManager()
+    finally:
+        hook_registry.HookRegistry.reset()
+    assert caplog.text.count("this planner replaces SGLang's algorithms") == 1
 
 
 def table_of(metadata: ExpertLocationMetadata) -> np.ndarray[Any, Any]:

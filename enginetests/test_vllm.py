@@ -27,6 +27,7 @@ from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
 
 import eplb
 from eplb.engines.vllm import register
+from eplb.formats.placements import save_placement
 
 EXPERTS, SLOTS, RANKS = 256, 288, 32
 HERE = Path(__file__).parent
@@ -99,6 +100,11 @@ def test_ranks_run_the_same_maps_and_hold_the_weights_that_these_say(tmp_path: P
     maps = np.array(first["maps"])
     changed = (maps[1:] != maps[:-1]).any(axis=(1, 2)).sum()
     assert 0 < changed < len(maps) - 1  # when it rebalances, and only then
+    loud = [
+        [sum(each in line for line in rank["lines"]) for each in ("this planner replaces", "kB)")]
+        for rank in (first, *others)
+    ]
+    assert loud == [[1, changed], [0, 0], [0, 0], [0, 0]]
 
 
 def case(background: bool, odd: dict[str, str], fault: str = "") -> list[dict[str, Any]]:
@@ -140,6 +146,37 @@ def test_ranks_unlike_run_the_same_maps_and_say_which_rank(
         else:
             assert both[0]["maps"] == own
             assert len(told) == 4  # the profile run and three rebalances
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_it_starts_with_the_placement_of_our_file(background: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = eplb.plan(rng.lognormal(5.0, 1.0, (4, 16)), eplb.Cluster(2, 1, 12)).placement
+    other = eplb.plan(rng.lognormal(5.0, 1.0, (3, 16)), eplb.Cluster(2, 1, 12)).placement
+    paths = [tmp_path / name for name in ("made.json", "other.json")]
+    for placement, path in zip((made, other), paths, strict=True):
+        save_placement(placement, path, to="vllm")
+    wanted, wrong = ({"EPLB_INITIAL": str(path)} for path in paths)
+    cases = [
+        case(background, {}),
+        case(background, {}),
+        case(background, {}),
+        case(background, wrong),
+    ]
+    for each in cases[1]:
+        each["environment"] |= wanted
+    for each in cases[2]:
+        each["environment"] |= wrong
+    cases[3][0]["environment"] |= wanted
+    plain, begun, of_another_model, unlike = ranks(tmp_path, *cases)
+    for both in (plain, begun, of_another_model, unlike):
+        assert both[0]["maps"] == both[1]["maps"]
+        assert both[0]["wrong"] == both[1]["wrong"] == 0
+    assert begun[0]["maps"][0] == made.phy2log.tolist()  # after the first pass
+    assert plain[0]["maps"][0] != begun[0]["maps"][0]
+    assert of_another_model[0]["maps"] == plain[0]["maps"]
+    assert sum("other.json: has 3 layers" in line for line in of_another_model[0]["lines"]) == 1
+    assert any("rank 1 has EPLB_INITIAL of digest" in line for line in unlike[0]["lines"])
 
 
 def test_maps_and_transfer_plans_are_made_of_our_answer(policy: Any, loads: torch.Tensor) -> None:

@@ -98,10 +98,13 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("vllm.eplb").addHandler(handler)
+    # As the engine sets it, where it serves.
+    logging.getLogger("vllm.eplb").setLevel(logging.INFO)
     log._told.clear()
-    EPLB_POLICIES["default"] = DefaultEplbPolicy
-    add_model = eplb_state.EplbState.add_model
-    register()
+    own = {name: getattr(eplb_state.EplbState, name) for name in ("add_model", "step")}
+    if not case.get("loaded"):
+        EPLB_POLICIES["default"] = DefaultEplbPolicy
+        register()
     theirs = live.next_placement
     if case["fault"]:
         live.next_placement = functools.partial(
@@ -172,7 +175,8 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
                 said["wrong"] += int(slot not in slots[layer, expert])
     logging.getLogger("vllm.eplb").removeHandler(handler)
     live.next_placement = theirs
-    eplb_state.EplbState.add_model = add_model
+    for name, method in own.items():
+        setattr(eplb_state.EplbState, name, method)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return said | {"lines": lines, "seconds": longest}
@@ -181,7 +185,7 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
 def main() -> None:
     rank, num_ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     switched_on = {"EPLB_POLICY": "eplb"}
-    cases = [{"environment": switched_on, "async": False, "fault": ""}]
+    cases: list[dict[str, Any]] = [{"environment": switched_on, "async": False, "fault": ""}]
     if len(sys.argv) > 4:
         cases = json.loads(sys.argv[4])
     else:
@@ -189,6 +193,7 @@ def main() -> None:
         from vllm.plugins import load_general_plugins
 
         load_general_plugins()
+        cases[0]["loaded"] = True
     without_accelerator()
     for number, case in enumerate(cases):
         print(json.dumps(run(rank, num_ranks, folder / f"store{number}", case)), flush=True)

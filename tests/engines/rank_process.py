@@ -153,7 +153,9 @@ def serve(given: dict[str, Any], policy: Any, said: list[str]) -> dict[str, Any]
         if given.get("meet", True):
             meet(given["size"])
     distributed.destroy_process_group()
-    return {"maps": maps, "said": said, "seconds": seconds}
+    told = [line for line in said if line.startswith("eplb: rebalance")]
+    said = [line for line in said if line not in told]
+    return {"maps": maps, "said": said, "told": told, "seconds": seconds}
 
 
 def tell(line: str) -> None:
@@ -167,6 +169,7 @@ def main() -> None:
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     for name in ("vllm.eplb", "sglang.eplb"):
         logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.INFO)
     compile_kernels(logging.getLogger("vllm.eplb"))
     policy = None
     tell("ready")

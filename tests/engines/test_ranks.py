@@ -74,6 +74,18 @@ def test_ranks_that_are_alike_plan_and_say_nothing(group: Group) -> None:
     assert maps[0] != agreed(did)[0]
 
 
+def test_the_first_rank_tells_of_each_rebalance(group: Group) -> None:
+    odd = [*STEPS[:2], STEPS[2] | {"fault": "raises"}, STEPS[3]]
+    first, *others = group({}, {"calls": odd}, {})
+    assert not any(each["told"] for each in others)
+    numbers = [line.split(":")[1].removeprefix(" rebalance ") for line in first["told"]]
+    assert numbers == ["1", "2", "3", "4"]
+    assert "experts move: the first plan" in first["told"][0]
+    assert "nothing moves: ranks do not agree, so what runs stays" in first["told"][2]
+    first, _ = group({}, {"environment": None})
+    assert all("vLLM's own policy answers" in line for line in first["told"])
+
+
 @pytest.mark.parametrize(
     ("environment", "said"),
     [

@@ -20,7 +20,14 @@ from eplb.placement import Placement
 from eplb.planning.drop_in import groups_on_nodes
 from eplb.planning.plan import DEFAULT_MOVE_COST, plan
 
-__all__ = ["Call", "History", "next_placement", "running_placement"]
+__all__ = [
+    "Call",
+    "History",
+    "is_start",
+    "next_placement",
+    "running_placement",
+    "windows_to_plan_for",
+]
 
 
 def next_placement(
@@ -47,12 +54,11 @@ def next_placement(
     Raises:
         EplbError: what cannot be planned.
     """
-    if alike(windows):
-        windows = windows.sum(axis=0, keepdims=True)
+    windows = windows_to_plan_for(windows)
     num_layers = windows.shape[1]
     total = windows.sum(axis=(1, 2))
     moving: dict[str, Any] = {}
-    if current is not None and not _is_start(current):
+    if current is not None and not is_start(current):
         moving["current"] = current
         if current.cluster.num_slots == cluster.num_slots:
             loaded = int(windows.any(axis=2).sum()) * cluster.num_gpus
@@ -74,7 +80,12 @@ def next_placement(
     return phy2log
 
 
-def _is_start(current: Placement) -> bool:
+def windows_to_plan_for(windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Windows [T, L, E] as they are, or their sum [1, L, E] where they differ by chance alone."""
+    return windows.sum(axis=0, keepdims=True) if alike(windows) else windows
+
+
+def is_start(current: Placement) -> bool:
     """Whether a placement is the layout that engines start with."""
     row = np.arange(current.cluster.num_slots) % current.num_experts
     return bool((current.phy2log == row).all())

@@ -41,7 +41,10 @@ def switched_on(
     engine: str,
     checked: Sequence[str],
 ) -> None:
-    """Say that the plug-in is on, in an engine of a version, and what a user may not expect.
+    """Say once that the plug-in is on, in an engine of a version, and what a user may not expect.
+
+    Said where the engine builds its EPLB state, on the first rank: plug-ins are registered in
+    processes too that never plan.
 
     Args:
         logger: the engine's.
@@ -50,9 +53,9 @@ def switched_on(
         engine: the engine's name and version, as "vLLM 0.33.0".
         checked: versions that the plug-in was checked with.
     """
-    logger.warning("eplb: this planner replaces %s: %s", instead_of, settings)
+    once(logger, "switched on", f"this planner replaces {instead_of}: {settings}")
     if engine.rsplit(" ", 1)[-1] not in checked:
         known = " and ".join(checked)
-        logger.warning("eplb: %s is untested; this plug-in was tested with %s", engine, known)
+        once(logger, engine, f"{engine} is untested; this plug-in was tested with {known}")
     if unknown := unknown_variables(os.environ):
-        logger.warning("eplb: unknown variables are ignored: %s", ", ".join(unknown))
+        once(logger, "unknown", f"unknown variables are ignored: {', '.join(unknown)}")

@@ -30,7 +30,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 
 from eplb.checks import in_one_line
 from eplb.engines.log import failure
+from eplb.engines.rebalances import Outcome
 from eplb.engines.settings import Settings
 
 __all__ = ["Agreement", "Member", "default_member"]
@@ -129,6 +131,23 @@ class Agreement:
         if ranks is not None:
             ranks.stop(why)
 
+    def alike(self, kind: str, made: NDArray[np.int64]) -> bool:
+        """Whether all ranks plan, and have the same array; says what differs.
+
+        Args:
+            kind: of the question, the same on all ranks, which all ask it.
+            made: what this rank has.
+        """
+        ranks = self._current()
+        if ranks is None:
+            return True
+        if ranks.settle(self._settings):
+            return False  # each call says why
+        wrong = ranks.compare(kind, _of_map(made))
+        if wrong:
+            self._logger.warning("eplb: %s: %s; no rank uses it", kind, wrong)
+        return not wrong
+
     def answer(
         self,
         kind: str,
@@ -136,6 +155,7 @@ class Agreement:
         running: NDArray[np.int64] | None,
         form: Callable[[NDArray[np.int64]], Any],
         theirs: Callable[[], Any],
+        tell: Callable[[Outcome], object] | None = None,
     ) -> Any:
         """A map in the engine's form, the same on all ranks. Raises what `theirs` raises.
 
@@ -145,16 +165,42 @@ class Agreement:
             running: the map that runs, None where it is no answer.
             form: makes of a map what the engine takes.
             theirs: makes the engine's own answer, whose map is the whole or the first part of it.
+            tell: is told on the first rank what all are answered.
         """
+        begin = time.perf_counter()
+        answer, decision, why = self._answer(kind, plan, running, form, theirs)
+        seconds = time.perf_counter() - begin
+        if tell is not None:
+            try:
+                if self.is_first():
+                    tell(Outcome(decision, _map_in(answer), why, seconds))
+            except Exception as error:
+                failure(self._logger, error, "the log does not say what this rebalance does")
+        return answer
+
+    def is_first(self) -> bool:
+        """Whether this process is the first rank of its group, or alone."""
+        member = self._find()
+        return member is None or member.rank == 0
+
+    def _answer(
+        self,
+        kind: str,
+        plan: Callable[[], NDArray[np.int64]],
+        running: NDArray[np.int64] | None,
+        form: Callable[[NDArray[np.int64]], Any],
+        theirs: Callable[[], Any],
+    ) -> tuple[Any, Literal["planned", "kept", "own"], str]:
+        """The answer, whose it is, and what went wrong."""
         try:
             ranks = self._current()
             wrong = "" if ranks is None else ranks.settle(self._settings)
         except Exception as error:
             failure(self._logger, error, f"{self._own} answers")
-            return theirs()
+            return theirs(), "own", in_one_line(error)
         if wrong:
             self._logger.warning("eplb: %s; %s answers on all ranks", wrong, self._own)
-            return theirs()
+            return theirs(), "own", wrong
         begin = time.perf_counter()
         made: NDArray[np.int64] | Exception
         try:
@@ -164,26 +210,27 @@ class Agreement:
         if ranks is not None:
             wrong = ranks.compare(kind, _of_map(made), spent=time.perf_counter() - begin)
         if not wrong and not isinstance(made, Exception):
-            return form(made)
+            return form(made), "planned", ""
         stays = bool(wrong) and running is not None and not (ranks and ranks.wrong)
         instead = "what runs stays" if stays else f"{self._own} answers"
+        why = wrong
         if isinstance(made, Exception):
             failure(self._logger, made, instead)
+            why = why or in_one_line(made)
         if wrong:
             self._forget()
             self._logger.warning("eplb: %s; %s on all ranks", wrong, instead)
         if stays and running is not None:
-            return form(running)
+            return form(running), "kept", why
         answer = theirs()
         if ranks is not None and not ranks.wrong:
-            first = answer[0] if isinstance(answer, tuple) else answer
-            wrong = ranks.compare(f"{kind}/own", _of_map(first.cpu().numpy()))
+            wrong = ranks.compare(f"{kind}/own", _of_map(_map_in(answer)))
             if wrong and running is not None:
                 self._logger.warning("eplb: %s; what runs stays on all ranks", wrong)
-                return form(running)
+                return form(running), "kept", wrong
             if wrong:
                 self._logger.error("eplb: %s, by %s: restart the engine", wrong, self._own)
-        return answer
+        return answer, "own", why
 
     def _current(self) -> "_Ranks | None":
         """The ranks of the group that is in force now; None where this process is alone.
@@ -316,8 +363,26 @@ def _of_settings(settings: Settings | str) -> _Answer:
             f"EPLB_MAX_MOVES {settings.max_moves}",
             f"EPLB_EFFORT {settings.effort}",
             f"EPLB_DISPATCH {settings.dispatch}",
+            f"EPLB_INITIAL {_of_file(settings.initial)}",
         ]
     )
+
+
+def _of_file(path: Path | None) -> str:
+    """What ranks compare of a file, which may lie elsewhere on each host."""
+    if path is None:
+        return "none"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return f"that cannot be read ({error.strerror})"
+    return f"of digest {hashlib.blake2b(content, digest_size=8).hexdigest()}"
+
+
+def _map_in(answer: Any) -> NDArray[np.int64]:
+    """[L, P] the map in what an engine is answered: the whole or the first part of it."""
+    first = answer[0] if isinstance(answer, tuple) else answer
+    return np.asarray(first.cpu().numpy() if hasattr(first, "cpu") else first, np.int64)
 
 
 def _of_map(made: Any) -> _Answer:

@@ -24,6 +24,7 @@ VARIABLES = {
     "EPLB_THREADS": "maximum number of threads of one process while it plans",
     "EPLB_RECORD": "folder in which to record the loads that vLLM reports",
     "EPLB_RECORD_FILES": "maximum number of windows to keep there",
+    "EPLB_INITIAL": "file of the placement that vLLM starts with",
 }
 """What each variable sets, by name."""
 
@@ -47,6 +48,7 @@ class Settings:
         record: folder for recorded loads, None for none.
         record_files: most windows to keep there.
         dispatch: who says which copy a token goes to.
+        initial: file of the placement to start with, None for none.
     """
 
     windows: int = 16
@@ -56,6 +58,7 @@ class Settings:
     record: Path | None = None
     record_files: int = 1024
     dispatch: Dispatching = "engine"
+    initial: Path | None = None
 
     def __str__(self) -> str:
         said = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -86,7 +89,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     """
     standard = Settings()
     moves = environment.get("EPLB_MAX_MOVES")
-    record = environment.get("EPLB_RECORD")
+    record, initial = (environment.get(name) for name in ("EPLB_RECORD", "EPLB_INITIAL"))
     return Settings(
         _number(environment, "EPLB_WINDOWS", standard.windows, _MOST_WINDOWS),
         standard.max_moves if moves is None else budget_from(moves, "EPLB_MAX_MOVES"),
@@ -95,6 +98,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         Path(record) if record else None,
         _number(environment, "EPLB_RECORD_FILES", standard.record_files, _MOST_FILES),
         _choice(environment, "EPLB_DISPATCH", standard.dispatch, get_args(Dispatching)),
+        Path(initial) if initial else None,
     )
 
 

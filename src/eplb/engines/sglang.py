@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from eplb.checks import in_one_line
 from eplb.engines.log import failure, once, switched_on
 from eplb.engines.ranks import Agreement, Member, default_member
+from eplb.engines.rebalances import Rebalances, Seen
 from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.engines.start import after, compile_kernels
 from eplb.engines.tables import Planned
@@ -53,21 +54,22 @@ def register() -> None:
     try:
         if not is_on(os.environ):
             return
-        settings = settings_from(os.environ)
-        _hook(settings)
-        at_start: Callable[[], object] = functools.partial(
-            compile_kernels, _logger, tables=settings.dispatch == "table"
-        )
+        at_start = _hook(settings_from(os.environ))
     except ImportError as error:
         failure(_logger, error, "SGLang's own EPLB algorithm stays")
         return
     except Exception as error:
         failure(_logger, error, "SGLang's own EPLB algorithm stays")
-        at_start = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
+        refuse = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
+
+        def at_start(*_: Any, **__: Any) -> None:
+            refuse()
+
     after("sglang.srt.eplb.eplb_manager", "EPLBManager", "__init__", at_start)
 
 
-def _hook(settings: Settings) -> None:
+def _hook(settings: Settings) -> Callable[..., object]:
+    """Register the planner with SGLang; what to do where the engine makes its EPLB manager."""
     import sglang
     from sglang.srt.eplb import eplb_algorithms
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -80,10 +82,30 @@ def _hook(settings: Settings) -> None:
             f"known is {', '.join(_ARGUMENTS)}"
         )
     planned = Planned()
-    HookRegistry.register(_TARGET, make_hook(settings, planned), HookType.AROUND)
-    switched_on(_logger, "SGLang's algorithms", settings, f"SGLang {version}", _CHECKED)
+    rebalances = Rebalances(_logger, settings, _OWN)
+    HookRegistry.register(_TARGET, make_hook(settings, planned, rebalances), HookType.AROUND)
     if settings.dispatch == "table":
         _hook_table(settings, planned, version)
+
+    def at_start(manager: Any, *_: Any, **__: Any) -> None:
+        compile_kernels(_logger, tables=settings.dispatch == "table")
+        try:
+            member = default_member()
+            if member is None or member.rank == 0:
+                switched_on(_logger, "SGLang's algorithms", settings, f"SGLang {version}", _CHECKED)
+                if settings.initial is not None:
+                    instead = "EPLB_INITIAL is for vLLM: give SGLang --init-expert-location"
+                    once(_logger, "initial", instead)
+            rebalances.weigh(functools.partial(_expert_weights, manager))
+        except Exception as error:
+            failure(_logger, error, "the log does not say what the planner does")
+
+    return at_start
+
+
+def _expert_weights(manager: Any) -> Any:
+    """Tensors [slots of this rank, ...] of one layer; the model is loaded after the manager."""
+    return next(iter(manager._get_model().routed_experts_weights_of_layer.values()))
 
 
 def _hook_table(settings: Settings, planned: Planned, version: str) -> None:
@@ -158,13 +180,17 @@ def _nodes_of(num_ranks: int) -> int:
     return int(parallel.nnodes) if divide else 1
 
 
-def make_hook(settings: Settings, planned: Planned | None = None) -> Callable[..., Any]:
+def make_hook(
+    settings: Settings, planned: Planned | None = None, rebalances: Rebalances | None = None
+) -> Callable[..., Any]:
     """A hook around SGLang's `rebalance_experts`, that calls it where it fails itself.
 
     Args:
         settings: how to plan.
         planned: where to say what the last answer was planned for.
+        rebalances: tells of each call.
     """
+    told = rebalances or Rebalances(_logger, settings, _OWN)
     agreement = Agreement(_member, settings, _OWN, _logger, lambda: None)
     planned = Planned() if planned is None else planned
 
@@ -178,7 +204,9 @@ def make_hook(settings: Settings, planned: Planned | None = None) -> Callable[..
         def answer() -> NDArray[np.int64]:
             windows = _windows(tokens, settings.windows)
             if windows.any():
-                planned.windows = windows
+                # The steps are those since the last call.
+                planned.windows = seen.windows = windows
+                seen.new = len(windows)
             return _plan(windows, cluster, num_groups, current, settings)
 
         try:
@@ -192,15 +220,18 @@ def make_hook(settings: Settings, planned: Planned | None = None) -> Callable[..
             tokens = given["tokens_per_expert"]
             cluster, num_groups = _shape(given)
             current = _current(tokens.shape[1:], cluster)
+            kind = f"{tuple(tokens.shape[1:])} on {cluster}"
+            seen = Seen(num_experts=tokens.shape[2], cluster=cluster, current=current)
         except Exception as error:
             failure(_logger, error, f"{_OWN} answers")
             return own()
         return agreement.answer(
-            f"{tuple(tokens.shape[1:])} on {cluster}",
+            kind,
             answer,
             None if current is None else current.phy2log.copy(),
             lambda phy2log: _maps(phy2log, tokens.shape[2], cluster),
             own,
+            lambda outcome: told.tell(kind, seen, outcome),
         )
 
     return rebalance_experts

@@ -9,15 +9,15 @@ from typing import Any
 
 from eplb.engines.log import failure
 
-__all__ = ["after", "compile_kernels"]
+__all__ = ["after", "around", "compile_kernels"]
 
 
 class _Awaited:
     """A finder of modules that lets one be found by the others, and sees it once it has run."""
 
-    def __init__(self, module: str, then: Callable[[Any], None]) -> None:
+    def __init__(self, module: str) -> None:
         self.module = module
-        self._then = then
+        self.then: list[Callable[[Any], None]] = []
 
     def find_spec(self, name: str, *_: Any) -> Any:
         if name != self.module:
@@ -29,16 +29,19 @@ class _Awaited:
 
             def run_and_more(module: Any) -> None:
                 run(module)
-                self._then(module)
+                for then in self.then:
+                    then(module)
 
             spec.loader.exec_module = run_and_more  # type: ignore[method-assign]
         return spec
 
 
-def after(module: str, name: str, method: str, function: Callable[[], object]) -> None:
-    """Call a function after each call of a method of the engine's, in processes that import it.
+def around(module: str, name: str, method: str, function: Callable[..., Any]) -> None:
+    """Call a function in place of a method of the engine's, in processes that import it.
 
-    Where the module has no such class or method, nothing is called. A method is waited for once.
+    The function gets the method, and what the method would get, the object first; it must raise
+    nothing else than the method does. Where the module has no such class or method, nothing is
+    replaced. A method is replaced once.
     """
 
     def wrap(imported: Any) -> None:
@@ -48,18 +51,34 @@ def after(module: str, name: str, method: str, function: Callable[[], object]) -
             return
 
         @functools.wraps(theirs)
-        def method_and_more(*args: Any, **kwargs: Any) -> Any:
-            answer = theirs(*args, **kwargs)
-            function()
-            return answer
+        def ours(*args: Any, **kwargs: Any) -> Any:
+            return function(theirs, *args, **kwargs)
 
-        method_and_more.eplb = True  # type: ignore[attr-defined]
-        setattr(cls, method, method_and_more)
+        ours.eplb = True  # type: ignore[attr-defined]
+        setattr(cls, method, ours)
 
     if module in sys.modules:
         wrap(sys.modules[module])
-    elif not any(getattr(each, "module", None) == module for each in sys.meta_path):
-        sys.meta_path.insert(0, _Awaited(module, wrap))
+        return
+    awaited = [each for each in sys.meta_path if getattr(each, "module", None) == module]
+    if not awaited:
+        awaited = [_Awaited(module)]
+        sys.meta_path.insert(0, awaited[0])
+    awaited[0].then.append(wrap)  # type: ignore[attr-defined]
+
+
+def after(module: str, name: str, method: str, function: Callable[..., object]) -> None:
+    """Call a function after each call of a method of the engine's, as `around` does.
+
+    It gets what the method got, the object first, and must not raise.
+    """
+
+    def and_more(theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        answer = theirs(*args, **kwargs)
+        function(*args, **kwargs)
+        return answer
+
+    around(module, name, method, and_more)
 
 
 @functools.cache

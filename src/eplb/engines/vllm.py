@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.checks import in_one_line
+from eplb.engines.initial import Initial
 from eplb.engines.live import Call, History
-from eplb.engines.log import failure, switched_on
+from eplb.engines.log import failure, once, switched_on
 from eplb.engines.ranks import Agreement, Member, default_member
+from eplb.engines.rebalances import Rebalances, Seen
 from eplb.engines.settings import Settings, is_on, settings_from
-from eplb.engines.start import after, compile_kernels
+from eplb.engines.start import after, around, compile_kernels
 from eplb.errors import LoadsError, PolicyError
 
 __all__ = ["make_policy", "register"]
@@ -38,6 +40,7 @@ _ARGUMENTS = (
 )
 _CHECKED = ("0.33.0",)
 _OWN = "vLLM's own policy"
+_STATE = "vllm.distributed.eplb.eplb_state", "EplbState"
 
 
 def register() -> None:
@@ -45,19 +48,20 @@ def register() -> None:
     try:
         if not is_on(os.environ):
             return
-        _replace(settings_from(os.environ))
-        at_start: Callable[[], object] = _compile
+        at_start = _replace(settings_from(os.environ))
+        if at_start is None:
+            return
     except ImportError as error:
         failure(_logger, error, "vLLM's own EPLB policy stays")
         return
     except Exception as error:
         failure(_logger, error, "vLLM's own EPLB policy stays")
-        at_start = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
-    after("vllm.distributed.eplb.eplb_state", "EplbState", "add_model", at_start)
+        refuse = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
 
+        def at_start(*_: Any, **__: Any) -> None:
+            refuse()
 
-def _compile() -> None:
-    compile_kernels(_logger)
+    after(*_STATE, "add_model", at_start)
 
 
 def _member() -> Member | None:
@@ -76,21 +80,41 @@ def _member() -> Member | None:
     return Member(group, store, f"rank{group.ranks[0]}", group.rank_in_group, len(group.ranks))
 
 
-def _replace(settings: Settings) -> None:
+def _replace(settings: Settings) -> Callable[..., object] | None:
+    """Put the planner into vLLM's table; what to do where the engine adds a model to its state, or
+    nothing where the planner is in the table already.
+    """
     import vllm
     from vllm.distributed.eplb.policy import EPLB_POLICIES
 
     theirs = EPLB_POLICIES["default"]
     if getattr(theirs, "eplb_settings", None) is not None:
-        return
+        return None
     version = str(getattr(vllm, "__version__", "of an unknown version"))
     wrong = _difference(theirs)
     if wrong:
         raise PolicyError(f"vLLM {version}: {wrong}")
-    EPLB_POLICIES["default"] = make_policy(theirs, settings)
-    switched_on(_logger, "vLLM's policy", settings, f"vLLM {version}", _CHECKED)
-    if settings.dispatch != "engine":
-        _logger.warning("eplb: EPLB_DISPATCH=table works in SGLang only; vLLM's own dispatch stays")
+    rebalances = Rebalances(_logger, settings, _OWN)
+    policy = EPLB_POLICIES["default"] = make_policy(theirs, settings, rebalances)
+    initial = policy.eplb_initial
+    around(*_STATE, "step", initial.step)
+
+    def at_start(state: Any, model: Any = None, *_: Any, **__: Any) -> None:
+        compile_kernels(_logger)
+        initial.read(state, model)
+        try:
+            member = _member()
+            if member is None or member.rank == 0:
+                switched_on(_logger, "vLLM's policy", settings, f"vLLM {version}", _CHECKED)
+                if settings.dispatch != "engine":
+                    only = "EPLB_DISPATCH=table works in SGLang only; vLLM's own dispatch stays"
+                    once(_logger, "dispatch", only)
+            of_model = model.num_moe_layers, model.num_logical_experts
+            rebalances.weigh(lambda: model.expert_weights[0], of_model)
+        except Exception as error:
+            failure(_logger, error, "the log does not say what the planner does")
+
+    return at_start
 
 
 def _difference(policy: Any) -> str:
@@ -108,13 +132,15 @@ def _difference(policy: Any) -> str:
     return ""
 
 
-def make_policy(theirs: Any, settings: Settings) -> Any:
+def make_policy(theirs: Any, settings: Settings, rebalances: Rebalances | None = None) -> Any:
     """A policy class for vLLM's table, that answers with `theirs` where it fails itself.
 
     Args:
         theirs: vLLM's own policy class.
         settings: how to plan.
+        rebalances: tells of each call.
     """
+    told = rebalances or Rebalances(_logger, settings, _OWN)
     history = History(settings.windows)
     # The engine's own thread plans at start and where ranks come or go, another one meanwhile.
     lock = threading.Lock()
@@ -124,6 +150,7 @@ def make_policy(theirs: Any, settings: Settings) -> Any:
             history.clear()
 
     agreement = Agreement(_member, settings, _OWN, _logger, forget)
+    initial = Initial(settings.initial, agreement.alike, _logger)
     recorder = None
     if settings.record is not None:
         try:
@@ -137,6 +164,7 @@ def make_policy(theirs: Any, settings: Settings) -> Any:
         """vLLM's policy, but for the planning."""
 
         eplb_settings = settings
+        eplb_initial = initial
 
         @classmethod
         def rebalance_experts(
@@ -158,20 +186,32 @@ def make_policy(theirs: Any, settings: Settings) -> Any:
                 running.shape[1] != num_replicas or bool((running < 0).any())
             )
 
+            seen = Seen()
+            kind = f"{call}/{tuple(weight.shape)}"
+
             def plan() -> NDArray[np.int64]:
                 with lock:
                     return _plan(
-                        history, recorder, call, settings, weight, running, scaling=scaling
+                        history,
+                        recorder,
+                        call,
+                        settings,
+                        weight,
+                        running,
+                        initial,
+                        seen,
+                        scaling=scaling,
                     )
 
             return agreement.answer(
-                f"{call}/{tuple(weight.shape)}",
+                kind,
                 plan,
                 None if scaling or running is None else running.copy(),
                 torch.from_numpy,
                 lambda: theirs.rebalance_experts(
                     weight, num_replicas, num_groups, num_nodes, num_ranks, old
                 ),
+                lambda outcome: told.tell(kind, seen, outcome),
             )
 
     return EplbPolicy
@@ -184,6 +224,8 @@ def _plan(
     settings: Settings,
     weight: Any,
     running: NDArray[np.int64] | None,
+    initial: Initial,
+    seen: Seen,
     *,
     scaling: bool,
 ) -> NDArray[np.int64]:
@@ -205,11 +247,18 @@ def _plan(
     current = None
     if running is not None:
         current = running_placement(running, loads.shape[1], cluster.slots_per_gpu)
+    seen.num_experts, seen.cluster, seen.current = loads.shape[1], cluster, current
     if loads.any():
-        windows = history.add(call, loads)
+        seen.windows = history.add(call, loads)
+        seen.new = 1
         if recorder is not None:
             _record(recorder, loads)
-        return next_placement(windows, cluster, call.num_groups, current, settings)
+    begun = initial.take((*loads.shape, call.num_slots), loaded=bool(loads.any()))
+    if begun is not None:
+        seen.reason = "the placement of EPLB_INITIAL"
+        return begun
+    if seen.windows is not None:
+        return next_placement(seen.windows, cluster, call.num_groups, current, settings)
     if current is not None and not scaling:
         # No load is known: so it is when the engine starts and tries what a plan costs.
         phy2log: NDArray[np.int64] = current.phy2log.copy()

@@ -28,12 +28,15 @@ from eplb.planning.passes import Effort
 from eplb.planning.plan import Plan, plan, planned_rule, what_is_left
 from eplb.planning.relocate import check_current
 
-__all__ = ["CONFIDENCE", "LEAST_GAIN", "Action", "Verdict", "counting", "judge"]
+__all__ = ["CONFIDENCE", "LEAST_GAIN", "NOTHING_BETTER", "Action", "Verdict", "counting", "judge"]
 
 LEAST_GAIN = 0.002
 """Balancedness that a plan is to gain (docs/experiments.md)."""
 CONFIDENCE = 0.84
 """Confidence that it gains anything (docs/experiments.md)."""
+
+NOTHING_BETTER = "No plan found is better by what its moves are to gain."
+"""Why nothing moves, where no window held out is needed to see that."""
 
 _TRIES = 4
 _BUDGETS = (0.125, 0.25, 0.5)
@@ -440,7 +443,7 @@ def _evidence(found: Verdict, number: int, helps: str) -> str:
     over = f"of balancedness over {found.now:.4f}{under(found.dispatch)}"
     if found.interval is None or found.engine_gain is None:
         if not found.plan.moves and found.gain < found.least_gain:
-            return "No plan found is better by what its moves are to gain."
+            return NOTHING_BETTER
         if number > 1:
             return (
                 f"Even on the {number} windows that it was made from, a plan gains only "
