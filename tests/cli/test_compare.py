@@ -41,7 +41,7 @@ def test_compare_prints_what_the_library_gives(trace_file: Path) -> None:
     told = figures_of("compare", trace_file, "--gpus", 8, "--slots", 40, "--every", 2)
     trace = eplb.load_trace(trace_file)
     cluster = eplb.Cluster(num_gpus=8, slots_per_gpu=5)
-    expected = eplb.compare(trace, cluster, ["contiguous", "seed", "eplb", "oracle"], every=2)
+    expected = eplb.compare(trace, cluster, ["deepseek", "eplb", "contiguous", "oracle"], every=2)
     for row, score in zip(told["scores"], expected.to_json()["scores"], strict=True):
         for name in row:
             assert row[name] == score[name] or name.endswith("_ms")

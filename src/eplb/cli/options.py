@@ -135,7 +135,7 @@ TraceTarget = Annotated[
 ]
 
 
-DEFAULT_POLICIES = ["contiguous", "seed", "eplb", "oracle"]
+DEFAULT_POLICIES = ["deepseek", "eplb", "contiguous", "oracle"]
 
 Policies = Annotated[
     list[str] | None,

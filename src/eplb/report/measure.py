@@ -23,7 +23,7 @@ from eplb.report.commands import compare_command, plan_command
 from eplb.report.curves import measure_moves, measure_spare, measure_windows
 from eplb.report.figures import Choice, Figures, Setting
 from eplb.report.sample import Asked
-from eplb.report.standings import heat_of, hottest, standings_of, why_unsure
+from eplb.report.standings import engine_plan, heat_of, hottest, standings_of, why_unsure
 from eplb.report.through import measure_through
 from eplb.report.timing import estimate_times, known_model
 
@@ -126,6 +126,7 @@ def measure(
         )
     replays = {} if comparison is None else {each.name: each for each in comparison.replays}
     ran = replays["plan"].placements if replays else ()
+    engine = engine_plan(asked)
     expert_bytes = known.expert_bytes if isinstance(known, Model) else None
     spare = measure_spare(asked, rule, expert_bytes, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
@@ -148,9 +149,16 @@ def measure(
     )
     say(STEPS[6], 0, 1)
     estimated = estimate_times(
-        asked, running, made.placement, ran, known, card, tokens_per_gpu, assumed
+        asked,
+        running,
+        [engine, *(replays["engine"].placements if replays else ())],
+        [made.placement, *ran],
+        known,
+        card,
+        tokens_per_gpu,
+        assumed,
     )
-    standings = standings_of(asked, comparison, made.placement, current)
+    standings = standings_of(asked, comparison, made.placement, engine, current)
     verdict = judge(
         asked.seen,
         cluster,
@@ -225,12 +233,11 @@ def _tried(asked: Asked) -> tuple[str | None, tuple[tuple[str, float], ...]]:
 def _policies(
     current: Placement | None, forecast: str | None, threads: int | None
 ) -> dict[str, Policy]:
-    policies: dict[str, Policy] = {"contiguous": named_policy("contiguous")}
-    if current is not None:
-        policies["current"] = Staying(current)
+    policies: dict[str, Policy] = {} if current is None else {"current": Staying(current)}
     return policies | {
-        "seed": named_policy("seed"),
+        "engine": named_policy("deepseek"),
         "plan": named_policy(forecast or "eplb", threads),
+        "contiguous": named_policy("contiguous"),
         "oracle": named_policy("oracle", threads),
     }
 

@@ -13,25 +13,36 @@ from eplb.replaying.policies import named_policy
 from eplb.report.figures import Contender, Heat, Hot, Who
 from eplb.report.sample import Asked, evenly
 
-__all__ = ["heat_of", "hottest", "standings_of", "why_unsure"]
+__all__ = ["engine_plan", "heat_of", "hottest", "standings_of", "why_unsure"]
 
 _HOTTEST = 3
 _TYPICAL = 64
 """Windows among which a typical one is looked for, where there are more."""
 
 
-def standings_of(
-    asked: Asked, comparison: Comparison | None, made: Placement, current: Placement | None
-) -> tuple[Contender, ...]:
-    """All of them, what runs now first; on windows unseen as a comparison found."""
-    seed = named_policy("seed")(
+def engine_plan(asked: Asked) -> Placement:
+    """What engines would make by themselves of the windows seen."""
+    phy2log = named_policy("deepseek")(
         asked.seen, asked.cluster, current=asked.start, num_groups=asked.num_groups
     )
-    placements: dict[Who, Placement | None] = {} if current is None else {"current": current}
-    placements |= {
-        "contiguous": asked.start,
-        "seed": Placement(seed, asked.trace.num_experts, asked.cluster),
+    return Placement(phy2log, asked.trace.num_experts, asked.cluster)
+
+
+def standings_of(
+    asked: Asked,
+    comparison: Comparison | None,
+    made: Placement,
+    engine: Placement,
+    current: Placement | None,
+) -> tuple[Contender, ...]:
+    """All of them, what runs now first, then what engines do by themselves; on windows unseen as a
+    comparison found.
+    """
+    placements: dict[Who, Placement | None] = {
+        "contiguous" if current is None else "current": current or asked.start,
+        "engine": engine,
         "plan": made,
+        "contiguous": asked.start,
     }
     if comparison is None:
         return tuple(_standing(who, each, asked, None) for who, each in placements.items())
@@ -49,9 +60,10 @@ def _standing(
         served = placement.serve(asked.seen, asked.dispatch)
         seen, interval = served.average(), served.interval()
     if comparison is None:
-        return Contender(who, seen, interval, None, None, None, None, None, None)
+        return Contender(who, seen, interval, *(None,) * 8)
     replays = {each.name: each for each in comparison.replays}
     found = score(replays[who], replays.get("current", replays["contiguous"]))
+    over_engine = score(replays[who], replays["engine"])
     return Contender(
         who,
         seen,
@@ -61,6 +73,8 @@ def _standing(
         found.worst_window,
         found.gain,
         found.gain_interval,
+        over_engine.gain,
+        over_engine.gain_interval,
         found.moved,
     )
 
