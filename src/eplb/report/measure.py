@@ -15,6 +15,7 @@ from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.placement import Placement
 from eplb.planning.backtest import expected_of
+from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import Forecast, Recent, named_forecast
 from eplb.planning.plan import check_shape, plan, planned_rule
 from eplb.replaying.compare import compare
@@ -23,7 +24,7 @@ from eplb.report.commands import compare_command, plan_command
 from eplb.report.curves import measure_moves, measure_spare, measure_windows
 from eplb.report.figures import Choice, Figures, Setting
 from eplb.report.sample import Asked
-from eplb.report.standings import engine_plan, heat_of, hottest, standings_of, why_unsure
+from eplb.report.standings import heat_of, hottest, standings_of, why_unsure
 from eplb.report.through import measure_through
 from eplb.report.timing import estimate_times, known_model
 
@@ -126,7 +127,7 @@ def measure(
         )
     replays = {} if comparison is None else {each.name: each for each in comparison.replays}
     ran = replays["plan"].placements if replays else ()
-    engine = engine_plan(asked)
+    engine = engine_placement(asked.seen, cluster, num_groups)
     expert_bytes = known.expert_bytes if isinstance(known, Model) else None
     spare = measure_spare(asked, rule, expert_bytes, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))

@@ -9,23 +9,14 @@ from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.forecast import Recent
 from eplb.replaying.compare import Comparison, score
-from eplb.replaying.policies import named_policy
 from eplb.report.figures import Contender, Heat, Hot, Who
 from eplb.report.sample import Asked, evenly
 
-__all__ = ["engine_plan", "heat_of", "hottest", "standings_of", "why_unsure"]
+__all__ = ["heat_of", "hottest", "standings_of", "why_unsure"]
 
 _HOTTEST = 3
 _TYPICAL = 64
 """Windows among which a typical one is looked for, where there are more."""
-
-
-def engine_plan(asked: Asked) -> Placement:
-    """What engines would make by themselves of the windows seen."""
-    phy2log = named_policy("deepseek")(
-        asked.seen, asked.cluster, current=asked.start, num_groups=asked.num_groups
-    )
-    return Placement(phy2log, asked.trace.num_experts, asked.cluster)
 
 
 def standings_of(
