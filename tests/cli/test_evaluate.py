@@ -125,9 +125,9 @@ def test_no_load_at_all() -> None:
     cluster = eplb.Cluster(2, 1, 3)
     placement = eplb.Placement.contiguous(2, 4, cluster)
     found = evaluate_placement(placement, eplb.LoadTrace(np.zeros((3, 2, 4))))
-    assert [standing.balancedness for standing in found.standings] == [1.0] * 4
+    assert [standing.balancedness for standing in found.standings] == [1.0] * 5
     assert (found.hottest, found.worst_layers) == (None, [])
-    assert [standing.moves for standing in found.standings] == [0] * 4
+    assert [standing.moves for standing in found.standings] == [0] * 5
 
 
 def test_another_model() -> None:
