@@ -13,6 +13,7 @@ import eplb
 from eplb.balance import ratio_interval
 from eplb.planning.forecast import Recent
 from eplb.replaying.evaluate import evaluate_placement
+from eplb.solver.greedy import greedy
 from eplb.synthetic import deepseek_v3
 
 
@@ -82,14 +83,18 @@ def test_figures_are_those_of_a_plain_oracle(windows: int) -> None:
     single = trace.loads if windows == 1 else expected.loads
     moved = eplb.plan(single, cluster, current=placement).placement
     made = eplb.plan(single, cluster).placement
-    from_this, afresh, contiguous = found.standings[1:]
+    from_this, afresh, engine, contiguous = found.standings[1:]
     assert from_this.balancedness == pytest.approx(moved.balancedness(trace.loads))
     assert afresh.balancedness == pytest.approx(made.balancedness(trace.loads))
     assert from_this.duplicates == afresh.duplicates == 0
+    by_engine = greedy(trace.loads[-32:].sum(axis=0), cluster, 1, swaps=False)
+    own = eplb.Placement(by_engine, 16, cluster)
+    assert engine.balancedness == pytest.approx(own.balancedness(trace.loads))
     start = eplb.Placement.contiguous(4, 16, cluster)
     assert contiguous.balancedness == pytest.approx(start.balancedness(trace.loads))
     assert contiguous.gain == pytest.approx(contiguous.balancedness - this.balancedness)
-    for standing, other in ((from_this, moved), (afresh, made), (contiguous, start)):
+    pairs = ((from_this, moved), (afresh, made), (engine, own), (contiguous, start))
+    for standing, other in pairs:
         moves = sum(
             len(after - before)
             for layer in (1, 2, 3)
@@ -120,9 +125,9 @@ def test_no_load_at_all() -> None:
     cluster = eplb.Cluster(2, 1, 3)
     placement = eplb.Placement.contiguous(2, 4, cluster)
     found = evaluate_placement(placement, eplb.LoadTrace(np.zeros((3, 2, 4))))
-    assert [standing.balancedness for standing in found.standings] == [1.0] * 4
+    assert [standing.balancedness for standing in found.standings] == [1.0] * 5
     assert (found.hottest, found.worst_layers) == (None, [])
-    assert [standing.moves for standing in found.standings] == [0] * 4
+    assert [standing.moves for standing in found.standings] == [0] * 5
 
 
 def test_another_model() -> None:
@@ -161,7 +166,7 @@ def test_a_plan_for_each_engine_is_scored_as_the_plan(
     found = json.loads(done.stdout)
     assert (found["gpus"], found["slots"], found["layers"]) == (32, 288, 6)
     assert found["dense_layers"] == [0, 1]
-    this, from_this, afresh, _contiguous = found["standings"]
+    this, from_this, afresh = found["standings"][:3]
     assert this["balancedness"] == afresh["balancedness"] == figures["plan"]
     assert (from_this["moves"], afresh["moves"], this["duplicates"]) == (0, 0, 0)
 
@@ -182,6 +187,7 @@ def test_text_for_a_person(loads_file: Path, tmp_path: Path) -> None:
         "this placement",
         "a plan from it",
         "a plan from scratch",
+        "the engine's own",
         "contiguous",
         "layer 5",
     ):

@@ -72,10 +72,14 @@ def test_plan_keeps_to_the_budget_and_says_what_moves(call: Call) -> None:
     assert figures["moves"] == made.moves_from(old) <= 7
     assert figures["moved"] == figures["moves"] / MOE_SLOTS
     assert figures["current_balancedness"] == old.balancedness(loads) < figures["plan"]
+    assert figures["running"] == figures["current_balancedness"]
+    before, after = (each.gpu_load(loads).max(axis=2)[:, 1:] for each in (old, new))
+    assert figures["busiest_gpu_saves"] == pytest.approx(np.mean(1.0 - after / before))
     code, out, _ = call(*arguments, "--max-moves", "5%")
     assert code == 0
     few = eplb.plan(loads[0], CLUSTER, current=old, max_moves=6)
     share = f"{few.moves} experts ({few.moves / MOE_SLOTS:.2%} of 120 slots)"
+    assert "load than now, and" in " ".join(out.split())
     assert f"GPUs receive {share}. Experts that stay on a GPU keep their slot." in out
     code, out, _ = call(*arguments, "--move-cost", 1e9, "--json")
     assert (code, json.loads(out)["moves"]) == (0, 0)

@@ -19,6 +19,7 @@ from rich.console import Console
 import eplb
 from eplb.cli.terminal import print_summary
 from eplb.planning.summary import summarize
+from eplb.solver.greedy import greedy
 from eplb.synthetic import deepseek_v3
 
 
@@ -52,6 +53,9 @@ def test_json_is_one_object_and_nothing_else(loads_file: Path) -> None:
     assert figures["plan"] == made.placement.balancedness(loads)
     contiguous = eplb.Placement.contiguous(8, 256, cluster)
     assert figures["contiguous"] == contiguous.balancedness(loads)
+    engine = eplb.Placement(greedy(loads, cluster, 1, swaps=False), 256, cluster)
+    assert figures["engine"] == engine.balancedness(loads)
+    assert figures["running"] is None
     assert figures["gap_worst"] == made.gap.max()
     assert figures["dense_layers"] == [0, 1]
     assert figures["policy"] == "global"

@@ -17,6 +17,7 @@ from eplb.replaying.evaluate import evaluate_placement
 from eplb.report import Figures, Missing, measure, render_page
 from eplb.report.curves import knee_of
 from eplb.report.sample import evenly
+from eplb.solver.greedy import greedy
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +58,12 @@ def test_unseen_figures_are_those_of_compare(traces: Path) -> None:
     told = run(*words[1:], "--json")
     assert told.returncode == 0, told.stderr
     scores = {each["policy"]: each for each in json.loads(told.stdout)["scores"]}
-    names = {"plan": found.choice.forecast, "contiguous": "contiguous", "seed": "seed"}
+    names = {"plan": found.choice.forecast, "contiguous": "contiguous", "engine": "deepseek"}
     for who, policy in (names | {"oracle": "oracle"}).items():
         standing, score = found.standing(who), scores[policy]  # type: ignore[arg-type]
         assert standing is not None
         assert standing.unseen == score["balancedness"]
-        assert standing.gain == score["gain"]
+        assert standing.engine_gain == score["gain"]
         assert standing.worst == score["worst_window"]
         assert standing.moved == score["moved"]
     default = run("compare", path, "--gpus", 32, "--slots", 288, "--json")
@@ -75,12 +76,15 @@ def test_intervals_are_those_of_compare_where_windows_are_many() -> None:
     found = measure(trace, CLUSTER)
     every = found.setting.every
     assert every == 4
-    names = ["contiguous", "seed", found.choice.forecast or "", "oracle"]
+    names = ["contiguous", "deepseek", found.choice.forecast or "", "oracle"]
     expected = {
         each.policy: each for each in eplb.compare(trace, CLUSTER, names, every=every).scores
     }
     assert found.plan.unseen_interval == expected[names[2]].balancedness_interval is not None
     assert found.plan.gain_interval == expected[names[2]].gain_interval
+    over_engine = eplb.compare(trace, CLUSTER, names[1:], every=every).scores[1]
+    assert found.plan.engine_gain == over_engine.gain
+    assert found.plan.engine_gain_interval == over_engine.gain_interval is not None
     assert found.unsure is None
 
 
@@ -123,12 +127,22 @@ def test_the_command_of_moves_makes_as_good_a_plan(
     assert made.balancedness(trace.loads) == pytest.approx(point.seen, abs=0.02)
 
 
-def test_seen_figures_are_of_the_plan_and_the_seed(
+def test_comparison_is_with_what_runs_then_the_engine_then_no_balancing(
     trace: eplb.LoadTrace, running: eplb.Placement, moving: Figures
 ) -> None:
     expected = evaluate_placement(running, trace)
     afresh = {each.placement: each for each in expected.standings}
-    assert moving.now.who == "current"
+    named = [each.who for each in moving.standings]
+    assert named == ["current", "engine", "plan", "contiguous", "oracle"]
+    engine = moving.engine
+    total = trace.loads.sum(axis=0)
+    made = greedy(total, CLUSTER, 1, swaps=False)
+    by_engine = eplb.Placement(made, trace.num_experts, CLUSTER)
+    assert engine.seen == pytest.approx(by_engine.balancedness(trace.loads))
+    assert engine.engine_gain == 0.0
+    assert moving.plan.unseen is not None
+    assert engine.unseen is not None
+    assert moving.plan.engine_gain == pytest.approx(moving.plan.unseen - engine.unseen)
     assert moving.now.seen == pytest.approx(afresh["this"].balancedness)
     contiguous = moving.standing("contiguous")
     assert contiguous is not None
@@ -146,17 +160,28 @@ def test_estimates_are_of_the_plans_that_had_not_seen(
     assert not isinstance(found, Missing)
     start = eplb.Placement.contiguous(trace.num_layers, trace.num_experts, CLUSTER)
     steps = []
-    for placements in ([start] * 11, plans_before(trace, figures.choice.forecast)):
+    by_engine = [
+        eplb.Placement(
+            greedy(trace.loads[:window].sum(axis=0), CLUSTER, 1, swaps=False),
+            trace.num_experts,
+            CLUSTER,
+        )
+        for window in range(1, len(trace))
+    ]
+    planned = plans_before(trace, figures.choice.forecast)
+    for placements in ([start] * 11, planned, by_engine):
         each = [
             estimate(placement, window, "H100", "gpt-oss-20b", tokens_per_gpu=128.0)
             for placement, window in zip(placements, trace.loads[1:], strict=True)
         ]
         steps.append(np.mean([one.step_seconds for one in each]))
         layers = np.mean([one.layer_seconds[1:] for one in each], axis=0) * 1e6
-        told = found.before_us if len(steps) == 1 else found.after_us
-        np.testing.assert_allclose(told, layers)
-    np.testing.assert_allclose([found.step_before, found.step_after], steps)
+        if len(steps) < 3:
+            told = found.before_us if len(steps) == 1 else found.after_us
+            np.testing.assert_allclose(told, layers)
+    np.testing.assert_allclose([found.step_before, found.step_after, found.step_engine], steps)
     np.testing.assert_allclose(found.tokens_after, 128.0 * 8 / steps[1])
+    np.testing.assert_allclose(found.tokens_engine, 128.0 * 8 / steps[2])
     assert found.tokens_before < found.tokens_after < found.tokens_even
     assert found.layers == (1, 2, 3, 4, 5)
     assert any("estimate" in word for word in found.words)

@@ -20,12 +20,7 @@ def quitting_on_interrupt(console: Console) -> Iterator[None]:
 
     Nothing may be written meanwhile that could be left half done.
     """
-
-    def quit_now(*_: object) -> None:
-        console.show_cursor()
-        os._exit(INTERRUPTED)
-
-    with _on_interrupt(quit_now):
+    with _on_interrupt(lambda *_: _quit(console)):
         yield
 
 
@@ -38,12 +33,27 @@ def stopping_on_interrupt(console: Console) -> Iterator[Callable[[], bool]]:
         nonlocal pressed
         pressed += 1
         if pressed > 1:
-            console.show_cursor()
-            os._exit(INTERRUPTED)
-        print("eplb: stopping; Ctrl-C again quits at once", file=sys.stderr)  # noqa: T201
+            _quit(console)
+        _tell("eplb: stopping; Ctrl-C again quits at once\n")
 
     with _on_interrupt(note):
         yield lambda: pressed > 0
+
+
+def _quit(console: Console) -> None:
+    try:
+        console.show_cursor()
+    finally:
+        os._exit(INTERRUPTED)
+
+
+def _tell(line: str) -> None:
+    """A line on standard error, past its buffer: what was interrupted may be writing to that."""
+    try:
+        os.write(sys.stderr.fileno(), line.encode())
+    except (OSError, ValueError):
+        # There is nowhere to tell it, and that must not end what is to be finished.
+        return
 
 
 @contextmanager

@@ -142,7 +142,7 @@ TraceTarget = Annotated[
 _SHOWN = 5
 """Layers whose lost experts are printed."""
 
-DEFAULT_POLICIES = ["contiguous", "seed", "eplb", "oracle"]
+DEFAULT_POLICIES = ["deepseek", "eplb", "contiguous", "oracle"]
 
 Policies = Annotated[
     list[str] | None,

@@ -258,4 +258,5 @@ def timed_plan(
             threads=threads,
         )
         seconds = time.perf_counter() - begin
-    return made, summarize(expected.loads, made, groups, seconds, said, dispatch)
+    running = None if moves is None else moves.placement
+    return made, summarize(expected.loads, made, groups, seconds, said, dispatch, running)

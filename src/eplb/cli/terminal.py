@@ -22,7 +22,7 @@ from eplb.moving.decide import Decision
 from eplb.moving.frontier import Frontier
 from eplb.moving.migrate import Migration
 from eplb.moving.verdict import Verdict
-from eplb.planning.summary import Summary
+from eplb.planning.summary import LayerSummary, Summary
 from eplb.replaying.compare import Comparison, Score
 from eplb.replaying.demo import GPU, MODEL, TOKENS, Demo
 from eplb.replaying.evaluate import Evaluation, Standing
@@ -61,6 +61,7 @@ _STANDINGS = {
     "this": "this placement",
     "from this": "a plan from it",
     "afresh": "a plan from scratch",
+    "engine": "the engine's own",
 }
 
 
@@ -139,9 +140,10 @@ def print_summary(
         console.print()
         console.print(_summary_table(summary))
         console.print()
+        before = "in the contiguous layout" if summary.running is None else "now"
         line = (
-            f"The busiest GPU of a layer carries {_less(summary.busiest_gpu_saves)} load than in "
-            "the contiguous layout."
+            f"The busiest GPU of a layer carries {_less(summary.busiest_gpu_saves)} load than "
+            f"{before}, and {_less(summary.engine_saves)} than by the engine's own planner."
         )
         split = ""
         if summary.dispatch != summary.planned_dispatch:
@@ -375,9 +377,17 @@ def print_evaluation(
         )
     console.print(table)
     console.print()
-    table = _table("its worst layers", "this", "from it", "from scratch", "contiguous", gap=2)
+    table = _table(
+        "its worst layers", "this", "from it", "from scratch", "engine's own", "contiguous", gap=2
+    )
     for figures in found.worst_layers:
-        values = (figures.this, figures.from_this, figures.afresh, figures.contiguous)
+        values = (
+            figures.this,
+            figures.from_this,
+            figures.afresh,
+            figures.engine,
+            figures.contiguous,
+        )
         table.add_row(f"layer {figures.layer}", *(f"{value:.4f}" for value in values), style="dim")
     console.print(table)
     console.print()
@@ -530,26 +540,33 @@ def _setting(
 
 
 def _summary_table(summary: Summary) -> Table:
-    table = _table("balancedness (mean / max GPU load)", "contiguous")
+    before = "contiguous" if summary.running is None else "now"
+    table = _table("balancedness (mean / max GPU load)", before, "engine's own")
     table.add_column("plan", justify="right", style="bold")
     proven = summary.dispatch == summary.planned_dispatch
     if proven:
         table.add_column("proven gap", justify="right")
     table.add_row(
         f"mean of {summary.layers - len(summary.dense_layers)} layers",
-        f"{summary.contiguous:.4f}",
+        *_before(summary),
         f"{summary.plan:.4f}",
         *[f"{summary.gap_mean:.3%}"] * proven,
     )
     for layer in summary.worst_layers:
         table.add_row(
             f"layer {layer.layer}",
-            f"{layer.contiguous:.4f}",
+            *_before(layer),
             f"{layer.plan:.4f}",
             *[f"{layer.gap:.3%}"] * proven,
             style="dim",
         )
     return table
+
+
+def _before(found: Summary | LayerSummary) -> tuple[str, str]:
+    """Balancedness of what runs, or of the layout that engines start with; and of the engine's."""
+    before = found.contiguous if found.running is None else found.running
+    return f"{before:.4f}", f"{found.engine:.4f}"
 
 
 def _skew_table(found: Inspection) -> Table:

@@ -23,7 +23,8 @@ from eplb.checks import real_number, share_of_one
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named, under
 from eplb.loads import check_weights, check_windows
-from eplb.placement import Placement, spread
+from eplb.placement import Placement
+from eplb.planning.engine import engine_placement
 from eplb.planning.passes import Effort
 from eplb.planning.plan import Plan, plan, planned_rule, what_is_left
 from eplb.planning.relocate import check_current
@@ -162,11 +163,7 @@ class _Trials:
 
     def engine(self, chosen: NDArray[np.intp]) -> Placement:
         """What engines make of the same windows by themselves."""
-        from eplb.solver.greedy import greedy
-
-        total = self.windows[chosen].sum(axis=0)
-        phy2log = greedy(total, self.cluster.survivors, self.num_groups, swaps=False)
-        return Placement(spread(phy2log, self.cluster), total.shape[1], self.cluster)
+        return engine_placement(self.windows[chosen], self.cluster, self.num_groups)
 
     def gained(self, placement: Placement, held: NDArray[np.intp]) -> _Loads:
         """[H + 1, L] balancedness gained over what runs on windows, and on their sum, the last."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from eplb.balance import balancedness, ratios
 from eplb.dispatching.rules import name_of
 from eplb.placement import Placement
+from eplb.planning.engine import engine_placement
 from eplb.planning.plan import Plan
 
 __all__ = ["LayerSummary", "Summary", "summarize"]
@@ -18,9 +19,11 @@ _WORST = 5
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer: balancedness of both layouts, and the plan's proven gap under its own rule."""
+    """One layer: balancedness as in `Summary`, and the plan's proven gap under its own rule."""
 
     layer: int
+    running: float | None
+    engine: float
     contiguous: float
     plan: float
     gap: float
@@ -36,11 +39,15 @@ class Summary:
         policy: "hierarchical" where groups stay on nodes, "global" otherwise.
         windows: T; planned_for: what they are, in words, where they are not loads as recorded.
         dispatch: name of the rule of dispatch that balancedness and loads are under.
+        running: balancedness of what runs, None where that is not known.
+        engine: balancedness of what engines plan by themselves.
         contiguous: balancedness of the layout that engines start with.
         plan: balancedness of the plan.
         planned_dispatch: name of the rule that the plan was made for; as_planned: balancedness of
             the plan under that rule.
-        busiest_gpu_saves: share of its load that the busiest GPU is spared, mean over layers.
+        busiest_gpu_saves: share of its load that the busiest GPU is spared, mean over layers, from
+            what runs, or from the contiguous layout where that is not known; engine_saves: the same
+            from what engines plan by themselves.
         gap_mean, gap_worst: peak / proven bound - 1, both under the rule planned for.
         duplicates: slots that hold an expert a second time on a GPU.
         worst_layers: the least balanced of the plan, the worst first.
@@ -59,11 +66,14 @@ class Summary:
     windows: int
     planned_for: str | None
     dispatch: str
+    running: float | None
+    engine: float
     contiguous: float
     plan: float
     planned_dispatch: str
     as_planned: float
     busiest_gpu_saves: float
+    engine_saves: float
     gap_mean: float
     gap_worst: float
     duplicates: int
@@ -82,21 +92,29 @@ def summarize(
     seconds: float,
     planned_for: str | None = None,
     dispatch: Any = "even",
+    running: Placement | None = None,
 ) -> Summary:
-    """Compare a plan with the contiguous layout on the windows [T, L, E] that it was made for,
-    under a rule of dispatch as for `Placement.gpu_load`.
+    """Compare a plan with what runs, with what engines plan by themselves, and with the contiguous
+    layout, on the windows [T, L, E] that it was made for, under a rule of dispatch as for
+    `Placement.gpu_load`.
     """
     placement = plan.placement
     cluster = placement.cluster
-    contiguous = Placement.contiguous(loads.shape[1], loads.shape[2], cluster)
-    before, after = (each.gpu_load(loads, dispatch) for each in (contiguous, placement))
+    others = {
+        "engine": engine_placement(loads, cluster, num_groups),
+        "contiguous": Placement.contiguous(loads.shape[1], loads.shape[2], cluster),
+        "plan": placement,
+    }
+    if running is not None:
+        others["running"] = running
+    load = {name: each.gpu_load(loads, dispatch) for name, each in others.items()}
     loaded = np.flatnonzero(loads.any(axis=(0, 2)))
-    ratio_before = np.nanmean(ratios(before, cluster.speeds)[:, loaded], axis=0)
-    ratio_after = np.nanmean(ratios(after, cluster.speeds)[:, loaded], axis=0)
-    peak_before, peak_after = before.max(axis=2), after.max(axis=2)
-    busy = peak_before > 0.0
+    ratio = {
+        name: np.nanmean(ratios(each, cluster.speeds)[:, loaded], axis=0)
+        for name, each in load.items()
+    }
     gap = plan.gap[loaded]
-    worst = np.argsort(ratio_after, kind="stable")[:_WORST]
+    worst = np.argsort(ratio["plan"], kind="stable")[:_WORST]
     hierarchical = cluster.num_nodes > 1 and num_groups % cluster.num_nodes == 0
     return Summary(
         layers=placement.num_layers,
@@ -111,21 +129,34 @@ def summarize(
         windows=loads.shape[0],
         planned_for=planned_for,
         dispatch=name_of(dispatch),
-        contiguous=balancedness(before, speeds=cluster.speeds),
-        plan=balancedness(after, speeds=cluster.speeds),
+        running=balancedness(load["running"], speeds=cluster.speeds) if running is not None else None,
+        engine=balancedness(load["engine"], speeds=cluster.speeds),
+        contiguous=balancedness(load["contiguous"], speeds=cluster.speeds),
+        plan=balancedness(load["plan"], speeds=cluster.speeds),
         planned_dispatch=plan.dispatch,
         as_planned=placement.balancedness(loads, plan.dispatch),
-        busiest_gpu_saves=float(np.mean(1.0 - peak_after[busy] / peak_before[busy]))
-        if busy.any()
-        else 0.0,
+        busiest_gpu_saves=_spared(load.get("running", load["contiguous"]), load["plan"]),
+        engine_saves=_spared(load["engine"], load["plan"]),
         gap_mean=float(gap.mean()) if loaded.size else 0.0,
         gap_worst=float(gap.max()) if loaded.size else 0.0,
         duplicates=placement.num_duplicates,
         worst_layers=[
             LayerSummary(
-                int(loaded[i]), float(ratio_before[i]), float(ratio_after[i]), float(gap[i])
+                int(loaded[i]),
+                float(ratio["running"][i]) if "running" in ratio else None,
+                float(ratio["engine"][i]),
+                float(ratio["contiguous"][i]),
+                float(ratio["plan"][i]),
+                float(gap[i]),
             )
             for i in worst
         ],
         seconds=seconds,
     )
+
+
+def _spared(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
+    """Share of its load [T, L, G] that the busiest GPU is spared, mean over windows and layers."""
+    peaks, left = before.max(axis=2), after.max(axis=2)
+    busy = peaks > 0.0
+    return float(np.mean(1.0 - left[busy] / peaks[busy])) if busy.any() else 0.0

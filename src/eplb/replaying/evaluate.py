@@ -1,4 +1,6 @@
-"""How a placement does on loads, beside plans made now and the layout that engines start with."""
+"""How a placement does on loads, beside plans made now, what engines plan by themselves, and the
+layout that they start with.
+"""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,6 +14,7 @@ from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, judge
 from eplb.placement import Placement
+from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import HISTORY, Recent, Scenarios
 from eplb.planning.plan import plan, planned_rule
 
@@ -26,7 +29,8 @@ class Standing:
 
     Attributes:
         placement: "this"; "from this", a plan that starts from it and moves what is worth a move;
-            "afresh", a plan from scratch; "contiguous", the layout that engines start with.
+            "afresh", a plan from scratch; "engine", what engines plan by themselves; "contiguous",
+            the layout that they start with.
         balancedness: mean GPU load / max GPU load, mean over windows and layers; interval: where
             that is with 95 % confidence, None of few windows.
         pooled: the same as sum of means / sum of maxima; pooled_interval: of that.
@@ -58,6 +62,7 @@ class LayerFigures:
     this: float
     from_this: float
     afresh: float
+    engine: float
     contiguous: float
 
 
@@ -101,8 +106,8 @@ class Evaluation:
         gpus: G, dead ones too; dead: their numbers; slots: of a layer, on those alive.
         layers: L; dense_layers: those with no load in any window.
         dispatch: name of the rule of dispatch that all figures are under.
-        standings: of the placement, of two plans for the same slots made from these windows, and
-            of the contiguous layout.
+        standings: of the placement, of two plans for the same slots made from these windows, of
+            what engines plan from them, and of the contiguous layout.
         unseen: what a plan gains on windows that it was not made from; None of one window.
         worst_layers: the least balanced, the worst first.
         hottest: the GPU with the most load, None without load.
@@ -141,7 +146,8 @@ def evaluate_placement(
     confidence: float = CONFIDENCE,
     threads: int | None = None,
 ) -> Evaluation:
-    """Score a placement on every window, beside plans made now and the contiguous layout.
+    """Score a placement on every window, beside plans made now, the engine's own and the contiguous
+    layout.
 
     Plans are made from the last 32 windows and scored on all: what they gain on windows that they
     have seen is the most that there is. What re-planning would have gained is told by `unseen`.
@@ -175,6 +181,7 @@ def evaluate_placement(
         "afresh": _planned(
             trace.loads, placement, num_groups, threads, planned_rule(dispatch), afresh=True
         ),
+        "engine": engine_placement(trace.loads[-HISTORY:], cluster, num_groups),
         "contiguous": begin,
     }
     found = {name: each.serve(trace.loads, dispatch) for name, each in placements.items()}

@@ -29,7 +29,7 @@ def compare_command(
 ) -> str:
     """What prints the figures on loads that plans have not seen."""
     words = ["eplb", "compare", name, *_cluster_words(asked)]
-    for policy in ("contiguous", "seed", forecast or "eplb", "oracle"):
+    for policy in ("deepseek", forecast or "eplb", "contiguous", "oracle"):
         words += ["--policy", policy]
     words += ["--every", str(every)] if every > 1 else []
     return shlex.join([*words, *reading])

@@ -10,7 +10,7 @@ from eplb.report.words import NAMES, counted, percent
 __all__ = ["DRAWINGS", "Drawing"]
 
 INK, SOFT, LINE, PAPER = "#010203", "#010204", "#010205", "#010206"
-NOW, PLAN, SEED, BEST = "#010211", "#010212", "#010213", "#010214"
+NOW, PLAN, OTHER, BEST = "#010211", "#010212", "#010213", "#010214"
 
 HOTTEST = ("#010221", "#010222", "#010223")
 
@@ -34,7 +34,7 @@ class Drawing:
 
 def _balance(figure: Any, figures: Figures, *, wide: bool) -> float:
     axes = figure.subplots()
-    colours = {"contiguous": NOW, "current": NOW, "seed": SEED, "plan": PLAN, "oracle": BEST}
+    colours = {"contiguous": NOW, "current": NOW, "engine": OTHER, "plan": PLAN, "oracle": BEST}
     standings = figures.standings[::-1]
     labels = [NAMES[each.who] if wide else _broken(NAMES[each.who]) for each in standings]
     for row, each in enumerate(standings):
@@ -197,7 +197,7 @@ def _through(figure: Any, figures: Figures, *, wide: bool) -> float:
     found = _known(figures.through)
     axes = figure.subplots()
     axes.plot(found.windows, found.replanned, color=PLAN, label="re-planned")
-    axes.plot(found.windows, found.kept, color=SEED, ls="--", label="planned once")
+    axes.plot(found.windows, found.kept, color=OTHER, ls="--", label="planned once")
     axes.plot(found.windows, found.now, color=NOW, ls="-.", label="now")
     axes.set_xlabel("window")
     axes.set_ylabel(_BALANCEDNESS if wide else "balancedness")
@@ -233,7 +233,7 @@ def _seen_and_unseen(axes: Any, numbers: Sequence[float], points: Sequence[Any])
     if all(each.unseen is not None for each in points):
         axes.plot(numbers, [each.unseen for each in points], "o-", color=PLAN, label="unseen")
     seen = [each.seen for each in points]
-    axes.plot(numbers, seen, "D--", color=SEED, mfc=PAPER, mew=2, label="seen")
+    axes.plot(numbers, seen, "D--", color=OTHER, mfc=PAPER, mew=2, label="seen")
     _pad(axes)
 
 

@@ -31,7 +31,7 @@ __all__ = [
     "Windows",
 ]
 
-Who = Literal["contiguous", "current", "seed", "plan", "oracle"]
+Who = Literal["contiguous", "current", "engine", "plan", "oracle"]
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,14 @@ class Contender:
     """One way to place experts: balancedness, mean over windows and layers.
 
     Attributes:
-        who: "contiguous", the layout that engines start with; "current", the placement given;
-            "seed", the algorithm that the project started from, on the sum of the windows; "plan",
-            what is recommended; "oracle", a plan that is shown the windows that come.
+        who: "current", the placement given; "engine", what engines plan by themselves: DeepSeek's
+            EPLB for the sum of the windows; "plan", what is recommended; "contiguous", the layout
+            that engines start with; "oracle", a plan that is shown the windows that come.
         seen: on the windows that the recommended plan is made from; None for the oracle.
         unseen: in a replay, each window scored before a plan has seen it; None of one window.
         worst: of those windows the least.
         gain: of `unseen` above what runs now.
+        engine_gain: the same above what engines plan by themselves.
         moved: share of slots that GPUs receive at a plan after the first.
     """
 
@@ -120,6 +121,8 @@ class Contender:
     worst: float | None
     gain: float | None
     gain_interval: Interval | None
+    engine_gain: float | None
+    engine_gain_interval: Interval | None
     moved: float | None
 
 
@@ -287,8 +290,9 @@ class Estimated:
         seen: whether the plan was made from the windows that it is estimated on.
         windows: estimated on.
         layers: [M] numbers of the layers; before_us, after_us: [M] microseconds of each.
-        step_before, step_after: seconds of a step; tokens_before, tokens_after: a second;
-            tokens_even: with even loads.
+        step_before, step_after, step_engine: seconds of a step with what runs, with a plan and
+            with what engines plan by themselves; tokens_before, tokens_after, tokens_engine: a
+            second; tokens_even: with even loads.
         even: microseconds of a layer whose tokens are spread evenly.
         words: what is assumed, a sentence each.
     """
@@ -304,8 +308,10 @@ class Estimated:
     even_us: float
     step_before: float
     step_after: float
+    step_engine: float
     tokens_before: float
     tokens_after: float
+    tokens_engine: float
     tokens_even: float
     words: tuple[str, ...]
 
@@ -349,6 +355,11 @@ class Figures:
     def now(self) -> Contender:
         """What runs now."""
         return self.standings[0]
+
+    @property
+    def engine(self) -> Contender:
+        """What engines plan by themselves."""
+        return next(each for each in self.standings if each.who == "engine")
 
     @property
     def plan(self) -> Contender:

@@ -15,6 +15,7 @@ from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.placement import Placement
 from eplb.planning.backtest import expected_of
+from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import Forecast, Recent, named_forecast
 from eplb.planning.plan import check_shape, plan, planned_rule
 from eplb.replaying.compare import compare
@@ -127,6 +128,7 @@ def measure(
         )
     replays = {} if comparison is None else {each.name: each for each in comparison.replays}
     ran = replays["plan"].placements if replays else ()
+    engine = engine_placement(asked.seen, cluster, num_groups)
     expert_bytes = known.expert_bytes if isinstance(known, Model) else None
     spare = measure_spare(asked, rule, expert_bytes, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
@@ -149,9 +151,16 @@ def measure(
     )
     say(STEPS[6], 0, 1)
     estimated = estimate_times(
-        asked, running, made.placement, ran, known, card, tokens_per_gpu, assumed
+        asked,
+        running,
+        [engine, *(replays["engine"].placements if replays else ())],
+        [made.placement, *ran],
+        known,
+        card,
+        tokens_per_gpu,
+        assumed,
     )
-    standings = standings_of(asked, comparison, made.placement, current)
+    standings = standings_of(asked, comparison, made.placement, engine, current)
     verdict = judge(
         asked.seen,
         cluster,
@@ -226,12 +235,11 @@ def _tried(asked: Asked) -> tuple[str | None, tuple[tuple[str, float], ...]]:
 def _policies(
     current: Placement | None, forecast: str | None, threads: int | None
 ) -> dict[str, Policy]:
-    policies: dict[str, Policy] = {"contiguous": named_policy("contiguous")}
-    if current is not None:
-        policies["current"] = Staying(current)
+    policies: dict[str, Policy] = {} if current is None else {"current": Staying(current)}
     return policies | {
-        "seed": named_policy("seed"),
+        "engine": named_policy("deepseek"),
         "plan": named_policy(forecast or "eplb", threads),
+        "contiguous": named_policy("contiguous"),
         "oracle": named_policy("oracle", threads),
     }
 

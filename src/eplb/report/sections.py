@@ -13,15 +13,15 @@ _MOST_CELLS = 50_000
 
 def balance(figures: Figures) -> Section:
     """Balancedness now and planned, seen and unseen."""
-    now, plan, seed = figures.now, figures.plan, figures.standing("seed")
+    now, plan, engine = figures.now, figures.plan, figures.engine
     unseen = plan.unseen is not None
     if plan.unseen is not None and now.unseen is not None:
         finding = (
             f"On unseen loads a plan {_lifts(now.unseen, plan.unseen)} balancedness from "
             f"{now.unseen:.4f} to {plan.unseen:.4f}"
         )
-        if seed is not None and seed.unseen is not None:
-            finding += f"; the original algorithm reaches {seed.unseen:.4f}"
+        if engine.unseen is not None:
+            finding += f"; the engine's own planner reaches {engine.unseen:.4f}"
     else:
         finding = (
             f"On the window it was made from, a plan {_lifts(now.seen, plan.seen)} balancedness "
@@ -34,11 +34,20 @@ def balance(figures: Figures) -> Section:
             score(each.unseen, each.unseen_interval),
             score(each.worst),
             "-" if each is now else score(each.gain, each.gain_interval, "+.4f"),
+            "-" if each is engine else score(each.engine_gain, each.engine_gain_interval, "+.4f"),
             percent(each.moved, 1) if each.moved else "-",
         )
         for each in figures.standings
     ]
-    headings = ("placement", "seen", "unseen", "worst unseen window", "gain", "moved per plan")
+    headings = (
+        "placement",
+        "seen",
+        "unseen",
+        "worst unseen window",
+        "gain",
+        "over the engine's own",
+        "moved per plan",
+    )
     columns = len(headings) if unseen else 2
     caption = "Balancedness, mean over windows and layers"
     tables = [Table(caption, headings[:columns], rows_of([row[:columns] for row in rows]))]
@@ -55,8 +64,8 @@ def balance(figures: Figures) -> Section:
             "GPUs receive an expert at each plan after the first."
         )
     notes.append(
-        "The original algorithm (policy `seed`) is the one that this project started from, an "
-        "evolved version of DeepSeek's EPLB. It plans for the sum of the windows."
+        "The engine's own planner (policy `deepseek`) is DeepSeek's EPLB for the sum of the "
+        "windows: what SGLang and vLLM do by themselves where their balancing is on."
     )
     if figures.unsure:
         notes.append(f"{figures.unsure[0].upper()}{figures.unsure[1:]}.")
@@ -153,34 +162,39 @@ def estimated(figures: Figures) -> Section:
     heading, found = "Estimated time", figures.estimated
     if isinstance(found, Missing):
         return Section("time", heading, "Time is not estimated", missing=f"{printable(found.why)}.")
-    gain = found.tokens_after / found.tokens_before - 1.0
+    gain, over_engine = (
+        found.tokens_after / other - 1.0 for other in (found.tokens_before, found.tokens_engine)
+    )
     finding = (
         f"Estimate: {found.tokens_before:,.0f} tokens/s now, {found.tokens_after:,.0f} with a plan "
-        f"({gain:+.1%})"
+        f"({gain:+.1%}; {over_engine:+.1%} over the engine's own planner)"
     )
     mean_before = sum(found.before_us) / len(found.before_us)
     mean_after = sum(found.after_us) / len(found.after_us)
     even_step = found.step_before * found.tokens_before / found.tokens_even
     summary = Table(
         "Estimates, now and with a plan",
-        ("estimate", "now", "with a plan", "with even loads"),
+        ("estimate", "now", "the engine's own", "with a plan", "with even loads"),
         rows_of(
             [
                 (
                     "tokens/s, all GPUs",
                     f"{found.tokens_before:,.0f}",
+                    f"{found.tokens_engine:,.0f}",
                     f"{found.tokens_after:,.0f}",
                     f"{found.tokens_even:,.0f}",
                 ),
                 (
                     "a step, ms",
                     f"{found.step_before * 1e3:.2f}",
+                    f"{found.step_engine * 1e3:.2f}",
                     f"{found.step_after * 1e3:.2f}",
                     f"{even_step * 1e3:.2f}",
                 ),
                 (
                     "an expert layer, µs",
                     f"{mean_before:.0f}",
+                    "-",
                     f"{mean_after:.0f}",
                     f"{found.even_us:.0f}",
                 ),

@@ -9,7 +9,6 @@ from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.forecast import Recent
 from eplb.replaying.compare import Comparison, score
-from eplb.replaying.policies import named_policy
 from eplb.report.figures import Contender, Heat, Hot, Who
 from eplb.report.sample import Asked, evenly
 
@@ -21,17 +20,20 @@ _TYPICAL = 64
 
 
 def standings_of(
-    asked: Asked, comparison: Comparison | None, made: Placement, current: Placement | None
+    asked: Asked,
+    comparison: Comparison | None,
+    made: Placement,
+    engine: Placement,
+    current: Placement | None,
 ) -> tuple[Contender, ...]:
-    """All of them, what runs now first; on windows unseen as a comparison found."""
-    seed = named_policy("seed")(
-        asked.seen, asked.cluster, current=asked.start, num_groups=asked.num_groups
-    )
-    placements: dict[Who, Placement | None] = {} if current is None else {"current": current}
-    placements |= {
-        "contiguous": asked.start,
-        "seed": Placement(seed, asked.trace.num_experts, asked.cluster),
+    """All of them, what runs now first, then what engines do by themselves; on windows unseen as a
+    comparison found.
+    """
+    placements: dict[Who, Placement | None] = {
+        "contiguous" if current is None else "current": current or asked.start,
+        "engine": engine,
         "plan": made,
+        "contiguous": asked.start,
     }
     if comparison is None:
         return tuple(_standing(who, each, asked, None) for who, each in placements.items())
@@ -49,9 +51,10 @@ def _standing(
         served = placement.serve(asked.seen, asked.dispatch)
         seen, interval = served.average(), served.interval()
     if comparison is None:
-        return Contender(who, seen, interval, None, None, None, None, None, None)
+        return Contender(who, seen, interval, *(None,) * 8)
     replays = {each.name: each for each in comparison.replays}
     found = score(replays[who], replays.get("current", replays["contiguous"]))
+    over_engine = score(replays[who], replays["engine"])
     return Contender(
         who,
         seen,
@@ -61,6 +64,8 @@ def _standing(
         found.worst_window,
         found.gain,
         found.gain_interval,
+        over_engine.gain,
+        over_engine.gain_interval,
         found.moved,
     )
 

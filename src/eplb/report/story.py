@@ -93,13 +93,22 @@ def _sentence(figures: Figures) -> str:
         f"With {runs}, up to {percent(idle)} of GPU time in expert layers is spent waiting for the "
         f"busiest GPU (balancedness {before:.4f})"
     )
-    where = "on loads that it has not seen" if unseen else "on the one window it was made from"
+    where = "on loads not seen" if unseen else "on the one window planned for"
     found = figures.estimated
     time = ""
     if not isinstance(found, Missing):
-        gain = 100.0 * (found.tokens_after / found.tokens_before - 1.0)
-        time = f" ({gain:+.0f} % tokens/s by an estimate)"
-    gives = f"a plan for {figures.setting.num_slots} slots reaches {after:.4f} {where}{time}"
+        gain, over_engine = (
+            100.0 * (found.tokens_after / other - 1.0)
+            for other in (found.tokens_before, found.tokens_engine)
+        )
+        time = (
+            f" ({gain:+.0f} % tokens/s by an estimate, and {over_engine:+.0f} % over the engine's "
+            "own)"
+        )
+    gives = (
+        f"{where} the engine's own planner reaches {_best(figures.engine):.4f}, and a plan for "
+        f"{figures.setting.num_slots} slots {after:.4f}{time}"
+    )
     run = " Run the command below." if figures.choice.command is not None else ""
     return f"{figures.verdict.advice}{run} {costs}; {gives}; {_lasts(figures)}."
 
@@ -158,14 +167,13 @@ def _asides(figures: Figures) -> tuple[str, ...]:
 
 def _facts(figures: Figures) -> tuple[tuple[str, str], ...]:
     now, plan = figures.now, figures.plan
-    seed, oracle = figures.standing("seed"), figures.standing("oracle")
+    oracle = figures.standing("oracle")
     kind = "unseen loads" if plan.unseen is not None else "the window seen"
     facts = [
         (f"now, on {kind}", f"{_best(now):.4f}"),
+        ("the engine's own planner", f"{_best(figures.engine):.4f}"),
         (f"planned, on {kind}", f"{_best(plan):.4f}"),
     ]
-    if seed is not None:
-        facts.append(("the original algorithm", f"{_best(seed):.4f}"))
     if oracle is not None:
         facts.append(("perfect foresight", f"{_best(oracle):.4f}"))
     found = figures.estimated

@@ -1,4 +1,6 @@
-"""Estimated time of a report: the plan that ran in each window against what runs now."""
+"""Estimated time of a report: the plan that ran in each window against what runs now, and against
+what engines plan by themselves.
+"""
 
 from collections.abc import Sequence
 
@@ -55,8 +57,8 @@ def known_model(name: str | None, trace: LoadTrace) -> Model | Missing:
 def estimate_times(
     asked: Asked,
     running: Placement,
-    made: Placement,
-    ran: Sequence[Placement],
+    engine: Sequence[Placement],
+    planned: Sequence[Placement],
     model: Model | Missing,
     gpu: Gpu,
     tokens_per_gpu: float,
@@ -67,8 +69,9 @@ def estimate_times(
     Args:
         asked: the loads.
         running: the placement that runs.
-        made: the plan that is recommended, for a trace of one window.
-        ran: [T - 1] the plan that ran in each window after the first.
+        engine: [T] what engines planned by themselves for each window, the first aside: of a trace
+            of one window, for that.
+        planned: [T] the same of the plan that is recommended.
         model: figures of the model.
         gpu: figures of the GPU.
         tokens_per_gpu: tokens that each GPU brings into a step.
@@ -79,7 +82,8 @@ def estimate_times(
     """
     if isinstance(model, Missing):
         return model
-    loads, seen = asked.trace.loads, not ran
+    loads = asked.trace.loads
+    seen = len(loads) == 1
     loaded = [each for each in range(0 if seen else 1, len(loads)) if loads[each].any()]
     if not loaded:
         return Missing("the windows after the first have no load")
@@ -96,17 +100,19 @@ def estimate_times(
             dispatch=asked.dispatch,
         )
 
-    before = [(estimated(running, chosen), len(chosen))]
-    groups: list[tuple[Placement, list[int]]] = []
-    for window in chosen:
-        placement = made if seen else ran[window - 1]
-        if not groups or groups[-1][0] is not placement:
-            groups.append((placement, []))
-        groups[-1][1].append(window)
-    after = [(estimated(placement, windows), len(windows)) for placement, windows in groups]
+    def estimated_of(ran: Sequence[Placement]) -> list[tuple[Estimate, int]]:
+        """Of windows with the same placement together, and how many they are."""
+        groups: list[tuple[Placement, list[int]]] = []
+        for window in chosen:
+            if not groups or groups[-1][0] is not ran[window]:
+                groups.append((ran[window], []))
+            groups[-1][1].append(window)
+        return [(estimated(placement, windows), len(windows)) for placement, windows in groups]
+
+    before, after = estimated_of([running] * len(loads)), estimated_of(planned)
     layers = np.flatnonzero(before[0][0].layer_seconds)
     first = before[0][0]
-    step_before, step_after = _step(before), _step(after)
+    step_before, step_after, step_engine = map(_step, (before, after, estimated_of(engine)))
     # What is no expert layer is what makes these so large a share of an even step.
     share = assumptions.expert_share / (1.0 - assumptions.expert_share)
     tokens = tokens_per_gpu * asked.cluster.num_gpus
@@ -122,8 +128,10 @@ def estimate_times(
         even_us=first.balanced_layer_seconds * 1e6,
         step_before=step_before,
         step_after=step_after,
+        step_engine=step_engine,
         tokens_before=tokens / step_before,
         tokens_after=tokens / step_after,
+        tokens_engine=tokens / step_engine,
         tokens_even=tokens / (first.rest_seconds * (1.0 + share)),
         words=first.words,
     )

@@ -19,10 +19,10 @@ __all__ = [
 ]
 
 NAMES: dict[Who, str] = {
-    "contiguous": "contiguous, as engines start",
     "current": "the placement that runs",
-    "seed": "the original algorithm: sum of the windows",
+    "engine": "the engine's own planner: sum of the windows",
     "plan": "the recommended plan",
+    "contiguous": "contiguous, as engines start",
     "oracle": "perfect foresight",
 }
 

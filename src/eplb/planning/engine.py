@@ -1,0 +1,24 @@
+"""What engines plan by themselves where their balancing is on, to compare with."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.cluster import Cluster
+from eplb.placement import Placement, spread
+
+__all__ = ["engine_placement"]
+
+
+def engine_placement(
+    windows: NDArray[np.float64], cluster: Cluster, num_groups: int = 1
+) -> Placement:
+    """DeepSeek's EPLB for the sum of windows [T, L, E], as vLLM and SGLang run it.
+
+    Example:
+        >>> engine_placement(np.ones((2, 1, 4)), Cluster(num_gpus=2, slots_per_gpu=3)).num_slots
+        6
+    """
+    from eplb.solver.greedy import greedy
+
+    phy2log = greedy(windows.sum(axis=0), cluster.survivors, num_groups, swaps=False)
+    return Placement(spread(phy2log, cluster), windows.shape[2], cluster)
