@@ -129,7 +129,9 @@ def summarize(
         windows=loads.shape[0],
         planned_for=planned_for,
         dispatch=name_of(dispatch),
-        running=balancedness(load["running"], speeds=cluster.speeds) if running is not None else None,
+        running=balancedness(load["running"], speeds=cluster.speeds)
+        if running is not None
+        else None,
         engine=balancedness(load["engine"], speeds=cluster.speeds),
         contiguous=balancedness(load["contiguous"], speeds=cluster.speeds),
         plan=balancedness(load["plan"], speeds=cluster.speeds),
