@@ -30,6 +30,7 @@ _OUTSIDE = {
     re.compile(r"\]\(\.\./README\.md\)"): "index.md",
     re.compile(r"\]\(\.\./docs/(\w+\.md)\)"): r"\1",
 }
+_EXAMPLE = re.compile(r"^Example:\n\n\x08\n((?:  .*\n?)+)", re.M)
 _STYLE = re.compile(r"<style>.*?</style>\s*", re.S)
 
 
@@ -72,7 +73,8 @@ def included(path: str, how: str | None = None, what: str | None = None) -> str:
 def _commands(module: str) -> str:
     command = [sys.executable, "-m", "typer", module, "utils", "docs", "--name", "eplb"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout[done.stdout.index("\n## ") :]  # before it, commands are cut short
+    told = done.stdout[done.stdout.index("\n## ") :]  # before it, commands are cut short
+    return _EXAMPLE.sub(r"Example:\n\n```sh\n\1\n```", told)
 
 
 def _picture(path: str, says: str) -> str:

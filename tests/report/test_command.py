@@ -1,11 +1,13 @@
 """`eplb report` as a user meets it: real processes, real files, wrong arguments."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,3 +143,22 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in out + error
     assert [each.name for each in tmp_path.iterdir()] == ["long.npz"]
+
+
+def test_figures_are_json_and_follow_the_size_and_bandwidths_given(trace_file: Path) -> None:
+    def times(*more: object) -> dict[str, Any]:
+        done = run("report", trace_file, *ON, "--model", "gpt-oss-20b", "--json", *more)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["version"] == 1
+        times: dict[str, Any] = found["estimated"]
+        return times
+
+    plain = times()
+    slow = times("--expert-bytes", 10**9, "--bandwidth-within", 0.1, "--bandwidth-between", 0.1)
+    assert slow["step_before"] > 10 * plain["step_before"]
+    done = run("report", trace_file, *ON, "--gpu", "H1000")
+    assert done.returncode == 2
+    assert "--bandwidth-within" in done.stderr
+    unknown = run("report", trace_file, *ON, "--model", "none", "--expert-bytes", 1)
+    assert "--expert-bytes changes one figure of a model" in unknown.stderr

@@ -1,8 +1,11 @@
-"""The commands by name."""
+"""The commands by name, in the order in which a user meets them, each with an example."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from eplb import __version__
 from eplb.cli import (
@@ -20,32 +23,121 @@ from eplb.cli import (
     synthesize,
 )
 
-__all__ = ["app"]
+__all__ = ["STORY", "Command", "app"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the story.
+
+    Attributes:
+        module: that has it, of its name.
+        does: in a few words, for the list of commands.
+        example: of a command line; a line ends with a backslash where it goes on.
+    """
+
+    module: ModuleType
+    does: str
+    example: str
+
+
+STORY: dict[str, dict[str, Command]] = {
+    "See what it is about": {
+        "demo": Command(demo, "Show what balancing gains; no file is needed.", "eplb demo"),
+        "synthesize": Command(
+            synthesize,
+            "Make loads that behave like a model's.",
+            "eplb synthesize deepseek-v3 loads.npz --windows 32",
+        ),
+    },
+    "Look at your loads": {
+        "inspect": Command(
+            inspect, "Describe loads: shape, skew, drift.", "eplb inspect loads.json"
+        ),
+        "convert": Command(
+            convert, "Write loads in another format.", "eplb convert dumps/ loads.npz"
+        ),
+        "report": Command(
+            report,
+            "Say what imbalance costs, and what to do.",
+            "eplb report loads.json --gpus 32 --slots 288 --text",
+        ),
+    },
+    "Plan": {
+        "plan": Command(
+            plan,
+            "Plan a placement, and write it for an engine.",
+            "eplb plan loads.json --gpus 32 --slots 288 -o placement.json",
+        ),
+        "evaluate": Command(
+            evaluate,
+            "Score a placement on loads.",
+            "eplb evaluate placement.json loads.json --gpus 32",
+        ),
+        "compare": Command(
+            compare,
+            "Replay planners side by side on a trace.",
+            "eplb compare trace.npz --gpus 32 --policy deepseek,eplb",
+        ),
+        "sweep": Command(
+            sweep,
+            "Replay planners on many cluster sizes.",
+            "eplb sweep trace.npz --gpus 32,64 --spare 1,2 --policy eplb",
+        ),
+    },
+    "Move": {
+        "frontier": Command(
+            frontier,
+            "Show what each number of moves gains.",
+            "eplb frontier later.json --gpus 32 --current placement.json",
+        ),
+        "decide": Command(
+            decide,
+            "Decide whether moving now pays.",
+            "eplb decide later.json --gpus 32 --current placement.json \\\n"
+            "    --seconds 60 --model DeepSeek-V3 --gpu H200",
+        ),
+        "migrate": Command(
+            migrate,
+            "Order the transfers between two placements.",
+            "eplb migrate placement.json next.json --gpus 32 \\\n"
+            "    --model DeepSeek-V3 --gpu H200",
+        ),
+    },
+}
+"""The commands under the headings of `eplb --help`."""
+
+
+class _Story(TyperGroup):
+    """Commands under headings, none cut short."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the story."""
+        del ctx
+        return [name for commands in STORY.values() for name in commands]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the headings and what stands under each."""
+        del ctx
+        for heading, commands in STORY.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, each.does) for name, each in commands.items()])
+
 
 app = typer.Typer(
     name="eplb",
+    cls=_Story,
     help="Expert Parallelism Load Balancer for mixture-of-experts inference.",
+    epilog="Begin with `eplb demo`. `eplb COMMAND --help` has an example of each command.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _name, _module in (
-    ("plan", plan),
-    ("evaluate", evaluate),
-    ("frontier", frontier),
-    ("decide", decide),
-    ("migrate", migrate),
-    ("report", report),
-    ("compare", compare),
-    ("sweep", sweep),
-    ("inspect", inspect),
-    ("convert", convert),
-    ("synthesize", synthesize),
-    ("demo", demo),
-):
-    app.command(_name)(_module.command)
+for _commands in STORY.values():
+    for _name, _each in _commands.items():
+        _example = _each.example.replace("\n", "\n  ")
+        app.command(_name, epilog=f"Example:\n\n\b\n  {_example}")(_each.module.command)
 
 
 def _print_version(wanted: bool) -> None:

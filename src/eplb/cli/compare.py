@@ -1,6 +1,5 @@
 """`eplb compare`: policies on a trace, each scored on what it has not seen."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -27,6 +26,7 @@ from eplb.cli.options import (
     TraceFile,
     Within,
     cluster_of,
+    listed,
     rates_of,
     rule_of,
     service_of,
@@ -38,7 +38,7 @@ from eplb.cli.reading import (
     read_loads,
 )
 from eplb.cli.records import check_ending, write_comparison
-from eplb.cli.terminal import print_comparison, printing_to_stderr, progress_bar, say
+from eplb.cli.terminal import print_comparison, print_json, printing_to_stderr, progress_bar, say
 from eplb.dispatching.rules import RULES
 from eplb.errors import EplbError
 from eplb.planning.forecast import HISTORY
@@ -65,9 +65,9 @@ def command(
     dispatch: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="RULE",
+            metavar="RULE,...",
             help="How tokens are split over the copies of an expert, for every figure: "
-            f"{', '.join(RULES)}. Repeat for the balancedness under others beside it. "
+            f"{', '.join(RULES)}. Several, as even,best, give the balancedness under each. "
             "[default: even]",
             show_default=False,
         ),
@@ -95,10 +95,10 @@ def command(
     """
     if output is not None:
         check_ending(output, trace)
-    rules = [rule_of(rule) for rule in dispatch or ["even"]]
+    rules = [rule_of(rule) for rule in listed(dispatch) or ["even"]]
     console = Console(stderr=True)
     with quitting_on_interrupt(console), printing_to_stderr():
-        policies = named_policies(policy or DEFAULT_POLICIES)
+        policies = named_policies(listed(policy) or DEFAULT_POLICIES)
         loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
     cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
     service = None
@@ -143,7 +143,7 @@ def command(
         )
     # Printed before it is written, for a disk may be full.
     if as_json:
-        print(json.dumps(comparison.to_json()))  # noqa: T201
+        print_json(comparison.to_json())
     else:
         print_comparison(Console(), str(trace), comparison)
     if output is not None:

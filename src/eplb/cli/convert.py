@@ -1,13 +1,13 @@
 """`eplb convert`: a trace in another form."""
 
-from eplb.cli.options import TraceFile, TraceTarget
+from eplb.cli.options import AsJson, TraceFile, TraceTarget
 from eplb.cli.reading import (
     Axes,
     Counters,
     Merge,
     read_loads,
 )
-from eplb.cli.terminal import say
+from eplb.cli.terminal import say_written
 from eplb.files import check_writable
 from eplb.formats import save_trace
 
@@ -20,9 +20,10 @@ def command(
     axes: Axes = None,
     counters: Counters = False,
     merge: Merge = "none",
+    as_json: AsJson = False,
 ) -> None:
     """Write loads in another format. The ending of OUT chooses the format."""
     check_writable(target, trace)
-    loads = read_loads(trace, axes, counters, merge)
+    loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
     save_trace(loads, target)
-    say(f"{loads!r} written to {target}.")
+    say_written(loads, target, as_json=as_json)

@@ -1,6 +1,5 @@
 """`eplb decide`: whether to move now, which layers, or to wait."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +47,7 @@ from eplb.cli.reading import (
     load_current,
     read_loads,
 )
-from eplb.cli.terminal import print_decision, say
+from eplb.cli.terminal import print_decision, print_json, say
 from eplb.files import check_writable
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide
@@ -99,12 +98,15 @@ def command(
     merge: Merge = "auto",
     dispatch: DispatchRule = None,
     threads: Threads = None,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 1 if the answer is to wait.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Decide whether to move now: weigh the expected gain of a plan against the cost of moving.
 
-    The answer is to move, to move some layers, or to wait. The exit status is 0 in every case. No
-    file is written when the answer is to wait.
+    The answer is to move, to move some layers, or to wait. The exit status is 0 in every case,
+    unless --exit-code is given. No file is written when the answer is to wait.
     """
     if output is not None:
         check_placement_path(output, "sglang")
@@ -152,7 +154,7 @@ def command(
     if as_json:
         written = None if goes is None else str(goes)
         service_figures = {"service": asdict(service), "seconds": seconds, "margin": margin}
-        print(json.dumps({**_to_json(found), **service_figures, "output": written}))  # noqa: T201
+        print_json({**_to_json(found), **service_figures, "output": written})
     else:
         reading = given(
             axes=axes,
@@ -172,6 +174,8 @@ def command(
         save_placement(found.placement, goes, to="sglang", dense=loads.dense, layers=loads.layers)
         if not as_json:
             say(f"Placement written to {goes} for sglang.")
+    if exit_code and found.placement is None:
+        raise typer.Exit(1)
 
 
 def _to_json(found: Decision) -> dict[str, Any]:

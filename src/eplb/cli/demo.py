@@ -1,6 +1,5 @@
 """`eplb demo`: what balancing gains on made-up loads like DeepSeek-V3's; no file is needed."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -18,7 +17,7 @@ from eplb.cli.options import (
     cluster_of,
     target_of,
 )
-from eplb.cli.terminal import print_demo
+from eplb.cli.terminal import print_demo, print_json
 from eplb.cost.models import MODELS
 from eplb.files import check_writable
 from eplb.replaying.demo import MODEL, demo, warm_up_demo
@@ -54,7 +53,7 @@ def command(
         target.write(found.last, found.trace)
     if as_json:
         written = None if output is None else str(output)
-        print(json.dumps({**found.to_json(), "seed": seed, "output": written}))  # noqa: T201
+        print_json({**found.to_json(), "seed": seed, "output": written})
         return
     print_demo(Console(), found, seed)
     if target is not None:

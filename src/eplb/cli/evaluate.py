@@ -1,6 +1,5 @@
 """`eplb evaluate`: how good the placement is that runs now, and what a plan would gain."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +28,7 @@ from eplb.cli.reading import (
     read_loads,
     read_placement,
 )
-from eplb.cli.terminal import print_evaluation
+from eplb.cli.terminal import print_evaluation, print_json
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.replaying.evaluate import evaluate_placement
 
@@ -96,7 +95,7 @@ def command(
             threads=threads,
         )
     if as_json:
-        print(json.dumps(found.to_json()))  # noqa: T201
+        print_json(found.to_json())
     else:
         reading = given(
             axes=axes,

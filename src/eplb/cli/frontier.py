@@ -1,6 +1,5 @@
 """`eplb frontier`: balancedness against the number of moves, from the placement that runs."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +33,7 @@ from eplb.cli.reading import (
     load_current,
     read_loads,
 )
-from eplb.cli.terminal import print_frontier, say
+from eplb.cli.terminal import print_frontier, print_json, say
 from eplb.errors import LoadsError
 from eplb.files import check_writable
 from eplb.moving.frontier import Frontier, frontier
@@ -108,7 +107,7 @@ def command(
         )
     # Printed before it is drawn, for a disk may be full.
     if as_json:
-        print(json.dumps(_to_json(found, num_slots, plot)))  # noqa: T201
+        print_json(_to_json(found, num_slots, plot))
     else:
         print_frontier(Console(), f"{trace}, from {current}", loads, found, num_slots)
     if plot is not None:

@@ -1,7 +1,5 @@
 """`eplb inspect`: what a trace holds."""
 
-import json
-
 from rich.console import Console
 
 from eplb.cli.options import AsJson, TraceFile
@@ -11,7 +9,7 @@ from eplb.cli.reading import (
     Merge,
     read_loads,
 )
-from eplb.cli.terminal import print_inspection
+from eplb.cli.terminal import print_inspection, print_json
 from eplb.describe import inspect_trace
 
 __all__ = ["command"]
@@ -27,6 +25,6 @@ def command(
     """Describe a file of loads: its shape, how uneven the loads are, and how they drift."""
     found = inspect_trace(read_loads(trace, axes, counters, merge, to_stderr=as_json))
     if as_json:
-        print(json.dumps(found.to_json()))  # noqa: T201
+        print_json(found.to_json())
     else:
         print_inspection(Console(), str(trace), found)

@@ -30,7 +30,7 @@ from eplb.cli.reading import (
     read_loads,
     read_placement,
 )
-from eplb.cli.terminal import print_migration, say
+from eplb.cli.terminal import print_json, print_migration, say
 from eplb.errors import FormatError
 from eplb.files import check_writable, write_text
 from eplb.formats import load_placement
@@ -151,7 +151,7 @@ def command(
     figures = _figures(found)
     if as_json:
         written = None if output is None else str(output)
-        print(json.dumps({**figures, "output": written}))  # noqa: T201
+        print_json({**figures, "output": written})
     else:
         print_migration(Console(), f"{old} to {new}", found)
     if output is not None:

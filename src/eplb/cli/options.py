@@ -68,8 +68,10 @@ __all__ = [
     "check_moves_options",
     "cluster_of",
     "given",
+    "listed",
     "moe_slots",
     "next_command",
+    "numbers",
     "rates_of",
     "rule_of",
     "service_of",
@@ -122,8 +124,8 @@ TraceFile = Annotated[
     Path,
     typer.Argument(
         metavar="TRACE",
-        help="Loads over time: a file that an engine or `eplb convert` wrote, or a folder of such "
-        "files.",
+        help="Loads over time: a file that an engine or `eplb convert` wrote, a folder of such "
+        "files, or - for standard input.",
     ),
 ]
 TraceTarget = Annotated[
@@ -141,8 +143,9 @@ Policies = Annotated[
     list[str] | None,
     typer.Option(
         "--policy",
+        metavar="NAME,...",
         help=f"{', '.join(POLICIES)}, or a Python file that defines `policy` or "
-        "`rebalance_experts`; the file is run. Repeat the option for several policies. "
+        "`rebalance_experts`; the file is run. Give several as eplb,oracle or repeat the option. "
         f"[default: {', '.join(DEFAULT_POLICIES)}]",
         show_default=False,
     ),
@@ -170,6 +173,29 @@ SweepRecord = Annotated[
 PlainExpertBytes = Annotated[
     int | None, typer.Option(help="Bytes of one expert's weights in one layer.")
 ]
+
+
+def listed(values: list[str] | None) -> list[str]:
+    """Values of an option that may be repeated, or have several between commas."""
+    return [
+        part.strip()
+        for value in values or []
+        for part in ([value] if Path(value).is_file() else value.split(","))
+    ]
+
+
+def numbers(values: list[str] | None, name: str, default: int) -> list[int]:
+    """The same as whole numbers.
+
+    Raises:
+        OptionError: another value.
+    """
+    found = []
+    for value in listed(values) or [str(default)]:
+        if not (value.isascii() and value.isdecimal()):
+            raise OptionError(f"{name} is {value!r}: give a whole number, or several as 32,64")
+        found.append(int(value))
+    return found
 
 
 def rule_of(dispatch: str | None, to: str | None = None) -> str:

@@ -1,6 +1,5 @@
 """`eplb plan`: a placement for loads, and what it gains."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +41,7 @@ from eplb.cli.reading import (
     load_current,
     read_loads,
 )
-from eplb.cli.terminal import print_summary, print_verdict, say
+from eplb.cli.terminal import print_json, print_summary, print_verdict, say
 from eplb.cluster import Cluster
 from eplb.files import check_writable
 from eplb.formats.placements import ENGINES
@@ -54,7 +53,7 @@ from eplb.planning.plan import Effort, Plan, plan, planned_rule
 from eplb.planning.summary import Summary, summarize
 from eplb.replaying.policies import Forecasted, Moving, warm_up
 
-__all__ = ["command", "print_json", "timed_plan"]
+__all__ = ["command", "timed_plan"]
 
 
 def command(
@@ -161,12 +160,14 @@ def command(
         target.write(made.placement, loads)
     if as_json:
         print_json(
-            summary,
-            output,
-            **({} if moves is None else moves.to_json(made, expected)),
-            to=None if target is None else target.engine,
-            backtest=None if tried is None else tried.to_json(),
-            verdict=None if verdict is None else verdict.to_json(),
+            {
+                **summary.to_json(),
+                "output": None if output is None else str(output),
+                **({} if moves is None else moves.to_json(made, expected)),
+                "to": None if target is None else target.engine,
+                "backtest": None if tried is None else tried.to_json(),
+                "verdict": None if verdict is None else verdict.to_json(),
+            }
         )
         return
     reason = None if moves is None else moves.why_duplicates(made)
@@ -216,12 +217,6 @@ def _expected(
             dispatch=dispatch,
             threads=threads,
         )
-
-
-def print_json(summary: Summary, output: Path | None, **more: object) -> None:
-    """Print a plan's figures, and others beside them, as one JSON object."""
-    written = None if output is None else str(output)
-    print(json.dumps({**summary.to_json(), "output": written, **more}))  # noqa: T201
 
 
 def timed_plan(

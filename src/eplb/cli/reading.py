@@ -1,5 +1,10 @@
 """What commands read: loads and placements, and the options that say what is in them."""
 
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +15,7 @@ from eplb.checks import LAYERS, layers_from, rising_layers
 from eplb.cli.options import cluster_of
 from eplb.cli.terminal import say
 from eplb.cluster import Cluster
-from eplb.errors import OptionError
+from eplb.errors import FormatError, OptionError
 from eplb.formats import load_placement, load_trace
 from eplb.loads import LoadTrace
 from eplb.merging import check_merge
@@ -90,7 +95,8 @@ def read_loads(
     *,
     to_stderr: bool = False,
 ) -> LoadTrace:
-    """The loads in a file or folder, with the numbers that options give their layers.
+    """The loads in a file or folder, or on standard input where the path is `-`, with the numbers
+    that options give their layers.
 
     What the rule merged is told, on standard error where that is asked for.
 
@@ -98,11 +104,39 @@ def read_loads(
         EplbError: as for `eplb.load_trace`, and options that do not fit.
     """
     how = check_merge(merge, "--merge")
-    loads = load_trace(path, axes=axes, counters=counters, merge=how)
+    with _there(path) as source:
+        loads = load_trace(source, axes=axes, counters=counters, merge=how)
     if loads.merging is not None and loads.merging.words is not None:
         say(f"{loads.merging.words}.", to_stderr=to_stderr)
     numbers = _numbers_of(first_layer, layers, loads.num_layers)
     return loads if numbers is None else replace(loads, layers=numbers)
+
+
+_MAGIC = {b"\x1f\x8b": ".json.gz", b"\x93NUMPY": ".npy", b"PK": ".npz", b"PAR1": ".parquet"}
+"""How files begin whose format standard input does not tell by an ending."""
+
+
+@contextmanager
+def _there(path: Path) -> Iterator[Path]:
+    """The path, or a file with what standard input has: its first bytes tell the format."""
+    if str(path) != "-":
+        yield path
+        return
+    stream = sys.stdin.buffer
+    begin = stream.read(8)
+    if not begin:
+        raise FormatError("standard input has nothing to read")
+    known = (ending for magic, ending in _MAGIC.items() if begin.startswith(magic))
+    text = ".json" if begin.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"["} else ".csv"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / f"stdin{next(known, text)}"
+        with source.open("wb") as file:
+            file.write(begin)
+            shutil.copyfileobj(stream, file)
+        try:
+            yield source
+        except FormatError as error:
+            raise FormatError(str(error).replace(str(source), "standard input")) from None
 
 
 def reading_words(axes: str | None, counters: bool, merge: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """`eplb report`: one page, or the same in text, that says what to do about imbalance."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -8,11 +9,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from eplb.checks import printable, real_number
+from eplb.checks import printable, real_number, whole_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
+    AsJson,
+    Between,
     Confidence,
     DispatchRule,
+    ExpertBytes,
     Gpus,
     Groups,
     LeastGain,
@@ -20,6 +24,7 @@ from eplb.cli.options import (
     Slots,
     Threads,
     TraceFile,
+    Within,
     cluster_of,
     rule_of,
 )
@@ -34,14 +39,19 @@ from eplb.cli.reading import (
     read_placement,
     reading_words,
 )
+from eplb.cli.terminal import print_json
 from eplb.cluster import Cluster
-from eplb.cost.gpus import GPUS, find_gpu
-from eplb.cost.models import MODELS
-from eplb.errors import MissingExtraError
+from eplb.cost.gpus import GPUS, Gpu, find_gpu
+from eplb.cost.models import MODELS, Model
+from eplb.cost.roofline import DEFAULTS
+from eplb.errors import MissingExtraError, OptionError
 from eplb.files import check_writable, write_text
+from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.placement import Placement
 from eplb.report import STEPS, Figures, measure, print_report, render_page
+from eplb.report.figures import Missing
+from eplb.report.timing import known_model
 
 __all__ = ["command"]
 
@@ -65,6 +75,9 @@ def command(
     gpu: Annotated[
         str, typer.Option(help=f"Name of the GPU, for time estimates: {', '.join(GPUS)}.")
     ] = "H100",
+    expert_bytes: ExpertBytes = None,
+    bandwidth_within: Within = None,
+    bandwidth_between: Between = None,
     tokens_per_gpu: Annotated[
         float, typer.Option(help="Tokens of each GPU in a step, for time estimates.")
     ] = 128.0,
@@ -105,16 +118,19 @@ def command(
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Print the report as text.")] = False,
     threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
     """Report what imbalance costs, what balancing gains, whether that lasts, and what to run."""
-    target = _PAGE if output is None and not text else output
+    target = _PAGE if output is None and not (text or as_json) else output
     if target is not None:
         check_writable(target, trace)
         _check_installed()
     if window_seconds is not None:
         real_number(window_seconds, "--window-seconds", "seconds")
     rule = rule_of(dispatch)
-    find_gpu(gpu, "the most similar of these")
+    card = find_gpu(
+        gpu, "the most similar of these, and --bandwidth-within and --bandwidth-between"
+    )
     console = Console(stderr=True)
     with quitting_on_interrupt(console), _Steps(console) as steps:
         steps("reading", 0, 1)
@@ -122,9 +138,10 @@ def command(
         running = None
         if current is not None:
             running = read_placement(current, loads, gpus, nodes, placement_layers)
+        cluster = _cluster(loads.num_experts, gpus, nodes, slots, running)
         found = measure(
             loads,
-            _cluster(loads.num_experts, gpus, nodes, slots, running),
+            cluster,
             name=str(trace),
             current=running,
             current_name=None if current is None else str(current),
@@ -132,8 +149,8 @@ def command(
             dispatch=rule,
             least_gain=least_gain,
             confidence=confidence,
-            model=model,
-            gpu=gpu,
+            model=_model(model, expert_bytes, loads),
+            gpu=_gpu(card, cluster, bandwidth_within, bandwidth_between),
             tokens_per_gpu=tokens_per_gpu,
             window_seconds=window_seconds,
             reading=reading_words(axes, counters, merge),
@@ -143,7 +160,7 @@ def command(
         )
         steps("drawing", 0, 1)
         page = None if target is None else render_page(found)
-    _put(target, page, found, text)
+    _put(target, page, found, text, as_json)
 
 
 def _layers_words(first_layer: int | None, layers: str | None) -> tuple[str, ...]:
@@ -153,10 +170,41 @@ def _layers_words(first_layer: int | None, layers: str | None) -> tuple[str, ...
     return () if first_layer is None else ("--first-layer", str(first_layer))
 
 
-def _put(target: Path | None, page: str | None, found: Figures, text: bool) -> None:
-    console = Console()
+def _model(name: str | None, expert_bytes: int | None, loads: LoadTrace) -> Model | str | None:
+    """The model that times are estimated for, with experts of the size that is given.
+
+    Raises:
+        OptionError: a size, and no model whose other figures are known.
+    """
+    if expert_bytes is None:
+        return name
+    known = known_model(name or loads.model, loads)
+    if isinstance(known, Missing):
+        raise OptionError(f"--expert-bytes changes one figure of a model, but {known.why}")
+    size = whole_number(expert_bytes, "--expert-bytes")
+    return replace(known, bytes_per_weight=size / known.expert_weights)
+
+
+def _gpu(known: Gpu, cluster: Cluster, within: float | None, between: float | None) -> Gpu:
+    """A GPU with the bandwidths that are given: those reached, in GB/s, and between nodes that of
+    all GPUs of a node.
+    """
+    if within is not None:
+        reached = real_number(within, "--bandwidth-within", "GB/s") * 1e9
+        known = replace(known, link_bandwidth=reached / DEFAULTS.link_efficiency)
+    if between is not None:
+        reached = real_number(between, "--bandwidth-between", "GB/s") * 1e9
+        of_one = reached / (cluster.num_gpus // cluster.num_nodes)
+        known = replace(known, network_bandwidth=of_one / DEFAULTS.network_efficiency)
+    return known
+
+
+def _put(target: Path | None, page: str | None, found: Figures, text: bool, as_json: bool) -> None:
+    console = Console(stderr=as_json)
     # Printed before it is written, for a disk may be full.
-    if text:
+    if as_json:
+        print_json({**found.to_json(), "output": None if target is None else str(target)})
+    elif text:
         print_report(console, found)
     if target is not None and page is not None:
         write_text(target, page)

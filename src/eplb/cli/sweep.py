@@ -22,6 +22,8 @@ from eplb.cli.options import (
     SweepRecord,
     TraceFile,
     cluster_of,
+    listed,
+    numbers,
     rule_of,
 )
 from eplb.cli.reading import (
@@ -41,19 +43,23 @@ __all__ = ["command"]
 
 def command(
     trace: TraceFile,
-    gpus: Annotated[list[int], typer.Option(help="Number of GPUs. Repeat for several sizes.")],
+    gpus: Annotated[
+        list[str], typer.Option(metavar="N,...", help="Number of GPUs, or several as 32,64.")
+    ],
     policy: Policies = None,
     spare: Annotated[
-        list[int] | None,
+        list[str] | None,
         typer.Option(
-            help="Redundant experts on each GPU. Repeat for several numbers. [default: 1]",
+            metavar="N,...",
+            help="Redundant experts on each GPU, or several numbers as 1,2. [default: 1]",
             show_default=False,
         ),
     ] = None,
     every: Annotated[
-        list[int] | None,
+        list[str] | None,
         typer.Option(
-            help="Number of windows between plans. Repeat for several. [default: 1]",
+            metavar="N,...",
+            help="Number of windows between plans, or several as 1,4. [default: 1]",
             show_default=False,
         ),
     ] = None,
@@ -78,15 +84,18 @@ def command(
     """
     if output is not None:
         check_ending(output, trace)
-    policies, rule = policy or DEFAULT_POLICIES, rule_of(dispatch)
+    policies, rule = listed(policy) or DEFAULT_POLICIES, rule_of(dispatch)
+    sizes, spares, cadences = (
+        numbers(given, name, 1)
+        for given, name in ((gpus, "--gpus"), (spare, "--spare"), (every, "--every"))
+    )
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
         loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
     clusters = [
         cluster_of(loads.num_experts, size, nodes, None, spare=more)
-        for size, more in itertools.product(gpus, spare or [1])
+        for size, more in itertools.product(sizes, spares)
     ]
-    cadences = every or [1]
     wanted = len(clusters) * len(cadences) * len(policies)
     rows: list[SweepRow] = []
     failure: EplbError | None = None
@@ -119,7 +128,7 @@ def command(
                     raise
                 failure = error
     if as_json:
-        print(json.dumps([row.to_json() for row in rows]))  # noqa: T201
+        print(json.dumps([{"version": 1, **row.to_json()} for row in rows]))  # noqa: T201
     else:
         print_sweep(Console(), str(trace), rows, wanted)
     if output is not None and rows:

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from eplb import synthetic
-from eplb.cli.options import TraceTarget
-from eplb.cli.terminal import say
+from eplb.cli.options import AsJson, TraceTarget
+from eplb.cli.terminal import say_written
 from eplb.files import check_writable
 from eplb.formats import save_trace
 from eplb.synthetic import PRESETS
@@ -24,9 +24,10 @@ def command(
         int, typer.Option(help="Tokens that the model processes in a window.")
     ] = 100_000,
     seed: Annotated[int, typer.Option(help="Random seed of the loads.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Generate loads that behave like those recorded from a model, and write them to a file."""
     check_writable(target)
     loads = synthetic.trace(preset, num_windows=windows, tokens_per_window=tokens, seed=seed)
     save_trace(loads, target)
-    say(f"{loads!r} written to {target}.")
+    say_written(loads, target, as_json=as_json)

@@ -1,8 +1,10 @@
 """What commands print in a terminal: every table, and the sentences around it."""
 
 import contextlib
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -33,6 +35,7 @@ __all__ = [
     "print_evaluation",
     "print_frontier",
     "print_inspection",
+    "print_json",
     "print_migration",
     "print_summary",
     "print_sweep",
@@ -40,7 +43,11 @@ __all__ = [
     "printing_to_stderr",
     "progress_bar",
     "say",
+    "say_written",
 ]
+
+_VERSION = 1
+"""Of what `--json` prints: it grows where a name goes or means something else."""
 
 _BAR = 30
 """Characters of the longest bar."""
@@ -60,6 +67,26 @@ _STANDINGS = {
 def say(line: str, *, to_stderr: bool = False) -> None:
     """Print a sentence, as it is."""
     Console(stderr=to_stderr).print(printable(line), highlight=False, markup=False, soft_wrap=True)
+
+
+def print_json(figures: Mapping[str, object]) -> None:
+    """Print figures for a script, as one line, with the version of their names."""
+    print(json.dumps({"version": _VERSION, **figures}))  # noqa: T201
+
+
+def say_written(loads: LoadTrace, target: Path, *, as_json: bool) -> None:
+    """Say what was written, in a sentence or as JSON."""
+    if not as_json:
+        say(f"{loads!r} written to {target}.")
+        return
+    figures = {
+        "windows": loads.num_windows,
+        "layers": loads.num_layers,
+        "experts": loads.num_experts,
+        "model": loads.model,
+        "top_k": loads.top_k,
+    }
+    print_json({**figures, "output": str(target)})
 
 
 def printing_to_stderr() -> contextlib.redirect_stdout[TextIO]:

@@ -34,6 +34,7 @@ def load_trace(
 
     - `.json`: `{"logical_count": [L][E] or [T][L][E]}` or the bare array, as SGLang takes it;
       `{"load_history": [{"logical_expert_load": [L][E]}, ...]}`, as the research benchmark has it.
+      `.json.gz` is the same, compressed.
     - `.pt`: dumps of SGLang's expert recorder in all its modes, without steps that were not used.
       Their times are when the files were written, known where they rise from window to window. Or
       a bare tensor, as vllm-ascend's tool takes it.

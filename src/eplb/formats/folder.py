@@ -42,7 +42,14 @@ _READERS: dict[str, Callable[[Path], LoadTrace | Steps | Passes | Listed | Bare]
     ".parquet": read_parquet,
     ".pt": read_pt,
     ".jsonl": read_jsonl,
+    ".json.gz": read_json,
 }
+
+
+def _ending(path: Path) -> str:
+    """What tells a file's format."""
+    name = path.name.lower()
+    return ".json.gz" if name.endswith(".json.gz") else path.suffix.lower()
 
 
 def read_file(path: Path, how: Reading) -> LoadTrace:
@@ -81,7 +88,7 @@ def read_folder(folder: Path, how: Reading) -> LoadTrace:
 def _read(path: Path, axes: tuple[str, ...] | None = None) -> LoadTrace | Steps | Passes | Listed:
     with naming(path):
         check_regular(path)
-        reader = _READERS.get(path.suffix.lower())
+        reader = _READERS.get(_ending(path))
         if reader is not None:
             content = reader(path)
             if isinstance(content, Bare):
@@ -112,7 +119,7 @@ def _files(folder: Path) -> list[Path]:
     files = [
         entry
         for entry in folder.iterdir()
-        if entry.suffix.lower() in _READERS and not entry.name.startswith(".")
+        if _ending(entry) in _READERS and not entry.name.startswith(".")
         if not entry.is_dir()
     ]
     if not files:

@@ -4,8 +4,11 @@ What could not be computed is a `Missing` that says why. Figures hold no time of
 same input gives the same report.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
 
 from eplb.balance import Interval
 from eplb.moving.verdict import Verdict
@@ -333,6 +336,11 @@ class Figures:
     through: Through | Missing
     estimated: Estimated | Missing
 
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values; a part that could not be computed says `why`."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
     def standing(self, who: Who) -> Contender | None:
         """One of the standings, None where it was not asked for."""
         return next((each for each in self.standings if each.who == who), None)
@@ -346,3 +354,14 @@ class Figures:
     def plan(self) -> Contender:
         """What is recommended."""
         return next(each for each in self.standings if each.who == "plan")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: arrays as lists, and no number where there is none."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 from eplb.cost import Assumptions
-from eplb.cost.gpus import find_gpu
+from eplb.cost.gpus import Gpu, find_gpu
 from eplb.cost.models import Model
 from eplb.dispatching.rules import check_named
 from eplb.errors import LoadsError, PlacementError
@@ -47,7 +47,7 @@ def measure(
     least_gain: float = LEAST_GAIN,
     confidence: float = CONFIDENCE,
     model: Model | str | None = None,
-    gpu: str = "H100",
+    gpu: Gpu | str = "H100",
     tokens_per_gpu: float = 128.0,
     window_seconds: float | None = None,
     assumptions: Assumptions | None = None,
@@ -70,7 +70,7 @@ def measure(
         confidence: how sure it asks a gain to be.
         model: whose figures times are estimated by, by its name or as figures; None for the
             trace's own. Where its name is not known, the report says what is missing.
-        gpu: that it is served on, by a name in `eplb.cost.GPUS`.
+        gpu: that it is served on, by a name in `eplb.cost.GPUS` or as figures.
         tokens_per_gpu: tokens that each GPU brings into a step.
         window_seconds: time that a window stands for; by default as the trace says.
         assumptions: of the estimates.
@@ -88,7 +88,8 @@ def measure(
     check_named(dispatch)
     trace = trace.merged()
     _check(trace, cluster, current, num_groups)
-    card, assumed = find_gpu(gpu), assumptions or Assumptions()
+    card = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
+    assumed = assumptions or Assumptions()
     known = model if isinstance(model, Model) else known_model(model or trace.model, trace)
     say = progress or (lambda _what, _done, _wanted: None)
     asked = Asked(trace, cluster, num_groups, dispatch, threads)

@@ -5,8 +5,10 @@ A file of any size is read window by window: Python's own objects take twenty ti
 the text that they come from, so no more than one window is ever made of them.
 """
 
+import gzip
 import json
 import re
+import zlib
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -40,14 +42,25 @@ _ROUTED = "routed_experts"
 
 
 def read_json(path: Path) -> LoadTrace | Bare:
-    """Loads in a JSON file: under one of the keys of an object, or a bare array."""
-    with path.open(encoding="utf-8-sig") as file:
-        text = _Text(path, file)
-        if text.next() == "{":
-            found = _read_object(path, text)
-        else:
-            found = Bare(_collect(path, text.elements(), "the array"))
-        text.end()
+    """Loads in a JSON file, compressed or not: under a key of an object, or a bare array."""
+    compressed = path.suffix.lower() == ".gz"
+    with (
+        gzip.open(path, "rt", encoding="utf-8-sig")
+        if compressed
+        else path.open(encoding="utf-8-sig") as file
+    ):
+        try:
+            return _read(path, _Text(path, file))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise FormatError(f"{path}: not a whole gzip file ({reason(error)})") from None
+
+
+def _read(path: Path, text: "_Text") -> LoadTrace | Bare:
+    if text.next() == "{":
+        found = _read_object(path, text)
+    else:
+        found = Bare(_collect(path, text.elements(), "the array"))
+    text.end()
     return found
 
 
