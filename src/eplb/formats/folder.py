@@ -43,6 +43,7 @@ _READERS: dict[str, Callable[[Path], LoadTrace | Steps | Passes | Listed | Bare]
     ".parquet": read_parquet,
     ".pt": read_pt,
     ".jsonl": read_jsonl,
+    ".json.gz": read_json,
 }
 
 
