@@ -5,6 +5,7 @@ It is a part of dispatch.py, which prints these tables and checks the bars.
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,6 +173,16 @@ def _evenly(placement: eplb.Placement, layer: int, ids: I64) -> I64:
     return slots
 
 
+def drawn(rng: np.random.Generator, workload: F64, tokens: int, k: int) -> I64:
+    """Ids [tokens, k] of tokens that choose experts by a workload [E], without replacement: by the
+    order of what is added to the logarithms.
+    """
+    noise = rng.gumbel(size=(tokens, len(workload)))
+    with np.errstate(divide="ignore"):
+        scores = np.log(workload) + noise
+    return np.argpartition(-scores, k, axis=1)[:, :k].astype(np.int64)
+
+
 def _large(loads: F64, table: Table, bars: list[Bar]) -> None:
     """Large batches of other workloads [T, L, E] than the first, which is planned for."""
     cluster = eplb.Cluster(num_gpus=32, num_nodes=4, slots_per_gpu=9)
@@ -182,11 +193,7 @@ def _large(loads: F64, table: Table, bars: list[Bar]) -> None:
     for layer in range(placement.num_layers):
         dispatch = BatchDispatch(placement, layer)
         for i, workload in enumerate(loads[1:, layer]):
-            # Draws without replacement, by the order of what is added to the logarithms.
-            noise = rng.gumbel(size=(_LARGE_BATCH, len(workload)))
-            with np.errstate(divide="ignore"):
-                scores = np.log(workload) + noise
-            ids = np.argpartition(-scores, _LARGE_K, axis=1)[:, :_LARGE_K].copy()
+            ids = drawn(rng, workload, _LARGE_BATCH, _LARGE_K)
             batch = np.zeros((1, *loads.shape[1:]))
             batch[0, layer] = counted(ids, len(workload))
             best = placement.gpu_load(batch, "best")[0, layer].max()
@@ -223,8 +230,48 @@ def _large(loads: F64, table: Table, bars: list[Bar]) -> None:
     )
 
 
-def of_batches(traces: Path, loads: F64, bars: list[Bar]) -> list[Table]:
-    """The tables, and their bars."""
+def _on_gpu(loads: F64, bars: list[Bar]) -> str:
+    """Time of a large batch on a GPU, all layers in one CUDA graph; or that there is none."""
+    if not torch.cuda.is_available():
+        return "No GPU here: the time of a layer on one is not measured, and its bar not checked."
+    cluster = eplb.Cluster(num_gpus=32, num_nodes=4, slots_per_gpu=9)
+    placement = eplb.plan(loads[0], cluster).placement
+    rng = np.random.default_rng(0)
+    ids = [torch.from_numpy(drawn(rng, workload, _LARGE_BATCH, _LARGE_K)) for workload in loads[1]]
+    expected = [BatchDispatch(placement, layer)(each) for layer, each in enumerate(ids)]
+    on_gpu = [BatchDispatch(placement, layer, device="cuda") for layer in range(len(ids))]
+    batches = [each.cuda() for each in ids]
+    found = [way(each) for way, each in zip(on_gpu, batches, strict=True)]
+    same = all(torch.equal(a, b.cpu()) for a, b in zip(expected, found, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for way, each in zip(on_gpu, batches, strict=True):
+            way(each)
+    event: Any = torch.cuda.Event
+    begin, end = event(enable_timing=True), event(enable_timing=True)
+    runs = []
+    for _ in range(_REPEATS):
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        runs.append(begin.elapsed_time(end) * 1e3 / len(ids))
+    name, took = torch.cuda.get_device_name(), min(runs)
+    kind = "Triton's kernels" if on_gpu[0]._kernels is not None else "torch operations"
+    bars.append(
+        Bar(
+            f"{_LARGE_BATCH} tokens, us a layer in a CUDA graph, {name}",
+            "at most 100",
+            f"{took:.1f}",
+            took <= 100.0,
+        )
+    )
+    bars.append(Bar(f"{_LARGE_BATCH} tokens, slots as on the CPU", "the same", str(same), same))
+    return f"{name}: {took:.1f} us a layer in a CUDA graph, by {kind}"
+
+
+def of_batches(traces: Path, loads: F64, bars: list[Bar]) -> list[Table | str]:
+    """The tables, their bars, and a line about the GPU."""
     torch.set_num_threads(1)
     steps = Table(
         "slots, steps", "even split", "ranks for themselves", "in fractions", "over them",
@@ -237,4 +284,4 @@ def of_batches(traces: Path, loads: F64, bars: list[Bar]) -> list[Table]:
     _steps(traces, steps, bars)
     _activated(traces, activated, bars)
     _large(loads, large, bars)
-    return [steps, activated, large]
+    return [steps, activated, large, _on_gpu(loads, bars)]

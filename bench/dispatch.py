@@ -194,8 +194,8 @@ def main() -> int:
         if table.row_count:
             console.print(table)
     if arguments.only != "windows":
-        for table in of_batches(arguments.traces, loads, bars):
-            console.print(table)
+        for part in of_batches(arguments.traces, loads, bars):
+            console.print(part)
     show_bars(bars)
     return int(arguments.check and not all(bar.met for bar in bars))
 

@@ -1,5 +1,6 @@
 """Dispatch of one batch: a slot for each expert that a token chose."""
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +24,10 @@ class BatchDispatch(torch.nn.Module):
     its experts so that the busiest GPU has as little to do as the placement allows, nearly.
 
     It is made of torch operations of fixed shapes and waits for nothing, so it can be captured in a
-    CUDA graph and compiled. All numbers are whole ones: the same ids give the same slots on every
-    processor. The instances for the layers of a placement have arrays of the same shapes, so that
-    compiling one of them serves all.
+    CUDA graph and compiled. On a GPU, where Triton is installed, three kernels take their place.
+    All numbers are whole ones: the same ids give the same slots on every processor, by operations
+    and by kernels. The instances for the layers of a placement have arrays of the same shapes, so
+    that compiling one of them serves all.
 
     Example:
         >>> import eplb, torch
@@ -67,6 +69,9 @@ class BatchDispatch(torch.nn.Module):
     part: Tensor
     parts: Tensor
     jumps: Tensor
+    class_ends: Tensor
+    slots: Tensor
+    first_slot: Tensor
 
     def __init__(
         self,
@@ -88,6 +93,10 @@ class BatchDispatch(torch.nn.Module):
         self._num_slots = int(placement.phy2log.shape[1])
         copies = copies_of(placement, layer)
         self._ends = [end for _, end in copies.classes]
+        first_slot = np.searchsorted(copies.expert_of_slot, np.arange(self._num_experts + 1))
+        self._most_copies = int(np.diff(first_slot).max())
+        self._largest_class = max((end - begin for begin, end in copies.classes), default=0)
+        self._kernels = _kernels_for(*copies.gpus.shape)
         for name, values in (
             ("gpus", copies.gpus),
             ("experts", copies.experts),
@@ -99,6 +108,9 @@ class BatchDispatch(torch.nn.Module):
             ("part", copies.part),
             ("parts", copies.parts),
             ("jumps", np.diff(copies.slots, prepend=-1, append=-1)),
+            ("class_ends", [0, *self._ends]),
+            ("slots", copies.slots),
+            ("first_slot", first_slot),
         ):
             tensor = torch.as_tensor(values, dtype=torch.int64, device=device)
             self.register_buffer(name, tensor, persistent=False)
@@ -120,6 +132,8 @@ class BatchDispatch(torch.nn.Module):
             OptionError: ids of another shape, type or device; experts that there are none of.
         """
         self._check(topk_ids, num_tokens)
+        if self._kernels is not None and topk_ids.is_cuda:
+            return self._by_kernels(topk_ids, num_tokens)
         num_experts = self._num_experts
         chosen = topk_ids.clamp(-1, num_experts)
         if num_tokens is not None:
@@ -144,6 +158,31 @@ class BatchDispatch(torch.nn.Module):
         changes.index_add_(0, torch.cat((begin[:1], ends)), self.jumps)
         slots = changes[:-1].cumsum(0, dtype=topk_ids.dtype) - 1
         return torch.empty_like(slots).scatter_(0, order, slots).reshape(topk_ids.shape)
+
+    def _by_kernels(self, topk_ids: Tensor, num_tokens: Tensor | int | None) -> Tensor:
+        """The same slots, by Triton's kernels."""
+        ids = topk_ids.contiguous()
+        limited = num_tokens is not None
+        if isinstance(num_tokens, int):
+            num_tokens = ids.new_full((1,), num_tokens, dtype=torch.int64)
+        limit = ids if num_tokens is None else num_tokens.to(ids.device)
+        known = self._kernels
+        count, place = known.count, known.place
+        if torch.compiler.is_compiling():
+            count, place = known.count_as_one, known.place_as_one
+        counts = count(ids, limit, self._num_experts, limited)
+        every = counts
+        if self._group is not None:
+            every = _gathered(counts.sum(0), self._num_ranks, self._group)
+        copies = [
+            self.gpus, self.experts, self.class_ends, self.alone, self.most, self.of_slot,
+            self.expert_of_slot, self.part, self.parts, self.slots, self.first_slot,
+        ]  # fmt: skip
+        slots: Tensor = place(
+            ids, limit, counts, every, copies, self._rank, self.empty.shape[0] - 1,
+            self._largest_class, self._most_copies, limited, self._objective == "activated",
+        )  # fmt: skip
+        return slots
 
     def _takes(self, counts: Tensor) -> Tensor:
         """How many of its expert's tokens [E] each slot takes, in the order of experts."""
@@ -199,6 +238,18 @@ class BatchDispatch(torch.nn.Module):
                     f"topk_ids has {int(wrong[0])}: experts are numbered 0 to "
                     f"{self._num_experts - 1}, and -1 pads"
                 )
+
+
+@lru_cache
+def _kernels_for(rows: int, width: int) -> Any:
+    """The kernels, where there are a GPU and Triton and they have room for arrays of this shape."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        from eplb.torch import kernels
+    except ImportError:
+        return None
+    return kernels if kernels.has_room(rows, width) else None
 
 
 def _member_of(group: Any) -> tuple[int, int]:
