@@ -109,3 +109,24 @@ def test_without_a_placement_it_is_compared_with_the_start(
 def test_the_same_for_any_number_of_threads(pairs: dict[str, advice.Pair]) -> None:
     pair = pairs["drifting"]
     assert judge(pair.seen, advice.CLUSTER, pair.current, threads=2).words == judged(pair).words
+
+
+def test_groups_on_several_nodes_are_told() -> None:
+    loads = np.random.default_rng(3).lognormal(size=(2, 16))
+    cluster = eplb.Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=5)
+    anywhere = eplb.plan(loads, cluster).placement
+    split = 0
+    for layer in anywhere.phy2log.reshape(2, 2, 10):
+        on_node = [{int(expert) // 4 for expert in node} for node in layer]
+        split += len(on_node[0] & on_node[1])
+    found = judge(loads, cluster, anywhere, num_groups=4)
+    assert found.split_groups == split > 0
+    assert f"What runs has {split} expert groups on more nodes than one" in found.evidence
+    for running, groups in ((anywhere, 1), (found.plan.placement, 4)):
+        found = judge(loads, cluster, running, num_groups=groups)
+        assert found.split_groups == 0
+        assert "more nodes than one" not in found.evidence
+    with pytest.raises(
+        eplb.OptionError, match=r"max_moves is 0: \d+ are enough to put each expert"
+    ):
+        eplb.plan(loads, cluster, num_groups=4, current=anywhere, max_moves=0)

@@ -85,6 +85,8 @@ class Verdict:
         lasting: correlation of GPUs' loads, over their layer's mean, between the earlier and the
             later half of the windows: 1 where hot spots persist, 0 where they pass; None of one
             window.
+        split_groups: expert groups that what runs has on more nodes than one, in all layers, where
+            groups are to stay on a node.
         windows: how many are held out in turn; 0 where nothing is.
         tokens: routed to the experts of a layer in a window, on average.
         least_gain, confidence: the thresholds.
@@ -103,6 +105,7 @@ class Verdict:
     now: float
     seen_gain: float
     lasting: float | None
+    split_groups: int
     windows: int
     tokens: float
     least_gain: float
@@ -309,6 +312,7 @@ def judge(
         _mean(now, 1.0),
         seen_gain,
         _lasting(running.gpu_load(windows, dispatch)),
+        0 if forced else _split_groups(running, num_groups),
         held_out,
         float(tokens[tokens > 0.0].mean()) if tokens.any() else 0.0,
         least_gain,
@@ -422,6 +426,17 @@ def _lasting(load: _Loads) -> float | None:
     return float((above[0] * above[1]).sum()) / size if size > 0.0 else 0.0
 
 
+def _split_groups(running: Placement, num_groups: int) -> int:
+    """How many groups of all layers have experts on more nodes than one, where they need not."""
+    num_nodes = running.cluster.num_nodes
+    if num_nodes == 1 or num_groups % num_nodes:
+        return 0
+    held = running.held_by(running.cluster.num_gpus)
+    on_node = held.reshape(len(held), num_nodes, -1, held.shape[2]).any(axis=2)
+    of_group = on_node.reshape(len(held), num_nodes, num_groups, -1).any(axis=3)
+    return int((of_group.sum(axis=1) > 1).sum())
+
+
 def _advice(found: Verdict, *, forced: bool) -> str:
     size = f"{found.moves:,} {'expert' if found.moves == 1 else 'experts'}"
     if forced:
@@ -437,6 +452,17 @@ def _advice(found: Verdict, *, forced: bool) -> str:
 
 def _evidence(found: Verdict, number: int, helps: str) -> str:
     """What the advice rests on, and what helps."""
+    words = _of_gain(found, number)
+    if found.split_groups:
+        groups = "expert group" if found.split_groups == 1 else "expert groups"
+        words += (
+            f" What runs has {found.split_groups:,} {groups} on more nodes than one, which a plan "
+            "would bring together."
+        )
+    return f"{words} {helps}" if helps else words
+
+
+def _of_gain(found: Verdict, number: int) -> str:
     over = f"of balancedness over {found.now:.4f}{under(found.dispatch)}"
     if found.interval is None or found.engine_gain is None:
         if not found.plan.moves and found.gain < found.least_gain:
@@ -464,7 +490,7 @@ def _evidence(found: Verdict, number: int, helps: str) -> str:
             f" Hot spots {'persist' if found.lasting >= 0.5 else 'pass'}: GPUs' loads in the "
             f"earlier and the later half of the windows correlate by {found.lasting:.2f}."
         )
-    return f"{words} {helps}" if helps else words
+    return words
 
 
 def _help(windows: _Loads) -> str:

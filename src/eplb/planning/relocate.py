@@ -193,10 +193,10 @@ def relocate(
     if spare is not None and spare < 0:
         # Groups come home with the fewest moves, but then may lack room.
         proven = "are the least that" if problem.nodes == 1 else "are enough to"
-        raise OptionError(
-            f"max_moves is {budget}: {int(least.sum())} {proven} give every expert a slot on this "
-            "cluster"
-        )
+        what = "give every expert a slot on this cluster"
+        if problem.nodes > 1:
+            what = "put each expert group on one node"
+        raise OptionError(f"max_moves is {budget}: {int(least.sum())} {proven} {what}")
     num_layers, num_slots = start.shape
     steps = step_memory(num_layers, _MOST_STEPS * num_slots)
     steps.moves[:, 0] = least
