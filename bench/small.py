@@ -255,7 +255,8 @@ def _expected(load: NDArray[np.float64]) -> float:
     total = 0.0
     for window in range(load.shape[1]):
         total += load[:, window].max()
-    return total / load.shape[1]
+    mean: float = total / load.shape[1]
+    return mean
 
 
 @dataclass(frozen=True)
