@@ -43,7 +43,6 @@ _READERS: dict[str, Callable[[Path], LoadTrace | Steps | Passes | Listed | Bare]
     ".parquet": read_parquet,
     ".pt": read_pt,
     ".jsonl": read_jsonl,
-    ".json.gz": read_json,
 }
 
 
