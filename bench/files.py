@@ -4,7 +4,8 @@
 
 Each command reads the folder in a process of its own; its time is shown over that which torch
 takes to read and add up the same files in the same run. Then what plans for few tokens are worth:
-the balancedness, on the shares that the tokens were drawn from, below that of a plan for the sum.
+the balancedness, on the shares that the tokens were drawn from, below that of a plan for the sum;
+and where loads drift or change, the balancedness on the shares to come.
 """
 
 import argparse
@@ -33,6 +34,7 @@ _COMMANDS = {
     "report": (*_CLUSTER, "-o", "page.html"),
 }
 _TOKENS = (4, 16, 64, 256)
+_KINDS = ("wanders", "wanders fast", "ramps", "changes half-way", "changes late", "to and fro")
 
 _TORCH = """
 import glob, sys, time
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as place:
         _time(Path(place), options)
     _plans(options.seeds)
+    _drifts(options.seeds)
 
 
 def _time(place: Path, options: argparse.Namespace) -> None:
@@ -136,6 +139,47 @@ def _plans(seeds: int) -> None:
             f"{_PASSES} passes of {tokens} tokens: the sum {whole:.4f}, eplb.plan {found:.4f} "
             f"(at worst {worst:+.4f}), the last 32 passes {last:.4f}"
         )
+
+
+def _drifts(seeds: int) -> None:
+    cluster = eplb.Cluster(8, 1, 9)
+    for kind in _KINDS:
+        for tokens in (*_TOKENS, 1024):
+            scores = []
+            for seed in range(seeds):
+                rng = np.random.default_rng(seed)
+                share = _path(kind, rng)
+                counts = rng.poisson(share[:_PASSES] * tokens * 4).astype(float)
+                plans = (
+                    eplb.plan(eplb.LoadTrace(counts), cluster),
+                    eplb.plan(counts.sum(axis=0), cluster),
+                    eplb.plan(counts[-32:], cluster),
+                )
+                scores.append([each.placement.balancedness(share[_PASSES:]) for each in plans])
+            found, whole, last = np.mean(scores, axis=0)
+            print(
+                f"{_PASSES} passes of {tokens} tokens, load {kind}: eplb.plan {found:.4f}, the sum "
+                f"{whole:.4f}, the last 32 passes {last:.4f}"
+            )
+
+
+def _path(kind: str, rng: np.random.Generator) -> np.ndarray:
+    """[660, 4, 64] shares of experts in each pass, those to come among them."""
+    number = _PASSES + 60
+    first, change = rng.normal(size=(4, 64)) * 0.8, rng.normal(size=(4, 64)) * 0.5
+    at = np.arange(number)
+    part = {
+        "ramps": np.linspace(0.0, 2.0, number),
+        "changes half-way": at >= _PASSES // 2,
+        "changes late": at >= _PASSES - 60,
+        "to and fro": at // 60 % 2 == 1,
+    }.get(kind, np.zeros(number))
+    logs = first + part[:, None, None] * change
+    step = {"wanders": 0.02, "wanders fast": 0.06}.get(kind, 0.0)
+    if step:
+        logs += np.cumsum(rng.normal(size=logs.shape) * step, axis=0)
+    share = np.exp(logs)
+    return np.asarray(share / share.sum(axis=2, keepdims=True))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from recorded import GPT_OSS, load_windows
 
 import eplb
 from eplb import Cluster, LoadsError, LoadTrace, OptionError
+from eplb.planning.backtest import expected_of
 from eplb.planning.forecast import (
     FORECASTS,
     Clusters,
@@ -21,6 +22,7 @@ from eplb.planning.forecast import (
     Mean,
     Recent,
     Scenarios,
+    changed_at,
     named_forecast,
 )
 
@@ -107,6 +109,69 @@ def test_kinds_of_windows_are_found_and_old_ones_kept() -> None:
         assert away.min() < 0.01
         assert expected.weights[away.argmin()] == pytest.approx((which == kind).mean())
     assert len(Clusters(8)(np.repeat(loads[:1], 12, axis=0)).loads) == 1
+
+
+def counted(logs: Loads, tokens: int, seed: int) -> Loads:
+    share = np.exp(logs)
+    share /= share.sum(axis=-1, keepdims=True)
+    return np.random.default_rng(seed).poisson(share * tokens).astype(np.float64)
+
+
+@pytest.mark.parametrize("tokens", [500, 5_000, 50_000])
+def test_a_clear_change_is_told_from_drift(tokens: int) -> None:
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        first, second, third = random.normal(size=(3, 4, 32))
+        time = np.arange(24)[:, None, None]
+        jump = np.where(time < 18, first, second)
+        mixed = jump.copy()
+        mixed[17] = 0.5 * (first + second)
+        walk = first + 0.1 * np.cumsum(random.normal(size=(24, 4, 32)), axis=0)
+        for logs, found in (
+            (jump, 18),
+            (mixed, 18),
+            (np.where(time == 23, second, first), 0),  # one window may be an accident
+            (np.where(time == 12, second, first), 0),
+            (np.where(time // 3 % 2 == 0, first, second), 0),
+            (np.where(time < 6, second, np.where(time < 22, first, second)), 0),  # it was there
+            (np.where(time < 6, second, np.where(time < 18, first, third)), 0),  # as much before
+            (first + time / 24.0 * second, 0),
+            (walk, 0),
+            (first + 0.0 * time, 0),
+        ):
+            loads = counted(logs, tokens, seed)
+            assert changed_at(loads) == found
+            loads[::5, 0] = 0.0  # a layer has no load now and then
+            assert changed_at(loads) == found
+
+
+def test_rules_pass_over_what_was_before_a_clear_change() -> None:
+    random = np.random.default_rng(1)
+    first, second = random.normal(size=(2, 3, 16))
+    loads = counted(np.where(np.arange(20)[:, None, None] < 16, first, second), 4000, 2)
+    for rule in (Mean(), Decay(), Deviation(), Recent(), Extended(), Last()):
+        for each in (rule, FORECASTS["recent"]):
+            assert np.array_equal(each(loads).loads, each(loads[16:]).loads)
+    assert len(Clusters()(loads).loads) > len(Clusters()(loads[16:]).loads)
+    # Where the change is far back, all windows since it are there.
+    late = np.concatenate([loads, *[loads[16:]] * 9])
+    assert np.array_equal(Mean()(late).loads, Mean()(late[-32:]).loads)
+
+
+def test_a_change_that_comes_late_is_planned_for() -> None:
+    random = np.random.default_rng(4)
+    first, second = random.normal(size=(2, 3, 32)) * 0.7
+    loads = counted(np.where(np.arange(60)[:, None, None] < 56, first, second), 20_000, 5)
+    trace = LoadTrace(loads)
+    after = LoadTrace(counted(np.broadcast_to(second, (8, 3, 32)), 20_000, 6))
+    cluster = Cluster(8, 1, 5)
+    found = expected_of(trace, cluster, effort="fast")
+    made = eplb.plan(found.scenarios.loads, cluster, weights=found.scenarios.weights)
+    whole = eplb.plan(loads.sum(axis=0), cluster)
+    assert made.placement.balancedness(after.loads) > 0.96
+    assert whole.placement.balancedness(after.loads) < 0.7
+    assert found.words is not None
+    assert "Loads changed clearly at window 56" in found.words
 
 
 def test_names() -> None:

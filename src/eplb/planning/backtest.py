@@ -7,13 +7,20 @@ from typing import Any
 import numpy as np
 
 from eplb.balance import Interval, Served
-from eplb.checks import in_one_line, whole_number
+from eplb.checks import in_one_line, printable, whole_number
 from eplb.cluster import Cluster, check_shape
 from eplb.dispatching.rules import check_rule
 from eplb.errors import ClusterError, EplbError, LoadsError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.merging import alike
-from eplb.planning.forecast import FORECASTS, HISTORY, Forecast, Scenarios, named_forecast
+from eplb.planning.forecast import (
+    FORECASTS,
+    HISTORY,
+    Forecast,
+    Scenarios,
+    changed_at,
+    named_forecast,
+)
 from eplb.planning.plan import Effort, plan, planned_rule
 
 __all__ = ["BEST", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of"]
@@ -221,9 +228,16 @@ def expected_of(
         # Forecasts would be told apart by chance.
         words = f"the sum of {len(trace)} windows, which differ by chance alone"
         return Expected(Scenarios(trace.total()[None], np.ones(1)), f"Planned for: {words}", None)
+    changed = ""
+    if begin := changed_at(trace.loads):
+        changed = (
+            f". Loads changed clearly at window {printable(trace.names[begin])}, and what was "
+            "before is passed over"
+        )
     if forecast != BEST:
         scenarios = named_forecast(forecast)(trace.loads)
-        return Expected(scenarios, f"Planned for: {_words(forecast, scenarios, trace)}", None)
+        words = f"Planned for: {_words(forecast, scenarios, trace)}{changed}"
+        return Expected(scenarios, words, None)
     tried = backtest(
         trace,
         cluster,
@@ -239,7 +253,7 @@ def expected_of(
     words = (
         f"Planned for: {_words(tried.best, scenarios, trace)}. On {unseen} this forecast gave "
         f"{scores[tried.best]:.4f}, and the mean of the windows gave {scores['mean']:.4f} "
-        f"({len(scores)} forecasts tried)"
+        f"({len(scores)} forecasts tried){changed}"
     )
     return Expected(scenarios, words, tried)
 

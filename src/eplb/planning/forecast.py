@@ -2,6 +2,9 @@
 
 What comes next is not known; a rule says what to plan for instead. `plan` lowers the expected peak
 over the windows that a rule gives, so a rule that gives several plans for each of them.
+
+Where loads have clearly changed, to what was not there before, all rules but `Clusters` pass over
+the windows from before the change: it can be too late for a backtest to show that.
 """
 
 from collections.abc import Callable
@@ -24,6 +27,7 @@ __all__ = [
     "Mean",
     "Recent",
     "Scenarios",
+    "changed_at",
     "named_forecast",
 ]
 
@@ -32,6 +36,14 @@ _Loads = NDArray[np.float64]
 
 HISTORY = 32
 """Windows that are planned for, the last ones, unless a user says otherwise (docs/study.md)."""
+
+
+_CHANGE = 1.75
+"""Squared distance across a change over that of other windows, from which loads have clearly
+changed (docs/experiments.md).
+"""
+_BEFORE, _AFTER = 6, 2
+"""Windows from which a change can be told, and that show that it stays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +91,7 @@ class Mean:
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        return _alike(_scaled(loads[-self.windows :]).mean(axis=0, keepdims=True))
+        return _alike(_scaled(_present(loads, self.windows)).mean(axis=0, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ class Decay:
         """The windows to plan for."""
         keep = 0.5 ** (1.0 / self.half_life)
         mean = np.zeros(loads.shape[1:])
-        for window in _scaled(loads):
+        for window in _scaled(loads[changed_at(loads) :]):
             mean = keep * mean + window
         return _alike(_scaled(mean[None]))
 
@@ -115,7 +127,7 @@ class Deviation:
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        scaled = _scaled(loads[-self.windows :])
+        scaled = _scaled(_present(loads, self.windows))
         high = scaled.mean(axis=0) + self.deviations * scaled.std(axis=0)
         return _alike(_scaled(high[None]))
 
@@ -132,7 +144,7 @@ class Recent:
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        return _alike(_scaled(loads[-self.windows :]))
+        return _alike(_scaled(_present(loads, self.windows)))
 
 
 @dataclass(frozen=True)
@@ -150,7 +162,7 @@ class Extended:
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        scaled = _scaled(loads[-self.windows :])
+        scaled = _scaled(_present(loads, self.windows))
         number = len(scaled)
         if number == 1:
             return _alike(scaled)
@@ -206,6 +218,53 @@ def named_forecast(name: str) -> Forecast:
     if name not in FORECASTS:
         raise OptionError(f"no forecast is called {name!r}: give {', '.join(FORECASTS)}")
     return FORECASTS[name]
+
+
+def changed_at(loads: _Loads) -> int:
+    """The first window of [T, L, E] since a clear change of the loads, 0 where there was none.
+
+    From a change on, each window is further from all that were before than any window was from
+    those before it, or is from those since. The window in which loads change is passed over, as is
+    each window's neighbour: where loads drift, it is nearest. So loads that drift, or that changed
+    as much before, have no clear change. Only the last 32 windows are looked at.
+
+    Example:
+        >>> before, after = [[4.0, 2.0, 1.0]], [[1.0, 2.0, 4.0]]
+        >>> changed_at(np.array([before] * 8 + [after] * 2))
+        8
+    """
+    apart = _apart(loads[-HISTORY:])
+    number = len(apart)
+    if number < _BEFORE + _AFTER:
+        return 0
+    novel = [apart[: max(0, each - 1), each].min(initial=np.inf) for each in range(number)]
+    for each in range(_BEFORE, number - _AFTER + 1):
+        across = float(apart[: each - 1, each:].min())
+        since = (float(apart[each:later, later].min()) for later in range(each + 1, number))
+        if across > _CHANGE * max(*novel[2 : each - 1], *since):
+            return len(loads) - number + each
+    return 0
+
+
+def _present(loads: _Loads, most: int) -> _Loads:
+    """The last windows, so many at most, since loads have clearly changed."""
+    return loads[max(changed_at(loads), len(loads) - most) :]
+
+
+def _apart(loads: _Loads) -> _Loads:
+    """[T, T] how far each window is from those before it, mean over the layers that both load.
+
+    The squared distance of the square roots of experts' shares, whose noise is alike.
+    """
+    total = loads.sum(axis=2)
+    loaded = total > 0.0
+    roots = np.sqrt(loads / np.where(loaded, total, 1.0)[:, :, None])
+    apart = np.zeros((len(loads), len(loads)))
+    for window in range(1, len(loads)):
+        away = ((roots[:window] - roots[window]) ** 2).sum(axis=2)
+        both = loaded[:window] & loaded[window]
+        apart[:window, window] = (away * both).sum(axis=1) / np.maximum(both.sum(axis=1), 1)
+    return apart
 
 
 def _alike(loads: _Loads) -> Scenarios:
