@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from eplb import LoadTrace
-from eplb.describe import Drift, drift, skew
+from eplb.describe import Drift, drift, heat, inspect_trace, skew
 from eplb.errors import LoadsError
 
 COUNTS = st.one_of(st.just(0.0), st.integers(1, 10**6).map(float))
@@ -153,3 +153,18 @@ def test_a_thousand_windows_in_bounded_memory() -> None:
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 70e6
+
+
+def test_heat_and_the_hottest_experts() -> None:
+    loads = np.array([[[1.0, 3.0, 0.0, 0.0], [0.0] * 4, [2.0, 2.0, 2.0, 2.0]]] * 2)
+    loads[1, 0] = [3.0, 1.0, 0.0, 0.0]
+    trace = LoadTrace(loads)
+    assert heat(trace).tolist() == [[2.0, 2.0, 0.0, 0.0], [0.0] * 4, [1.0] * 4]
+    found = inspect_trace(trace).hottest_experts
+    assert [(each.layer, each.expert, each.times_mean) for each in found] == [
+        (0, 0, 2.0),
+        (0, 1, 2.0),
+        (2, 0, 1.0),
+        (2, 1, 1.0),
+        (2, 2, 1.0),
+    ]

@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 from eplb.errors import LoadsError
 from eplb.loads import LoadTrace, as_array, check_values
 
-__all__ = ["Drift", "Inspection", "LagFigures", "Range", "Skew", "drift", "inspect_trace", "skew"]
+__all__ = [
+    "Drift",
+    "HotExpert",
+    "Inspection",
+    "LagFigures",
+    "Range",
+    "Skew",
+    "drift",
+    "heat",
+    "inspect_trace",
+    "skew",
+]
 
 _Array: TypeAlias = NDArray[np.float64]
 
@@ -26,6 +37,9 @@ _AT_ONCE = 1 << 20
 
 _MOST_PAIRED = 64
 """Windows of which each is compared with each; of more, only those some lags apart."""
+
+_HOTTEST = 5
+"""Experts that are named."""
 
 _EVEN = 1e-12
 """Standard deviation over mean below which loads differ by rounding alone."""
@@ -271,6 +285,20 @@ class LagFigures:
 
 
 @dataclass(frozen=True)
+class HotExpert:
+    """An expert with much load, all windows together.
+
+    Attributes:
+        layer: row of the trace; expert: its number.
+        times_mean: its load over that of a mean expert of the layer.
+    """
+
+    layer: int
+    expert: int
+    times_mean: float
+
+
+@dataclass(frozen=True)
 class Inspection:
     """The figures of a trace; those of layers leave out dense ones.
 
@@ -285,6 +313,7 @@ class Inspection:
         idle: experts with less than 1 % of the mean load.
         drift: by how far apart windows are.
         first_last: the first window and the last, None of one window.
+        hottest_experts: those with most load of all layers, the hottest first.
     """
 
     windows: int
@@ -303,6 +332,7 @@ class Inspection:
     idle: Range | None
     drift: list[LagFigures]
     first_last: LagFigures | None
+    hottest_experts: list[HotExpert]
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain values."""
@@ -340,7 +370,29 @@ def inspect_trace(trace: LoadTrace) -> Inspection:
             )
         ],
         first_last=first_last if last else None,
+        hottest_experts=_hottest(trace),
     )
+
+
+def heat(trace: LoadTrace) -> _Array:
+    """[L, E] load of each expert over that of a mean one of its layer, all windows together; 0 in
+    dense layers.
+    """
+    total = trace.total()
+    mean = total.mean(axis=1, keepdims=True)
+    found: _Array = np.divide(total, mean, out=np.zeros_like(total), where=mean > 0.0)
+    return found
+
+
+def _hottest(trace: LoadTrace) -> list[HotExpert]:
+    found = heat(trace)
+    order = np.argsort(-found, axis=None, kind="stable")[:_HOTTEST]
+    places = zip(*np.unravel_index(order, found.shape), strict=True)
+    return [
+        HotExpert(int(layer), int(expert), float(found[layer, expert]))
+        for layer, expert in places
+        if found[layer, expert] > 0.0
+    ]
 
 
 def _range(values: NDArray[Any]) -> Range | None:

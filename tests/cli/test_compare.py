@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import signal
@@ -15,9 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import run
+from rich.console import Console
 
 import eplb
 from eplb import synthetic
+from eplb.cli.terminal import print_inspection
+from eplb.describe import heat, inspect_trace
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +363,23 @@ def test_what_a_trace_holds(trace_file: Path) -> None:
     done = run("inspect", trace_file)
     assert "24 MoE layers of 32 experts, and 1 with no load (0)" in done.stdout
     assert f"{hottest.mean():.2f}" in done.stdout
+    hot = told["hottest_experts"][0]
+    assert f"{hot['expert']} of layer {hot['layer']} ({hot['times_mean']:.1f})" in done.stdout
+
+
+def test_heat_is_drawn_with_what_the_terminal_has(trace_file: Path) -> None:
+    trace = eplb.load_trace(trace_file)
+    drawn = {}
+    for encoding in ("utf-8", "ascii"):
+        file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        print_inspection(Console(file=file, width=80), "t", inspect_trace(trace), heat(trace))
+        file.seek(0)
+        lines = file.read().splitlines()
+        end = next(n for n, line in enumerate(lines) if line.startswith("Hottest experts"))
+        drawn[encoding] = lines[end - 17 : end - 1]
+    assert {len(line) for line in drawn["utf-8"]} == {32}
+    other = str.maketrans("░▒▓█", ".:*#")
+    assert [line.translate(other) for line in drawn["utf-8"]] == drawn["ascii"]
 
 
 def test_one_window_and_no_load_at_all(tmp_path: Path) -> None:

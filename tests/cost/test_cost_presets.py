@@ -25,6 +25,7 @@ import cost  # noqa: E402  # the path comes first
         ("AMD MI300X", "MI300X"),
         ("Ascend-910C", "Ascend 910C die"),
         ("910b", "Ascend 910B"),
+        ("GB300-NVL72", "GB300"),
     ],
 )
 def test_gpus_by_name(asked: str, found: str) -> None:
@@ -34,13 +35,23 @@ def test_gpus_by_name(asked: str, found: str) -> None:
 @pytest.mark.parametrize("asked", ["deepseek-ai/DeepSeek-V3", "deepseek_v3", "DEEPSEEK V3"])
 def test_models_by_name(asked: str) -> None:
     assert find_model(asked) is MODELS["DeepSeek-V3"]
+    assert find_model("deepseek-ai/DeepSeek-V3.2") is MODELS["DeepSeek-V3"]
+    assert find_model("zai-org/GLM-4.6") is MODELS["GLM-4.5"]
 
 
 @pytest.mark.parametrize(
     ("name", "billions"),
     [
         ("DeepSeek-V3", 671),
+        ("DeepSeek-V4-Flash", 284),
+        ("GLM-4.5", 355),
+        ("GLM-5", 744),
         ("Kimi-K2", 1040),
+        ("Kimi-K3", 2800),
+        ("MiniMax-M2", 230),
+        ("Mixtral-8x7B", 46.7),
+        ("Qwen3-30B-A3B", 30.5),
+        ("Qwen3.5-397B-A17B", 397),
         ("Qwen3-235B-A22B", 235),
         ("gpt-oss-120b", 117),
         ("gpt-oss-20b", 20.9),

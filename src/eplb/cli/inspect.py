@@ -10,7 +10,7 @@ from eplb.cli.reading import (
     read_loads,
 )
 from eplb.cli.terminal import print_inspection, print_json
-from eplb.describe import inspect_trace
+from eplb.describe import heat, inspect_trace
 
 __all__ = ["command"]
 
@@ -23,8 +23,9 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Describe a file of loads: its shape, how uneven the loads are, and how they drift."""
-    found = inspect_trace(read_loads(trace, axes, counters, merge, to_stderr=as_json))
+    loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
+    found = inspect_trace(loads)
     if as_json:
         print_json(found.to_json())
     else:
-        print_inspection(Console(), str(trace), found)
+        print_inspection(Console(), str(trace), found, heat(loads))

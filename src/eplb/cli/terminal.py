@@ -5,8 +5,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -46,8 +48,16 @@ __all__ = [
     "say_written",
 ]
 
+Heat: TypeAlias = NDArray[np.float64]
+
 _VERSION = 1
 """Of what `--json` prints: it grows where a name goes or means something else."""
+
+_HEAT, _PLAIN_HEAT = (" ", "░", "▒", "▓", "█"), (" ", ".", ":", "*", "#")
+_STEPS = (0.5, 1.0, 2.0, 4.0)
+"""Signs of a heat map, with UTF-8 and without, and where one ends, in times the mean."""
+_MOST_ROWS, _MAP = 16, 64
+"""Rows and columns of a heat map at most."""
 
 _BAR = 30
 """Characters of the longest bar."""
@@ -180,8 +190,8 @@ def _second_copies(summary: Summary, why: str | None) -> str:
     return line if why is None else f"{line} {why}"
 
 
-def print_inspection(console: Console, title: str, found: Inspection) -> None:
-    """Print the figures of a trace for a person."""
+def print_inspection(console: Console, title: str, found: Inspection, heat: Heat) -> None:
+    """Print the figures of a trace for a person, and its `heat` [L, E] as a map."""
     _title(console, title)
     windows = "1 window" if found.windows == 1 else f"{found.windows:,} windows"
     names = printable(found.first_window)
@@ -207,6 +217,42 @@ def print_inspection(console: Console, title: str, found: Inspection) -> None:
     if found.drift:
         console.print()
         console.print(_drift_table(found))
+    console.print()
+    _print_heat(console, heat[[row for row in range(len(heat)) if heat[row].any()]])
+    hot = (
+        f"{each.expert} of layer {each.layer} ({each.times_mean:.1f})"
+        for each in found.hottest_experts
+    )
+    console.print()
+    _line(console, f"Hottest experts (times the mean of their layer): {', '.join(hot)}.")
+
+
+def _print_heat(console: Console, heat: Heat) -> None:
+    """A map of experts in layers: neighbours share a sign where there are more than fit, and it is
+    that of the hottest.
+    """
+    signs = _HEAT if _can_print(console, "".join(_HEAT)) else _PLAIN_HEAT
+    num_layers, num_experts = heat.shape
+    rows = np.array_split(np.arange(num_layers), min(num_layers, _MOST_ROWS))
+    columns = np.array_split(np.arange(num_experts), min(num_experts, console.width - 1, _MAP))
+    _line(
+        console,
+        f"Load of experts, a line for each layer or few: {signs[0]!r} below half the mean, "
+        f"{signs[1]!r} to the mean, {signs[2]!r} to twice, {signs[3]!r} to four times, "
+        f"{signs[4]!r} above",
+    )
+    for layers in rows:
+        hottest = [heat[np.ix_(layers, experts)].max() for experts in columns]
+        text = "".join(signs[int(np.searchsorted(_STEPS, value, "right"))] for value in hottest)
+        console.print(Text(text, no_wrap=True))
+
+
+def _can_print(console: Console, text: str) -> bool:
+    try:
+        text.encode(console.encoding or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def print_comparison(console: Console, title: str, comparison: Comparison) -> None:
@@ -419,6 +465,7 @@ def print_frontier(
     )
     _line(console, in_words(found.dispatch))
     console.print()
+    mark = _HEAT[-1] if _can_print(console, _HEAT[-1]) else _PLAIN_HEAT[-1]
     table = _table(None, "moves", "of slots", "balancedness", "of the gain")
     table.add_column("")
     first, last = found.balancedness[0], found.balancedness[-1]
@@ -429,7 +476,7 @@ def print_frontier(
             f"{moves / num_slots:.2%}",
             f"{balancedness:.4f}",
             f"{gain:.0%}",
-            "█" * round(_BAR * max(0.0, gain)),
+            mark * round(_BAR * max(0.0, gain)),
         )
     console.print(table)
     console.print()

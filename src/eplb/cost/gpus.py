@@ -84,6 +84,11 @@ _CX7 = (
     "network: one ConnectX-7 of 400 Gb/s a GPU, as in DGX H100, H200 and B200: "
     "https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html"
 )
+_CX8 = (
+    "network: one ConnectX-8 of 800 Gb/s a GPU: "
+    "https://www.nvidia.com/en-us/data-center/gb300-nvl72/"
+)
+_ASSUMED_400G = "network: one adapter of 400 Gb/s a GPU, assumed: servers differ"
 _ASCEND = (
     "all: device profiles of Huawei's simulator msmodeling, tensor_cast/device.py: "
     "https://gitcode.com/Ascend/msmodeling"
@@ -148,6 +153,81 @@ GPUS: dict[str, Gpu] = {
                 _CX7,
             ),
         ),
+        # INT8 units are few, so whole numbers are taken to be computed in FP8.
+        Gpu(
+            "B300",
+            7.7 * _T,
+            900 * _G,
+            100 * _G,
+            bf16=2250 * _T,
+            fp8=4500 * _T,
+            fp4=14000 * _T,
+            sources=(
+                "bf16, fp8, fp4, memory, links (1.8 TB/s both ways), dense: Verda, GB300 NVL72: "
+                "https://verda.com/blog/gb300-nvl72-architecture",
+                _CX8,
+            ),
+        ),
+        # 72 of them are joined by one NVLink: a rack is one node.
+        Gpu(
+            "GB200",
+            8.0 * _T,
+            900 * _G,
+            50 * _G,
+            bf16=2500 * _T,
+            fp8=5000 * _T,
+            int8=5000 * _T,
+            fp4=10000 * _T,
+            sources=(
+                "bf16, fp8, int8, fp4, memory, links: NVIDIA GB200 NVL72, a 72nd of the rack, "
+                "rates there are with sparsity, twice these: "
+                "https://www.nvidia.com/en-us/data-center/gb200-nvl72/",
+                "network: one ConnectX-7 a GPU, as in MLPerf's system: "
+                "https://github.com/mlcommons/inference_results_v6.1",
+            ),
+        ),
+        Gpu(
+            "GB300",
+            8.0 * _T,
+            900 * _G,
+            100 * _G,
+            bf16=2500 * _T,
+            fp8=5000 * _T,
+            fp4=15000 * _T,
+            sources=(
+                "bf16, fp8, fp4, memory, links (1.8 TB/s both ways), dense: Verda, GB300 NVL72: "
+                "https://verda.com/blog/gb300-nvl72-architecture",
+                _CX8,
+            ),
+        ),
+        Gpu(
+            "H20",
+            4.0 * _T,
+            450 * _G,
+            50 * _G,
+            bf16=148 * _T,
+            fp8=296 * _T,
+            int8=296 * _T,
+            sources=(
+                "bf16, int8, memory, links (900 GB/s both ways); fp8 as int8: "
+                "https://willitrunai.com/es/gpus/h20-96gb",
+                _ASSUMED_400G,
+            ),
+        ),
+        Gpu(
+            "A100",
+            2.039 * _T,
+            300 * _G,
+            25 * _G,
+            bf16=312 * _T,
+            int8=624 * _T,
+            sources=(
+                "bf16, int8, memory, links (600 GB/s both ways): NVIDIA A100 Tensor Core GPU data "
+                "sheet, 80 GB SXM: https://www.nvidia.com/en-us/data-center/a100/",
+                "network: one ConnectX-6 of 200 Gb/s a GPU, as in DGX A100: "
+                "https://docs.nvidia.com/dgx/dgxa100-user-guide/introduction-to-dgxa100.html",
+            ),
+        ),
         Gpu(
             "MI300X",
             5.3 * _T,
@@ -160,7 +240,37 @@ GPUS: dict[str, Gpu] = {
                 "bf16, fp8, int8, memory, links (7 of 128 GB/s both ways): AMD Instinct "
                 "MI300X data sheet: https://www.amd.com/content/dam/amd/en/documents/"
                 "instinct-tech-docs/data-sheets/amd-instinct-mi300x-data-sheet.pdf",
-                "network: one adapter of 400 Gb/s a GPU, assumed: servers differ",
+                _ASSUMED_400G,
+            ),
+        ),
+        Gpu(
+            "MI325X",
+            6.0 * _T,
+            448 * _G,
+            50 * _G,
+            bf16=1307.4 * _T,
+            fp8=2614.9 * _T,
+            int8=2614.9 * _T,
+            sources=(
+                "memory: AMD Instinct MI325X: "
+                "https://www.amd.com/en/products/accelerators/instinct/mi300/mi325x.html",
+                "the rest as MI300X, of the same CDNA 3: "
+                "https://docs.vultr.com/inference-cookbook/rocm/getting-started/hardware-requirements",
+            ),
+        ),
+        Gpu(
+            "MI355X",
+            8.0 * _T,
+            537.6 * _G,
+            50 * _G,
+            bf16=2516.6 * _T,
+            fp8=5033.2 * _T,
+            int8=5033.2 * _T,
+            fp4=10066.3 * _T,
+            sources=(
+                "bf16, fp8, int8, fp4, memory, links (7 of 153.6 GB/s both ways): AMD Instinct "
+                "MI355X: https://www.amd.com/en/products/accelerators/instinct/mi350/mi355x.html",
+                _ASSUMED_400G,
             ),
         ),
         Gpu(
@@ -195,6 +305,10 @@ _ALSO = {
     "H100 SXM": "H100",
     "H200 SXM": "H200",
     "HGX B200": "B200",
+    "HGX B300": "B300",
+    "GB200 NVL72": "GB200",
+    "GB300 NVL72": "GB300",
+    "A100 SXM": "A100",
     "Ascend 910B2": "Ascend 910B",
     "Ascend 910C": "Ascend 910C die",
     "910B": "Ascend 910B",

@@ -118,6 +118,20 @@ MODELS: dict[str, Model] = {
             dispatch_bytes=_FP8,
             source=_card("deepseek-ai/DeepSeek-R1"),
         ),
+        # The first three of its layers route by the token's number, and count as well.
+        Model(
+            "DeepSeek-V4-Flash",
+            num_layers=43,
+            num_moe_layers=43,
+            num_experts=256,
+            top_k=6,
+            hidden_size=4096,
+            expert_size=2048,
+            bytes_per_weight=_MXFP4,
+            number_format="fp8",
+            dispatch_bytes=_FP8,
+            source=_card("deepseek-ai/DeepSeek-V4-Flash"),
+        ),
         Model(
             "Kimi-K2",
             num_layers=61,
@@ -131,6 +145,75 @@ MODELS: dict[str, Model] = {
             dispatch_bytes=_FP8,
             source=_card("moonshotai/Kimi-K2-Instruct"),
         ),
+        # Experts work on a token that is projected to half its width, 7168, and travels so.
+        Model(
+            "Kimi-K3",
+            num_layers=93,
+            num_moe_layers=92,
+            num_experts=896,
+            top_k=16,
+            hidden_size=3584,
+            expert_size=3072,
+            bytes_per_weight=_MXFP4,
+            source=_card("moonshotai/Kimi-K3"),
+        ),
+        Model(
+            "GLM-4.5",
+            num_layers=92,
+            num_moe_layers=89,
+            num_experts=160,
+            top_k=8,
+            hidden_size=5120,
+            expert_size=1536,
+            bytes_per_weight=2.0,
+            source=_card("zai-org/GLM-4.5"),
+        ),
+        Model(
+            "GLM-5",
+            num_layers=78,
+            num_moe_layers=75,
+            num_experts=256,
+            top_k=8,
+            hidden_size=6144,
+            expert_size=2048,
+            bytes_per_weight=2.0,
+            source=_card("zai-org/GLM-5"),
+        ),
+        Model(
+            "MiniMax-M2",
+            num_layers=62,
+            num_moe_layers=62,
+            num_experts=256,
+            top_k=8,
+            hidden_size=3072,
+            expert_size=1536,
+            bytes_per_weight=1.0,
+            number_format="fp8",
+            dispatch_bytes=_FP8,
+            source=_card("MiniMaxAI/MiniMax-M2"),
+        ),
+        Model(
+            "Mixtral-8x7B",
+            num_layers=32,
+            num_moe_layers=32,
+            num_experts=8,
+            top_k=2,
+            hidden_size=4096,
+            expert_size=14336,
+            bytes_per_weight=2.0,
+            source=_card("mistralai/Mixtral-8x7B-Instruct-v0.1"),
+        ),
+        Model(
+            "Qwen3-30B-A3B",
+            num_layers=48,
+            num_moe_layers=48,
+            num_experts=128,
+            top_k=8,
+            hidden_size=2048,
+            expert_size=768,
+            bytes_per_weight=2.0,
+            source=_card("Qwen/Qwen3-30B-A3B"),
+        ),
         Model(
             "Qwen3-235B-A22B",
             num_layers=94,
@@ -141,6 +224,17 @@ MODELS: dict[str, Model] = {
             expert_size=1536,
             bytes_per_weight=2.0,
             source=_card("Qwen/Qwen3-235B-A22B"),
+        ),
+        Model(
+            "Qwen3.5-397B-A17B",
+            num_layers=60,
+            num_moe_layers=60,
+            num_experts=512,
+            top_k=10,
+            hidden_size=4096,
+            expert_size=1024,
+            bytes_per_weight=2.0,
+            source=_card("Qwen/Qwen3.5-397B-A17B"),
         ),
         Model(
             "gpt-oss-120b",
@@ -166,9 +260,24 @@ MODELS: dict[str, Model] = {
         ),
     )
 }
-"""Models in the number format that their weights are published in: FP8 for DeepSeek and Kimi (the
-scales of 128 x 128 weights are left out: 1 / 4096), BF16 for Qwen3, MXFP4 for gpt-oss, which is
-computed in BF16."""
+"""Models in the number format that their weights are published in: FP8 for DeepSeek-V3 and -R1,
+Kimi-K2 and MiniMax (the scales of 128 x 128 weights are left out: 1 / 4096); BF16 for GLM, Mixtral
+and Qwen; MXFP4 for DeepSeek-V4, Kimi-K3 and gpt-oss, of which the latter two are computed in BF16.
+"""
+
+_ALSO = {
+    "DeepSeek-V3.1": "DeepSeek-V3",
+    "DeepSeek-V3.2": "DeepSeek-V3",
+    "DeepSeek-V3-0324": "DeepSeek-V3",
+    "DeepSeek-R1-0528": "DeepSeek-R1",
+    "GLM-4.6": "GLM-4.5",
+    "GLM-4.7": "GLM-4.5",
+    "GLM-5.1": "GLM-5",
+    "Kimi-K2-Instruct": "Kimi-K2",
+    "Mixtral-8x7B-Instruct-v0.1": "Mixtral-8x7B",
+    "Mixtral-8x7B-v0.1": "Mixtral-8x7B",
+}
+"""Models whose expert layers are those of another, by the name of that."""
 
 EXPERT_BYTES: dict[str, int] = {name: model.expert_bytes for name, model in MODELS.items()}
 """Bytes of one expert of one layer of each model."""
@@ -190,7 +299,7 @@ def find_model(name: str, instead: str = _INSTEAD) -> Model:
     Raises:
         OptionError: the name is not known. The message has the nearest name and all known ones.
     """
-    return find_named(name, MODELS, "model", instead, {"Kimi-K2-Instruct": "Kimi-K2"})
+    return find_named(name, MODELS, "model", instead, _ALSO)
 
 
 def expert_bytes_of(model: str | None, said: int | None = None) -> int | None:
