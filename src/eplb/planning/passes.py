@@ -59,7 +59,7 @@ _UNEVEN_NODES = (
 )
 
 _ROUNDING = 1e-9
-"""A peak that is nearer to its bound than this, as a share, is at it."""
+"""Peaks of small layers that are nearer to each other than this, as a share, are the same."""
 _TINY = 1e-100
 """Squares of loads much below this would underflow."""
 
@@ -361,7 +361,7 @@ def _restart(problem: Problem, layers: Layers, effort: Effort) -> None:
     found = Layers(phy2log, np.empty(rows.size), layers.bounds[rows])
     _search(again, found, np.arange(rows.size), effort)
     for row, layer in enumerate(rows):
-        if found.peaks[row] < layers.peaks[layer]:
+        if found.peaks[row] < layers.peaks[layer] * (1.0 - _ROUNDING):
             layers.phy2log[layer], layers.peaks[layer] = found.phy2log[row], found.peaks[row]
 
 
