@@ -1,8 +1,9 @@
-"""Clusters as they are: what plans reach where GPUs die.
+"""Clusters as they are: what plans reach where GPUs die, come and go.
 
     python bench/clusters.py --traces ../shared/traces --check
 
-The plan that runs is for 32 GPUs of 10 slots and the same load; the dead are drawn at random.
+Where GPUs die, the plan that runs is for 32 GPUs of 10 slots and the same load, and the dead are
+drawn at random. Where they come and go, each step begins where the one before ended.
 """
 
 import argparse
@@ -35,6 +36,13 @@ _DEATHS = {1: 0.975, 2: 0.99, 4: 0.998}
 _BEST, _MOST_MOVES = 0.997, 1.5
 _TOO_MANY, _MISSING = 8, "16 slots are missing"
 _POINTS = 10
+
+_SIZES, _SLOTS = (32, 40, 24, 32), 12
+"""GPUs, step by step, and the slots of each."""
+_MOST_ABOVE = 1.1
+"""Moves of a step, in the least possible: the experts that no GPU left holds, and the slots that
+are new."""
+_RESIZED, _RESIZED_BEST = 0.99, 0.998
 
 
 def layers_of(traces: Path | None) -> list[NDArray[np.float64]]:
@@ -129,12 +137,56 @@ def curve(load: NDArray[np.float64]) -> Iterator[Bar]:
     )
 
 
+def resizes(loads: list[NDArray[np.float64]], *, anywhere: bool, judged: bool) -> Iterator[Bar]:
+    """GPUs come and go, the last ones, or those that are drawn, with hardly a move more than there
+    must be.
+    """
+    every = Cluster(num_gpus=max(_SIZES), slots_per_gpu=_SLOTS)
+    rng = np.random.default_rng(1)
+    names = [rng.permutation(max(_SIZES)) if anywhere else np.arange(max(_SIZES)) for _ in _SIZES]
+    running: list[Placement] = []
+    for step, (size, order) in enumerate(zip(_SIZES, names, strict=True)):
+        cluster = every.without(order[size:])
+        found = []
+        for case, load in enumerate(loads):
+            if not step:
+                running.append(eplb.plan(load, cluster).placement)
+                continue
+            old = running[case]
+            least = _least_moves(old, cluster)
+            made = eplb.plan(load, cluster, current=old, max_moves=int(_MOST_ABOVE * least))
+            running[case] = Placement(made.placement.phy2log, load.shape[1], cluster)
+            even, best = (running[case].balancedness(load, rule) for rule in ("even", "best"))
+            found.append((even, best, running[case].moves_from(old) / least))
+        if not step:
+            continue
+        which = "any" if anywhere else "the last"
+        what = f"{_SIZES[step - 1]} to {size} GPUs, {which} ones, {len(loads)} loads"
+        evens, bests, moves = (list(column) for column in zip(*found, strict=True))
+        for name, worst, sign, bar in (
+            ("even split", min(evens), "least", _RESIZED),
+            ("split best", min(bests), "least", _RESIZED_BEST),
+            ("moves of the least possible", max(moves), "most", _MOST_ABOVE),
+        ):
+            met = worst >= bar if sign == "least" else worst <= bar + 1e-12
+            yield Bar(f"{what}: {name}", f"at {sign} {bar:g}", f"{worst:.4f}", not judged or met)
+
+
+def _least_moves(old: Placement, cluster: Cluster) -> int:
+    """Experts that must be received: those that no GPU left holds, and one for each new slot."""
+    held = old.held_by(cluster.num_gpus)[:, list(cluster.alive)]
+    new = sum(gpu not in old.cluster.alive for gpu in cluster.alive)
+    filled = new * cluster.slots_per_gpu * old.num_layers
+    return max(int((~held.any(axis=1)).sum()), filled)
+
+
 def main() -> int:
     """Run what the command line asks for; return the exit code."""
     parser = OneLineParser(prog="bench/clusters.py", description=(__doc__ or "").split("\n", 1)[0])
     add = parser.add_argument
     add("--traces", type=Path, metavar="DIR", help="recorded loads; made ones without")
     add("--cases", type=positive, default=1000, help="deaths that are drawn [1000]")
+    add("--only", choices=["deaths", "resizes"], help="one part")
     add("--layers", type=positive, help="only so many layers of the loads")
     add("--check", action="store_true", help="exit with 1 if a bar is missed")
     add("--json", action="store_true", help="print one JSON object and nothing else")
@@ -153,9 +205,13 @@ def main() -> int:
 def _bars(options: argparse.Namespace) -> Iterator[Bar]:
     judged = options.traces is not None and options.layers is None
     loads = [load[: options.layers] for load in layers_of(options.traces)]
-    yield from deaths(loads, options.cases, judged=judged)
-    yield from too_many(loads[0])
-    yield from curve(loads[0])
+    if options.only in (None, "deaths"):
+        yield from deaths(loads, options.cases, judged=judged)
+        yield from too_many(loads[0])
+        yield from curve(loads[0])
+    if options.only in (None, "resizes"):
+        for anywhere in (False, True):
+            yield from resizes(loads, anywhere=anywhere, judged=judged)
 
 
 if __name__ == "__main__":

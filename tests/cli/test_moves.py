@@ -399,6 +399,10 @@ def test_a_gpu_dies(call: Call, tmp_path: Path) -> None:
     assert json.loads(said)["dead"] == [3]
     code, said, errors = call("migrate", "old.npz", "next.json", "--json", "--loads", "one.npz")
     assert json.loads(said)["num_lost"] == len(made.lost)
+    code, said, errors = call(
+        "migrate", "old.npz", "next.json", "--loads", "one.npz", "--leaving", 3, "--json"
+    )
+    assert json.loads(said)["num_lost"] == 0
     decide = ("--seconds", 60, "--expert-bytes", 10**7, "--gpu", "H200")
     for command, more in (("frontier", ()), ("decide", decide)):
         code, said, errors = call(command, *common, *more)

@@ -165,6 +165,23 @@ def test_the_dead_send_nothing_but_what_the_checkpoint_gives() -> None:
     assert not (found.target == 3).any()
 
 
+def test_gpus_that_leave_can_send() -> None:
+    current = plan(LOADS, CLUSTER).placement
+    made = plan(LOADS, CLUSTER.without([3, 5]), current=current)
+    found = migrate(current, made.placement, leaving=[3])
+    by_both = migrate(current, made.placement, leaving=[3, 5])
+    dead = CLUSTER.without([5])
+    assert (found.num_transfers, found.num_lost) == (made.moves, len(current.lost_on(dead)))
+    assert found.num_lost == (found.source == 5).sum()
+    assert (found.source == 3).any()
+    assert by_both.num_lost == 0
+    held = current.held_by(6)
+    mine = by_both.source_slot >= 0
+    assert held[by_both.layer, by_both.source, by_both.expert][mine].all()
+    with pytest.raises(eplb.OptionError, match="GPU 2 is leaving, and the new placement is not"):
+        migrate(current, made.placement, leaving=[2])
+
+
 WRONG: list[tuple[Any, str]] = [
     (
         lambda: Placement(np.zeros((1, 24), int), 1, CLUSTER.without([1])),

@@ -71,6 +71,14 @@ def command(
         typer.Option(help="Number of nodes of NEW. [default: as --nodes]", show_default=False),
     ] = None,
     dead: Dead = None,
+    leaving: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Numbers of the GPUs, as 13,14, that NEW takes for dead because they are to go. "
+            "They still run, and can send what they hold.",
+        ),
+    ] = None,
     experts_at_once: Annotated[
         int,
         typer.Option(help="Maximum number of experts that a GPU sends, and receives, in a wave."),
@@ -147,6 +155,7 @@ def command(
             experts_at_once=experts_at_once,
             uplink_share=uplink_share,
             spare_slots=spare_slots,
+            leaving=() if leaving is None else gpus_from(leaving, "--leaving"),
             loads=None if trace is None else trace.loads,
             bytes_per_expert=rates.expert_bytes,
             bandwidth_within=rates.within,

@@ -90,6 +90,7 @@ def migrate(
     experts_at_once: int = 1,
     uplink_share: int | None = None,
     spare_slots: int | None = None,
+    leaving: Any = (),
     loads: Any = None,
     bytes_per_expert: int | None = None,
     bandwidth_within: float | None = None,
@@ -113,6 +114,8 @@ def migrate(
             as its GPUs send and receive.
         spare_slots: buffers of one expert's weights that a GPU has, for all layers; None for as
             many as it takes. With few there are more waves, and in rare cases another source.
+        leaving: GPUs that the new placement takes for dead and that still run: they are taken away
+            on purpose, so they can send what they hold.
         loads: [L, E] or [T, L, E] tokens of each expert. Layers go first whose busiest GPU loses
             most load for each expert received, mean over windows; without loads, lower ones.
         bytes_per_expert: bytes of one expert's weights in one layer, as in `eplb.cost.MODELS`.
@@ -129,7 +132,8 @@ def migrate(
         PlacementError: no placements, or of other layers or experts.
         ClusterError: clusters of several nodes with other numbers of GPUs on a node, or bytes that
             are no whole number of 1 or more.
-        OptionError: a limit below 1, fewer buffers than would do, or a bandwidth not above 0.
+        OptionError: a GPU that is leaving and stays in the new placement, a limit below 1, fewer
+            buffers than would do, or a bandwidth not above 0.
         LoadsError: loads of another shape, or values that are no numbers of tokens.
     """
     check_placement(old, "old")
@@ -147,7 +151,16 @@ def migrate(
             ("bandwidth_between", bandwidth_between),
         )
     )
-    change = arrivals_between(old, new)
+    left = frozenset(
+        whole_number(gpu, "a leaving GPU", least=0, most=new.cluster.num_gpus - 1)
+        for gpu in leaving
+    )
+    for gpu in sorted(left.difference(new.cluster.dead)):
+        raise OptionError(
+            f"GPU {gpu} is leaving, and the new placement is not without it: plan for a cluster "
+            f"without([{gpu}])"
+        )
+    change = arrivals_between(old, new, sorted(left))
     crossing = int(np.bincount(change.node).max()) * limits.experts_at_once
     if limits.uplink_share is not None and limits.uplink_share >= crossing:
         # The GPUs of a node never send more than that.
@@ -194,7 +207,7 @@ def migrate(
         num_waves=num_waves,
         fewest_waves=fewest_waves(change, source, limits),
         spare_slots=buffers,
-        num_lost=int(np.isin(source, new.cluster.dead).sum()),
+        num_lost=int(np.isin(source, sorted(set(new.cluster.dead) - left)).sum()),
         num_between_nodes=num_far,
         total_bytes=None if size is None else size * len(far),
         bytes_between_nodes=None if size is None else size * num_far,

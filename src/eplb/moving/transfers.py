@@ -5,7 +5,8 @@ that the busiest sends as little as can be: a semi-matching that no path of exch
 (Harvey, Ladner, Lovász and Tamir, "Semi-matchings for bipartite graphs and load balancing", 2006).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -48,9 +49,10 @@ class Arrivals:
     slot: _I64
 
 
-def arrivals_between(old: Placement, new: Placement) -> Arrivals:
+def arrivals_between(old: Placement, new: Placement, leaving: Sequence[int] = ()) -> Arrivals:
     """What changes from one placement to another. A GPU that is dead in the new one holds nothing
-    but experts that have no other copy, which it stands for: the checkpoint gives them.
+    but experts that have no other copy, which it stands for: the checkpoint gives them. Those that
+    are only `leaving` can send what they hold.
 
     Raises:
         PlacementError: placements of other layers or experts.
@@ -63,10 +65,10 @@ def arrivals_between(old: Placement, new: Placement) -> Arrivals:
     node = nodes_of(old, new)
     slots = max(old.cluster.slots_per_gpu, new.cluster.slots_per_gpu)
     before, after = (_by_gpu(placement, len(node), slots) for placement in (old, new))
-    if new.cluster.dead:
+    dead = [gpu for gpu in new.cluster.dead if gpu not in leaving]
+    if dead:
         # The dead send nothing, but for what the checkpoint gives in their place.
-        dead = list(new.cluster.dead)
-        layer, expert = old.lost_on(new.cluster).T
+        layer, expert = old.lost_on(replace(new.cluster, dead=tuple(dead))).T
         lost = np.zeros((old.num_layers, old.num_experts + 1), np.bool_)
         lost[layer, expert] = True
         rows = before[:, dead]
