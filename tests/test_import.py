@@ -39,6 +39,7 @@ def test_errors_and_clusters_are_light_too() -> None:
 
 def test_names_are_locked() -> None:
     assert eplb.__all__ == [
+        "Balancer",
         "Cluster",
         "ClusterError",
         "Decision",
@@ -55,6 +56,7 @@ def test_names_are_locked() -> None:
         "PlacementError",
         "Plan",
         "PolicyError",
+        "Rebalance",
         "Replay",
         "Service",
         "UnsolvedError",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from eplb import cost, synthetic
     from eplb.cluster import Cluster
     from eplb.dispatching.dispatch import Dispatch, dispatch
+    from eplb.engines.balancer import Balancer, Rebalance
     from eplb.errors import (
         ClusterError,
         EplbError,
@@ -43,6 +44,7 @@ _moved.install()
 __version__ = "0.1.0"
 
 __all__ = [
+    "Balancer",
     "Cluster",
     "ClusterError",
     "Decision",
@@ -59,6 +61,7 @@ __all__ = [
     "PlacementError",
     "Plan",
     "PolicyError",
+    "Rebalance",
     "Replay",
     "Service",
     "UnsolvedError",
@@ -84,6 +87,8 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "Balancer": "eplb.engines.balancer",
+    "Rebalance": "eplb.engines.balancer",
     "Cluster": "eplb.cluster",
     "Decision": "eplb.moving.decide",
     "Dispatch": "eplb.dispatching.dispatch",

@@ -7,7 +7,16 @@ import naive
 import numpy as np
 import pytest
 
-from eplb import Cluster, ClusterError, LoadsError, plan, rebalance_experts
+from eplb import (
+    Cluster,
+    ClusterError,
+    LoadsError,
+    OptionError,
+    Placement,
+    PlacementError,
+    plan,
+    rebalance_experts,
+)
 
 WEIGHT = np.array(
     [
@@ -20,8 +29,29 @@ POLICIES = {"hierarchical": (16, 4, 2, 8), "global": (16, 3, 2, 8), "no spare": 
 
 
 def test_signature_is_deepseeks() -> None:
-    names = list(inspect.signature(rebalance_experts).parameters)
-    assert names == ["weight", "num_replicas", "num_groups", "num_nodes", "num_gpus"]
+    parameters = inspect.signature(rebalance_experts).parameters
+    names = ["weight", "num_replicas", "num_groups", "num_nodes", "num_gpus"]
+    assert list(parameters)[:5] == names
+    # What is more is asked for by name, and nothing where it is not.
+    for parameter in list(parameters.values())[5:]:
+        assert (parameter.kind, parameter.default) == (parameter.KEYWORD_ONLY, None)
+
+
+def test_it_starts_from_what_runs() -> None:
+    current, _, _ = rebalance_experts(WEIGHT, 16, 1, 2, 8)
+    changed = WEIGHT[:, ::-1]
+    moved, log2phy, logcnt = rebalance_experts(changed, 16, 1, 2, 8, current=current, max_moves=5)
+    cluster = Cluster.with_slots(16, 8, 2)
+    running = Placement(current, 12, cluster)
+    made = plan(changed, cluster, current=running, max_moves=5)
+    assert np.array_equal(moved, made.placement.phy2log)
+    assert np.array_equal(logcnt, made.placement.logcnt)
+    assert log2phy.shape == (3, 12, 5)
+    assert 0 < Placement(moved, 12, cluster).moves_from(running) <= 5
+    with pytest.raises(PlacementError, match="slots in a layer"):
+        rebalance_experts(WEIGHT, 16, 1, 2, 8, current=current[:, :-1])
+    with pytest.raises(OptionError, match="max_moves"):
+        rebalance_experts(WEIGHT, 16, 1, 2, 8, max_moves=5)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

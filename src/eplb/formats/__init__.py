@@ -85,6 +85,15 @@ def load_trace(
 def save_trace(trace: LoadTrace, path: str | os.PathLike[str]) -> None:
     """Write a trace so that `load_trace` reads it back unchanged, whole or not at all.
 
+    Example:
+        >>> import tempfile
+        >>> import eplb
+        >>> trace = eplb.LoadTrace([[[90.0, 30.0, 20.0, 20.0]]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     eplb.save_trace(trace, f"{folder}/loads.npz")
+        ...     eplb.load_trace(f"{folder}/loads.npz") == trace
+        True
+
     Args:
         trace: what to write.
         path: a file that ends in `.npz` (the compact form, for this project and numpy), `.csv` or

@@ -86,6 +86,17 @@ def decide(
 ) -> Decision:
     """Move, move some layers, or wait.
 
+    Example:
+        >>> import eplb
+        >>> cluster = eplb.Cluster(num_gpus=4, slots_per_gpu=3)
+        >>> loads = [[90.0, 40.0, 10.0, 10.0, 10.0, 10.0, 5.0, 5.0]]
+        >>> runs = eplb.plan(loads, cluster).placement
+        >>> later = [[5.0, 40.0, 10.0, 10.0, 10.0, 10.0, 5.0, 90.0]]
+        >>> service = eplb.Service(44_040_192, bandwidth_within=360.0, bandwidth_between=320.0)
+        >>> found = eplb.decide(later, cluster, runs, service, seconds=60.0)
+        >>> found.action, found.moves
+        ('move', 3)
+
     Args:
         loads: [T, L, E] the windows measured last, in the order in which they happened, or one.
         cluster: the GPUs and their slots; where they are not those of `current`, moving is a must.

@@ -70,6 +70,18 @@ def frontier(
 ) -> Frontier:
     """What so many moves would give, for all numbers of moves in one go.
 
+    Example:
+        >>> import eplb
+        >>> cluster = eplb.Cluster(num_gpus=4, slots_per_gpu=3)
+        >>> loads = [[90.0, 40.0, 10.0, 10.0, 10.0, 10.0, 5.0, 5.0]]
+        >>> runs = eplb.plan(loads, cluster).placement
+        >>> later = [[5.0, 40.0, 10.0, 10.0, 10.0, 10.0, 5.0, 90.0]]
+        >>> found = eplb.frontier(later, cluster, runs)
+        >>> found.moves.tolist()
+        [0, 1, 2, 3]
+        >>> bool(found.balancedness[0] < 0.5 < 0.9 < found.balancedness[-1])
+        True
+
     Args:
         loads: [L, E] or [T, L, E], as for `eplb.plan`; so are weights, effort and threads.
         cluster: the GPUs and their slots.

@@ -103,6 +103,17 @@ def migrate(
     `spare_slots` there are as few waves as the busiest GPU allows; layers that gain most come
     first as far as that permits.
 
+    Example:
+        >>> import eplb
+        >>> cluster = eplb.Cluster(num_gpus=4, slots_per_gpu=3)
+        >>> loads = [[90.0, 40.0, 10.0, 10.0, 10.0, 10.0, 5.0, 5.0]]
+        >>> runs = eplb.plan(loads, cluster).placement
+        >>> later = [[5.0, 40.0, 10.0, 10.0, 10.0, 10.0, 5.0, 90.0]]
+        >>> new = eplb.plan(later, cluster, current=runs, max_moves=3).placement
+        >>> found = eplb.migrate(runs, new, bytes_per_expert=44_040_192)
+        >>> len(found.wave), found.total_bytes
+        (3, 132120576)
+
     Args:
         old: the placement that runs.
         new: the one to reach. It may have more GPUs or fewer, and other slots on each: GPU g of one

@@ -149,6 +149,15 @@ def backtest(
 ) -> Backtest:
     """Try forecasts on a trace, each window scored before any plan has seen it.
 
+    Example:
+        >>> import eplb
+        >>> trace = eplb.synthetic.trace(
+        ...     "gpt-oss-20b", num_windows=12, tokens_per_window=2048, num_layers=2
+        ... )
+        >>> cluster = eplb.Cluster(num_gpus=8, slots_per_gpu=5)
+        >>> eplb.backtest(trace, cluster, ["last", "recent"]).best
+        'recent'
+
     Args:
         trace: the windows, in the order in which they happened.
         cluster: the GPUs and their slots.

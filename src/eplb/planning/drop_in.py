@@ -7,15 +7,33 @@ from eplb.checks import whole_number
 from eplb.cluster import Cluster
 from eplb.errors import ClusterError
 from eplb.loads import check_loads, is_tensor
+from eplb.placement import Placement
 from eplb.planning.plan import plan
 
 __all__ = ["groups_on_nodes", "rebalance_experts"]
 
 
 def rebalance_experts(
-    weight: Any, num_replicas: int, num_groups: int | None, num_nodes: int, num_gpus: int
+    weight: Any,
+    num_replicas: int,
+    num_groups: int | None,
+    num_nodes: int,
+    num_gpus: int,
+    *,
+    current: Any = None,
+    max_moves: int | None = None,
 ) -> tuple[Any, Any, Any]:
     """Entry point of DeepSeek's EPLB (github.com/deepseek-ai/EPLB), answered by `eplb.plan`.
+
+    Example:
+        >>> import eplb
+        >>> weight = [[90, 132, 40, 61, 104, 165, 39, 4]]
+        >>> phy2log, log2phy, logcnt = eplb.rebalance_experts(weight, 12, 1, 1, 4)
+        >>> phy2log.shape, log2phy.shape, logcnt.shape
+        ((1, 12), (1, 8, 5), (1, 8))
+        >>> again, _, _ = eplb.rebalance_experts(weight, 12, 1, 1, 4, current=phy2log)
+        >>> bool((again == phy2log).all())
+        True
 
     Args:
         weight: [L, E] load of each logical expert.
@@ -24,6 +42,9 @@ def rebalance_experts(
         num_nodes: nodes; where they divide the groups, each group stays on one node. Where they do
             not, groups mean nothing, whether or not they divide the experts.
         num_gpus: G, a multiple of `num_nodes`.
+        current: phy2log [L, P] that runs, an array or a tensor: the plan starts from it, and moves
+            only what gains. None to plan from scratch, as DeepSeek's does.
+        max_moves: most experts that GPUs receive in all layers together, with `current`.
 
     Returns:
         phy2log [L, P], the expert in each slot; log2phy [L, E, P - E + 1], the slots of each
@@ -33,11 +54,18 @@ def rebalance_experts(
     Raises:
         LoadsError: a weight that is not [L, E], or holds values that are not finite or below 0.
         ClusterError: other counts that do not divide, or fewer replicas than experts.
+        PlacementError: a current map of another shape, or of experts that the model does not have.
+        OptionError: `max_moves` without `current`.
     """
     loads = check_loads(weight)
     cluster = Cluster.with_slots(num_replicas, num_gpus, num_nodes, num_experts=loads.shape[1])
     groups = groups_on_nodes(num_groups, cluster)
-    placement = plan(loads, cluster, num_groups=groups).placement
+    running = None
+    if current is not None:
+        running = Placement(current, loads.shape[1], cluster)
+    placement = plan(
+        loads, cluster, num_groups=groups, current=running, max_moves=max_moves
+    ).placement
     log2phy = placement._log2phy(cluster.num_slots - placement.num_experts + 1)
     # The caller owns what it gets, as it does with DeepSeek's.
     maps = (placement.phy2log.copy(), log2phy, placement.logcnt.copy())

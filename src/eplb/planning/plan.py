@@ -58,7 +58,7 @@ def _no_experts() -> NDArray[np.int64]:
     return np.empty((0, 2), np.int64)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan(Immutable):
     """What the planner decided, and how far from proven best it is.
 
@@ -82,6 +82,30 @@ class Plan(Immutable):
     notes: tuple[str, ...] = ()
     dispatch: str = "even"
     lost: NDArray[np.int64] = field(default_factory=_no_experts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return (self.placement, self.moves, self.notes, self.dispatch) == (
+            other.placement,
+            other.moves,
+            other.notes,
+            other.dispatch,
+        ) and all(
+            np.array_equal(mine, theirs)
+            for mine, theirs in ((self.peak, other.peak), (self.bound, other.bound))
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.placement, self.moves, self.dispatch))
+
+    def __repr__(self) -> str:
+        cluster = self.placement.cluster
+        moved = f", {self.moves:,} moves" if self.moves else ""
+        return (
+            f"Plan({self.placement.num_layers} layers, {cluster.num_slots} slots on "
+            f"{cluster.num_gpus} GPUs, largest gap {self.gap.max():.2%}{moved})"
+        )
 
     @cached_property
     def gap(self) -> NDArray[np.float64]:

@@ -129,6 +129,18 @@ def compare(
 ) -> Comparison:
     """Replay policies in step, each window by all of them before the next.
 
+    Example:
+        >>> import eplb
+        >>> trace = eplb.synthetic.trace(
+        ...     "gpt-oss-20b", num_windows=12, tokens_per_window=2048, num_layers=2
+        ... )
+        >>> cluster = eplb.Cluster(num_gpus=8, slots_per_gpu=5)
+        >>> found = eplb.compare(trace, cluster, ["deepseek", "eplb"])
+        >>> [score.policy for score in found.scores]
+        ['deepseek', 'eplb']
+        >>> found.scores[1].gain > 0.0
+        True
+
     Args:
         trace: the windows, in the order in which they happened.
         cluster: the GPUs and their slots.

@@ -141,6 +141,16 @@ def replay(
     window and those up to the next plan: never on one that the policy has seen. A policy whose
     attribute `sees_next` is true is the exception: it is shown the windows that it will serve.
 
+    Example:
+        >>> import eplb
+        >>> trace = eplb.synthetic.trace(
+        ...     "gpt-oss-20b", num_windows=12, tokens_per_window=2048, num_layers=2
+        ... )
+        >>> cluster = eplb.Cluster(num_gpus=8, slots_per_gpu=5)
+        >>> found = eplb.replay(trace, cluster, "eplb", every=4)
+        >>> found.num_steps, found.planned.sum().item()
+        (11, 3)
+
     Args:
         trace: T windows, in the order in which they happened.
         cluster: the GPUs and their slots.
