@@ -26,9 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eplb.solver.draw import _below
 from eplb.solver.engine_rules import _parts
 from eplb.solver.jit import inner, kernel
-from eplb.solver.level_search import _below
 from eplb.solver.packing import F64, I32, I64
 
 __all__: list[str] = []
