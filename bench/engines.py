@@ -42,6 +42,8 @@ _STEPS_OF_A_WINDOW = 4
 """Steps that SGLang shows of each of our windows."""
 _SHOWN = 16
 """Windows that SGLang's recorder holds."""
+_PLACES = 6
+"""Places in a long trace."""
 _TIMED_WITH = 8
 """Windows of history that vLLM's policy is timed with."""
 _REPEATS = 7
@@ -70,8 +72,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Tabled:
-    """Balancedness under SGLang's own table and under ours, on the windows planned for and on the
-    next one; CPU seconds that each takes on one thread.
+    """Balancedness under an engine's own dispatch and under ours, on the windows planned for and on
+    the next one; CPU seconds that each takes on one thread.
     """
 
     cell: str
@@ -281,6 +283,37 @@ def tabled(cell: Cell) -> Tabled:
     return Tabled(cell.name, *scores, *seconds)
 
 
+def parted(cell: Cell) -> Tabled:
+    """The even split of vLLM beside our rows of copies, as `tabled`; of a long trace, the mean of
+    several places in it.
+    """
+    from eplb.engines.tables import entries_by_slot
+
+    places = [len(cell.loads) - 1]
+    if places[0] > 2 * _SHOWN:
+        places = np.linspace(_SHOWN, places[0], _PLACES).astype(int).tolist()
+    found = []
+    for place in places:
+        windows, following = cell.loads[max(0, place - _SHOWN) : place], cell.loads[place]
+        placement = eplb.plan(windows, cell.cluster, effort="fast").placement
+        phy2log, settings = placement.phy2log.copy(), Settings(threads=1)
+        entries_by_slot(phy2log, windows[:2], cell.cluster, 1024, settings)  # compiles
+        begin = time.process_time()
+        entries = entries_by_slot(phy2log, windows, cell.cluster, 1024, settings)
+        seconds = time.process_time() - begin
+        layers = np.arange(len(phy2log))[:, None]
+        lengths = np.zeros((len(phy2log), placement.num_experts))
+        np.add.at(lengths, (layers, phy2log), entries)
+        scores = [
+            placement.balancedness(each, dispatch=rule)
+            for rule in ("even", entries / lengths[layers, phy2log])
+            for each in (windows, following)
+        ]
+        found.append([*scores, 0.0, seconds])
+    mean = [statistics.mean(each) for each in zip(*found, strict=True)]
+    return Tabled(cell.name, *mean)
+
+
 def judge(rows: list[Row], times: dict[str, float] | None) -> list[Bar]:
     """Every bar that a run can judge."""
     bars = []
@@ -348,9 +381,9 @@ def show(rows: list[Row], times: dict[str, float] | None) -> None:
     console.print(table)
 
 
-def show_tables(rows: list[Tabled]) -> None:
+def show_tables(rows: list[Tabled], title: str) -> None:
     """Of tables of dispatch, for a person."""
-    table = Table("trace", title="SGLang's own table / ours", title_justify="left")
+    table = Table("trace", title=title, title_justify="left")
     for heading in ("planned for", "next window", "CPU s"):
         table.add_column(heading, justify="right")
     for row in rows:
@@ -371,7 +404,7 @@ def main() -> None:
     )
     parser.add_argument("--traces", type=Path, required=True, help="the recorded loads")
     parser.add_argument("--only", help="traces whose names have this in them")
-    parser.add_argument("--tables", action="store_true", help="SGLang's tables of dispatch alone")
+    parser.add_argument("--tables", action="store_true", help="which copies take tokens, alone")
     parser.add_argument("--no-time", action="store_true", help="balance and moves alone")
     parser.add_argument(
         "--check", action="store_true", help="judge; exit with 1 if a bar is missed"
@@ -389,7 +422,8 @@ def main() -> None:
     if not cells:
         parser.error(f"no trace has {asked.only!r} in its name")
     if asked.tables:
-        show_tables([tabled(cell) for cell in cells])
+        show_tables([tabled(cell) for cell in cells], "SGLang's own table / ours")
+        show_tables([parted(cell) for cell in cells], "vLLM's even split / ours")
         return
     rows = [row for cell in cells for row in contest(cell)]
     times = None if asked.no_time else timed(next(cells_of(asked.traces)), _REPEATS)

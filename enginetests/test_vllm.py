@@ -26,7 +26,9 @@ from vllm.distributed.eplb.migration_scheduler import schedule_migration_batches
 from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
 
 import eplb
-from eplb.engines.vllm import register
+from eplb.engines.rows import Rows
+from eplb.engines.settings import Settings
+from eplb.engines.vllm import make_policy, register
 from eplb.formats.placements import save_placement
 
 EXPERTS, SLOTS, RANKS = 256, 288, 32
@@ -177,6 +179,124 @@ def test_it_starts_with_the_placement_of_our_file(background: bool, tmp_path: Pa
     assert of_another_model[0]["maps"] == plain[0]["maps"]
     assert sum("other.json: has 3 layers" in line for line in of_another_model[0]["lines"]) == 1
     assert any("rank 1 has EPLB_INITIAL of digest" in line for line in unlike[0]["lines"])
+
+
+def test_copies_take_the_parts_planned_for(tmp_path: Path) -> None:
+    table = {"EPLB_DISPATCH": "table"}
+    now, meanwhile = (
+        [each | {"environment": each["environment"] | table} for each in case(background, {})]
+        for background in (False, True)
+    )
+    odd = [
+        ("", now),
+        ("", meanwhile),
+        ("EPLB_DISPATCH table", case(False, table)),
+        ("a map of digest", [meanwhile[0], meanwhile[1] | {"fault": "history"}]),
+    ]
+    did = ranks(tmp_path, *(each for _, each in odd))
+    for (said, _), both in zip(odd, did, strict=True):
+        for what in ("maps", "parts"):
+            assert both[0][what] == both[1][what], said
+        assert both[0]["wrong"] == both[1]["wrong"] == 0, said
+        assert all(said in line for line in both[0]["lines"] if "rank 1" in line)
+    for first, _ in did[:2]:
+        parts, maps = np.array(first["parts"]), np.array(first["maps"])
+        logcnt = (maps[-1][:, :, None] == np.arange(16)).sum(axis=1)
+        copied = np.take_along_axis(logcnt, maps[-1], axis=1) > 1
+        assert (parts[-1][~copied] == 1).all()
+        assert parts[-1][copied].sum() == 1024 * (logcnt > 1).sum()
+        assert len(set(parts[-1][copied].tolist())) > 4
+        assert any("copies take tokens by the loads" in line for line in first["lines"])
+    assert np.max(did[2][0]["parts"]) == 1
+
+
+def commits() -> dict[str, Any]:
+    from vllm.distributed.eplb import eplb_state
+
+    return {name: getattr(eplb_state, name) for name in vars(eplb_state) if "_commit" in name}
+
+
+def test_an_engine_with_other_commits_keeps_its_rows(
+    policy: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm.distributed.eplb import eplb_state
+
+    monkeypatch.setattr(eplb_state, "_commit_eplb_maps_for_layer", lambda state, layer: None)
+    theirs = commits()
+    Rows(Settings(dispatch="table")).take_over()
+    assert commits() == theirs
+    assert "_commit_eplb_maps_for_layer takes state, layer" in caplog.text
+    assert "vLLM's own map of copies stays" in caplog.text
+
+
+@pytest.mark.parametrize("fails", ["", "make", "write"])
+def test_tokens_go_to_their_experts_by_our_rows_and_by_its_own_where_these_fail(
+    fails: str,
+    loads: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from vllm.distributed.eplb import eplb_state
+
+    for name, function in commits().items():
+        monkeypatch.setattr(eplb_state, name, function)  # put back afterwards
+    monkeypatch.setattr(eplb_state, "PIN_MEMORY", False)
+    settings = Settings(dispatch="table")
+    rows = Rows(settings)
+    rows.take_over()
+    windows, layers = loads[:3, :4], 4
+    *_, new = answers(make_policy(DefaultEplbPolicy, settings, rows=rows), windows)
+    if fails:
+        broken = {"make": "entries_by_slot", "write": "rows_of_slots"}[fails]
+        with patch(f"eplb.engines.rows.{broken}", side_effect=MemoryError("all is used")):
+            again = make_policy(DefaultEplbPolicy, settings, rows=rows)
+            new = again.rebalance_experts(windows[1], SLOTS, 8, 4, RANKS, new)
+            state = committed(new, layers)
+        assert caplog.text.count("all is used; vLLM's own map of copies is used") == 1
+    else:
+        state = committed(new, layers)
+        by_layer = committed(new, layers, by_layer=True)
+        assert torch.equal(by_layer.logical_to_physical_map, state.logical_to_physical_map)
+        assert torch.equal(by_layer.logical_replica_count, state.logical_replica_count)
+    # As vLLM's kernel maps, and counts what slots take.
+    ours = placement(new)
+    made = eplb.dispatch(ours, windows.numpy())
+    for layer in range(layers):
+        token = torch.arange(200_000)
+        chance = windows[:, layer].sum(dim=0).double()
+        chosen = torch.multinomial(chance, len(token), True, generator=torch.manual_seed(0))
+        count = state.logical_replica_count[layer][chosen]
+        slots = state.logical_to_physical_map[layer][
+            chosen, (token * 2654435769 & 0xFFFFFFFF) % count
+        ]
+        assert torch.equal(new[layer][slots], chosen)
+        recorded = torch.bincount(slots, minlength=SLOTS)
+        counted = torch.zeros(EXPERTS, dtype=torch.int64).index_add_(0, new[layer], recorded)
+        assert torch.equal(counted, torch.bincount(chosen, minlength=EXPERTS))
+        parts = (recorded / counted[new[layer]]).numpy()
+        even = 1.0 / ours.logcnt[layer, new[layer].numpy()]
+        busy = counted[new[layer]].numpy() > 2000
+        wanted = even if fails else (even + made.split[layer]) / 2
+        assert np.abs(parts - wanted)[busy].max() < 0.05
+
+
+def committed(new: torch.Tensor, layers: int, *, by_layer: bool = False) -> Any:
+    """vLLM's state after its own functions have put a map in force."""
+    from vllm.distributed.eplb import eplb_state
+
+    state = SimpleNamespace(
+        physical_to_logical_map=torch.zeros_like(new),
+        logical_to_physical_map=torch.full((layers, EXPERTS, 1024), -1),
+        logical_replica_count=torch.zeros((layers, EXPERTS), dtype=torch.int64),
+    )
+    if by_layer:
+        for layer in range(layers):
+            eplb_state._commit_eplb_maps_for_layer(
+                state, new_physical_to_logical_map=new[layer], layer=layer
+            )
+    else:
+        eplb_state._commit_eplb_maps(state, new_physical_to_logical_map=new)
+    return state
 
 
 def test_maps_and_transfer_plans_are_made_of_our_answer(policy: Any, loads: torch.Tensor) -> None:

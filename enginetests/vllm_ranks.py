@@ -66,6 +66,19 @@ class Event:
         return 0.0
 
 
+def parts_of(model: Model, phy2log: Any) -> tuple[Any, Any]:
+    """How often each slot stands in its expert's row, and how long each row is."""
+    slots, counts = model.log2phy.numpy(), model.logcnt.numpy()
+    parts = np.zeros_like(phy2log)
+    for layer, expert in np.ndindex(counts.shape):
+        number = counts[layer, expert]
+        row = slots[layer, expert, :number]
+        assert (phy2log[layer, row] == expert).all()
+        assert (slots[layer, expert, number:] == -1).all()
+        parts[layer] += np.bincount(row, minlength=phy2log.shape[1])
+    return parts, counts
+
+
 def without_accelerator() -> None:
     for name in ("Event", "Stream"):
         setattr(torch, name, Event)
@@ -102,6 +115,7 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
     logging.getLogger("vllm.eplb").setLevel(logging.INFO)
     log._told.clear()
     own = {name: getattr(eplb_state.EplbState, name) for name in ("add_model", "step")}
+    commits = {name: getattr(eplb_state, name) for name in vars(eplb_state) if "_commit" in name}
     if not case.get("loaded"):
         EPLB_POLICIES["default"] = DefaultEplbPolicy
         register()
@@ -144,15 +158,16 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
     state.step(is_dummy=True, is_profile=True)
     state.start_async_loop()
     running = state.model_states["m"]
-    said: dict[str, Any] = {"policy": state.policy.__name__, "maps": [], "wrong": 0}
+    said: dict[str, Any] = {"policy": state.policy.__name__, "maps": [], "wrong": 0, "parts": []}
     draw = np.random.default_rng(rank)
     skew = np.random.default_rng(7).lognormal(0.0, 1.0, (LAYERS, EXPERTS))
     longest = 0.0
     for _ in range(STEPS):
         tokens = draw.poisson(50.0 * skew)
         phy2log = running.physical_to_logical_map.numpy()
-        share = tokens / running.logical_replica_count.numpy()
-        load = np.take_along_axis(share, phy2log, axis=1)
+        parts, counts = parts_of(model, phy2log)
+        share = np.take_along_axis(tokens, phy2log, axis=1) * parts
+        load = share / np.take_along_axis(counts, phy2log, axis=1)
         running.expert_load_pass.copy_(torch.from_numpy(load).to(torch.int32))
         begin = time.perf_counter()
         state.step()
@@ -169,14 +184,15 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
         held = np.stack([layer[0].numpy() for layer in model.expert_weights])
         wanted = mine + 100 * np.arange(LAYERS)[:, None]
         said["wrong"] += int((held != wanted[..., None]).sum())
-        slots = model.log2phy.numpy()
-        for layer in range(LAYERS):
-            for slot, expert in enumerate(phy2log[layer]):
-                said["wrong"] += int(slot not in slots[layer, expert])
+        parts, counts = parts_of(model, phy2log)
+        said["wrong"] += int((parts == 0).sum()) if counts.max() < SPARE else 0
+        said["parts"].append(parts.tolist())
     logging.getLogger("vllm.eplb").removeHandler(handler)
     live.next_placement = theirs
     for name, method in own.items():
         setattr(eplb_state.EplbState, name, method)
+    for name, function in commits.items():
+        setattr(eplb_state, name, function)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return said | {"lines": lines, "seconds": longest}

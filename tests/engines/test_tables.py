@@ -5,7 +5,7 @@ import pytest
 
 from eplb import Cluster, Placement, dispatch, plan
 from eplb.engines.settings import Settings
-from eplb.engines.tables import slots_by_rank
+from eplb.engines.tables import entries_by_slot, rows_of_slots, slots_by_rank
 from eplb.errors import EplbError
 
 CLUSTER = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=3)
@@ -40,3 +40,22 @@ def test_no_slots_where_copies_are_left_out() -> None:
     assert slots_by_rank(log2phy, windows, CLUSTER, Settings()) is None
     with pytest.raises(EplbError):
         slots_by_rank(placement.log2phy.copy(), windows[..., :-1], CLUSTER, Settings())
+
+
+def test_slots_stand_in_rows_as_often_as_half_way_to_the_split() -> None:
+    placement, windows = placed()
+    phy2log = placement.phy2log.copy()
+    best, even = (dispatch(placement, windows, rule=rule).split for rule in ("best", "even"))
+    split = (best + even) / 2.0
+    for room in (4, 1024):
+        entries = entries_by_slot(phy2log, windows, CLUSTER, room, Settings(threads=1))
+        rows, counts = rows_of_slots(phy2log, entries, 8)
+        assert counts.max() == room
+        for layer, expert in np.ndindex(counts.shape):
+            slots = np.flatnonzero(phy2log[layer] == expert)
+            length = room if len(slots) > 1 else 1
+            row = rows[layer, expert]
+            assert counts[layer, expert] == (row >= 0).sum() == length
+            taken = np.bincount(row[:length], minlength=phy2log.shape[1])
+            assert taken.sum() == taken[slots].sum()
+            assert np.abs(taken / length - split[layer])[slots].max() < 1.0 / length

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import eplb
 from eplb.torch import BatchDispatch
+from eplb.torch.copies import Room
 from eplb.torch.level import level
 
 SMALL = eplb.Placement(np.array([[0, 1, 0, 2]]), 3, eplb.Cluster(num_gpus=2, slots_per_gpu=2))
+CLUSTER = eplb.Cluster(num_gpus=8, slots_per_gpu=6)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,44 @@ def test_an_expert_of_an_activated_batch_has_one_copy_and_gpus_few_experts() -> 
         assert touched >= optimum
         least += touched == optimum
     assert least >= 38
+
+
+def addresses(dispatch: BatchDispatch) -> list[tuple[int, torch.Size]]:
+    return [(each.data_ptr(), each.shape) for each in dispatch.buffers()]
+
+
+def test_an_update_dispatches_for_another_placement_by_the_same_arrays() -> None:
+    placements = [planned(32, 8, 6, layers=3), eplb.Placement.contiguous(3, 32, CLUSTER)]
+    lasting = BatchDispatch(placements[1], 2, lasting=True)
+    where = addresses(lasting)
+    ids = recorded_batch(256, 4, 32, 1)
+    for placement in (*placements, placements[0]):
+        lasting.update(placement)
+        assert addresses(lasting) == where
+        assert torch.equal(lasting(ids), BatchDispatch(placement, 2)(ids))
+
+
+@given(cases(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
+@settings(max_examples=20)
+def test_copies_that_there_is_no_room_for_are_not_used(
+    case: tuple[Running, torch.Tensor], width: int, classes: int, rows: int
+) -> None:
+    running, ids = case
+    room = Room(min(width, running.cluster.num_gpus), classes, rows)
+    with patch("eplb.torch.batch.usual_room", lambda *_: room):
+        dispatch = BatchDispatch(running, 0, lasting=True)
+    slots = dispatch(ids)
+    assert (running.phy2log[0][slots][ids >= 0] == ids.numpy()[ids >= 0]).all()
+    assert (slots[ids < 0] == -1).all()
+    assert dispatch.gpus.shape == (classes * rows, room.width)
+
+
+def test_what_cannot_be_updated_is_said() -> None:
+    with pytest.raises(eplb.OptionError, match="make it lasting"):
+        BatchDispatch(SMALL, 0).update(SMALL)
+    lasting = BatchDispatch(SMALL, 0, lasting=True)
+    with pytest.raises(eplb.OptionError, match=r"\(32, 48, 8\): this dispatch is for layer 0"):
+        lasting.update(planned(32, 8, 6))
 
 
 def test_layers_have_arrays_of_the_same_shapes() -> None:

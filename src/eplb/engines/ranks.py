@@ -156,6 +156,7 @@ class Agreement:
         form: Callable[[NDArray[np.int64]], Any],
         theirs: Callable[[], Any],
         tell: Callable[[Outcome], object] | None = None,
+        beside: Callable[[NDArray[np.int64]], NDArray[np.int64] | None] = lambda _: None,
     ) -> Any:
         """A map in the engine's form, the same on all ranks. Raises what `theirs` raises.
 
@@ -166,9 +167,10 @@ class Agreement:
             form: makes of a map what the engine takes.
             theirs: makes the engine's own answer, whose map is the whole or the first part of it.
             tell: is told on the first rank what all are answered.
+            beside: makes of this planner's map what else must be the same on all ranks.
         """
         begin = time.perf_counter()
-        answer, decision, why = self._answer(kind, plan, running, form, theirs)
+        answer, decision, why = self._answer(kind, plan, running, form, theirs, beside)
         seconds = time.perf_counter() - begin
         if tell is not None:
             try:
@@ -190,6 +192,7 @@ class Agreement:
         running: NDArray[np.int64] | None,
         form: Callable[[NDArray[np.int64]], Any],
         theirs: Callable[[], Any],
+        beside: Callable[[NDArray[np.int64]], NDArray[np.int64] | None],
     ) -> tuple[Any, Literal["planned", "kept", "own"], str]:
         """The answer, whose it is, and what went wrong."""
         try:
@@ -203,12 +206,14 @@ class Agreement:
             return theirs(), "own", wrong
         begin = time.perf_counter()
         made: NDArray[np.int64] | Exception
+        more: NDArray[np.int64] | None = None
         try:
             made = plan()
+            more = beside(made)
         except Exception as error:
             made = error
         if ranks is not None:
-            wrong = ranks.compare(kind, _of_map(made), spent=time.perf_counter() - begin)
+            wrong = ranks.compare(kind, _of_map(made, more), spent=time.perf_counter() - begin)
         if not wrong and not isinstance(made, Exception):
             return form(made), "planned", ""
         stays = bool(wrong) and running is not None and not (ranks and ranks.wrong)
@@ -385,10 +390,12 @@ def _map_in(answer: Any) -> NDArray[np.int64]:
     return np.asarray(first.cpu().numpy() if hasattr(first, "cpu") else first, np.int64)
 
 
-def _of_map(made: Any) -> _Answer:
+def _of_map(made: Any, more: Any = None) -> _Answer:
     if isinstance(made, Exception):
         return _Answer([], in_one_line(made))
     digest = hashlib.blake2b(np.ascontiguousarray(made, np.int64).tobytes(), digest_size=16)
+    if more is not None:
+        digest.update(np.ascontiguousarray(more, np.int64).tobytes())
     return _Answer([f"a map of digest {digest.hexdigest()}"])
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.engines.settings import Settings
 
-__all__ = ["Planned", "compile_tables", "slots_by_rank"]
+__all__ = ["Planned", "compile_tables", "entries_by_slot", "rows_of_slots", "slots_by_rank"]
 
 
 @dataclass
@@ -59,7 +59,73 @@ def slots_by_rank(
     return made.table(effort="fast")
 
 
+def entries_by_slot(
+    phy2log: NDArray[np.int64],
+    windows: NDArray[np.float64],
+    cluster: Cluster,
+    room: int,
+    settings: Settings,
+) -> NDArray[np.int64]:
+    """How often each slot [L, P] stands in its expert's row of slots, for an engine that takes an
+    entry of the row at random: as nearly as whole numbers allow, half way from an even split to
+    that of `eplb.dispatch(...)`. The whole way fits what is chance in the windows too, and loses on
+    the windows that follow (docs/experiments.md, dispatch).
+
+    Args:
+        phy2log: [L, P] expert in each slot.
+        windows: [T, L, E] loads that tokens are split for.
+        cluster: the ranks.
+        room: entries of a row; those of an expert with copies are all used.
+        settings: on how many threads.
+
+    Raises:
+        EplbError: what is no placement.
+    """
+    from eplb.dispatching.dispatch import dispatch
+    from eplb.merging import alike
+    from eplb.placement import Placement
+
+    if alike(windows):
+        windows = windows.sum(axis=0, keepdims=True)
+    placement = Placement(phy2log, windows.shape[2], cluster)
+    split = dispatch(placement, windows, threads=settings.threads).split
+    entries = np.ones(phy2log.shape, np.int64)
+    for layer, expert in np.argwhere(placement.logcnt > 1).tolist():
+        slots = placement.log2phy[layer, expert, : placement.logcnt[layer, expert]]
+        parts = split[layer, slots]
+        parts = room * (parts / parts.sum() + 1.0 / len(slots)) / 2.0
+        whole = np.floor(parts).astype(np.int64)
+        # Largest remainders, of equal ones the first.
+        order = np.argsort(whole - parts, kind="stable")
+        whole[order[: room - int(whole.sum())]] += 1
+        entries[layer, slots] = whole
+    return entries
+
+
+def rows_of_slots(
+    phy2log: NDArray[np.int64], entries: NDArray[np.int64], num_experts: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of slots [L, E, X], padded with -1, in which each slot stands as often as `entries`
+    [L, P] says, and how long each row is [L, E].
+    """
+    num_layers = phy2log.shape[0]
+    layers = np.arange(num_layers)[:, None]
+    counts = np.zeros((num_layers, num_experts), np.int64)
+    np.add.at(counts, (layers, phy2log), entries)
+    rows = np.full((num_layers, num_experts, int(counts.max())), -1)
+    for layer in range(num_layers):
+        # Slots in the order of their experts, then of their numbers.
+        order = np.argsort(phy2log[layer], kind="stable")
+        rows[layer][np.arange(rows.shape[2]) < counts[layer][:, None]] = np.repeat(
+            order, entries[layer, order]
+        )
+    return rows, counts
+
+
 def compile_tables() -> None:
-    """Have the kernels of `slots_by_rank` ready, so that no rebalance waits for them."""
-    log2phy = np.array([[[0, 2], [1, -1], [3, -1]]])
-    slots_by_rank(log2phy, np.ones((1, 1, 3)), Cluster(2, 1, 2), Settings(threads=1))
+    """Have the kernels of tables ready, so that no rebalance waits for them."""
+    log2phy, settings = np.array([[[0, 2], [1, -1], [3, -1]]]), Settings(threads=1)
+    unlike = np.array([[[900.0, 10.0, 10.0]], [[10.0, 900.0, 10.0]]])
+    for windows in (unlike, unlike[:1]):
+        slots_by_rank(log2phy, windows, Cluster(2, 1, 2), settings)
+        entries_by_slot(np.array([[0, 1, 0, 2]]), windows, Cluster(2, 1, 2), 8, settings)

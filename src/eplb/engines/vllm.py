@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from eplb.checks import in_one_line
 from eplb.engines.initial import Initial
 from eplb.engines.live import Call, History
-from eplb.engines.log import failure, once, switched_on
+from eplb.engines.log import failure, switched_on
 from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.rebalances import Rebalances, Seen
+from eplb.engines.rows import Rows
 from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.engines.start import after, around, compile_kernels
 from eplb.errors import LoadsError, PolicyError
@@ -95,20 +96,20 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
     if wrong:
         raise PolicyError(f"vLLM {version}: {wrong}")
     rebalances = Rebalances(_logger, settings, _OWN)
-    policy = EPLB_POLICIES["default"] = make_policy(theirs, settings, rebalances)
+    rows = Rows(settings)
+    policy = EPLB_POLICIES["default"] = make_policy(theirs, settings, rebalances, rows)
     initial = policy.eplb_initial
     around(*_STATE, "step", initial.step)
 
     def at_start(state: Any, model: Any = None, *_: Any, **__: Any) -> None:
-        compile_kernels(_logger)
+        compile_kernels(_logger, tables=settings.dispatch == "table")
+        if settings.dispatch == "table":
+            rows.take_over()
         initial.read(state, model)
         try:
             member = _member()
             if member is None or member.rank == 0:
                 switched_on(_logger, "vLLM's policy", settings, f"vLLM {version}", _CHECKED)
-                if settings.dispatch != "engine":
-                    only = "EPLB_DISPATCH=table works in SGLang only; vLLM's own dispatch stays"
-                    once(_logger, "dispatch", only)
             of_model = model.num_moe_layers, model.num_logical_experts
             rebalances.weigh(lambda: model.expert_weights[0], of_model)
         except Exception as error:
@@ -132,22 +133,30 @@ def _difference(policy: Any) -> str:
     return ""
 
 
-def make_policy(theirs: Any, settings: Settings, rebalances: Rebalances | None = None) -> Any:
+def make_policy(
+    theirs: Any,
+    settings: Settings,
+    rebalances: Rebalances | None = None,
+    rows: Rows | None = None,
+) -> Any:
     """A policy class for vLLM's table, that answers with `theirs` where it fails itself.
 
     Args:
         theirs: vLLM's own policy class.
         settings: how to plan.
         rebalances: tells of each call.
+        rows: says which copies take which part of the tokens.
     """
     told = rebalances or Rebalances(_logger, settings, _OWN)
     history = History(settings.windows)
+    parts = rows or Rows(settings)
     # The engine's own thread plans at start and where ranks come or go, another one meanwhile.
     lock = threading.Lock()
 
     def forget() -> None:
         with lock:
             history.clear()
+            parts.clear()
 
     agreement = Agreement(_member, settings, _OWN, _logger, forget)
     initial = Initial(settings.initial, agreement.alike, _logger)
@@ -212,6 +221,7 @@ def make_policy(theirs: Any, settings: Settings, rebalances: Rebalances | None =
                     weight, num_replicas, num_groups, num_nodes, num_ranks, old
                 ),
                 lambda outcome: told.tell(kind, seen, outcome),
+                lambda phy2log: parts.make(phy2log, weight.shape[1], call, seen.windows),
             )
 
     return EplbPolicy

@@ -10,7 +10,7 @@ from torch import Tensor
 from eplb.checks import whole_number
 from eplb.dispatching.dispatch import Placed
 from eplb.errors import OptionError
-from eplb.torch.copies import copies_of
+from eplb.torch.copies import Copies, copies_of, usual_room
 from eplb.torch.level import LARGEST, NO_GPU, level, level_as_one
 
 __all__ = ["BatchDispatch"]
@@ -53,6 +53,8 @@ class BatchDispatch(torch.nn.Module):
             whose time goes with the experts that a GPU touches: each expert goes to one copy, so
             that the most that a GPU touches are as few as can be, nearly.
         device: where the batches are; `to` moves it later, as other modules.
+        lasting: whether other placements are to come, by `update`. Arrays then have room for what
+            plans usually need; copies beyond that are not used.
 
     Raises:
         OptionError: a layer or an objective that is none, or what is no group.
@@ -81,6 +83,7 @@ class BatchDispatch(torch.nn.Module):
         group: Any = None,
         objective: Literal["tokens", "activated"] = "tokens",
         device: Any = None,
+        lasting: bool = False,
     ) -> None:
         super().__init__()
         if objective not in _OBJECTIVES:
@@ -91,29 +94,42 @@ class BatchDispatch(torch.nn.Module):
         self._objective = objective
         self._num_experts = int(placement.num_experts)
         self._num_slots = int(placement.phy2log.shape[1])
-        copies = copies_of(placement, layer)
+        self._num_gpus = int(placement.cluster.num_gpus)
+        self._layer = layer
+        sizes = (self._num_experts, self._num_slots, self._num_gpus)
+        self._room = usual_room(*sizes) if lasting else None
+        copies = copies_of(placement, layer, self._room)
+        arrays = _arrays(copies, self._num_experts, self._num_gpus)
         self._ends = [end for _, end in copies.classes]
-        first_slot = np.searchsorted(copies.expert_of_slot, np.arange(self._num_experts + 1))
-        self._most_copies = int(np.diff(first_slot).max())
+        self._most_copies = int(np.diff(arrays["first_slot"]).max())
+        if lasting:
+            self._most_copies = max(1, self._num_slots - self._num_experts + 1)
         self._largest_class = max((end - begin for begin, end in copies.classes), default=0)
         self._kernels = _kernels_for(*copies.gpus.shape)
-        for name, values in (
-            ("gpus", copies.gpus),
-            ("experts", copies.experts),
-            ("alone", copies.alone),
-            ("most", copies.most),
-            ("empty", [0] * placement.cluster.num_gpus + [NO_GPU * copies.most]),
-            ("of_slot", copies.of_slot),
-            ("expert_of_slot", copies.expert_of_slot),
-            ("part", copies.part),
-            ("parts", copies.parts),
-            ("jumps", np.diff(copies.slots, prepend=-1, append=-1)),
-            ("class_ends", [0, *self._ends]),
-            ("slots", copies.slots),
-            ("first_slot", first_slot),
-        ):
+        for name, values in arrays.items():
             tensor = torch.as_tensor(values, dtype=torch.int64, device=device)
             self.register_buffer(name, tensor, persistent=False)
+
+    def update(self, placement: Placed) -> None:
+        """Dispatch for another placement from now on, of as many experts, slots and GPUs. Arrays
+        are written where they are, so that a CUDA graph that was captured before goes by them.
+
+        Raises:
+            OptionError: where it was not made to be `lasting`, or the placement is of other sizes.
+            PlacementError: an expert of the layer that no slot holds.
+        """
+        if self._room is None:
+            raise OptionError("this dispatch has no room for another placement: make it lasting")
+        found = placement.num_experts, placement.phy2log.shape[1], placement.cluster.num_gpus
+        known = self._num_experts, self._num_slots, self._num_gpus
+        if found != known or placement.phy2log.shape[0] <= self._layer:
+            raise OptionError(
+                f"the placement has {len(placement.phy2log)} layers and experts, slots and GPUs "
+                f"{found}: this dispatch is for layer {self._layer} and {known}"
+            )
+        copies = copies_of(placement, self._layer, self._room)
+        for name, values in _arrays(copies, self._num_experts, self._num_gpus).items():
+            getattr(self, name).copy_(torch.as_tensor(values, dtype=torch.int64))
 
     def forward(self, topk_ids: Tensor, num_tokens: Tensor | int | None = None) -> Tensor:
         """The slots [tokens, k] that take the tokens, of the experts [tokens, k] that they chose.
@@ -238,6 +254,25 @@ class BatchDispatch(torch.nn.Module):
                     f"topk_ids has {int(wrong[0])}: experts are numbered 0 to "
                     f"{self._num_experts - 1}, and -1 pads"
                 )
+
+
+def _arrays(copies: Copies, num_experts: int, num_gpus: int) -> dict[str, Any]:
+    """The arrays of one layer by the names of buffers."""
+    return {
+        "gpus": copies.gpus,
+        "experts": copies.experts,
+        "alone": copies.alone,
+        "most": copies.most,
+        "empty": [0] * num_gpus + [NO_GPU * copies.most],
+        "of_slot": copies.of_slot,
+        "expert_of_slot": copies.expert_of_slot,
+        "part": copies.part,
+        "parts": copies.parts,
+        "jumps": np.diff(copies.slots, prepend=-1, append=-1),
+        "class_ends": [0, *(end for _, end in copies.classes)],
+        "slots": copies.slots,
+        "first_slot": np.searchsorted(copies.expert_of_slot, np.arange(num_experts + 1)),
+    }
 
 
 @lru_cache

@@ -6,6 +6,7 @@ the same shapes, so that what was compiled or captured for one serves them all.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,30 @@ from numpy.typing import NDArray
 from eplb.dispatching.dispatch import Placed
 from eplb.errors import PlacementError
 
-__all__ = ["Copies", "copies_of"]
+__all__ = ["Copies", "Room", "copies_of", "usual_room"]
 
 I64 = NDArray[np.int64]
+
+
+class Room(NamedTuple):
+    """Sizes of arrays that are to serve placements to come. Of an expert with more copies the first
+    are used, and of one that no class has room for, a single one.
+    """
+
+    width: int
+    """Most GPUs of an expert that are used."""
+    classes: int
+    """Most classes."""
+    rows: int
+    """Most experts of a class."""
+
+
+def usual_room(num_experts: int, num_slots: int, num_gpus: int) -> Room:
+    """Room for what plans need: 5 to 8 classes and 3 to 8 GPUs of an expert, with 40 to 320 slots
+    on 8 to 64 GPUs.
+    """
+    spare = max(1, num_slots - num_experts)
+    return Room(min(num_gpus, spare + 1, 12), min(spare, 8), min(spare, max(1, num_gpus // 2)))
 
 
 @dataclass(frozen=True)
@@ -53,15 +75,30 @@ class _Layer:
     """GPUs of each expert, and classes of the experts that are on several."""
 
     gpus: list[list[int]]
+    room: Room | None = None
     classes: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Put an expert into the first class that has none of its GPUs, widest experts first."""
+        room = self.room
+        if room is not None:
+            self.gpus = [gpus[: room.width] for gpus in self.gpus]
         taken: list[set[int]] = []
         copied = [expert for expert, gpus in enumerate(self.gpus) if len(gpus) > 1]
         for expert in sorted(copied, key=lambda expert: -len(self.gpus[expert])):
             mine = set(self.gpus[expert])
-            number = next((i for i, gpus in enumerate(taken) if not gpus & mine), len(taken))
+            number = next(
+                (
+                    i
+                    for i, gpus in enumerate(taken)
+                    if not gpus & mine and (room is None or len(self.classes[i]) < room.rows)
+                ),
+                len(taken),
+            )
+            if room is not None and number == room.classes:
+                # Not all of them to their first: that would be low GPUs.
+                self.gpus[expert] = [self.gpus[expert][expert % len(mine)]]
+                continue
             if number == len(taken):
                 taken.append(set())
                 self.classes.append([])
@@ -69,8 +106,9 @@ class _Layer:
             self.classes[number].append(expert)
 
 
-def copies_of(placement: Placed, layer: int) -> Copies:
-    """The arrays of one layer.
+def copies_of(placement: Placed, layer: int, room: Room | None = None) -> Copies:
+    """The arrays of one layer; of the sizes that some layer of the placement needs, or as there is
+    room.
 
     Raises:
         PlacementError: an expert of a layer that no slot holds.
@@ -80,6 +118,8 @@ def copies_of(placement: Placed, layer: int) -> Copies:
     gpu_of = np.arange(phy2log.shape[1]) // (phy2log.shape[1] // num_gpus)
     layers = []
     for number, row in enumerate(phy2log):
+        if room is not None and number != layer:
+            continue
         gpus: list[set[int]] = [set() for _ in range(num_experts)]
         for gpu, expert in zip(gpu_of.tolist(), row.tolist(), strict=True):
             if expert >= 0:
@@ -88,19 +128,23 @@ def copies_of(placement: Placed, layer: int) -> Copies:
             raise PlacementError(
                 f"layer {number} has no slot for expert {gpus.index(set())}: each needs one"
             )
-        layers.append(_Layer([sorted(each) for each in gpus]))
-    width = max(len(gpus) for each in layers for gpus in each.gpus)
-    sizes = [0] * max(len(each.classes) for each in layers)
-    for each in layers:
-        for number, members in enumerate(each.classes):
-            sizes[number] = max(sizes[number], len(members))
+        layers.append(_Layer([sorted(each) for each in gpus], room))
+    if room is None:
+        width = max(len(gpus) for each in layers for gpus in each.gpus)
+        sizes = [0] * max(len(each.classes) for each in layers)
+        for each in layers:
+            for number, members in enumerate(each.classes):
+                sizes[number] = max(sizes[number], len(members))
+    else:
+        width, sizes = room.width, [room.rows] * room.classes
     ends = np.cumsum(sizes, dtype=np.int64).tolist()
-    mine, row = layers[layer], phy2log[layer]
+    mine, row = layers[layer if room is None else 0], phy2log[layer]
     rows = np.full((sum(sizes), width), num_gpus)
     experts = np.full(sum(sizes), num_experts)
     alone = np.array([gpus[0] if len(gpus) == 1 else num_gpus for gpus in mine.gpus])
     source = np.full((num_experts + 1, num_gpus), num_experts)
-    source[:num_experts] = np.arange(num_experts)[:, None]
+    for expert, of_expert in enumerate(mine.gpus):
+        source[expert, of_expert] = expert
     for end, size, members in zip(ends, sizes, mine.classes, strict=False):
         for i, expert in enumerate(members, end - size):
             number = len(mine.gpus[expert])
