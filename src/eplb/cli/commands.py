@@ -13,6 +13,7 @@ from eplb.cli import (
     convert,
     decide,
     demo,
+    doctor,
     evaluate,
     frontier,
     inspect,
@@ -102,6 +103,13 @@ STORY: dict[str, dict[str, Command]] = {
             "Order the transfers between two placements.",
             "eplb migrate placement.json next.json --gpus 32 \\\n"
             "    --model DeepSeek-V3 --gpu H200",
+        ),
+    },
+    "Run it in an engine": {
+        "doctor": Command(
+            doctor,
+            "Check that hosts are fit for it, and alike.",
+            "eplb doctor --json > host1.json",
         ),
     },
 }

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ __all__ = [
     "print_decision",
     "print_demo",
     "print_evaluation",
+    "print_facts",
     "print_frontier",
     "print_inspection",
     "print_json",
@@ -549,6 +550,18 @@ def print_migration(console: Console, title: str, found: Migration) -> None:
         _line(
             console, "Give --model and --gpu, or bytes and bandwidths, for the time that it takes."
         )
+
+
+def print_facts(console: Console, facts: Mapping[str, Any]) -> None:
+    """What is true of a host, a line each."""
+    table = _table("host", str(facts["host"]))
+    table.columns[1].justify = "left"
+    for name, value in facts.items():
+        for inner, each in value.items() if isinstance(value, dict) else [("", value)]:
+            words = ", ".join(each) if isinstance(each, list) else str(each)
+            if name != "host" and words:
+                table.add_row(f"{name} {inner}".rstrip(), Text(printable(words)))
+    console.print(table)
 
 
 def _title(console: Console, text: str) -> None:

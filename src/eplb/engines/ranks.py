@@ -42,7 +42,7 @@ from eplb.engines.log import failure
 from eplb.engines.rebalances import Outcome
 from eplb.engines.settings import Settings
 
-__all__ = ["Agreement", "Member", "default_member"]
+__all__ = ["Agreement", "Member", "agreed_on", "default_member"]
 
 _SECONDS = 20.0
 """To wait for other ranks. Engines give up their own collectives after 300 s or more."""
@@ -356,21 +356,23 @@ class _Ranks:
 
 
 def _of_settings(settings: Settings | str) -> _Answer:
-    """All that maps follow from besides what the engine shows."""
-    from eplb import __version__
-
     if isinstance(settings, str):
         return _Answer([], settings)
-    return _Answer(
-        [
-            f"eplb {__version__}",
-            f"EPLB_WINDOWS {settings.windows}",
-            f"EPLB_MAX_MOVES {settings.max_moves}",
-            f"EPLB_EFFORT {settings.effort}",
-            f"EPLB_DISPATCH {settings.dispatch}",
-            f"EPLB_INITIAL {_of_file(settings.initial)}",
-        ]
-    )
+    return _Answer([f"{name} {value}" for name, value in agreed_on(settings).items()])
+
+
+def agreed_on(settings: Settings) -> dict[str, str]:
+    """All that maps follow from besides what the engine shows, by name."""
+    from eplb import __version__
+
+    return {
+        "eplb": __version__,
+        "EPLB_WINDOWS": str(settings.windows),
+        "EPLB_MAX_MOVES": str(settings.max_moves),
+        "EPLB_EFFORT": settings.effort,
+        "EPLB_DISPATCH": settings.dispatch,
+        "EPLB_INITIAL": _of_file(settings.initial),
+    }
 
 
 def _of_file(path: Path | None) -> str:

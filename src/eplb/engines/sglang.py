@@ -23,7 +23,7 @@ from eplb.engines.start import after, compile_kernels
 from eplb.engines.tables import Planned
 from eplb.errors import PolicyError
 
-__all__ = ["make_hook", "make_table_hook", "register"]
+__all__ = ["difference", "make_hook", "make_table_hook", "register"]
 
 _logger = logging.getLogger("sglang.eplb")
 
@@ -71,16 +71,12 @@ def register() -> None:
 def _hook(settings: Settings) -> Callable[..., object]:
     """Register the planner with SGLang; what to do where the engine makes its EPLB manager."""
     import sglang
-    from sglang.srt.eplb import eplb_algorithms
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     version = str(getattr(sglang, "__version__", "of an unknown version"))
-    arguments = tuple(inspect.signature(eplb_algorithms.rebalance_experts).parameters)
-    if arguments != _ARGUMENTS:
-        raise PolicyError(
-            f"SGLang {version}: rebalance_experts takes {', '.join(arguments)}; "
-            f"known is {', '.join(_ARGUMENTS)}"
-        )
+    wrong = difference()
+    if wrong:
+        raise PolicyError(f"SGLang {version}: {wrong}")
     planned = Planned()
     rebalances = Rebalances(_logger, settings, _OWN)
     HookRegistry.register(_TARGET, make_hook(settings, planned, rebalances), HookType.AROUND)
@@ -101,6 +97,22 @@ def _hook(settings: Settings) -> Callable[..., object]:
             failure(_logger, error, "the log does not say what the planner does")
 
     return at_start
+
+
+def difference() -> str:
+    """What SGLang's function has that this plug-in does not know; nothing where it fits.
+
+    Raises:
+        ImportError: there is no SGLang, or none that loads plug-ins.
+    """
+    from sglang.srt.eplb import eplb_algorithms
+    from sglang.srt.plugins import hook_registry
+
+    del hook_registry
+    arguments = tuple(inspect.signature(eplb_algorithms.rebalance_experts).parameters)
+    if arguments == _ARGUMENTS:
+        return ""
+    return f"rebalance_experts takes {', '.join(arguments)}; known is {', '.join(_ARGUMENTS)}"
 
 
 def _expert_weights(manager: Any) -> Any:

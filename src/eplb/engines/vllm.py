@@ -26,7 +26,7 @@ from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.engines.start import after, around, compile_kernels
 from eplb.errors import LoadsError, PolicyError
 
-__all__ = ["make_policy", "register"]
+__all__ = ["difference", "make_policy", "register"]
 
 # A child of the engine's own logger, so that it is written as the engine's lines are.
 _logger = logging.getLogger("vllm.eplb")
@@ -92,7 +92,7 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
     if getattr(theirs, "eplb_settings", None) is not None:
         return None
     version = str(getattr(vllm, "__version__", "of an unknown version"))
-    wrong = _difference(theirs)
+    wrong = difference()
     if wrong:
         raise PolicyError(f"vLLM {version}: {wrong}")
     rebalances = Rebalances(_logger, settings, _OWN)
@@ -118,9 +118,15 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
     return at_start
 
 
-def _difference(policy: Any) -> str:
-    """What a policy has that this plug-in does not know; nothing where it fits."""
-    function = getattr(policy, "rebalance_experts", None)
+def difference() -> str:
+    """What vLLM's policy has that this plug-in does not know; nothing where it fits.
+
+    Raises:
+        ImportError: there is no vLLM, or none with a table of policies.
+    """
+    from vllm.distributed.eplb.policy import EPLB_POLICIES
+
+    function = getattr(EPLB_POLICIES["default"], "rebalance_experts", None)
     if function is None:
         return "its policy has no rebalance_experts"
     signature = inspect.signature(function)
