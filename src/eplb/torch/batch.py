@@ -93,8 +93,6 @@ class BatchDispatch(torch.nn.Module):
         self._num_slots = int(placement.phy2log.shape[1])
         copies = copies_of(placement, layer)
         self._ends = [end for _, end in copies.classes]
-        first_slot = np.searchsorted(copies.expert_of_slot, np.arange(self._num_experts + 1))
-        self._most_copies = int(np.diff(first_slot).max())
         self._largest_class = max((end - begin for begin, end in copies.classes), default=0)
         self._kernels = _kernels_for(*copies.gpus.shape)
         for name, values in (
@@ -108,9 +106,12 @@ class BatchDispatch(torch.nn.Module):
             ("part", copies.part),
             ("parts", copies.parts),
             ("jumps", np.diff(copies.slots, prepend=-1, append=-1)),
-            ("class_ends", [0, *self._ends]),
+            ("class_ends", [0, *(end for _, end in copies.classes)]),
             ("slots", copies.slots),
-            ("first_slot", first_slot),
+            (
+                "first_slot",
+                np.searchsorted(copies.expert_of_slot, np.arange(len(copies.alone) + 1)),
+            ),
         ):
             tensor = torch.as_tensor(values, dtype=torch.int64, device=device)
             self.register_buffer(name, tensor, persistent=False)
@@ -180,7 +181,7 @@ class BatchDispatch(torch.nn.Module):
         ]  # fmt: skip
         slots: Tensor = place(
             ids, limit, counts, every, copies, self._rank, self.empty.shape[0] - 1,
-            self._largest_class, self._most_copies, limited, self._objective == "activated",
+            self._largest_class, limited, self._objective == "activated",
         )  # fmt: skip
         return slots
 
