@@ -31,6 +31,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 _ENGINE = "starts an engine"
 _STUDY = "takes minutes, and recorded loads"
 NOT_RUN = {
+    "dispatch.md": [_STUDY],
     "placements.md": [_ENGINE, _ENGINE],
     "sglang.md": [_ENGINE],
     "study.md": [_STUDY] * 4,

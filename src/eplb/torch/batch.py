@@ -101,9 +101,6 @@ class BatchDispatch(torch.nn.Module):
         copies = copies_of(placement, layer, self._room)
         arrays = _arrays(copies, self._num_experts, self._num_gpus)
         self._ends = [end for _, end in copies.classes]
-        self._most_copies = int(np.diff(arrays["first_slot"]).max())
-        if lasting:
-            self._most_copies = max(1, self._num_slots - self._num_experts + 1)
         self._largest_class = max((end - begin for begin, end in copies.classes), default=0)
         self._kernels = _kernels_for(*copies.gpus.shape)
         for name, values in arrays.items():
@@ -196,7 +193,7 @@ class BatchDispatch(torch.nn.Module):
         ]  # fmt: skip
         slots: Tensor = place(
             ids, limit, counts, every, copies, self._rank, self.empty.shape[0] - 1,
-            self._largest_class, self._most_copies, limited, self._objective == "activated",
+            self._largest_class, limited, self._objective == "activated",
         )  # fmt: skip
         return slots
 

@@ -225,7 +225,7 @@ def _level(
 @_jit
 def _place(
     ids, limit, begins, ends, slots, first_slot, out,
-    num_ids, num_experts, most_copies, k,
+    num_ids, num_experts, k,
     limited: tl.constexpr, block: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
     """The slot of each id."""
@@ -244,7 +244,7 @@ def _place(
     first = tl.load(first_slot + chosen, mask=real, other=0)
     after = tl.load(first_slot + chosen + 1, mask=real, other=0)
     passed = tl.zeros([block], tl.int64)
-    for copy in range(most_copies - 1):
+    for copy in range(tl.max(after - first, axis=0).to(tl.int32) - 1):
         held = real & (first + copy < after - 1)
         end = tl.load(ends + first + copy, mask=held, other=0)
         passed += (held & (end <= place)).to(tl.int64)
@@ -287,7 +287,7 @@ def _(ids: Tensor, limit: Tensor, num_experts: int, limited: bool) -> Tensor:
 
 def place(
     ids: Tensor, limit: Tensor, counts: Tensor, every: Tensor, copies: list[Tensor],
-    rank: int, num_gpus: int, of_class: int, most_copies: int, limited: bool, activated: bool,
+    rank: int, num_gpus: int, of_class: int, limited: bool, activated: bool,
 ) -> Tensor:  # fmt: skip
     """Slots of ids [tokens, k] whose counts are [B, E], among the ranks' [R, E]. `copies` are the
     arrays of who holds what, in the order in which the kernels take them.
@@ -311,7 +311,7 @@ def place(
         )  # fmt: skip
         _place[(counts.shape[0],)](
             ids, limit, begins, ends, slots, first_slot, out,
-            ids.numel(), num_experts, most_copies, ids.shape[1], limited, BLOCK, _COLUMNS,
+            ids.numel(), num_experts, ids.shape[1], limited, BLOCK, _COLUMNS,
         )  # fmt: skip
     return out
 
@@ -323,6 +323,6 @@ place_as_one = torch.library.custom_op("eplb::place", place, mutates_args=())
 @place_as_one.register_fake
 def _(
     ids: Tensor, limit: Tensor, counts: Tensor, every: Tensor, copies: list[Tensor],
-    rank: int, num_gpus: int, of_class: int, most_copies: int, limited: bool, activated: bool,
+    rank: int, num_gpus: int, of_class: int, limited: bool, activated: bool,
 ) -> Tensor:  # fmt: skip
     return torch.empty_like(ids)
