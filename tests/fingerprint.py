@@ -91,6 +91,8 @@ def _large_cells(traces: Path | None) -> Iterator[Cell]:
     yield from _cells_of_windows(_windows(4, 2, 64), Cluster(16, 1, 5), 1, (0.1, 0.4, 0.2, 0.3))
     yield Cell(_windows(4, 2, 64), Cluster(16, 1, 5), dispatch="best")
     yield Cell(_windows(3, 2, 64), Cluster(16, 4, 5), 8, dispatch="best")
+    yield Cell(_windows(4, 2, 64), Cluster(16, 4, 5), dispatch="sglang")
+    yield Cell(_windows(3, 2, 64), Cluster(16, 4, 5), 8, dispatch="ascend")
     if traces is not None:
         for name, cluster in (
             ("prefill_in512", Cluster(32, 1, 9)),

@@ -100,17 +100,10 @@ def test_placed_for_a_best_split_is_better_on_loads_not_seen() -> None:
 @pytest.mark.parametrize(
     ("dispatch", "message"),
     [
-        ("bets", "dispatch is 'bets': give one of 'even', 'best'"),
-        (None, "dispatch is None: give one of 'even', 'best'"),
-        ("sglang", "dispatch is 'sglang': plans are made for 'even', 'best'"),
+        ("bets", "dispatch is 'bets': give one of 'even', 'sglang', 'ascend', 'best'"),
+        (None, "dispatch is None: give one of 'even', 'sglang', 'ascend', 'best'"),
     ],
 )
 def test_other_rules_are_refused(dispatch: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         plan(np.ones((1, 4)), Cluster(2, 1, 3), dispatch=dispatch)
-
-
-def test_a_current_placement_is_refused_under_a_best_split() -> None:
-    made = plan(np.ones((1, 4)), Cluster(2, 1, 3))
-    with pytest.raises(OptionError, match="made from scratch"):
-        plan(np.ones((1, 4)), Cluster(2, 1, 3), dispatch="best", current=made.placement)

@@ -270,14 +270,13 @@ def test_every_figure_is_under_the_rule(rule: str) -> None:
     even = eplb.replay(trace, cluster, "eplb", every=3)
     found = eplb.replay(trace, cluster, "eplb", every=3, dispatch=rule)
     assert (even.dispatch, found.dispatch) == ("even", rule)
-    assert (found.placements == even.placements) == (rule != "best")
+    assert found.placements != even.placements
     expected = [
         placement.balancedness(trace.loads[window], rule)
         for placement, window in zip(found.placements, found.windows, strict=True)
     ]
     assert found.by_window() == pytest.approx(expected, rel=1e-12)
-    if rule != "best":
-        assert np.array_equal(even.under(trace, rule).peak, found.peak)
+    assert even.under(trace, rule).peak.sum() > found.peak.sum()
     compared = eplb.compare(
         trace, cluster, ["contiguous", "eplb"], every=3, dispatch=[rule, "even"]
     )

@@ -15,6 +15,9 @@ eplb.warmup()
 placement = eplb.plan(np.ones((1, 4)), eplb.Cluster(2, 1, 3)).placement
 eplb.plan(np.ones((1, 4)), eplb.Cluster(2, 1, 3), dispatch="best")
 eplb.plan(np.ones((2, 1, 4)), eplb.Cluster(2, 1, 3), dispatch="best")
+for rule in ("sglang", "ascend"):
+    eplb.plan(np.ones((1, 4)), eplb.Cluster(2, 1, 3), dispatch=rule)
+    placement.gpu_load(np.ones((2, 1, 4)), rule)
 eplb.dispatch(placement, np.ones((2, 1, 4))).table()
 placement.gpu_load(np.ones((2, 1, 4)), "best")
 from numba.core.dispatcher import Dispatcher

@@ -117,7 +117,7 @@ DispatchRule = Annotated[
     typer.Option(
         "--dispatch",
         metavar="RULE",
-        help="How tokens are split over the copies of an expert, for every figure: "
+        help="How tokens are split over the copies of an expert, for plans and figures: "
         f"{', '.join(RULES)}. [default: even]",
         show_default=False,
     ),

@@ -143,9 +143,14 @@ def command(
         num_slots = moe_slots(loads, cluster)
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
         moves = RunningPlacement(current, running, num_slots, budget, move_cost, rule)
-    what = _expected(loads, cluster, groups, forecast, effort, rule, threads)
+    # An engine's format says how its plans are scored; what they are made for is asked for.
+    afresh = "even" if dispatch is None else rule
+    what = _expected(loads, cluster, groups, forecast, effort, rule, afresh, threads)
     expected, tried = what.scenarios, what.tried
-    made, summary = timed_plan(expected, cluster, groups, effort, threads, what.words, moves, rule)
+    planned = planned_rule(afresh, None if moves is None else moves.placement)
+    made, summary = timed_plan(
+        expected, cluster, groups, effort, threads, what.words, moves, rule, planned
+    )
     verdict = None
     if not loads.dense.all():
         verdict = judge(
@@ -207,6 +212,7 @@ def _expected(
     forecast: str,
     effort: Effort,
     dispatch: str,
+    planned: str,
     threads: int | None,
 ) -> Expected:
     """What to plan for; finding that out takes as long as some dozens of plans."""
@@ -222,6 +228,7 @@ def _expected(
             num_groups=groups,
             effort=effort,
             dispatch=dispatch,
+            planned=planned,
             threads=threads,
         )
 
@@ -235,15 +242,18 @@ def timed_plan(
     said: str | None = None,
     moves: RunningPlacement | None = None,
     dispatch: str = "even",
+    planned: str = "even",
 ) -> tuple[Plan, Summary]:
-    """Plan, and say what that gains and how long it took, once kernels are there."""
+    """Plan for a rule, and say what that gains under one and how long it took, once kernels are
+    there.
+    """
     console = Console(stderr=True)
     with (
         quitting_on_interrupt(console),
         console.status("planning; kernels are compiled once on a machine"),
     ):
         policy = Forecasted if moves is None else Moving
-        warm_up(policy(Recent(), dispatch=dispatch))
+        warm_up(policy(Recent(), dispatch=planned))
         begin = time.perf_counter()
         made = plan(
             expected.loads,
@@ -253,7 +263,7 @@ def timed_plan(
             current=None if moves is None else moves.placement,
             max_moves=None if moves is None else moves.most,
             move_cost=None if moves is None else moves.cost,
-            dispatch=planned_rule(dispatch, None if moves is None else moves.placement),
+            dispatch=planned,
             effort=effort,
             threads=threads,
         )

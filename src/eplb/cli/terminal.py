@@ -54,7 +54,12 @@ _BAR = 30
 
 _COSTS = ("moved", "bytes", "plan")
 
-_SPLITS = {"even": "an even split", "best": "the best split of each window"}
+_SPLITS = {
+    "even": "an even split",
+    "sglang": "SGLang's rule of dispatch",
+    "ascend": "vllm-ascend's rule of dispatch",
+    "best": "the best split of each window",
+}
 """What plans are made for."""
 
 _STANDINGS = {
@@ -136,7 +141,9 @@ def print_summary(
     if dense == summary.layers:
         _line(console, "No layer has any load, so the experts are spread evenly.")
     else:
-        _line(console, in_words(summary.dispatch))
+        asked = summary.dispatch == summary.planned_dispatch != "even"
+        said = " The plan is made for this." if asked else ""
+        _line(console, f"{in_words(summary.dispatch)}{said}")
         console.print()
         console.print(_summary_table(summary))
         console.print()

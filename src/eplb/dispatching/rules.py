@@ -15,7 +15,8 @@ Each rule is the engine's own, written anew from its source and held against it 
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -69,40 +70,27 @@ def near_share(table: Ids, loads: F64, cluster: Cluster, sources: F64 | None = N
 
 def sglang(log2phy: Ids, cluster: Cluster) -> Ids:
     """SGLang's table [L, G, E] of slots [L, E, X], padded with -1."""
-    draw = random.Random(_SEED)
-    per_gpu = cluster.slots_per_gpu
-    per_node = per_gpu * (cluster.num_gpus // cluster.num_nodes)
-    num_layers, num_experts, _ = log2phy.shape
-    table = np.empty((num_layers, cluster.num_gpus, num_experts), np.int64)
-    table[...] = log2phy[:, None, :, 0]
-    node_of = np.arange(cluster.num_gpus) * per_gpu // per_node
-    # In this order the engine draws.
-    for layer, expert in np.argwhere(log2phy[:, :, 1:2].max(axis=2, initial=-1) >= 0).tolist():
-        slots = log2phy[layer, expert]
-        slots = slots[slots >= 0]
-        column = np.full(cluster.num_gpus, -1)
-        nodes, firsts = np.unique(slots // per_node, return_index=True)
-        counts = np.bincount(slots // per_node, minlength=cluster.num_nodes)
-        if nodes.size > 1:
-            first_on = np.full(cluster.num_nodes, -1)
-            first_on[nodes] = slots[firsts]
-            near = counts[node_of] > 0
-            column[near] = first_on[node_of][near]
-        gpus, firsts = np.unique(slots // per_gpu, return_index=True)
-        column[gpus] = slots[firsts]
-        left = np.flatnonzero(column < 0)
-        if left.size:
-            column[left] = _fair_choices(slots.tolist(), left.size, draw)
-        table[layer, :, expert] = column
+    from eplb.solver.engine_rules import _sglang_layers
+
+    num_layers, num_experts, most = log2phy.shape
+    num_gpus = cluster.num_gpus
+    table = np.empty((num_layers, num_gpus, num_experts), np.int64)
+    # Half of the numbers that are read are thrown away at worst, as expected.
+    number = 2 * (num_gpus + most) * int((log2phy[:, :, 1:2] >= 0).sum())
+    number = 1 << number.bit_length()
+    per_gpu, per_node = cluster.slots_per_gpu, num_gpus // cluster.num_nodes
+    # A copy: kernels would be compiled once more for an array that is read-only.
+    slots = np.array(log2phy)
+    while not _sglang_layers(slots, per_gpu, per_node, _random_words(number), table):
+        number *= 2
     return table
 
 
-def _fair_choices(slots: Sequence[int], number: int, draw: random.Random) -> list[int]:
-    """So many of the slots, each as often as any other but for one, in drawn order."""
-    whole, rest = divmod(number, len(slots))
-    choices = [*slots] * whole + draw.sample(slots, rest)
-    draw.shuffle(choices)
-    return choices
+@lru_cache(maxsize=1)
+def _random_words(number: int) -> Ids:
+    """So many words of 32 random bits, in the order in which SGLang's draws read them."""
+    drawn = random.Random(_SEED).getrandbits(32 * number).to_bytes(4 * number, "little")
+    return np.frombuffer(drawn, "<u4").astype(np.int64)
 
 
 def ascend(log2phy: Ids, cluster: Cluster) -> Ids:

@@ -137,6 +137,7 @@ def backtest(
     first: int | None = None,
     effort: Effort = "default",
     dispatch: str = "even",
+    planned: str | None = None,
     threads: int | None = None,
 ) -> Backtest:
     """Try forecasts on a trace, each window scored before any plan has seen it.
@@ -151,8 +152,8 @@ def backtest(
         first: the first window that is served; by default the one after `history`, or half of what
             there is if that is less.
         effort: of each plan.
-        dispatch: the rule by which windows are served, as for `Placement.gpu_load`; for "best",
-            plans are made too.
+        dispatch: the rule by which windows are served, as for `Placement.gpu_load`.
+        planned: the rule that plans are made for, None for the same.
         threads: most threads of a plan, None for one a processor.
 
     Raises:
@@ -182,7 +183,7 @@ def backtest(
                 cluster,
                 num_groups=num_groups,
                 weights=expected.weights,
-                dispatch=planned_rule(dispatch),
+                dispatch=planned or planned_rule(dispatch),
                 effort=effort,
                 threads=threads,
             ).placement
@@ -207,6 +208,7 @@ def expected_of(
     num_groups: int = 1,
     effort: Effort = "default",
     dispatch: str = "even",
+    planned: str | None = None,
     threads: int | None = None,
 ) -> Expected:
     """What to plan for on a trace: by the forecast of that name, or by the best of all, tried.
@@ -231,6 +233,7 @@ def expected_of(
         every=max(1, trace.num_windows // _TRIALS),
         effort=effort,
         dispatch=dispatch,
+        planned=planned,
         threads=threads,
     )
     scenarios = named_forecast(tried.best)(trace.loads)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from eplb.planning.passes import Effort, Layers, Problem, gather, keep_better, solve
 from eplb.solver.threads import run_kernel
 
-__all__ = ["solve_best_split"]
+__all__ = ["solve_best_split", "split_bounds"]
 
 _EFFORT = {"fast": 0.3, "default": 1.0, "thorough": 8.0}
 _STEPS, _MORE_STEPS = 350, 50_000
@@ -36,16 +36,12 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     """Plan every layer for windows of which each is split best, from the plans for an even split,
     and never worse than those.
     """
-    from eplb.solver.level_search import _bound_levelled, _place_layers
+    from eplb.solver.level_search import _place_layers
 
     even = solve(problem, effort)
     cluster, loaded = problem.cluster, problem.loaded
-    num_windows, num_layers, _ = problem.windows.shape
-    bounds = np.zeros(num_layers)
-    gather(problem, replace(even, bounds=bounds))
-    _bound_levelled(
-        problem.windows, problem.weight, loaded, cluster.num_gpus, cluster.slots_per_gpu, bounds
-    )
+    num_windows = problem.windows.shape[0]
+    bounds = split_bounds(problem, even)
     steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS // cluster.num_slots))
     many, alone = steps >= _HEATED, num_windows == 1
     heat = _HEAT if many and not alone else 0.0
@@ -68,6 +64,20 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     kept = peaks <= np.minimum(layers.peaks * (1.0 + _SLACK), even_peaks * (1.0 + _ROUNDING))
     layers.phy2log[kept], layers.peaks[kept] = wide[kept], peaks[kept]
     return layers
+
+
+def split_bounds(problem: Problem, layers: Layers) -> NDArray[np.float64]:
+    """[L] proven: no plan has a lower expected peak, however tokens are split."""
+    from eplb.solver.level_search import _bound_levelled
+
+    cluster = problem.cluster
+    bounds = np.zeros(problem.loads.shape[0])
+    gather(problem, replace(layers, bounds=bounds))
+    _bound_levelled(
+        problem.windows, problem.weight, problem.loaded, cluster.num_gpus, cluster.slots_per_gpu,
+        bounds,
+    )  # fmt: skip
+    return bounds
 
 
 def _width(problem: Problem) -> float:

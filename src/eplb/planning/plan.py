@@ -14,7 +14,16 @@ from eplb.errors import OptionError, PlacementError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.best_split import solve_best_split
-from eplb.planning.passes import Effort, Problem, check_effort, check_problem, solve, solve_mean
+from eplb.planning.engine_rule import solve_engine_rule
+from eplb.planning.passes import (
+    Effort,
+    Layers,
+    Problem,
+    check_effort,
+    check_problem,
+    solve,
+    solve_mean,
+)
 from eplb.planning.relocate import (
     budget_of_deaths,
     check_current,
@@ -34,15 +43,14 @@ DEFAULT_MOVE_COST = 5e-4
 """What a move is to gain where nothing else is said, as a share of the mean GPU load."""
 _DEAREST = 1e200
 """The highest price of a move; products of it are finite."""
-PLANNED = ("even", "best")
-"""Rules of dispatch that placements are planned for."""
 
 
 def planned_rule(dispatch: object, current: Placement | None = None) -> str:
-    """The rule to plan for, of a placement that is scored under another: the same, where that can
-    be planned for; else an even split.
+    """The rule to plan for, of a placement that is scored under another, or under a split: the
+    same, where that can be planned for; else an even split.
     """
-    return "best" if current is None and dispatch == "best" else "even"
+    known = isinstance(dispatch, str) and dispatch in RULES
+    return str(dispatch) if known and current is None else "even"
 
 
 def _no_experts() -> NDArray[np.int64]:
@@ -123,6 +131,12 @@ def plan(
     even split and is never worse, split best. Beside each window it plans for seeded copies of it,
     in which experts have somewhat more load or less: windows that were seen are soon perfect.
 
+    With `dispatch="sglang"` or `"ascend"` the peak is the one that the engine's own table of
+    dispatch leaves, with as many tokens from each GPU. Which GPU of which node holds a copy then
+    decides what part of the tokens it takes, and a search looks for placements whose parts fit. It
+    starts from the plan for an even split, and over all layers it is never worse. Of tokens that
+    SGLang draws a copy for, it plans for what is expected, and avoids what chance decides.
+
     Example:
         >>> import numpy as np
         >>> import eplb
@@ -153,8 +167,9 @@ def plan(
         max_moves: most moves from `current` in all layers together, None for any number.
         move_cost: what the peak of a layer is to fall by at least for each move, in the unit of the
             loads. None for 0.05 % of the mean GPU load, or for nothing where there is a budget.
-        dispatch: the rule by which tokens are split over the copies of their expert: "even", or
-            "best" for placements of which each batch is split best, as `eplb.dispatch` does.
+        dispatch: the rule by which tokens are split over the copies of their expert: "even";
+            "best" for placements of which each batch is split best, as `eplb.dispatch` does; or
+            "sglang" or "ascend", the rules of these engines.
         effort: "fast", "default" or "thorough": fixed amounts of work, each several times the one
             before. "fast" with a current placement and several windows plans nothing afresh.
         threads: most threads to use, None for one a processor.
@@ -167,8 +182,8 @@ def plan(
         PlacementError: a current placement of other layers or experts.
         OptionError: another effort; a negative number of moves or cost, or one of the two without
             a current placement; a budget with which not every expert would have a slot; weights
-            of a LoadTrace, whose windows a forecast weighs; a rule of dispatch that is not planned
-            for, or "best" with a current placement.
+            of a LoadTrace, whose windows a forecast weighs; a rule of dispatch that is not known,
+            or another than "even" with a current placement.
     """
     check_effort(effort)
     check_dispatch(dispatch)
@@ -189,14 +204,14 @@ def plan(
     if current is None:
         if max_moves is not None or move_cost is not None:
             raise OptionError("max_moves and move_cost need a current placement to move from")
-        layers = (solve_best_split if dispatch == "best" else solve)(problem, effort)
+        layers = _solve_for(problem, effort, dispatch)
         peaks = np.ldexp(layers.peaks, problem.exponent)
         made = _plan_of(problem, layers.bounds, layers.phy2log, peaks)
         return replace(made, dispatch=dispatch)
-    if dispatch == "best":
+    if dispatch != "even":
         raise OptionError(
-            'dispatch is "best" with a current placement: give one of the two, plans for a best '
-            "split are made from scratch"
+            f'dispatch is "{dispatch}" with a current placement: give one of the two, plans for '
+            'another rule than "even" are made from scratch'
         )
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
@@ -255,15 +270,17 @@ def check_dispatch(rule: object) -> None:
     Raises:
         OptionError: another, or none at all.
     """
-    if isinstance(rule, str) and rule in PLANNED:
-        return
-    known = ", ".join(map(repr, PLANNED))
-    if isinstance(rule, str) and rule in RULES:
-        raise OptionError(
-            f"dispatch is {rule!r}: plans are made for {known}; what that rule makes of a plan, "
-            "balancedness(loads, dispatch=...) of its placement says"
-        )
-    raise OptionError(f"dispatch is {rule!r}: give one of {known}")
+    if not isinstance(rule, str) or rule not in RULES:
+        raise OptionError(f"dispatch is {rule!r}: give one of {', '.join(map(repr, RULES))}")
+
+
+def _solve_for(problem: Problem, effort: Effort, rule: str) -> Layers:
+    """Plan every layer from scratch, for a rule of dispatch."""
+    if rule == "even":
+        return solve(problem, effort)
+    if rule == "best":
+        return solve_best_split(problem, effort)
+    return solve_engine_rule(problem, effort, rule)
 
 
 def _plan_trace(
@@ -350,6 +367,7 @@ def warmup() -> None:
         cluster = Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2)
         made = plan(loads, cluster, num_groups=num_groups)
         plan(both, cluster, num_groups=num_groups)
+        plan(both, cluster, num_groups=num_groups, dispatch="sglang")
         plan(both, cluster, num_groups=num_groups, current=made.placement)
         plan(both, cluster, num_groups=num_groups, current=made.placement, max_moves=1)
         smaller = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=4)

@@ -1,7 +1,6 @@
 """The sections of a report, one function each: heading, finding, notes and tables."""
 
 from eplb.checks import printable
-from eplb.planning.plan import PLANNED
 from eplb.report.figures import Figures, Missing, Moment, Through
 from eplb.report.words import NAMES, Section, Table, counted, percent, rows_of, score
 
@@ -51,10 +50,9 @@ def balance(figures: Figures) -> Section:
     columns = len(headings) if unseen else 2
     caption = "Balancedness, mean over windows and layers"
     tables = [Table(caption, headings[:columns], rows_of([row[:columns] for row in rows]))]
-    evenly = "" if figures.setting.dispatch in PLANNED else ", for tokens split evenly,"
     notes = [
         f"Seen: the last {counted(figures.seen_windows, 'window')}, which the recommended plan is "
-        f"made from. It is proven that on these{evenly} no plan can be better by more than "
+        "made from. It is proven that on these no plan can be better by more than "
         f"{percent(figures.choice.gap, 2)} of the busiest GPU's load, mean over layers."
     ]
     if unseen:
