@@ -75,6 +75,17 @@ def test_a_plan_for_a_rule_is_better_under_it(rule: str) -> None:
     assert found > even.balancedness(loads, rule) + 0.01
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_peaks_are_those_where_gpus_are_dead(rule: str) -> None:
+    loads = np.random.default_rng(5).lognormal(0.0, 0.8, (2, 24))
+    cluster = Cluster(8, 2, 4).without([3])
+    made = plan_fast(loads, cluster, dispatch=rule)
+    assert made.placement.cluster == cluster
+    assert made.peak == pytest.approx(made.placement.gpu_load(loads, rule).max(axis=1))
+    even = plan_fast(loads, cluster).placement
+    assert made.peak.sum() <= even.gpu_load(loads, rule).max(axis=1).sum()
+
+
 def test_more_effort_is_better() -> None:
     rng = np.random.default_rng(2)
     loads = np.exp(rng.normal(0.0, 0.8, (4, 3, 64)) * 0.3 + rng.normal(0.0, 0.8, (3, 64)))

@@ -5,9 +5,7 @@ slots, decide what part of an expert's tokens each of its copies takes.
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.dispatching.dispatch import of_gpus
-from eplb.dispatching.rules import TABLES, split_of_table
-from eplb.placement import Placement
+from eplb.placement import Placement, spread
 from eplb.planning.best_split import split_bounds
 from eplb.planning.passes import Effort, Layers, Problem, solve
 from eplb.solver.threads import run_kernel
@@ -64,16 +62,11 @@ def solve_engine_rule(problem: Problem, effort: Effort, rule: str) -> Layers:
 
 def _peaks(problem: Problem, phy2log: NDArray[np.int64], rule: str) -> NDArray[np.float64]:
     """[L] the expected peak of slots [L, P] by the engine's own table, as many tokens coming from
-    each GPU.
+    each GPU that is alive.
     """
-    cluster, num_experts = problem.cluster, problem.loads.shape[1]
-    placement = Placement._trusted(phy2log.copy(), num_experts, cluster)
-    table = TABLES[rule](placement.log2phy, cluster)
-    sources = np.full(cluster.num_gpus, 1.0 / cluster.num_gpus)
-    split = split_of_table(table, cluster.num_slots, sources)
-    layers = np.arange(len(phy2log))[:, None]
+    whole = problem.whole
+    placement = Placement._trusted(spread(phy2log.copy(), whole), problem.loads.shape[1], whole)
     peaks = np.zeros(len(phy2log))
     for weight, window in zip(problem.weight, problem.windows, strict=True):
-        load = of_gpus(window[layers, phy2log] * split, cluster.num_gpus)
-        peaks += weight * load.max(axis=1)
+        peaks += weight * placement.gpu_load(window, rule).max(axis=1)
     return peaks
