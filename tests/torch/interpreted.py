@@ -50,7 +50,13 @@ def main() -> None:
         num_gpus, size, num_experts, tokens, k, dtype = shapes[number % len(shapes)]
         placed = layer(rng, num_gpus, size, num_experts)
         activated = number % 3 == 1
-        dispatch = batch.BatchDispatch(placed, 0, objective="activated" if activated else "tokens")
+        lasting = number % 4 == 0
+        first = layer(rng, num_gpus, size, num_experts) if lasting else placed
+        dispatch = batch.BatchDispatch(
+            first, 0, objective="activated" if activated else "tokens", lasting=lasting
+        )
+        if lasting:
+            dispatch.update(placed)
         dispatch._kernels = kernels
         ids = ids_of(rng, tokens, k, num_experts, dtype)
         limit = (None, torch.tensor(tokens * 2 // 3), tokens // 2)[number % 3]
