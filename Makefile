@@ -73,11 +73,12 @@ test-browser: $(DEV)  ## the report's page in a real Chromium
 	$(BIN)/python -m pytest tests/browser/pages_in_chromium.py
 
 # In a folder of its own, so that the page names a file and no place.
-report-example: $(DEV)  ## docs/example-report.html, of loads that behave like DeepSeek-V3's
+report-example: $(DEV)  ## docs/example-report.html, of the demo's mixed traffic
 	mkdir -p build
-	cd build && $(abspath $(BIN))/eplb synthesize deepseek-v3 deepseek-v3.npz --windows 48
-	cd build && $(abspath $(BIN))/eplb report deepseek-v3.npz --gpus 32 --nodes 4 --slots 288 \
-		--window-seconds 60 -o ../docs/example-report.html
+	cd build && $(abspath $(BIN))/eplb synthesize deepseek-v3-mix mixed.npz --windows 48 \
+		--tokens 3000000
+	cd build && $(abspath $(BIN))/eplb report mixed.npz --gpus 32 --nodes 4 --slots 288 \
+		--gpu H200 --window-seconds 60 -o ../docs/example-report.html
 
 $(VENV)/.docs: pyproject.toml | $(DEV)
 	$(INSTALL) --editable '.[docs]'

@@ -51,10 +51,10 @@ def test_picture_has_the_figures_of_the_pages_on_engines() -> None:
         parts, itertools.product(traces, ("vLLM", "SGLang")), strict=True
     ):
         page = (ROOT / "docs" / f"{engine.lower()}.md").read_text(encoding="utf-8")
-        (row,) = [line for line in page.splitlines() if trace in line and "| **" in line]
+        rows = [line for line in page.splitlines() if trace in line and "| **" in line]
         assert part.startswith(f"{engine} on ")
-        for figure in re.findall(r"0(\.\d{3})", part):
-            assert figure in row
+        figures = re.findall(r"0(\.\d{3})", part)
+        assert any(all(figure in row for figure in figures) for row in rows), part
 
 
 def test_python_runs_and_its_comments_are_true() -> None:

@@ -368,7 +368,7 @@ def print_demo(console: Console, found: Demo, seed: int) -> None:
         f"{_bytes(first.bytes_moved)}, whose time the estimate leaves out.",
     )
     console.print()
-    say("Next, with loads that your engine recorded (docs/formats.md says how to record them):")
+    say("Next, with loads that your engine recorded (docs/start.md says how):")
     nodes = f" --nodes {found.nodes}" if found.nodes > 1 else ""
     say(f"  eplb report loads.json --gpus {found.gpus}{nodes} --slots {found.slots} --text")
 
