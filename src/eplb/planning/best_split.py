@@ -1,7 +1,5 @@
 """Plans for windows of which each is split best: placements that leave a split much freedom."""
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,7 +70,7 @@ def split_bounds(problem: Problem, layers: Layers) -> NDArray[np.float64]:
 
     cluster = problem.cluster
     bounds = np.zeros(problem.loads.shape[0])
-    gather(problem, replace(layers, bounds=bounds))
+    gather(problem, bounds)
     _bound_levelled(
         problem.windows, problem.weight, problem.loaded, cluster.num_gpus, cluster.slots_per_gpu,
         bounds,
