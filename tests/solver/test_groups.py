@@ -53,7 +53,7 @@ def test_busiest_node_is_lightest_over_all_windows(data: st.DataObject) -> None:
 
 
 def test_many_groups_are_no_worse_for_the_windows_than_for_their_mean() -> None:
-    """Too many ways to try all of them: the search begins with what is best for the mean."""
+    """Where there are too many ways to try all of them."""
     rng = np.random.default_rng(5)
     windows, weights = rng.lognormal(size=(8, 1, 48)), np.full((8, 1), 1 / 8)
     expert_of, busiest = np.empty((1, 6, 8), np.int64), np.empty(1)
