@@ -39,7 +39,7 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     even = solve(problem, effort)
     cluster, loaded = problem.cluster, problem.loaded
     num_windows = problem.windows.shape[0]
-    bounds = split_bounds(problem, even)
+    bounds = split_bounds(problem)
     steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS // cluster.num_slots))
     many, alone = steps >= _HEATED, num_windows == 1
     heat = _HEAT if many and not alone else 0.0
@@ -64,7 +64,7 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     return layers
 
 
-def split_bounds(problem: Problem, layers: Layers) -> NDArray[np.float64]:
+def split_bounds(problem: Problem) -> NDArray[np.float64]:
     """[L] proven: no plan has a lower expected peak, however tokens are split."""
     from eplb.solver.level_search import _bound_levelled
 
