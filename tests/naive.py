@@ -130,6 +130,14 @@ def busiest_node(loads: Sequence[float], num_nodes: int) -> float:
     )
 
 
+def expected_busiest_node(windows: Sequence[Sequence[float]], num_nodes: int) -> float:
+    """Least sum over windows of the busiest node's load, over every way to put groups on nodes."""
+    return min(
+        sum(max(sum(loads[group] for group in node) for node in nodes) for loads in windows)
+        for nodes in on_nodes(range(len(windows[0])), num_nodes)
+    )
+
+
 def logcnt(phy2log: Sequence[int], num_experts: int) -> list[int]:
     """Replicas of each expert."""
     return [sum(held == expert for held in phy2log) for expert in range(num_experts)]

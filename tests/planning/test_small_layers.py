@@ -66,6 +66,49 @@ def test_most_plans_are_optimal(num_windows: int, effort: Effort, optimal: float
     assert (ratio <= 1.02).all()
 
 
+def least_peaks_on_nodes(
+    loads: NDArray[np.float64], num_groups: int, every: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """[L] the same on two nodes alike, whatever groups each has, `every` placement on one of them;
+    windows have one total.
+    """
+    _, num_layers, num_experts = loads.shape
+    least = np.full(num_layers, np.inf)
+    groups = set(range(num_groups))
+    for others in itertools.combinations(range(1, num_groups), num_groups // 2 - 1):
+        first = {0, *others}
+        nodes = [
+            [expert for expert in range(num_experts) if expert * num_groups // num_experts in node]
+            for node in (first, groups - first)
+        ]
+        # [T, placements, L] of each node.
+        one, other = (
+            np.array([(every @ window[:, node].T).max(axis=1) for window in loads])
+            for node in nodes
+        )
+        peaks = np.maximum(one[:, :, None], other[:, None]).mean(axis=0)
+        least = np.minimum(least, peaks.min(axis=(0, 1)))
+    return least
+
+
+def test_groups_are_on_the_best_nodes_for_several_windows() -> None:
+    """Most plans are optimal, and the others not far above; with groups on the best nodes for the
+    mean of the windows, a third of them are, and some are 50 % above.
+    """
+    ratios = []
+    for num_experts, num_groups, num_gpus, size in ((8, 4, 4, 3), (6, 6, 4, 2), (8, 8, 2, 4)):
+        loads = some_loads(2, 12, num_experts)
+        loads /= loads.sum(axis=2, keepdims=True)
+        made = plan(loads, Cluster(num_gpus, 2, size), num_groups=num_groups)
+        every = shares(num_experts // 2, num_gpus // 2, size)
+        ratios.append(made.peak / least_peaks_on_nodes(loads, num_groups, every))
+        assert (made.bound <= made.peak / ratios[-1] * (1.0 + ROUNDING)).all()
+    ratio = np.concatenate(ratios)
+    assert (ratio >= 1.0 - ROUNDING).all()
+    assert (ratio <= 1.0 + ROUNDING).mean() >= 0.85
+    assert (ratio <= 1.1).all()
+
+
 @pytest.mark.parametrize("num_windows", [1, 3])
 def test_layers_do_not_depend_on_each_other(num_windows: int) -> None:
     """Nor on threads: starts are of a layer's plan and their number."""

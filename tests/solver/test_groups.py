@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from strategies import layer_loads
 
 from eplb import LoadsError
-from eplb.solver.groups import place_groups
+from eplb.solver.groups import _gather_layers, place_groups
 
 pytestmark = pytest.mark.oracle
 
@@ -25,6 +25,47 @@ def test_busiest_node_is_the_lightest_possible(data: st.DataObject) -> None:
     for load, node in zip(layer, node_of_group[0], strict=True):
         on_node[node] += load
     assert max(on_node) == pytest.approx(naive.busiest_node(layer, num_nodes), rel=1e-12)
+
+
+@given(st.data())
+def test_busiest_node_is_lightest_over_all_windows(data: st.DataObject) -> None:
+    """Of the expected load, which is proven; every node has as many whole groups as any other."""
+    num_nodes = data.draw(st.integers(1, 3))
+    num_groups = num_nodes * data.draw(st.integers(1, 8 // num_nodes))
+    size, num_windows = data.draw(st.integers(1, 2)), data.draw(st.integers(2, 4))
+    layer = st.lists(layer_loads(num_groups * size), min_size=num_windows, max_size=num_windows)
+    windows = np.array(data.draw(layer))[:, None]
+    parts = data.draw(st.lists(st.integers(1, 5), min_size=num_windows, max_size=num_windows))
+    weights = np.array(parts, np.float64)[:, None] / sum(parts)
+    expert_of = np.empty((1, num_nodes, num_groups // num_nodes * size), np.int64)
+    busiest = np.empty(1)
+    _gather_layers(windows, weights, 0, 1, num_groups, expert_of, busiest)
+    experts = sorted(expert_of.ravel().tolist())
+    assert experts == list(range(num_groups * size))
+    groups = [sorted(set((node // size).tolist())) for node in expert_of[0]]
+    assert [len(node) for node in groups] == [num_groups // num_nodes] * num_nodes
+    weighed = weights * windows[:, 0]
+    expected = sum(max(loads[node].sum() for node in expert_of[0]) for loads in weighed)
+    assert busiest[0] == pytest.approx(expected, rel=1e-9)
+    of_groups = weighed.reshape(num_windows, num_groups, size).sum(axis=2)
+    best = naive.expected_busiest_node(of_groups.tolist(), num_nodes)
+    assert expected == pytest.approx(best, rel=1e-9)
+
+
+def test_many_groups_are_no_worse_for_the_windows_than_for_their_mean() -> None:
+    """Where there are too many ways to try all of them."""
+    rng = np.random.default_rng(5)
+    windows, weights = rng.lognormal(size=(8, 1, 48)), np.full((8, 1), 1 / 8)
+    expert_of, busiest = np.empty((1, 6, 8), np.int64), np.empty(1)
+    _gather_layers(windows, weights, 0, 1, 48, expert_of, busiest)
+    assert busiest[0] == 0.0, "not proven"
+    mean = np.empty((1, 6, 8), np.int64)
+    _gather_layers(windows.mean(axis=0)[None], np.ones((1, 1)), 0, 1, 48, mean, busiest)
+    for_windows, for_mean = (
+        np.mean([max(loads[node].sum() for node in nodes[0]) for loads in windows[:, 0]])
+        for nodes in (expert_of, mean)
+    )
+    assert for_windows < for_mean
 
 
 @pytest.mark.parametrize(("num_groups", "num_nodes"), [(8, 4), (8, 2), (9, 3), (10, 2), (12, 4)])

@@ -1,7 +1,5 @@
 """Plans for windows of which each is split best: placements that leave a split much freedom."""
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,7 +39,7 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     even = solve(problem, effort)
     cluster, loaded = problem.cluster, problem.loaded
     num_windows = problem.windows.shape[0]
-    bounds = split_bounds(problem, even)
+    bounds = split_bounds(problem)
     steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS // cluster.num_slots))
     many, alone = steps >= _HEATED, num_windows == 1
     heat = _HEAT if many and not alone else 0.0
@@ -66,13 +64,13 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
     return layers
 
 
-def split_bounds(problem: Problem, layers: Layers) -> NDArray[np.float64]:
+def split_bounds(problem: Problem) -> NDArray[np.float64]:
     """[L] proven: no plan has a lower expected peak, however tokens are split."""
     from eplb.solver.level_search import _bound_levelled
 
     cluster = problem.cluster
     bounds = np.zeros(problem.loads.shape[0])
-    gather(problem, replace(layers, bounds=bounds))
+    gather(problem, bounds)
     _bound_levelled(
         problem.windows, problem.weight, problem.loaded, cluster.num_gpus, cluster.slots_per_gpu,
         bounds,

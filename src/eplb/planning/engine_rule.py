@@ -47,7 +47,7 @@ def solve_engine_rule(problem: Problem, effort: Effort, rule: str) -> Layers:
         )  # fmt: skip
 
     run_kernel(_rule_layers, work, loaded.size, _AT_ONCE, problem.threads)
-    bounds = split_bounds(problem, even)
+    bounds = split_bounds(problem)
     even_peaks = _peaks(problem, even.phy2log, rule)
     peaks = _peaks(problem, found, rule)
     worse = peaks > even_peaks

@@ -185,19 +185,14 @@ def check_problem(
 
 def solve(problem: Problem, effort: Effort) -> Layers:
     """Plan every layer, for all windows."""
-    layers, expert_of = _solve_mean(problem, effort)
+    layers = solve_mean(problem, effort)
     if problem.windows.shape[0] > 1:
-        _solve_windows(problem, layers, expert_of, effort)
+        _solve_windows(problem, layers, effort)
     elif effort != "fast":
         _search(problem, layers, np.flatnonzero(_above(layers, _worth(problem, effort))), effort)
     if _is_small(problem):
         _restart(problem, layers, effort)
     return layers
-
-
-def solve_mean(problem: Problem, effort: Effort) -> Layers:
-    """Plan every layer for the mean of the windows, without a search; peaks are the mean's."""
-    return _solve_mean(problem, effort)[0]
 
 
 def peaks_of(
@@ -226,9 +221,15 @@ def step_memory(num_layers: int, most_steps: int) -> Steps:
     )
 
 
-def _solve_mean(problem: Problem, effort: Effort) -> tuple[Layers, NDArray[np.int64]]:
-    """Plan every layer for the mean, and those again that are far from their bound, without a
-    search. Also return the experts of each node, as `gather` does.
+def _of_mean(problem: Problem) -> Problem:
+    """The same for the mean of the windows."""
+    num_layers = problem.loads.shape[0]
+    return replace(problem, windows=problem.loads[None], weight=np.ones((1, num_layers)))
+
+
+def solve_mean(problem: Problem, effort: Effort) -> Layers:
+    """Plan every layer for the mean of the windows, and those again that are far from their bound,
+    without a search; peaks are the mean's.
     """
     from eplb.solver.recount import FEW_SLOTS, _recount_layers
 
@@ -238,7 +239,7 @@ def _solve_mean(problem: Problem, effort: Effort) -> tuple[Layers, NDArray[np.in
         np.empty(num_layers),
         np.zeros(num_layers),
     )
-    expert_of = gather(problem, layers)
+    expert_of = gather(_of_mean(problem), layers.bounds)
     _first_pass(problem, layers, expert_of)
     far = _above(layers, FEW_SLOTS)
     if far.any() and effort != "fast":
@@ -251,22 +252,22 @@ def _solve_mean(problem: Problem, effort: Effort) -> tuple[Layers, NDArray[np.in
             _recount_layers(problem.loads, some, problem.nodes, problem.cluster.num_gpus, *filled)
 
         run_kernel(_recount_layers, work, again.size, _SLOW, problem.threads)
-    return layers, expert_of
+    return layers
 
 
-def _solve_windows(
-    problem: Problem, layers: Layers, expert_of: NDArray[np.int64], effort: Effort
-) -> None:
+def _solve_windows(problem: Problem, layers: Layers, effort: Effort) -> None:
     """Plan layers with any load for the windows, from a plan for more than the mean where an
     expert's load varies; keep the plan for the mean where that is better.
     """
     loaded = problem.loaded
-    of_mean = replace(problem, windows=problem.loads[None], weight=np.ones((1, len(layers.peaks))))
     mean = Layers(layers.phy2log.copy(), layers.peaks.copy(), layers.bounds.copy())
     layers.peaks[:] = peaks_of(problem, loaded, layers.phy2log)
     varied = Layers(
         np.empty_like(mean.phy2log), np.empty_like(mean.peaks), np.zeros_like(mean.bounds)
     )
+    bounds = np.zeros_like(mean.bounds)
+    expert_of = gather(problem, bounds)
+    np.maximum(layers.bounds, bounds, out=layers.bounds)
     _first_pass(replace(problem, loads=_varied(problem)), varied, expert_of)
     found = Layers(varied.phy2log, peaks_of(problem, loaded, varied.phy2log), layers.bounds)
     _search(problem, found, loaded, effort, smooth=True)
@@ -274,7 +275,10 @@ def _solve_windows(
         # Where all that a search for the mean may gain there could be worth it.
         least = layers.peaks * mean.bounds < found.peaks * mean.peaks
         _search(
-            of_mean, mean, np.flatnonzero(least & _above(mean, _worth(problem, effort))), effort
+            _of_mean(problem),
+            mean,
+            np.flatnonzero(least & _above(mean, _worth(problem, effort))),
+            effort,
         )
         keep_better(layers, mean.phy2log, peaks_of(problem, loaded, mean.phy2log))
     keep_better(layers, found.phy2log, found.peaks)
@@ -355,7 +359,10 @@ def _restart(problem: Problem, layers: Layers, effort: Effort) -> None:
         return
     numbers = np.concatenate([np.arange(number) for number in starts])
     cluster, phy2log = problem.cluster, layers.phy2log[rows]
-    _shake_rows(numbers, problem.loads.shape[1], problem.nodes, cluster.num_gpus, phy2log)
+    # For one window, groups stay where the busiest node is lightest.
+    several = problem.nodes > 1 and problem.windows.shape[0] > 1
+    num_groups, num_experts = problem.num_groups if several else 1, problem.loads.shape[1]
+    _shake_rows(numbers, num_experts, num_groups, problem.nodes, cluster.num_gpus, phy2log)
     windows, weight = problem.windows[:, rows], problem.weight[:, rows]
     again = replace(problem, windows=windows, weight=weight, loads=problem.loads[rows])
     found = Layers(phy2log, np.empty(rows.size), layers.bounds[rows])
@@ -377,8 +384,10 @@ def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
     return np.where(most >= _FEWEST_STEPS, most, 0)
 
 
-def gather(problem: Problem, layers: Layers) -> NDArray[np.int64]:
-    """The experts of each node, [L, N, E / N], or [1, 1, E] where nodes do not matter."""
+def gather(problem: Problem, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The experts of each node for the windows, [L, N, E / N], or [1, 1, E] where nodes do not
+    matter; else `bounds` [L] become what that proves.
+    """
     num_layers, num_experts = problem.loads.shape
     nodes = problem.nodes
     if nodes == 1:
@@ -389,10 +398,10 @@ def gather(problem: Problem, layers: Layers) -> NDArray[np.int64]:
 
     def work(begin: int, end: int) -> None:
         num_groups = problem.num_groups
-        _gather_layers(problem.loads, begin, end, num_groups, expert_of, layers.bounds)
+        _gather_layers(problem.windows, problem.weight, begin, end, num_groups, expert_of, bounds)
 
     run_kernel(_gather_layers, work, num_layers, _QUICK, problem.threads)
-    np.divide(layers.bounds, problem.cluster.num_gpus // nodes, out=layers.bounds)
+    np.divide(bounds, problem.cluster.num_gpus // nodes, out=bounds)
     return expert_of
 
 

@@ -2,7 +2,8 @@
 
 A model that routes by groups sends a token to few of them, so a group's experts stay on one node
 and each node gets equally many groups. There are few ways to do that (105 for 8 groups on 4 nodes),
-so the best is found by branch and bound rather than guessed.
+so the best is found by branch and bound rather than guessed. For several windows, the best is the
+one whose busiest node is lightest in expectation; which node is busiest differs by window.
 """
 
 import numpy as np
@@ -17,6 +18,8 @@ __all__ = ["place_groups"]
 
 _MOST_TRIES = 50_000
 """Placements of one group that a search may try before it settles for the best so far."""
+_MOST_TRIES_OF_WINDOWS = 2_000
+"""The same for several windows, where swaps have found a good one before."""
 
 
 def place_groups(loads: ArrayLike, num_nodes: int) -> tuple[I64, B]:
@@ -51,25 +54,43 @@ def _place_groups_of_layers(loads: F64, num_nodes: int, node_of_group: I64, prov
 
 @kernel
 def _gather_layers(
-    loads: F64, begin: int, end: int, num_groups: int, expert_of: I64, busiest: F64
+    windows: F64,
+    weights: F64,
+    begin: int,
+    end: int,
+    num_groups: int,
+    expert_of: I64,
+    busiest: F64,
 ) -> None:
-    """Write the experts of each node: `expert_of` [L, N, E / N] for layers `begin` to `end`.
+    """Write the experts of each node: `expert_of` [L, N, E / N] for layers `begin` to `end` of
+    `windows` [T, L, E], which count `weights` [T, L].
 
-    `busiest` [L] becomes the least load that the busiest node can have; 0 where the search stopped
-    before that was proven.
+    `busiest` [L] becomes the least load that the busiest node can be expected to have; 0 where the
+    search stopped before that was proven.
     """
+    num_windows, _, num_experts = windows.shape
     num_nodes = expert_of.shape[1]
-    num_experts = loads.shape[1]
     group_size = num_experts // num_groups
-    group_load = np.empty(num_groups)
+    mean, load = np.empty(num_groups), np.empty((num_windows, num_groups))
     node_of_group = np.empty(num_groups, np.int64)
     for layer in range(begin, end):
-        for group in range(num_groups):
-            group_load[group] = 0.0
-        for expert in range(num_experts):
-            group_load[expert // group_size] += loads[layer, expert]
-        load, proven = _place_groups(group_load, num_nodes, node_of_group)
-        busiest[layer] = load if proven else 0.0
+        mean[:] = 0.0
+        load[:] = 0.0
+        for window in range(num_windows):
+            weight = weights[window, layer]
+            for expert in range(num_experts):
+                load[window, expert // group_size] += weight * windows[window, layer, expert]
+            for group in range(num_groups):
+                mean[group] += load[window, group]
+        if num_windows == 1:
+            expected, proven = _place_groups(mean, num_nodes, node_of_group)
+        else:
+            order = np.argsort(-mean, kind="mergesort")
+            for i in range(num_groups):
+                node_of_group[order[i]] = i % num_nodes
+            _swap_groups(load, num_nodes, node_of_group)
+            expected, proven = _place_groups_for_windows(load, order, num_nodes, node_of_group)
+        busiest[layer] = expected if proven else 0.0
         for node in range(num_nodes):
             place = 0
             for group in range(num_groups):
@@ -157,3 +178,114 @@ def _order_nodes(node_load: F64, node_size: I64, room: int, nodes: I64) -> None:
             i -= 1
         nodes[i] = node
         num += 1
+
+
+@inner
+def _swap_groups(load: F64, num_nodes: int, node_of_group: I64) -> None:
+    """Swap groups of different nodes while that lowers the sum over windows of the busiest node's
+    load; groups have `load` [T, K].
+    """
+    num_windows, num_groups = load.shape
+    node_load = np.zeros((num_windows, num_nodes))
+    lowest = _sum_of_busiest(load, node_of_group, node_load)
+    better = True
+    while better:
+        better = False
+        for group in range(num_groups):
+            for other in range(group + 1, num_groups):
+                node, host = node_of_group[group], node_of_group[other]
+                if node == host:
+                    continue
+                expected = 0.0
+                for window in range(num_windows):
+                    shift = load[window, other] - load[window, group]
+                    highest = 0.0
+                    for i in range(num_nodes):
+                        on_node = node_load[window, i]
+                        if i == node:
+                            on_node += shift
+                        elif i == host:
+                            on_node -= shift
+                        highest = max(highest, on_node)
+                    expected += highest
+                if expected < lowest * (1.0 - 1e-12):
+                    node_of_group[group], node_of_group[other] = host, node
+                    lowest = _sum_of_busiest(load, node_of_group, node_load)
+                    better = True
+
+
+@inner
+def _sum_of_busiest(load: F64, node_of_group: I64, node_load: F64) -> float:
+    """The sum over windows of the busiest node's load; fill `node_load` [T, N]."""
+    expected = 0.0
+    node_load[:] = 0.0
+    for window in range(load.shape[0]):
+        highest = 0.0
+        for group in range(load.shape[1]):
+            node_load[window, node_of_group[group]] += load[window, group]
+        for node in range(node_load.shape[1]):
+            highest = max(highest, node_load[window, node])
+        expected += highest
+    return expected
+
+
+@inner
+def _place_groups_for_windows(
+    load: F64, order: I64, num_nodes: int, node_of_group: I64
+) -> tuple[float, bool]:
+    """Change `node_of_group` [K] where that lowers the sum over windows of the busiest node's load,
+    of groups with `load` [T, K] that are placed in `order` [K]; return the sum and whether it is
+    proven least.
+    """
+    num_windows, num_groups = load.shape
+    room = num_groups // num_nodes
+    node_load, node_size = np.zeros((num_windows, num_nodes)), np.zeros(num_nodes, np.int64)
+    best = _sum_of_busiest(load, node_of_group, node_load)
+    least = np.zeros(num_windows)
+    enough = 0.0
+    for window in range(num_windows):
+        total = 0.0
+        for group in range(num_groups):
+            total += load[window, group]
+            least[window] = max(least[window], load[window, group])
+        least[window] = max(total / num_nodes, least[window])
+        enough += least[window]
+    enough *= 1.0 + 1e-12
+    at = np.full(num_groups, -1, np.int64)
+    # Loads of the busiest node once so many groups are placed.
+    peak = np.zeros((num_groups + 1, num_windows))
+    node_load[:] = 0.0
+    tries = 0
+    depth = 0
+    while depth >= 0 and tries < _MOST_TRIES_OF_WINDOWS and best > enough:
+        group = order[depth]
+        last = at[depth]
+        if last >= 0:
+            for window in range(num_windows):
+                node_load[window, last] -= load[window, group]
+            node_size[last] -= 1
+        node = last + 1
+        # Of the nodes that have nothing, which are alike, only the first is tried.
+        if node == num_nodes or (last >= 0 and node_size[last] == 0):
+            at[depth] = -1
+            depth -= 1
+            continue
+        at[depth] = node
+        expected, at_least = 0.0, 0.0
+        for window in range(num_windows):
+            highest = max(peak[depth, window], node_load[window, node] + load[window, group])
+            peak[depth + 1, window] = highest
+            expected += highest
+            at_least += max(highest, least[window])
+            node_load[window, node] += load[window, group]
+        node_size[node] += 1
+        tries += 1
+        if node_size[node] > room or at_least >= best:
+            continue
+        if depth < num_groups - 1:
+            depth += 1
+            continue
+        best = expected
+        for i in range(num_groups):
+            node_of_group[order[i]] = at[i]
+    return best, tries < _MOST_TRIES_OF_WINDOWS or best <= enough

@@ -6,7 +6,7 @@ from many starts find more than a long one. A start depends on the plan and its 
 
 import numpy as np
 
-from eplb.solver.draw import _below
+from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import inner, kernel
 from eplb.solver.packing import I64
 
@@ -20,19 +20,40 @@ _SIDES = 2
 
 @kernel
 def _shake_rows(
-    numbers: I64, num_experts: int, num_nodes: int, num_gpus: int, phy2log: I64
+    numbers: I64, num_experts: int, num_groups: int, num_nodes: int, num_gpus: int, phy2log: I64
 ) -> None:
     """Make a start of each row of `phy2log` [K, P], the one of its number in `numbers` [K].
 
     Slots swap their experts, and experts with replicas to spare hand slots over to others, on the
-    same node. No GPU gets a second copy of an expert.
+    same node. No GPU gets a second copy of an expert. In every other start, groups trade all their
+    slots before that, if there are several.
     """
     random = np.empty(1, np.int64)
     copies = np.empty(num_experts, np.int64)
     holds = np.empty((num_gpus, num_experts), np.int64)
     for row in range(phy2log.shape[0]):
         random[0] = numbers[row]
+        if num_groups > 1 and numbers[row] % 2 == 1:
+            _trade(random, num_experts // num_groups, num_groups, phy2log[row])
         _shake(random, num_nodes, phy2log[row], copies, holds)
+
+
+@inner
+def _trade(random: I64, group_size: int, num_groups: int, slots: I64) -> None:
+    """Let two groups trade all their `slots` [P], expert by expert, and by chance two more."""
+    # The first draws of small numbers are much alike.
+    _draw(random)
+    again = True
+    while again:
+        group, other = _below(random, num_groups), _below(random, num_groups)
+        apart = (other - group) * group_size
+        for slot in range(slots.shape[0]):
+            of = slots[slot] // group_size
+            if of == group:
+                slots[slot] += apart
+            elif of == other:
+                slots[slot] -= apart
+        again = _below(random, int(_SIDES)) == 0
 
 
 @inner
