@@ -50,12 +50,14 @@ class Outcome(NamedTuple):
         phy2log: [L, P] the map.
         why: what went wrong; empty where nothing did.
         seconds: of planning and of agreeing.
+        agreed: whether ranks are set alike, and have the same map.
     """
 
     decision: Literal["planned", "kept", "own"]
     phy2log: NDArray[np.int64]
     why: str
     seconds: float
+    agreed: bool
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Rebalance:
         seconds: of planning and of agreeing.
         by_layer: [L] balancedness planned, NaN where a layer has no load; None without load.
         peak: the largest GPU load over the mean, of any layer and window planned; None without.
+        agreed: whether ranks are set alike, and have the same map.
     """
 
     number: int
@@ -93,6 +96,7 @@ class Rebalance:
     seconds: float
     by_layer: NDArray[np.float64] | None
     peak: float | None
+    agreed: bool
 
     def __str__(self) -> str:
         some = f"{self.moves:,} of {self.slots:,} experts move" if self.moves else "nothing moves"
@@ -218,6 +222,7 @@ class Rebalances:
             outcome.seconds,
             by_layer,
             peak,
+            outcome.agreed,
         )
 
     def _reason(self, seen: Seen, outcome: Outcome, moves: int) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eplb.checks import in_one_line
 from eplb.engines.log import failure, once, switched_on
+from eplb.engines.metrics import Counted
 from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.rebalances import Rebalances, Seen
 from eplb.engines.settings import Settings, is_on, settings_from
@@ -36,6 +37,7 @@ _ARGUMENTS = (
     "algorithm",
 )
 _CHECKED = ("0.5.23",)
+_MANAGER = "sglang.srt.eplb.eplb_manager", "EPLBManager"
 _OWN = "SGLang's own algorithm"
 _TARGET = "sglang.srt.eplb.eplb_algorithms.rebalance_experts"
 _OF_TABLE = (
@@ -65,7 +67,7 @@ def register() -> None:
         def at_start(*_: Any, **__: Any) -> None:
             refuse()
 
-    after("sglang.srt.eplb.eplb_manager", "EPLBManager", "__init__", at_start)
+    after(*_MANAGER, "__init__", at_start)
 
 
 def _hook(settings: Settings) -> Callable[..., object]:
@@ -83,12 +85,16 @@ def _hook(settings: Settings) -> Callable[..., object]:
     if settings.dispatch == "table":
         _hook_table(settings, planned, version)
 
+    metrics = Counted(rebalances)
+    after(*_MANAGER, "on_forward_pass_end", lambda each: metrics.step(_interval(each)))
+
     def at_start(manager: Any, *_: Any, **__: Any) -> None:
         compile_kernels(_logger, tables=settings.dispatch == "table")
         try:
             member = default_member()
             if member is None or member.rank == 0:
                 switched_on(_logger, "SGLang's algorithms", settings, f"SGLang {version}", _CHECKED)
+                metrics.begin(_logger)
                 if settings.initial is not None:
                     instead = "EPLB_INITIAL is for vLLM: give SGLang --init-expert-location"
                     once(_logger, "initial", instead)
@@ -113,6 +119,11 @@ def difference() -> str:
     if arguments == _ARGUMENTS:
         return ""
     return f"rebalance_experts takes {', '.join(arguments)}; known is {', '.join(_ARGUMENTS)}"
+
+
+def _interval(manager: Any) -> int:
+    """Steps between rebalances."""
+    return int(getattr(manager, "_rebalance_num_iterations", 0))
 
 
 def _expert_weights(manager: Any) -> Any:

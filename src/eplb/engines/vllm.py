@@ -19,6 +19,7 @@ from eplb.checks import in_one_line
 from eplb.engines.initial import Initial
 from eplb.engines.live import Call, History
 from eplb.engines.log import failure, switched_on
+from eplb.engines.metrics import Counted
 from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.rebalances import Rebalances, Seen
 from eplb.engines.rows import Rows
@@ -99,7 +100,14 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
     rows = Rows(settings)
     policy = EPLB_POLICIES["default"] = make_policy(theirs, settings, rebalances, rows)
     initial = policy.eplb_initial
-    around(*_STATE, "step", initial.step)
+    metrics = Counted(rebalances)
+
+    def step(theirs: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = initial.step(theirs, state, *args, **kwargs)
+        metrics.step(state.expert_rearrangement_step_interval)
+        return answer
+
+    around(*_STATE, "step", step)
 
     def at_start(state: Any, model: Any = None, *_: Any, **__: Any) -> None:
         compile_kernels(_logger, tables=settings.dispatch == "table")
@@ -110,6 +118,7 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
             member = _member()
             if member is None or member.rank == 0:
                 switched_on(_logger, "vLLM's policy", settings, f"vLLM {version}", _CHECKED)
+                metrics.begin(_logger)
             of_model = model.num_moe_layers, model.num_logical_experts
             rebalances.weigh(lambda: model.expert_weights[0], of_model)
         except Exception as error:

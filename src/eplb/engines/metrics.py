@@ -1,0 +1,125 @@
+"""Metrics for Prometheus: what the first rank knows of its rebalances, beside the engine's own.
+
+They are written into the folder PROMETHEUS_MULTIPROC_DIR, from which the engine's server reads what
+its processes count: planning happens in other processes than the one that is scraped. Where the
+variable is not set, there are none. There are as many series for any number of ranks and layers.
+"""
+
+import logging
+import os
+import time
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from eplb.engines.log import failure
+from eplb.engines.rebalances import Rebalance, Rebalances
+
+__all__ = ["FOLDER", "Counted", "Metrics"]
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_DECISIONS = ("moved", "waited", "kept", "own")
+_STATISTICS = ("min", "p50", "p90", "avg")
+
+
+class Counted:
+    """Metrics of what a plug-in does, from when its first rank begins them; no other rank does.
+
+    Args:
+        rebalances: of the plug-in.
+    """
+
+    def __init__(self, rebalances: Rebalances) -> None:
+        self._rebalances = rebalances
+        self._metrics: Metrics | None = None
+
+    def begin(self, logger: logging.Logger) -> None:
+        """Count from now on, where the engine's server reads what its processes count."""
+        if self._metrics is not None or not os.environ.get(FOLDER):
+            return
+        try:
+            self._metrics = Metrics()
+            self._rebalances.observers.append(self._metrics.see)
+        except Exception as error:
+            failure(logger, error, "there are no metrics of eplb")
+
+    def step(self, interval: int) -> None:
+        """Count a step of the engine's, which rebalances after so many. Never raises."""
+        if self._metrics is not None:
+            with suppress(OSError, ValueError):  # of a folder that has vanished
+                self._metrics.step(interval)
+
+
+class Metrics:
+    """The series of one process, all of them there from the start."""
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Gauge
+
+        def gauge(name: str, text: str, *labels: str) -> Any:
+            return Gauge(f"eplb_{name}", text, labels, multiprocess_mode="mostrecent")
+
+        of_layers = gauge(
+            "balancedness",
+            "Mean over max GPU load that the last plan expects, a statistic over layers",
+            "layers",
+        )
+        self._balancedness = {each: of_layers.labels(each) for each in _STATISTICS}
+        self._before = gauge(
+            "balancedness_before", "Balancedness of what ran, on the loads of the last plan"
+        )
+        self._since = gauge(
+            "balancedness_since_plan",
+            "Balancedness of what ran, on loads that came after it was planned",
+        )
+        self._expected = gauge(
+            "balancedness_expected", "Balancedness that was expected of the loads since the plan"
+        )
+        self._peak = gauge(
+            "peak_over_mean", "Largest GPU load over the mean of its layer that the plan expects"
+        )
+        rebalances = Counter("eplb_rebalances", "Rebalances by what was decided", ("decision",))
+        self._rebalances = {each: rebalances.labels(each) for each in _DECISIONS}
+        self._moves = Counter("eplb_moved_experts", "Experts that GPUs received")
+        self._bytes = Counter("eplb_moved_bytes", "Bytes of experts that GPUs received")
+        self._seconds = Counter("eplb_planning_seconds", "Seconds of planning and agreeing")
+        self._agree = gauge("ranks_agree", "Whether ranks agreed at the last rebalance")
+        self._planned_at = gauge(
+            "last_plan_timestamp_seconds", "When this planner last answered, in Unix time"
+        )
+        self._steps_since = gauge("steps_since_plan", "Steps since this planner last answered")
+        self._interval = gauge("interval_steps", "Steps between the engine's rebalances")
+        self._steps = 0
+        self._agree.set(1)
+
+    def see(self, rebalance: Rebalance) -> None:
+        """Count a rebalance."""
+        self._rebalances[rebalance.decision].inc()
+        self._moves.inc(rebalance.moves)
+        self._bytes.inc(rebalance.bytes or 0)
+        self._seconds.inc(rebalance.seconds)
+        self._agree.set(int(rebalance.agreed))
+        for series, value in (
+            (self._before, rebalance.before),
+            (self._since, rebalance.since),
+            (self._expected, rebalance.expected),
+            (self._peak, rebalance.peak),
+        ):
+            if value is not None:
+                series.set(value)
+        if rebalance.by_layer is not None:
+            known = rebalance.by_layer[~np.isnan(rebalance.by_layer)]
+            found = (known.min(), np.median(known), np.quantile(known, 0.9), known.mean())
+            for name, value in zip(_STATISTICS, found, strict=True):
+                self._balancedness[name].set(float(value))
+        if rebalance.decision in {"moved", "waited"}:
+            self._planned_at.set(time.time())
+            self._steps = 0
+            self._steps_since.set(0)
+
+    def step(self, interval: int) -> None:
+        """Count a step of the engine's, which rebalances after so many."""
+        self._steps += 1
+        self._steps_since.set(self._steps)
+        self._interval.set(interval)

@@ -1,0 +1,158 @@
+"""Metrics as Prometheus scrapes them: over HTTP, from a process that only serves."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from recorded import ROOT
+
+prometheus_client = pytest.importorskip("prometheus_client", reason="the extra metrics")
+
+from eplb.engines import metrics  # noqa: E402
+from eplb.engines.rebalances import Rebalances  # noqa: E402
+from eplb.engines.settings import Settings  # noqa: E402
+
+PROCESS = Path(__file__).with_name("metrics_process.py")
+DASHBOARD = ROOT / "docs" / "assets" / "grafana.json"
+ALERTS = ROOT / "docs" / "assets" / "alerts.yaml"
+Series = dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def tell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Have a first rank do something; what it says of it."""
+    folder = tmp_path_factory.mktemp("metrics")
+    with subprocess.Popen(
+        [sys.executable, str(PROCESS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, metrics.FOLDER: str(folder)},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+
+        def ask(**given: Any) -> str:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(given) + "\n")
+            process.stdin.flush()
+            return process.stdout.readline()
+
+        ask.folder = folder  # type: ignore[attr-defined]
+        yield ask
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def scrape(tell: Any) -> Iterator[Callable[[int], Series]]:
+    """What one of two API servers that read the same folder answers."""
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    servers = []
+    for _ in range(2):
+        registry = prometheus_client.CollectorRegistry()
+        MultiProcessCollector(registry, path=str(tell.folder))  # type: ignore[no-untyped-call]
+        servers.append(prometheus_client.start_http_server(0, "127.0.0.1", registry=registry))
+
+    def read(number: int = 0) -> Series:
+        address = f"http://127.0.0.1:{servers[number][0].server_port}/metrics"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        found = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, value in found}
+
+    yield read
+    for server, thread in servers:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_series_are_those_of_the_rebalances_on_every_server(
+    tell: Callable[..., str], scrape: Callable[..., Series]
+) -> None:
+    assert scrape()["eplb_ranks_agree"] == 1.0
+    tell(steps=7)
+    assert scrape()["eplb_steps_since_plan"] == 7.0
+    moves, of_layers = json.loads(tell(layers=3, ranks=4))
+    found = scrape()
+    assert found == scrape(1)
+    assert found["eplb_moved_experts_total"] == moves
+    assert found["eplb_moved_bytes_total"] == 0.0
+    assert found["eplb_planning_seconds_total"] == 0.25
+    for name, value in (
+        ("min", min(of_layers)),
+        ("p50", np.median(of_layers)),
+        ("p90", np.quantile(of_layers, 0.9)),
+        ("avg", np.mean(of_layers)),
+    ):
+        assert found[f'eplb_balancedness{{layers="{name}"}}'] == pytest.approx(value)
+    assert found["eplb_peak_over_mean"] == pytest.approx(1.0 / min(of_layers))
+    assert found["eplb_steps_since_plan"] == 0.0
+    assert found["eplb_interval_steps"] == 12.0
+    tell(steps=5)
+    kept = json.loads(tell(layers=3, ranks=4, decision="kept"))
+    assert kept[0] == moves
+    later = scrape()
+    assert later["eplb_ranks_agree"] == 0.0
+    assert later["eplb_steps_since_plan"] == 5.0  # nothing was planned
+    assert later["eplb_moved_experts_total"] == moves
+    assert later["eplb_last_plan_timestamp_seconds"] == found["eplb_last_plan_timestamp_seconds"]
+    decisions = [later[f'eplb_rebalances_total{{decision="{each}"}}'] for each in ("moved", "kept")]
+    assert decisions == [1.0, 1.0]
+
+
+def test_there_are_as_many_series_for_any_number_of_ranks_and_layers(
+    tell: Callable[..., str], scrape: Callable[..., Series]
+) -> None:
+    before = scrape()
+    tell(layers=9, ranks=16)
+    assert scrape().keys() == before.keys()
+    assert len(before) == 19
+    assert all(name.startswith("eplb_") for name in before)
+
+
+def test_queries_of_dashboard_and_alerts_name_series_that_there_are(
+    tell: Callable[..., str], scrape: Callable[..., Series]
+) -> None:
+    known = {name.split("{")[0] for name in scrape()}
+    board = json.loads(DASHBOARD.read_text())
+    of_board = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    of_alerts = re.findall(r"expr: (.*)", ALERTS.read_text())
+    assert len(of_alerts) == 2
+    asked = {name for query in (*of_board, *of_alerts) for name in re.findall(r"eplb_\w+", query)}
+    assert asked <= known
+    assert known - asked <= {"eplb_balancedness_before"}
+    labels = {pair for query in of_board for pair in re.findall(r'(\w+)="(\w+)"', query)}
+    assert all(any(f'{name}="{value}"' in each for each in scrape()) for name, value in labels)
+
+
+def test_there_are_none_where_no_server_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(metrics.FOLDER, raising=False)
+    rebalances = Rebalances(logging.getLogger("an engine"), Settings(), "its own")
+    counted = metrics.Counted(rebalances)
+    counted.begin(logging.getLogger("an engine"))
+    counted.step(12)
+    assert not rebalances.observers
+
+
+def test_a_client_that_fails_costs_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    counted = metrics.Counted(Rebalances(logging.getLogger("one"), Settings(), "its own"))
+    counted.begin(logging.getLogger("one"))
+    counted.step(12)
+    assert caplog.text.count("there are no metrics of eplb") == 1
