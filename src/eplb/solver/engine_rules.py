@@ -121,20 +121,20 @@ def _sglang_layers(log2phy: I64, slots_per_gpu: int, per_node: int, words: I64, 
                 number += 1
             if number == 1:
                 continue
-            left = 0
+            left = num_gpus
             for gpu in range(num_gpus):
                 slot = _near_slot(slots[:number], gpu, slots_per_gpu, per_node)
                 table[layer, gpu, expert] = slot
-                left += int(slot < 0)
+                left -= int(slot >= 0)
             if left == 0:
                 continue
             if not _choose(slots[:number], left, words, read, chosen, pool, drawn):
                 return False
-            left = 0
+            place = 0
             for gpu in range(num_gpus):
                 if table[layer, gpu, expert] < 0:
-                    table[layer, gpu, expert] = chosen[left]
-                    left += 1
+                    table[layer, gpu, expert] = chosen[place]
+                    place += 1
     return True
 
 
