@@ -294,3 +294,16 @@ def test_tables_hold_on_any_placement(data: st.DataObject) -> None:
                 near_share(each, loads.sum(axis=0), cluster, sources) for each in (table, theirs)
             )
             assert kept >= asked - 1e-9
+
+
+@pytest.mark.parametrize("seed", [16, 19, 23])
+def test_one_split_for_windows_sums_to_one_where_copies_are_left_out(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = rng.lognormal(0.0, 1.2, (3, 16))
+    windows = base * rng.lognormal(0.0, 0.5, (3, 3, 16))
+    placement = eplb.plan(windows, eplb.Cluster(4, 1, 6), effort="fast").placement
+    split = eplb.dispatch(placement, windows).split
+    for layer, row in enumerate(placement.phy2log):
+        total = np.bincount(row, weights=split[layer], minlength=16)
+        assert total == pytest.approx(np.ones(16), abs=1e-12)
+    assert (split >= 0.0).all()

@@ -363,7 +363,8 @@ def _restart(problem: Problem, layers: Layers, effort: Effort) -> None:
     several = problem.nodes > 1 and problem.windows.shape[0] > 1
     num_groups, num_experts = problem.num_groups if several else 1, problem.loads.shape[1]
     _shake_rows(numbers, num_experts, num_groups, problem.nodes, cluster.num_gpus, phy2log)
-    windows, weight = problem.windows[:, rows], problem.weight[:, rows]
+    # `[:, rows]` would be of another layout, for which kernels are compiled anew.
+    windows, weight = problem.windows.take(rows, axis=1), problem.weight.take(rows, axis=1)
     again = replace(problem, windows=windows, weight=weight, loads=problem.loads[rows])
     found = Layers(phy2log, np.empty(rows.size), layers.bounds[rows])
     _search(again, found, np.arange(rows.size), effort)

@@ -195,23 +195,27 @@ def _share(
 @inner
 def _project(values: F64, begin: int, end: int) -> None:
     """Onto the simplex: no part below 0, all of them 1, as near as can be."""
-    # Parts that would be negative are dropped until none is.
-    number = end - begin
-    level = -np.inf
+    # All are lowered alike, and those that would be negative are dropped until none is. The highest
+    # part stays, so the rest is measured from it, and what is 1 below it is dropped at once.
+    top = values[begin]
+    for i in range(begin + 1, end):
+        top = max(top, values[i])
+    number = 0
+    level = -1.0
     while True:
         total = 0.0
         kept = 0
         for i in range(begin, end):
-            if values[i] > level:
-                total += values[i]
+            if values[i] - top > level:
+                total += values[i] - top
                 kept += 1
         above = (total - 1.0) / kept
-        if kept == number or above <= level:
+        if kept == number:
             break
         number = kept
-        level = above
+        level = max(level, above)
     for i in range(begin, end):
-        values[i] = max(0.0, values[i] - above)
+        values[i] = max(0.0, values[i] - top - above)
 
 
 @inner
