@@ -106,7 +106,8 @@ def test_ranks_run_the_same_maps_and_hold_the_weights_that_these_say(tmp_path: P
         [sum(each in line for line in rank["lines"]) for each in ("this planner replaces", "kB)")]
         for rank in (first, *others)
     ]
-    assert loud == [[1, changed], [0, 0], [0, 0], [0, 0]]
+    # The first rebalance comes in the first pass, before a map is noted.
+    assert loud == [[1, changed + 1], [0, 0], [0, 0], [0, 0]]
 
 
 def case(background: bool, odd: dict[str, str], fault: str = "") -> list[dict[str, Any]]:
