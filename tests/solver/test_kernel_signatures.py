@@ -11,7 +11,8 @@ CODE = """
 import gc
 import eplb
 import numpy as np
-eplb.warmup()
+for rule in ("even", "best", "sglang", "ascend"):
+    eplb.warmup(rule)
 placement = eplb.plan(np.ones((1, 4)), eplb.Cluster(2, 1, 3)).placement
 eplb.plan(np.ones((1, 4)), eplb.Cluster(2, 1, 3), dispatch="best")
 eplb.plan(np.ones((2, 1, 4)), eplb.Cluster(2, 1, 3), dispatch="best")

@@ -378,21 +378,34 @@ def _plan_of(
     return Plan(placement, peaks, bounds, moves, problem.notes)
 
 
-def warmup() -> None:
+def warmup(dispatch: str = "even") -> None:
     """Compile every kernel of plans, or load it from disk, so that no later plan waits for that.
 
     Servers call this when they start. What is compiled is kept beside the package, or in the
     user's cache where that cannot be written, so only the first process on a machine compiles.
+
+    Args:
+        dispatch: the rule that plans and figures are made under: `"even"`, `"best"`, `"sglang"` or
+            `"ascend"`. The kernels of every other rule are compiled when they are first used, and
+            kept too.
+
+    Raises:
+        OptionError: an unknown rule.
+
+    Example:
+        >>> eplb.warmup()
     """
     # Two slots on a GPU and loads this uneven need every pass.
     loads = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
     both = np.stack([loads, loads[:, ::-1]])
+    cluster = Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2)
+    smaller = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=4)
     for num_groups in (1, 4):
-        cluster = Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2)
         made = plan(loads, cluster, num_groups=num_groups)
         plan(both, cluster, num_groups=num_groups)
-        plan(both, cluster, num_groups=num_groups, dispatch="sglang")
         plan(both, cluster, num_groups=num_groups, current=made.placement)
         plan(both, cluster, num_groups=num_groups, current=made.placement, max_moves=1)
-        smaller = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=4)
         plan(loads, smaller, num_groups=num_groups, current=made.placement)
+    if dispatch != "even":
+        for windows in (loads, both):
+            plan(windows, cluster, dispatch=dispatch)
