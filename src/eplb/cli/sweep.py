@@ -73,12 +73,25 @@ def command(
     expert_bytes: PlainExpertBytes = None,
     dispatch: DispatchRule = None,
     jobs: Annotated[
-        int, typer.Option(help="Number of replays at a time, or -1 for one per core.")
-    ] = -1,
+        int | None,
+        typer.Option(
+            help="Number of replays at a time. [default: one per core]", show_default=False
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run the replays on the Dask cluster whose scheduler has this address, such as "
+            "tcp://host:8786. Its workers must have eplb.",
+        ),
+    ] = None,
     output: SweepRecord = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay every combination of policies, cluster sizes, spare slots and cadences, on all cores.
+    """Replay every combination of policies, cluster sizes, spare slots and cadences.
+
+    The replays run on all cores, or with --scheduler on a Dask cluster.
 
     On Ctrl-C, or if a policy fails, the results so far are printed and written.
     """
@@ -114,7 +127,8 @@ def command(
             first=first,
             expert_bytes=expert_bytes,
             dispatch=rule,
-            jobs=jobs,
+            jobs=-1 if jobs is None and scheduler is None else jobs,
+            scheduler=scheduler,
         )
         with contextlib.closing(found):
             try:
