@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from eplb.checks import in_few_words
 from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_interrupt
 from eplb.cli.options import (
     DEFAULT_POLICIES,
@@ -20,7 +21,7 @@ from eplb.cli.options import (
     PlainExpertBytes,
     Policies,
     SweepRecord,
-    TraceFile,
+    TraceFiles,
     cluster_of,
     listed,
     numbers,
@@ -42,7 +43,7 @@ __all__ = ["command"]
 
 
 def command(
-    trace: TraceFile,
+    traces: TraceFiles,
     gpus: Annotated[
         list[str], typer.Option(metavar="N,...", help="Number of GPUs, or several as 32,64.")
     ],
@@ -96,7 +97,7 @@ def command(
     On Ctrl-C, or if a policy fails, the results so far are printed and written.
     """
     if output is not None:
-        check_ending(output, trace)
+        check_ending(output, *traces)
     policies, rule = listed(policy) or DEFAULT_POLICIES, rule_of(dispatch)
     sizes, spares, cadences = (
         numbers(given, name, 1)
@@ -104,7 +105,7 @@ def command(
     )
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
-        loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
+        loads = read_loads(traces, axes, counters, merge, to_stderr=as_json)
     clusters = [
         cluster_of(loads.num_experts, size, nodes, None, spare=more)
         for size, more in itertools.product(sizes, spares)
@@ -144,7 +145,7 @@ def command(
     if as_json:
         print(json.dumps([{"version": 1, **row.to_json()} for row in rows]))  # noqa: T201
     else:
-        print_sweep(Console(), str(trace), rows, wanted)
+        print_sweep(Console(), in_few_words(traces), rows, wanted)
     if output is not None and rows:
         write_sweep(output, rows)
         if not as_json:
