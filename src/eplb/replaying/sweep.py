@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 from eplb import __version__
@@ -234,14 +235,14 @@ def _started(
 def _dask(address: str) -> Iterator[Any]:
     """A client of a Dask cluster that can do the work."""
     try:
-        from distributed import Client
-        from distributed.comm import get_address_host_port
+        distributed: Any = import_module("distributed")
     except ImportError:
         raise MissingExtraError("dask[distributed]", "sweep", "a sweep on a Dask cluster") from None
     try:
         # A client that cannot connect takes long to say so.
-        socket.create_connection(get_address_host_port(address), _SECONDS_TO_ANSWER).close()
-        client = Client(address, timeout=_SECONDS_TO_ANSWER, set_as_default=False)
+        place = distributed.comm.get_address_host_port(address)
+        socket.create_connection(place, _SECONDS_TO_ANSWER).close()
+        client = distributed.Client(address, timeout=_SECONDS_TO_ANSWER, set_as_default=False)
     except (OSError, ValueError) as error:
         raise OptionError(
             f"no Dask scheduler answers at {address!r} ({in_one_line(error)}): give an address "
