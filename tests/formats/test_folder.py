@@ -76,7 +76,7 @@ def test_several_files_and_folders_follow_each_other_as_given(tmp_path: Path) ->
         write_json(folder / f"step{step}.json", step * LOADS)
     np.save(tmp_path / "two.npy", [2 * LOADS, 3 * LOADS])
     write_json(tmp_path / "one.json", LOADS)
-    files = [tmp_path / "two.npy", folder, str(tmp_path / "one.json")]
+    files: list[str | Path] = [tmp_path / "two.npy", folder, str(tmp_path / "one.json")]
     trace = load_trace(files)
     assert trace.names == ("two/0", "two/1", "step9", "step10", "one")
     assert trace.loads[:, 1, 0].tolist() == [10, 15, 45, 50, 5]
