@@ -33,6 +33,7 @@ _STUDY = "takes minutes, and recorded loads"
 NOT_RUN = {
     "dispatch.md": [_STUDY],
     "placements.md": [_ENGINE, _ENGINE],
+    "replay.md": ["needs a cluster"] * 2,
     "sglang.md": [_ENGINE],
     "study.md": [_STUDY] * 4,
     "vllm.md": [_ENGINE, "compiles for a minute", _ENGINE, "reads what an engine recorded"],

@@ -25,6 +25,7 @@ __all__ = [
     "budget_from",
     "find_named",
     "gpus_from",
+    "in_few_words",
     "in_one_line",
     "layers_from",
     "number_of_threads",
@@ -291,6 +292,14 @@ def printable(text: object) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in str(text)
     )
+
+
+def in_few_words(names: Iterable[object]) -> str:
+    """Names of files in a few words: all of up to three, or the first and how many more."""
+    first, *others = map(str, names)
+    if len(others) > 2:
+        return f"{first} and {len(others)} more"
+    return ", ".join([first, *others])
 
 
 def in_one_line(error: BaseException) -> str:

@@ -69,12 +69,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         file.write(text.encode())
 
 
-def check_writable(path: Path, source: Path | None = None) -> None:
+def check_writable(path: Path, *sources: Path) -> None:
     """Tell before the work begins that `replacing` could not write a file; nothing is changed.
 
     Args:
         path: to be written.
-        source: what is read meanwhile.
+        sources: what is read meanwhile.
 
     Raises:
         FormatError: a folder, what is read, or a place where no file can be made.
@@ -86,7 +86,7 @@ def check_writable(path: Path, source: Path | None = None) -> None:
         if target.is_dir():
             raise _refusal(path, "it is a folder")
         is_file = target.is_file()
-        if is_file and source is not None and source.exists() and target.samefile(source):
+        if is_file and any(each.exists() and target.samefile(each) for each in sources):
             raise FormatError(f"{path}: this is the input, which would be overwritten")
         _check_permission(target)
         if is_file or not target.exists():

@@ -104,6 +104,35 @@ def test_what_standard_input_has_is_read(place: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("place")
+def test_several_files_are_one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every command that reads loads, which tells their order."""
+    np.save("later.npy", WINDOWS[::-1])
+    eplb.save_trace(eplb.load_trace(["loads.json", "later.npy"], merge="none"), "whole.npz")
+    on = ("--gpus", 4)
+    asked: list[tuple[tuple[object, ...], tuple[object, ...], str]] = [
+        (("inspect",), (), "load_per_layer"),
+        (("plan",), on, "verdict"),
+        (("evaluate", "running.json"), on, "windows"),
+        (("compare",), (*on, "--policy", "contiguous"), "balancedness_under"),
+    ]
+    for begin, end, key in asked:
+        whole = figures_of(*begin, "whole.npz", *end)
+        assert figures_of(*begin, "loads.json", "later.npy", *end)[key] == whole[key], begin
+    command = figures_of("report", "loads.json", "later.npy", *on)["choice"]["compare"]
+    assert command.startswith("eplb compare loads.json later.npy --gpus 4")
+    done = run("inspect", "loads.json", "later.npy")
+    assert done.stdout.startswith("2 sources follow each other as given: loads.json, later.npy.\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path("later.npy").read_bytes())))
+    assert figures_of("inspect", "loads.json", "-")["windows"] == 6
+    for words, said in (
+        (("inspect", "-", "-"), "standard input can be read once: give - once"),
+        (("convert", "loads.json", "later.npy", "later.npy"), "would be overwritten"),
+    ):
+        done = run(*words)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.usefixtures("place")
 def test_compressed_json_is_read_alone_and_in_a_folder(place: Path) -> None:
     text = (place / "loads.json").read_bytes()
     folder = place / "dumps"

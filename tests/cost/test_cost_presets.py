@@ -44,9 +44,11 @@ def test_models_by_name(asked: str) -> None:
     [
         ("DeepSeek-V3", 671),
         ("DeepSeek-V4-Flash", 284),
+        ("DeepSeek-V4-Pro", 1600),
         ("GLM-4.5", 355),
         ("GLM-5", 744),
         ("Kimi-K2", 1040),
+        ("Kimi-K2.5", 1040),
         ("Kimi-K3", 2800),
         ("MiniMax-M2", 230),
         ("Mixtral-8x7B", 46.7),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eplb import FormatError, LoadTrace
+from eplb import FormatError, LoadTrace, OptionError
 from eplb.formats import load_trace, save_trace
 
 trace_of: Any = LoadTrace
@@ -67,6 +67,36 @@ def test_a_bad_file_in_a_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"b\.json: not a whole JSON file") as raised:
         load_trace(tmp_path)
     assert str(raised.value).startswith(str(tmp_path / "b.json"))
+
+
+def test_several_files_and_folders_follow_each_other_as_given(tmp_path: Path) -> None:
+    folder = tmp_path / "more"
+    folder.mkdir()
+    for step in (10, 9):
+        write_json(folder / f"step{step}.json", step * LOADS)
+    np.save(tmp_path / "two.npy", [2 * LOADS, 3 * LOADS])
+    write_json(tmp_path / "one.json", LOADS)
+    files: list[str | Path] = [tmp_path / "two.npy", folder, str(tmp_path / "one.json")]
+    trace = load_trace(files)
+    assert trace.names == ("two/0", "two/1", "step9", "step10", "one")
+    assert trace.loads[:, 1, 0].tolist() == [10, 15, 45, 50, 5]
+    assert load_trace(files[::-1]).names == ("one", "step9", "step10", "two/0", "two/1")
+    assert load_trace([folder]) == load_trace(folder)
+    assert len(load_trace(files, merge="all").loads) == 1
+    with pytest.raises(OptionError, match="no file is given"):
+        load_trace([])
+    with pytest.raises(FormatError, match=r"none\.json: does not exist"):
+        load_trace([*files, tmp_path / "none.json"])
+
+
+def test_files_of_ranks_are_added_up_in_the_order_given(tmp_path: Path) -> None:
+    for rank, step in ((0, 1), (0, 2), (1, 1), (1, 2)):
+        write_json(tmp_path / f"step{step}_rank{rank}.json", (10 * step + rank) * LOADS)
+    steps = [[tmp_path / f"step{step}_rank{rank}.json" for rank in (0, 1)] for step in (2, 1)]
+    trace = load_trace([*steps[0], *steps[1]])
+    assert trace.loads[:, 1, 0].tolist() == [5 * 41, 5 * 21]
+    with pytest.raises(FormatError, match="2 of rank 0, 1 of rank 1 files: each rank needs as"):
+        load_trace([*steps[0], steps[1][0]])
 
 
 def test_recorded_folder_is_one_trace(traces: Path) -> None:

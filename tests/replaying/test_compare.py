@@ -10,6 +10,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
+from command_line import run
 
 import eplb
 from eplb import Cluster, LoadTrace, PolicyError
@@ -190,6 +191,41 @@ def test_sweep_on_a_dask_cluster(expected: list[dict[str, Any]], dask: Any) -> N
         assert swept() == expected
     ran = dask.run(lambda: "eplb.replaying.sweep" in __import__("sys").modules)
     assert any(ran.values()), "a worker did the work"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_sweep_by_the_address_of_a_dask_scheduler(
+    expected: list[dict[str, Any]], dask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = dask.scheduler.address
+    assert swept(scheduler=address) == expected
+    path = tmp_path / "trace.npz"
+    eplb.save_trace(TRACE, path)
+    asked = ("sweep", path, "--gpus", 4, "--policy", "deepseek,eplb", "--json")
+    there, here = (
+        [timeless(row) for row in json.loads(run(*asked, *where).stdout)]
+        for where in (("--scheduler", address), ("--jobs", 1))
+    )
+    assert there == here
+    monkeypatch.setattr("eplb.replaying.sweep.__version__", "0.0.9")
+    with pytest.raises(OptionError, match=r"says 'eplb .*': install eplb 0\.0\.9 with its extra"):
+        swept(scheduler=address)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("tcp://127.0.0.1:1", "ConnectionRefusedError"),
+        ("host", "missing port number"),
+        ("carrier://pigeon:1", "unknown address scheme 'carrier'"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_reached_is_told(address: str, why: str) -> None:
+    pytest.importorskip("distributed", reason="Dask runs the sweep")
+    with pytest.raises(OptionError, match=f"no Dask scheduler answers at '{address}' .*{why}"):
+        swept(scheduler=address)
+    with pytest.raises(OptionError, match="jobs is for this machine's cores"):
+        swept(scheduler=address, jobs=2)
 
 
 PEER = """

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from eplb.checks import in_few_words
 from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_interrupt
 from eplb.cli.options import (
     DEFAULT_POLICIES,
@@ -23,7 +24,7 @@ from eplb.cli.options import (
     Record,
     Slots,
     Stall,
-    TraceFile,
+    TraceFiles,
     Within,
     cluster_of,
     listed,
@@ -49,7 +50,7 @@ __all__ = ["command"]
 
 
 def command(
-    trace: TraceFile,
+    traces: TraceFiles,
     gpus: Gpus,
     policy: Policies = None,
     nodes: Nodes = 1,
@@ -94,12 +95,12 @@ def command(
     On Ctrl-C, or if a policy fails, the results so far are printed and written.
     """
     if output is not None:
-        check_ending(output, trace)
+        check_ending(output, *traces)
     rules = [rule_of(rule) for rule in listed(dispatch) or ["even"]]
     console = Console(stderr=True)
     with quitting_on_interrupt(console), printing_to_stderr():
         policies = named_policies(listed(policy) or DEFAULT_POLICIES)
-        loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
+        loads = read_loads(traces, axes, counters, merge, to_stderr=as_json)
     cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
     service = None
     more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)
@@ -145,7 +146,7 @@ def command(
     if as_json:
         print_json(comparison.to_json())
     else:
-        print_comparison(Console(), str(trace), comparison)
+        print_comparison(Console(), in_few_words(traces), comparison)
     if output is not None:
         write_comparison(output, comparison, loads)
         if not as_json:

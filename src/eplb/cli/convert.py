@@ -1,6 +1,6 @@
 """`eplb convert`: a trace in another form."""
 
-from eplb.cli.options import AsJson, TraceFile, TraceTarget
+from eplb.cli.options import AsJson, TraceFiles, TraceTarget
 from eplb.cli.reading import (
     Axes,
     Counters,
@@ -15,7 +15,7 @@ __all__ = ["command"]
 
 
 def command(
-    trace: TraceFile,
+    traces: TraceFiles,
     target: TraceTarget,
     axes: Axes = None,
     counters: Counters = False,
@@ -23,7 +23,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Write loads in another format. The ending of OUT chooses the format."""
-    check_writable(target, trace)
-    loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
+    check_writable(target, *traces)
+    loads = read_loads(traces, axes, counters, merge, to_stderr=as_json)
     save_trace(loads, target)
     say_written(loads, target, as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from eplb.checks import budget_from, whole_number
+from eplb.checks import budget_from, in_few_words, whole_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
@@ -29,7 +29,7 @@ from eplb.cli.options import (
     SomeSlots,
     Stall,
     Threads,
-    TraceFile,
+    TraceFiles,
     Within,
     given,
     moe_slots,
@@ -59,7 +59,7 @@ __all__ = ["command"]
 
 
 def command(
-    trace: TraceFile,
+    traces: TraceFiles,
     current: Current,
     seconds: Annotated[float, typer.Option(help="Seconds until the next decision.")],
     gpus: SomeGpus = None,
@@ -112,10 +112,10 @@ def command(
     """
     if output is not None:
         check_placement_path(output, "sglang")
-        check_writable(output, trace)
+        check_writable(output, *traces)
     whole_number(history, "--history")
     rule = rule_of(dispatch)
-    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
+    loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead
     )
@@ -170,8 +170,8 @@ def command(
         )
         command = None
         if goes is None and found.placement is not None:
-            command = next_command(trace, cluster, groups, reading, current, found.moves)
-        print_decision(Console(), f"{trace}, {current} running", found, command)
+            command = next_command(traces, cluster, groups, reading, current, found.moves)
+        print_decision(Console(), f"{in_few_words(traces)}, {current} running", found, command)
     if goes is not None and found.placement is not None:
         save_placement(found.placement, goes, to="sglang", dense=loads.dense, layers=loads.layers)
         if not as_json:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from eplb.checks import gpus_from
+from eplb.checks import gpus_from, in_few_words
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
@@ -48,9 +48,9 @@ def command(
             "per_token).",
         ),
     ],
-    trace: Annotated[
-        Path,
-        typer.Argument(metavar="LOADS", help="Loads to score it on, as for the other commands."),
+    traces: Annotated[
+        list[Path],
+        typer.Argument(metavar="LOADS...", help="Loads to score it on, as for other commands."),
     ],
     gpus: Annotated[
         int | None,
@@ -82,7 +82,7 @@ def command(
 ) -> None:
     """Score the placement that runs now, and show what a plan for the same slots would gain."""
     rule = rule_of(dispatch)
-    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
+    loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running = read_placement(placement, loads, gpus, nodes, placement_layers)
     if dead is not None:
         cluster = running.cluster.without(gpus_from(dead, "--dead"))
@@ -121,5 +121,5 @@ def command(
             dispatch=dispatch,
         )
         moves = 0 if found.verdict is None else found.verdict.moves
-        command = next_command(trace, running.cluster, groups, reading, placement, moves)
-        print_evaluation(Console(), f"{placement} on {trace}", found, command)
+        command = next_command(traces, running.cluster, groups, reading, placement, moves)
+        print_evaluation(Console(), f"{placement} on {in_few_words(traces)}", found, command)

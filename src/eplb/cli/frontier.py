@@ -7,6 +7,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from eplb.checks import in_few_words
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
@@ -19,7 +20,7 @@ from eplb.cli.options import (
     SomeNodes,
     SomeSlots,
     Threads,
-    TraceFile,
+    TraceFiles,
     moe_slots,
     rule_of,
 )
@@ -45,7 +46,7 @@ __all__ = ["command"]
 
 
 def command(
-    trace: TraceFile,
+    traces: TraceFiles,
     current: Current,
     gpus: SomeGpus = None,
     nodes: SomeNodes = None,
@@ -79,15 +80,17 @@ def command(
     """
     if plot is not None:
         check_plot_path(plot)
-        check_writable(plot, trace)
+        check_writable(plot, *traces)
     rule = rule_of(dispatch)
-    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
+    loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead
     )
     num_slots = moe_slots(loads, cluster)
     if not num_slots:
-        raise LoadsError(f"{trace}: no layer has any load: there is nothing to balance")
+        raise LoadsError(
+            f"{in_few_words(traces)}: no layer has any load: there is nothing to balance"
+        )
     expected = Recent()(loads.loads)
     if loads.num_windows == 1:
         expected = Scenarios(loads.loads, np.ones(1))
@@ -111,7 +114,9 @@ def command(
     if as_json:
         print_json(_to_json(found, num_slots, plot))
     else:
-        print_frontier(Console(), f"{trace}, from {current}", loads, found, num_slots)
+        print_frontier(
+            Console(), f"{in_few_words(traces)}, from {current}", loads, found, num_slots
+        )
     if plot is not None:
         plot_frontier(plot, found, num_slots)
         if not as_json:

@@ -92,9 +92,12 @@ def command(
         typer.Option(help="Number of buffers on each GPU, each for one expert's weights."),
     ] = None,
     loads: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            metavar="TRACE", help="Loads. Layers that gain the most per expert sent go first."
+            metavar="TRACE",
+            help="Loads; repeat the option for several files. Layers that gain the most per expert "
+            "sent go first.",
+            show_default=False,
         ),
     ] = None,
     model: ModelName = None,
@@ -122,12 +125,11 @@ def command(
     if output is not None:
         if output.suffix.lower() != _ENDING:
             raise FormatError(f"{output}: transfers end with {_ENDING}")
-        for path in (old, new, loads):
-            check_writable(output, path)
+        check_writable(output, old, new, *(loads or ()))
     after_gpus = gpus if new_gpus is None else new_gpus
     after_nodes = nodes if new_nodes is None else new_nodes
     trace = None
-    if loads is not None:
+    if loads:
         trace = read_loads(loads, axes, counters, merge, first_layer, layers, to_stderr=as_json)
         before = read_placement(old, trace, gpus, nodes, placement_layers)
         after = read_placement(new, trace, after_gpus, after_nodes, placement_layers)

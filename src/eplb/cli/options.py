@@ -64,7 +64,7 @@ __all__ = [
     "SweepRecord",
     "Target",
     "Threads",
-    "TraceFile",
+    "TraceFiles",
     "TraceTarget",
     "Within",
     "check_moves_options",
@@ -122,12 +122,12 @@ DispatchRule = Annotated[
         show_default=False,
     ),
 ]
-TraceFile = Annotated[
-    Path,
+TraceFiles = Annotated[
+    list[Path],
     typer.Argument(
-        metavar="TRACE",
+        metavar="TRACE...",
         help="Loads over time: a file that an engine or `eplb convert` wrote, a folder of such "
-        "files, or - for standard input.",
+        "files, or - for standard input. Several follow each other in the order given.",
     ),
 ]
 TraceTarget = Annotated[
@@ -306,7 +306,7 @@ def given(**options: object) -> list[str]:
 
 
 def next_command(
-    trace: Path,
+    traces: list[Path],
     cluster: Cluster,
     groups: int,
     reading: list[str],
@@ -314,7 +314,7 @@ def next_command(
     moves: int,
 ) -> str:
     """What writes the placement that is advised: from what runs, with so many moves."""
-    words = ["eplb", "plan", str(trace)]
+    words = ["eplb", "plan", *map(str, traces)]
     words += given(
         gpus=cluster.num_gpus,
         slots=cluster.num_slots,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from eplb.checks import budget_from, gpus_from, printable
+from eplb.checks import budget_from, gpus_from, in_few_words, printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
@@ -23,7 +23,7 @@ from eplb.cli.options import (
     RunningPlacement,
     Slots,
     Threads,
-    TraceFile,
+    TraceFiles,
     check_moves_options,
     cluster_of,
     given,
@@ -58,7 +58,7 @@ __all__ = ["command", "timed_plan"]
 
 
 def command(
-    trace: TraceFile,
+    traces: TraceFiles,
     gpus: Gpus,
     nodes: Nodes = 1,
     slots: Slots = None,
@@ -127,11 +127,11 @@ def command(
     """
     target, rule = target_of(output, to), rule_of(dispatch, to)
     if output is not None:
-        check_writable(output, trace)
+        check_writable(output, *traces)
     check_moves_options(current, max_moves, move_cost, current_gpus)
     if forecast != BEST:
         named_forecast(forecast)
-    loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=as_json)
+    loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     moves: RunningPlacement | None = None
     if current is None:
         cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
@@ -180,7 +180,7 @@ def command(
         )
         return
     reason = None if moves is None else moves.why_duplicates(made)
-    print_summary(Console(), printable(trace), summary, reason)
+    print_summary(Console(), printable(in_few_words(traces)), summary, reason)
     if moves is not None:
         say(moves.said(made, expected))
         lost = moves.lost(made, loads)
@@ -199,7 +199,7 @@ def command(
             current_gpus=current_gpus,
             dispatch=dispatch,
         )
-        command = next_command(trace, cluster, groups, reading, current, verdict.moves)
+        command = next_command(traces, cluster, groups, reading, current, verdict.moves)
         print_verdict(Console(), verdict, None if done else command)
     if target is not None:
         target.say(made.placement, loads)

@@ -4,7 +4,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -84,9 +84,12 @@ Merge = Annotated[
     ),
 ]
 
+_SHOWN = 6
+"""Sources whose order is told in full."""
+
 
 def read_loads(
-    path: Path,
+    paths: list[Path],
     axes: str | None,
     counters: bool,
     merge: str,
@@ -95,17 +98,25 @@ def read_loads(
     *,
     to_stderr: bool = False,
 ) -> LoadTrace:
-    """The loads in a file or folder, or on standard input where the path is `-`, with the numbers
-    that options give their layers.
+    """The loads in files and folders, one after another, or on standard input where a path is `-`,
+    with the numbers that options give their layers.
 
-    What the rule merged is told, on standard error where that is asked for.
+    The order of several, and what the rule merged, are told, on standard error where that is asked
+    for.
 
     Raises:
         EplbError: as for `eplb.load_trace`, and options that do not fit.
     """
     how = check_merge(merge, "--merge")
-    with _there(path) as source:
-        loads = load_trace(source, axes=axes, counters=counters, merge=how)
+    if [str(path) for path in paths].count("-") > 1:
+        raise OptionError("standard input can be read once: give - once")
+    with ExitStack() as open_:
+        sources = [open_.enter_context(_there(path)) for path in paths]
+        loads = load_trace(sources, axes=axes, counters=counters, merge=how)
+    if len(paths) > 1:
+        shown = paths if len(paths) <= _SHOWN else [*paths[: _SHOWN - 1], "...", paths[-1]]
+        order = ", ".join(map(str, shown))
+        say(f"{len(paths)} sources follow each other as given: {order}.", to_stderr=to_stderr)
     if loads.merging is not None and loads.merging.words is not None:
         say(f"{loads.merging.words}.", to_stderr=to_stderr)
     numbers = _numbers_of(first_layer, layers, loads.num_layers)

@@ -24,7 +24,7 @@ _COLUMNS = (
 )
 
 
-def check_ending(path: Path, trace: Path | None = None) -> None:
+def check_ending(path: Path, *sources: Path) -> None:
     """Tell before the work begins that a record could not be written.
 
     Raises:
@@ -34,7 +34,7 @@ def check_ending(path: Path, trace: Path | None = None) -> None:
         raise FormatError(f"{path}: records end with {' or '.join(_ENDINGS)}")
     if not path.absolute().parent.is_dir():
         raise FormatError(f"{path}: there is no folder {path.parent}")
-    check_writable(path, trace)
+    check_writable(path, *sources)
 
 
 def write_comparison(path: Path, comparison: Comparison, trace: LoadTrace) -> None:

@@ -23,7 +23,7 @@ from eplb.cli.options import (
     Nodes,
     Slots,
     Threads,
-    TraceFile,
+    TraceFiles,
     Within,
     cluster_of,
     rule_of,
@@ -59,7 +59,7 @@ _PAGE = Path("report.html")
 
 
 def command(
-    trace: TraceFile,
+    traces: TraceFiles,
     gpus: Gpus,
     slots: Slots = None,
     nodes: Nodes = 1,
@@ -123,7 +123,7 @@ def command(
     """Report what imbalance costs, what balancing gains, whether that lasts, and what to run."""
     target = _PAGE if output is None and not (text or as_json) else output
     if target is not None:
-        check_writable(target, trace)
+        check_writable(target, *traces)
         _check_installed()
     if window_seconds is not None:
         real_number(window_seconds, "--window-seconds", "seconds")
@@ -134,7 +134,7 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), _Steps(console) as steps:
         steps("reading", 0, 1)
-        loads = read_loads(trace, axes, counters, merge, first_layer, layers, to_stderr=True)
+        loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=True)
         running = None
         if current is not None:
             running = read_placement(current, loads, gpus, nodes, placement_layers)
@@ -142,7 +142,7 @@ def command(
         found = measure(
             loads,
             cluster,
-            name=str(trace),
+            name=[str(path) for path in traces],
             current=running,
             current_name=None if current is None else str(current),
             num_groups=groups,

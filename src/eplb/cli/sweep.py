@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from eplb.checks import in_few_words
 from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_interrupt
 from eplb.cli.options import (
     DEFAULT_POLICIES,
@@ -20,7 +21,7 @@ from eplb.cli.options import (
     PlainExpertBytes,
     Policies,
     SweepRecord,
-    TraceFile,
+    TraceFiles,
     cluster_of,
     listed,
     numbers,
@@ -42,7 +43,7 @@ __all__ = ["command"]
 
 
 def command(
-    trace: TraceFile,
+    traces: TraceFiles,
     gpus: Annotated[
         list[str], typer.Option(metavar="N,...", help="Number of GPUs, or several as 32,64.")
     ],
@@ -73,17 +74,30 @@ def command(
     expert_bytes: PlainExpertBytes = None,
     dispatch: DispatchRule = None,
     jobs: Annotated[
-        int, typer.Option(help="Number of replays at a time, or -1 for one per core.")
-    ] = -1,
+        int | None,
+        typer.Option(
+            help="Number of replays at a time. [default: one per core]", show_default=False
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run the replays on the Dask cluster whose scheduler has this address, such as "
+            "tcp://host:8786. Its workers must have eplb.",
+        ),
+    ] = None,
     output: SweepRecord = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay every combination of policies, cluster sizes, spare slots and cadences, on all cores.
+    """Replay every combination of policies, cluster sizes, spare slots and cadences.
+
+    The replays run on all cores, or with --scheduler on a Dask cluster.
 
     On Ctrl-C, or if a policy fails, the results so far are printed and written.
     """
     if output is not None:
-        check_ending(output, trace)
+        check_ending(output, *traces)
     policies, rule = listed(policy) or DEFAULT_POLICIES, rule_of(dispatch)
     sizes, spares, cadences = (
         numbers(given, name, 1)
@@ -91,7 +105,7 @@ def command(
     )
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
-        loads = read_loads(trace, axes, counters, merge, to_stderr=as_json)
+        loads = read_loads(traces, axes, counters, merge, to_stderr=as_json)
     clusters = [
         cluster_of(loads.num_experts, size, nodes, None, spare=more)
         for size, more in itertools.product(sizes, spares)
@@ -114,7 +128,8 @@ def command(
             first=first,
             expert_bytes=expert_bytes,
             dispatch=rule,
-            jobs=jobs,
+            jobs=-1 if jobs is None and scheduler is None else jobs,
+            scheduler=scheduler,
         )
         with contextlib.closing(found):
             try:
@@ -130,7 +145,7 @@ def command(
     if as_json:
         print(json.dumps([{"version": 1, **row.to_json()} for row in rows]))  # noqa: T201
     else:
-        print_sweep(Console(), str(trace), rows, wanted)
+        print_sweep(Console(), in_few_words(traces), rows, wanted)
     if output is not None and rows:
         write_sweep(output, rows)
         if not as_json:

@@ -179,9 +179,9 @@ GPUS: dict[str, Gpu] = {
             int8=5000 * _T,
             fp4=10000 * _T,
             sources=(
-                "bf16, fp8, int8, fp4, memory, links: NVIDIA GB200 NVL72, a 72nd of the rack, "
-                "rates there are with sparsity, twice these: "
-                "https://www.nvidia.com/en-us/data-center/gb200-nvl72/",
+                "bf16, fp8, int8, fp4, memory, links (1.8 TB/s both ways): B200 as in GB200, at "
+                "1,200 W: https://glennklockwood.com/garden/processors/B200; others give less, as "
+                "4.5 PFLOPS in fp8 and 7.7 TB/s: https://verda.com/blog/gb300-nvl72-architecture",
                 "network: one ConnectX-7 a GPU, as in MLPerf's system: "
                 "https://github.com/mlcommons/inference_results_v6.1",
             ),
@@ -222,10 +222,11 @@ GPUS: dict[str, Gpu] = {
             bf16=312 * _T,
             int8=624 * _T,
             sources=(
-                "bf16, int8, memory, links (600 GB/s both ways): NVIDIA A100 Tensor Core GPU data "
-                "sheet, 80 GB SXM: https://www.nvidia.com/en-us/data-center/a100/",
-                "network: one ConnectX-6 of 200 Gb/s a GPU, as in DGX A100: "
-                "https://docs.nvidia.com/dgx/dgxa100-user-guide/introduction-to-dgxa100.html",
+                "bf16, int8, memory, links (600 GB/s both ways): A100 80 GB SXM, after NVIDIA's "
+                "data sheet: https://glennklockwood.com/garden/processors/A100",
+                "network: one adapter of 200 Gb/s a GPU, as in DGX A100: "
+                "https://geektopia.es/es/technology/2020/05/14/noticias/nvidia-anuncia-el-servidor-"
+                "dgx-a100-ocho-tesla-a100-desde-200-000-dolares.html",
             ),
         ),
         Gpu(
@@ -268,8 +269,16 @@ GPUS: dict[str, Gpu] = {
             int8=5033.2 * _T,
             fp4=10066.3 * _T,
             sources=(
-                "bf16, fp8, int8, fp4, memory, links (7 of 153.6 GB/s both ways): AMD Instinct "
-                "MI355X: https://www.amd.com/en/products/accelerators/instinct/mi350/mi355x.html",
+                "fp8: 256 compute units, 8,192 operations a clock each: https://news.lavx.hu/article/"
+                "isscc-2026-amd-s-mi355x-doubles-throughput-with-fewer-compute-units-and-"
+                "challenges-nvidia-s-gb200; at 2.4 GHz: https://wccftech.com/amd-instinct-mi350-"
+                "gpuai-hardware-powerhouse-3nm-3d-chiplet-cdna-4-185-billion-transistors-1400w-tbp-"
+                "over-4000b-llm-support//amp/",
+                "fp4 (10 PFLOPS), memory: https://www.theregister.com/2025/06/12/amd_mi355x/; bf16 "
+                "half of fp8, int8 as fp8",
+                "links: 7 of 153.6 GB/s both ways: "
+                "https://humeconsulting.co/amd-mi355x-strong-node-level-inference-but-not-yet-"
+                "rack-scale",
                 _ASSUMED_400G,
             ),
         ),

@@ -1,7 +1,7 @@
 """Models by name: the shape of their expert layers, and what their experts weigh.
 
-Figures are those of each model's `config.json`. For another model, or one served in another number
-format, `dataclasses.replace` a preset or make a `Model`.
+Figures are those of each model's `config.json`, read there or where `source` says. For another
+model, or one served in another number format, `dataclasses.replace` a preset or make a `Model`.
 """
 
 from dataclasses import dataclass
@@ -83,6 +83,8 @@ _FP8 = 1 + 4 / 128
 """Bytes of a number in FP8 with one FP32 scale for each 128, as DeepEP sends them."""
 _MXFP4 = 17 / 32
 """Bytes of a weight in MXFP4: 4 bits, and one scale of 8 bits for each 32."""
+_INT4 = 18 / 32
+"""Bytes of a weight of 4 bits with a scale of 16 bits for each 32, as Kimi-K2.5 has them."""
 
 
 def _card(name: str) -> str:
@@ -133,6 +135,20 @@ MODELS: dict[str, Model] = {
             source=_card("deepseek-ai/DeepSeek-V4-Flash"),
         ),
         Model(
+            "DeepSeek-V4-Pro",
+            num_layers=61,
+            num_moe_layers=61,
+            num_experts=384,
+            top_k=6,
+            hidden_size=7168,
+            expert_size=3072,
+            bytes_per_weight=_MXFP4,
+            number_format="fp8",
+            dispatch_bytes=_FP8,
+            source="https://apxml.com/models/deepseek-v4-pro; all layers have experts, of 4 bits: "
+            "https://lzwjava.github.io/deepseek-v4-pro-architecture-and-code-overview-en",
+        ),
+        Model(
             "Kimi-K2",
             num_layers=61,
             num_moe_layers=60,
@@ -144,6 +160,19 @@ MODELS: dict[str, Model] = {
             number_format="fp8",
             dispatch_bytes=_FP8,
             source=_card("moonshotai/Kimi-K2-Instruct"),
+        ),
+        # The shape of Kimi-K2, with experts of 4 bits.
+        Model(
+            "Kimi-K2.5",
+            num_layers=61,
+            num_moe_layers=60,
+            num_experts=384,
+            top_k=8,
+            hidden_size=7168,
+            expert_size=2048,
+            bytes_per_weight=_INT4,
+            source="https://glennklockwood.com/garden/kimi-k2.5; the format of experts: "
+            "https://huggingface.co/eatang/Kimi-K2.5-2layer",
         ),
         # Experts work on a token that is projected to half its width, 7168, and travels so.
         Model(
@@ -262,7 +291,8 @@ MODELS: dict[str, Model] = {
 }
 """Models in the number format that their weights are published in: FP8 for DeepSeek-V3 and -R1,
 Kimi-K2 and MiniMax (the scales of 128 x 128 weights are left out: 1 / 4096); BF16 for GLM, Mixtral
-and Qwen; MXFP4 for DeepSeek-V4, Kimi-K3 and gpt-oss, of which the latter two are computed in BF16.
+and Qwen; MXFP4 for DeepSeek-V4, Kimi-K3 and gpt-oss, and whole numbers of 4 bits for Kimi-K2.5, of
+which all but DeepSeek-V4 are computed in BF16.
 """
 
 _ALSO = {

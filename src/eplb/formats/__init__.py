@@ -5,10 +5,11 @@ folder of files as one trace, and `safe` holds what all readers share: what a fi
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from eplb.errors import FormatError
-from eplb.formats.folder import read_file, read_folder
+from eplb.errors import FormatError, OptionError
+from eplb.formats.folder import read_file, read_files, read_folder
 from eplb.formats.loads.arrays import write_npz
 from eplb.formats.loads.bare import check_axes
 from eplb.formats.loads.tables import write_csv, write_parquet
@@ -24,7 +25,7 @@ _WRITERS = {".csv": write_csv, ".npz": write_npz, ".parquet": write_parquet}
 
 
 def load_trace(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     axes: str | None = None,
     counters: bool = False,
@@ -44,6 +45,7 @@ def load_trace(
     - A folder of TensorRT-LLM's statistics, or of a recording's files by rank, or of any files
       above: these follow each other by the time or the numbers in their names, and windows are
       named after them. Hidden files, folders and other endings are passed over.
+    - Several files or folders, as a list: one after another, in the order given.
 
     What is taken for something that it is not certain to be is told in the log of `eplb.formats`.
 
@@ -53,7 +55,7 @@ def load_trace(
     where memory is short.
 
     Args:
-        path: a file, whose ending tells the format, or a folder.
+        path: a file, whose ending tells the format, or a folder, or a list of these.
         axes: what the axes of plain arrays are, where they are not (windows,) layers, experts:
             "layers,ranks,local" for experts numbered within their rank, "ranks,layers,experts" for
             ranks to be added up, "tokens,layers,choices" for the experts that tokens chose.
@@ -73,13 +75,19 @@ def load_trace(
             to merge.
     """
     merge = check_merge(merge)
-    source = Path(path)
+    how = Reading(None if axes is None else check_axes(axes), counters, merge)
+    sources = [Path(each) for each in ([path] if isinstance(path, str | os.PathLike) else path)]
+    if not sources:
+        raise OptionError("no file is given to read loads from")
+    for source in sources:
+        with naming(source):
+            if not source.exists():
+                raise FormatError(f"{source}: does not exist")
+    if len(sources) > 1:
+        return read_files(sources, how)
+    (source,) = sources
     with naming(source):
-        folder = source.is_dir()
-        if not folder and not source.exists():
-            raise FormatError(f"{source}: does not exist")
-        how = Reading(None if axes is None else check_axes(axes), counters, merge)
-        return (read_folder if folder else read_file)(source, how)
+        return (read_folder if source.is_dir() else read_file)(source, how)
 
 
 def save_trace(trace: LoadTrace, path: str | os.PathLike[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import ranges
+from eplb.checks import in_few_words, ranges
 from eplb.errors import FormatError, OptionError
 from eplb.formats.loads.arrays import read_npy, read_npz
 from eplb.formats.loads.bare import Bare, understood
@@ -23,7 +23,7 @@ from eplb.formats.safe import check_regular, naming, warn
 from eplb.formats.windows import Reading, Steps, Windows, windows_of
 from eplb.loads import LoadTrace
 
-__all__ = ["read_file", "read_folder"]
+__all__ = ["read_file", "read_files", "read_folder"]
 
 _RANK = re.compile(
     r"(?<![a-z])(?:rank[_-]?|(?:decode|prefill)_(?=[0-9]+$))(?P<rank>[0-9]+)",
@@ -71,18 +71,39 @@ def read_folder(folder: Path, how: Reading) -> LoadTrace:
         if is_statistics(folder):
             return windows_of(folder, read_statistics(folder), how)
         groups = _by_rank(folder, _files(folder))
+    return _read_groups(folder, groups, how)
+
+
+def read_files(sources: list[Path], how: Reading) -> LoadTrace:
+    """The trace of several files and folders, one after another; ranks of one time are added up."""
+    files: list[Path] = []
+    for source in sources:
+        if not source.is_dir():
+            files.append(source)
+        elif is_statistics(source):
+            raise FormatError(f"{source}: is a folder of statistics for each rank: give it alone")
+        else:
+            files += _files(source)
+    together = Path(in_few_words(sources))
+    with naming(together):
+        groups = _by_rank(together, files, as_given=True)
+    return _read_groups(together, groups, how)
+
+
+def _read_groups(source: Path, groups: list[list[Path]], how: Reading) -> LoadTrace:
+    """The trace of files in order, of which those of a group are of one time."""
     first: LoadTrace | Steps | Passes | Listed | None = None
     with suppress(NothingRecordedError):
         first = _read(groups[0][0], how.axes)
     if isinstance(first, Passes):
         files = [path for group in groups for path in group]
-        with naming(folder):
-            return joined(_recording(first, files), Windows(folder, how))
+        with naming(source):
+            return joined(_recording(first, files), Windows(source, how))
     if isinstance(first, Listed):
         with naming(groups[0][0]):
             lists = [[_list_of(path, how.axes) for path in group] for group in groups]
-            return windows_of(folder, joined_lists(lists), how)
-    return _added_up(folder, groups, how, first)
+            return windows_of(source, joined_lists(lists), how)
+    return _added_up(source, groups, how, first)
 
 
 def _read(path: Path, axes: tuple[str, ...] | None = None) -> LoadTrace | Steps | Passes | Listed:
@@ -152,7 +173,7 @@ def _recording(first: Passes, files: list[Path]) -> Iterator[Passes]:
         yield part
 
 
-def _by_rank(folder: Path, files: list[Path]) -> list[list[Path]]:
+def _by_rank(folder: Path, files: list[Path], *, as_given: bool = False) -> list[list[Path]]:
     """Files that are of one time, one for each rank where their names tell ranks.
 
     Raises:
@@ -165,7 +186,7 @@ def _by_rank(folder: Path, files: list[Path]) -> list[list[Path]]:
     if len(ranks) < 2 or not all(found):
         return [[path] for path in files]
     # Names differ in the rank, and in what follows each other in time.
-    for paths in ranks.values():
+    for paths in ranks.values() if not as_given else ():
         paths.sort(key=lambda path: _natural(path.with_name(_RANK.sub("", path.name, count=1))))
     sizes = {rank or "0": len(paths) for rank, paths in ranks.items()}
     if len(set(sizes.values())) > 1:

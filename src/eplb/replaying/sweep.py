@@ -1,7 +1,8 @@
 """Many replays at once: policies x clusters x cadences, over cores or over a user's own cluster.
 
 The work goes through joblib, so whatever backend is active does it: this machine's cores by
-default, a Dask or Ray cluster inside `joblib.parallel_config`.
+default, a Dask cluster by the address of its scheduler, any other, such as Ray's, inside
+`joblib.parallel_config`.
 """
 
 import contextlib
@@ -9,19 +10,22 @@ import itertools
 import operator
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
+from eplb import __version__
 from eplb.checks import in_one_line, whole_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
 from eplb.dispatching.rules import name_of
-from eplb.errors import EplbError, MissingExtraError, PolicyError
+from eplb.errors import EplbError, MissingExtraError, OptionError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY
@@ -30,6 +34,9 @@ from eplb.replaying.policies import Policy, list_of, named_policies, named_polic
 from eplb.replaying.replay import Replay, check_replay, replay_of, replay_steps
 
 __all__ = ["SweepRow", "sweep", "sweep_rows"]
+
+_SECONDS_TO_ANSWER = 10.0
+"""Time in which a Dask scheduler has to answer, and to have a worker."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ def sweep(
     expert_bytes: int | None = None,
     dispatch: Any = "even",
     jobs: int | None = None,
+    scheduler: str | None = None,
 ) -> list[SweepRow]:
     """Replay a trace with every policy on every cluster at every cadence.
 
@@ -94,6 +102,8 @@ def sweep(
         dispatch: how windows are served.
         jobs: replays at a time, -1 for one a core; None for what `joblib.parallel_config` says, or
             one at a time where nothing is said.
+        scheduler: address of a Dask scheduler, as `tcp://host:8786`, whose workers run the replays
+            instead. They must have eplb, and policies in files at the same paths.
 
     Returns:
         A row for each replay: by cluster, then cadence, then policy, as given. A lone cluster,
@@ -101,7 +111,8 @@ def sweep(
 
     Raises:
         EplbError: as for `eplb.replay`.
-        MissingExtraError: without joblib.
+        OptionError: the scheduler cannot be reached, or its workers cannot do the work.
+        MissingExtraError: without joblib, or without Dask where a scheduler is given.
     """
     rows = sweep_rows(
         trace,
@@ -114,6 +125,7 @@ def sweep(
         expert_bytes=expert_bytes,
         dispatch=dispatch,
         jobs=jobs,
+        scheduler=scheduler,
     )
     return list(rows)
 
@@ -130,6 +142,7 @@ def sweep_rows(
     expert_bytes: int | None = None,
     dispatch: Any = "even",
     jobs: int | None = None,
+    scheduler: str | None = None,
 ) -> Generator[SweepRow, None, None]:
     """The rows of a sweep one by one, as they are done, so that a user may stop after any.
 
@@ -142,6 +155,8 @@ def sweep_rows(
         raise MissingExtraError("joblib", "sweep", "a sweep") from None
     if jobs not in (None, -1):
         whole_number(jobs, "jobs")
+    if jobs is not None and scheduler is not None:
+        raise OptionError("jobs is for this machine's cores: leave it out where a scheduler is")
     # What is wrong with any replay is told before the first runs.
     called = _called(policies)
     size = expert_bytes_of(trace.model, expert_bytes)
@@ -150,10 +165,6 @@ def sweep_rows(
     for cluster, cadence in places:
         check_replay(trace, cluster, schedules[cadence], num_groups, dispatch)
     cells = [(*place, name) for place in places for name in called]
-    # Not every backend gives results as they come: those of processes that are forked do not.
-    backend, _ = joblib.parallel.get_active_backend()
-    as_done = bool(getattr(backend, "supports_return_generator", False))
-    work = joblib.Parallel(n_jobs=jobs, return_as="generator" if as_done else "list")
     tasks = (
         joblib.delayed(_replay)(
             os.getpid(),
@@ -168,10 +179,11 @@ def sweep_rows(
         )
         for cluster, cadence, name in cells
     )
-    with _workers_without_interrupts() if as_done and jobs != 1 else contextlib.nullcontext():
-        replays = iter(work(tasks))
     reference: Replay | None = None
-    with _ending_quietly(replays):
+    with (
+        contextlib.nullcontext() if scheduler is None else _dask(scheduler) as client,
+        _ending_quietly(_started(tasks, jobs, client, trace)) as replays,
+    ):
         for number, (cluster, cadence, name) in enumerate(cells):
             try:
                 replayed = next(replays)
@@ -179,6 +191,12 @@ def sweep_rows(
                 raise PolicyError(
                     f"the process that replayed policy {name}, or one beside it, ended: "
                     "a policy that ends its process, or too little memory"
+                ) from None
+            except Exception as error:
+                if client is None:
+                    raise
+                raise PolicyError(
+                    f"the Dask cluster did not replay policy {name}: {in_one_line(error)}"
                 ) from None
             if isinstance(replayed, EplbError):
                 raise replayed
@@ -193,6 +211,70 @@ def sweep_rows(
                 dispatch=name_of(dispatch),
                 score=score(replayed, reference),
             )
+
+
+def _started(
+    tasks: Iterator[Any], jobs: int | None, client: Any, trace: LoadTrace
+) -> Iterator[Any]:
+    """The results of the tasks in order, as they come, from a Dask client or joblib's backend."""
+    import joblib
+
+    # Each worker gets the trace once.
+    there = {} if client is None else {"backend": "dask", "client": client, "scatter": [trace]}
+    with joblib.parallel_config(**there):
+        # Not every backend gives results as they come: those of processes that are forked do not.
+        backend, _ = joblib.parallel.get_active_backend()
+        as_done = bool(getattr(backend, "supports_return_generator", False))
+        work = joblib.Parallel(n_jobs=jobs, return_as="generator" if as_done else "list")
+        local = as_done and jobs != 1 and client is None
+        with _workers_without_interrupts() if local else contextlib.nullcontext():
+            return iter(work(tasks))
+
+
+@contextlib.contextmanager
+def _dask(address: str) -> Iterator[Any]:
+    """A client of a Dask cluster that can do the work."""
+    try:
+        distributed: Any = import_module("distributed")
+    except ImportError:
+        raise MissingExtraError("dask[distributed]", "sweep", "a sweep on a Dask cluster") from None
+    try:
+        # A client that cannot connect takes long to say so.
+        place = distributed.comm.get_address_host_port(address)
+        socket.create_connection(place, _SECONDS_TO_ANSWER).close()
+        client = distributed.Client(address, timeout=_SECONDS_TO_ANSWER, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise OptionError(
+            f"no Dask scheduler answers at {address!r} ({in_one_line(error)}): give an address "
+            "such as tcp://host:8786"
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_SECONDS_TO_ANSWER)
+        except TimeoutError:
+            raise OptionError(f"the Dask scheduler at {address!r} has no worker") from None
+        for worker, found in client.run(_asks_for_eplb()).items():
+            if found != f"eplb {__version__}":
+                raise OptionError(
+                    f"the Dask worker {worker} says {found!r}: install eplb {__version__} with its "
+                    "extra 'sweep' on every worker"
+                )
+        yield client
+
+
+def _asks_for_eplb() -> Callable[[], str]:
+    """What tells a worker's version; a function within one travels without its module."""
+
+    def told() -> str:
+        try:
+            import joblib  # noqa: F401
+
+            import eplb
+        except ImportError as error:
+            return str(error)
+        return f"eplb {eplb.__version__}"
+
+    return told
 
 
 def _called(policies: _Policies) -> dict[str, Policy | str | os.PathLike[str]]:
@@ -248,10 +330,10 @@ def _replay(
 
 
 @contextlib.contextmanager
-def _ending_quietly(replays: Iterator[Any]) -> Iterator[None]:
+def _ending_quietly(replays: Iterator[Any]) -> Iterator[Iterator[Any]]:
     """Call off what is not done when the rows end early, which joblib would warn of."""
     try:
-        yield
+        yield replays
     finally:
         if isinstance(replays, Generator):
             with warnings.catch_warnings():

@@ -9,14 +9,14 @@ __all__ = ["compare_command", "plan_command"]
 
 def plan_command(
     asked: Asked,
-    name: str,
+    names: tuple[str, ...],
     forecast: str | None,
     reading: tuple[str, ...],
     layers: tuple[str, ...],
     running: tuple[str, int] | None = None,
 ) -> str:
     """What makes the plan; from the placement that runs in a file, with so many moves."""
-    words = ["eplb", "plan", name, *_cluster_words(asked), *reading]
+    words = ["eplb", "plan", *names, *_cluster_words(asked), *reading]
     words += [] if forecast is None else ["--forecast", forecast]
     words += layers
     if running is not None:
@@ -25,10 +25,14 @@ def plan_command(
 
 
 def compare_command(
-    asked: Asked, name: str, forecast: str | None, reading: tuple[str, ...], every: int
+    asked: Asked,
+    names: tuple[str, ...],
+    forecast: str | None,
+    reading: tuple[str, ...],
+    every: int,
 ) -> str:
     """What prints the figures on loads that plans have not seen."""
-    words = ["eplb", "compare", name, *_cluster_words(asked)]
+    words = ["eplb", "compare", *names, *_cluster_words(asked)]
     for policy in ("deepseek", forecast or "eplb", "contiguous", "oracle"):
         words += ["--policy", policy]
     words += ["--every", str(every)] if every > 1 else []

@@ -1,10 +1,11 @@
 """From a trace to every figure of its report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import in_few_words
 from eplb.cluster import Cluster
 from eplb.cost import Assumptions
 from eplb.cost.gpus import Gpu, find_gpu
@@ -40,7 +41,7 @@ def measure(
     trace: LoadTrace,
     cluster: Cluster,
     *,
-    name: str = "loads",
+    name: str | Sequence[str] = "loads",
     current: Placement | None = None,
     current_name: str | None = None,
     num_groups: int = 1,
@@ -62,7 +63,7 @@ def measure(
     Args:
         trace: the windows, in the order in which they happened.
         cluster: the GPUs and their slots.
-        name: path of the trace, for the command that makes the plan.
+        name: path of the trace, or of its files, for the command that makes the plan.
         current: the placement that runs, for this cluster; None where engines start.
         current_name: its path.
         num_groups: groups that the model routes by.
@@ -95,6 +96,7 @@ def measure(
     say = progress or (lambda _what, _done, _wanted: None)
     asked = Asked(trace, cluster, num_groups, dispatch, threads)
     running = current or asked.start
+    names = (name,) if isinstance(name, str) else tuple(name)
     running_name = current_name or "current.json"
 
     say(STEPS[0], 0, 1)
@@ -137,7 +139,9 @@ def measure(
         asked,
         current,
         rule,
-        lambda number: plan_command(asked, name, forecast, reading, layers, (running_name, number)),
+        lambda number: plan_command(
+            asked, names, forecast, reading, layers, (running_name, number)
+        ),
     )
     through = measure_through(
         asked,
@@ -174,13 +178,13 @@ def measure(
     command = None
     if verdict.advised:
         told = None if current is None else (running_name, verdict.moves)
-        command = plan_command(asked, name, forecast, reading, layers, told)
+        command = plan_command(asked, names, forecast, reading, layers, told)
     return Figures(
-        setting=_setting(asked, name, current_name, every),
+        setting=_setting(asked, in_few_words(names), current_name, every),
         choice=Choice(
             forecast,
             command,
-            None if comparison is None else compare_command(asked, name, forecast, reading, every),
+            None if comparison is None else compare_command(asked, names, forecast, reading, every),
             tried,
             _mean_gap(made.gap, trace),
         ),
