@@ -162,11 +162,21 @@ HISTORY = json.dumps(
     {"load_history": [{"step": 1, "logical_expert_load": w} for w in TRACE.loads.tolist()]}
 )
 
+LINES = "\n".join(
+    [
+        json.dumps({"layer": 3, "topk_ids": [1, 0]}),
+        json.dumps({"layer": 3, "expert": 1, "count": 5}),
+        json.dumps({"choices": [{"routed_experts": [[[0, 1], [2, -1]]]}]}),
+        json.dumps({"window_expert_load": [[1, 2, 0]], "physical_to_logical_map": [[0, 1, -1]]}),
+    ]
+)
+
 SAMPLES: dict[str, tuple[str, Callable[[Path], bytes]]] = {
     "json": ("a.json", lambda _: json.dumps({"logical_count": TRACE.loads.tolist()}).encode()),
     "bare json": ("a.json", lambda _: json.dumps(TRACE.loads[0].tolist()).encode()),
     "history": ("a.json", lambda _: HISTORY.encode()),
     "json in pieces": ("a.json", lambda _: HISTORY.encode()),
+    "json lines": ("a.jsonl", lambda _: LINES.encode()),
     "npy": ("a.npy", lambda _: numpy_file("npy")),
     "npz": ("a.npz", lambda _: numpy_file("npz")),
     "own npz": ("a.npz", lambda folder: saved("a.npz", folder)),

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from eplb.checks import in_few_words, ranges
 from eplb.errors import FormatError, OptionError
 from eplb.formats.loads.arrays import read_npy, read_npz
-from eplb.formats.loads.bare import Bare, understood
+from eplb.formats.loads.bare import Bare, is_of_one_rank, split_rows, understood
 from eplb.formats.loads.json import read_json
-from eplb.formats.loads.lists import Listed, joined_lists, read_jsonl
+from eplb.formats.loads.jsonl import read_jsonl
+from eplb.formats.loads.lists import Listed, joined_lists
 from eplb.formats.loads.sglang import NothingRecordedError, Passes, dump_time, joined, read_pt
 from eplb.formats.loads.tables import read_csv, read_parquet
 from eplb.formats.loads.tensorrt_llm import is_statistics, read_statistics
@@ -31,9 +32,6 @@ _RANK = re.compile(
 )
 """How files are named after ranks; `decode_0.csv` is MindIE's."""
 
-_COLUMNS = re.compile(r"(?:decode|prefill)_[0-9]+", re.ASCII)
-"""MindIE's files have the experts of a rank, numbered within it, as columns."""
-
 _READERS: dict[str, Callable[[Path], LoadTrace | Steps | Passes | Listed | Bare]] = {
     ".csv": read_csv,
     ".json": read_json,
@@ -43,13 +41,14 @@ _READERS: dict[str, Callable[[Path], LoadTrace | Steps | Passes | Listed | Bare]
     ".parquet": read_parquet,
     ".pt": read_pt,
     ".jsonl": read_jsonl,
+    ".jsonl.gz": read_jsonl,
 }
 
 
 def _ending(path: Path) -> str:
     """What tells a file's format."""
     name = path.name.lower()
-    return ".json.gz" if name.endswith(".json.gz") else path.suffix.lower()
+    return next((each for each in _READERS if name.endswith(each)), path.suffix.lower())
 
 
 def read_file(path: Path, how: Reading) -> LoadTrace:
@@ -62,6 +61,8 @@ def read_file(path: Path, how: Reading) -> LoadTrace:
             return joined([content], Windows(path, how))
     if isinstance(content, Listed):
         content = joined_lists([[content]])
+    if is_of_one_rank(path):
+        warn(path, "is called like one rank's file: give the folder of all ranks' files")
     return windows_of(path, content, how)
 
 
@@ -189,6 +190,13 @@ def _by_rank(folder: Path, files: list[Path], *, as_given: bool = False) -> list
     for paths in ranks.values() if not as_given else ():
         paths.sort(key=lambda path: _natural(path.with_name(_RANK.sub("", path.name, count=1))))
     sizes = {rank or "0": len(paths) for rank, paths in ranks.items()}
+    numbers = sorted(int(rank or "0") for rank in ranks)
+    if len(numbers) <= numbers[-1] - numbers[0]:
+        missing = next(each for each in range(numbers[0], numbers[-1]) if each not in numbers)
+        lacks = f"has files of ranks up to {numbers[-1]}, and none of rank {missing}"
+        if is_of_one_rank(files[0]):
+            raise FormatError(f"{folder}: {lacks}: its experts are missing")
+        warn(folder, f"{lacks}: the tokens that it counted are missing")
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{size} of rank {rank}" for rank, size in list(sizes.items())[:4])
         raise FormatError(f"{folder}: has {said} files: each rank needs as many")
@@ -216,8 +224,10 @@ def _together(
             raise FormatError(
                 f"{path}: has shape {each.shape}, {group[0].name} has {loads[0].shape}"
             )
-    local = _COLUMNS.fullmatch(group[0].stem) is not None
-    whole = np.concatenate(loads, axis=2) if local else np.sum(loads, axis=0)
+    if is_of_one_rank(group[0]):
+        loads = [split_rows(group[0], np.concatenate(loads, axis=2)[0])]
+        return LoadTrace(loads[0])
+    whole = np.sum(loads, axis=0)
     if isinstance(parts[0], Steps):
         return replace(parts[0], pieces=[whole])
     whole.flags.writeable = False

@@ -111,6 +111,21 @@ def test_experts_that_tokens_chose_by_name(tmp_path: Path) -> None:
     for name in ("a.npz", "b.json", "routed_experts.npy"):
         trace = eplb.load_trace(tmp_path / name)
         assert trace.total().tolist() == np.array(expected).tolist()
+        assert trace.layers is None
+    np.savez(tmp_path / "a.npz", routed_experts=ids[:, 0])
+    with pytest.raises(
+        eplb.FormatError, match=r"shape \(40, 2\): give them as \[tokens, layers, k"
+    ):
+        eplb.load_trace(tmp_path / "a.npz")
+
+
+def test_arrays_called_by_ranks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ranks = RNG.poisson(RATES, (3, 4, 24))
+    for name in ("rank_layer_expert.npy", "counts-per-rank.npy"):
+        np.save(tmp_path / name, ranks)
+        with told(caplog, "its 3 arrays are taken for those of ranks.*--axes windows,layers,exp"):
+            assert np.array_equal(eplb.load_trace(tmp_path / name).loads, [ranks.sum(axis=0)])
+    assert len(eplb.load_trace(tmp_path / name, axes="windows,layers,experts")) == 3
 
 
 def test_counters_since_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -152,12 +167,13 @@ def test_files_of_ranks_that_counted_their_own_experts(
         assert np.array_equal(eplb.load_trace(tmp_path, merge="all").loads, LOADS[:1])
 
 
-def test_files_of_ranks_over_time(tmp_path: Path) -> None:
+def test_files_of_ranks_over_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each rank counted the tokens that it sent; the tenth step comes after the second."""
     for rank in (0, 1, 10):
         for step in (2, 10):
             save(tmp_path / f"counts_rank{rank}_step{step}.json", LOADS[step % 8] + rank)
-    trace = eplb.load_trace(tmp_path)
+    with told(caplog, "has files of ranks up to 10, and none of rank 2: the tokens that it count"):
+        trace = eplb.load_trace(tmp_path)
     assert trace.names == ("counts_rank0_step2", "counts_rank0_step10")
     assert np.array_equal(trace.loads, [3 * LOADS[2] + 11, 3 * LOADS[2] + 11])
     (tmp_path / "counts_rank10_step2.json").unlink()
@@ -165,11 +181,24 @@ def test_files_of_ranks_over_time(tmp_path: Path) -> None:
         eplb.load_trace(tmp_path)
 
 
-def test_columns_of_mindie_are_the_experts_of_a_rank(tmp_path: Path) -> None:
+def test_columns_of_mindie_are_the_experts_of_a_rank(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for rank in range(3):
         rows = BY_RANK[:, rank].astype(int)
         np.savetxt(tmp_path / f"decode_{rank}.csv", rows, fmt="%d", delimiter=",")
     assert np.array_equal(eplb.load_trace(tmp_path).loads, LOADS[:1])
+    with told(caplog, "decode_1.csv: is called like one rank's file: give the folder"):
+        assert eplb.load_trace(tmp_path / "decode_1.csv").num_experts == 8
+    # The layers of each interval are appended to those before.
+    for rank in range(3):
+        rows = LOADS.reshape(6, 4, 3, 8)[:, :, rank].reshape(24, 8).astype(int)
+        np.savetxt(tmp_path / f"decode_{rank}.csv", rows, fmt="%d", delimiter=",")
+    with told(caplog, "every 4 rows are alike, so its 24 rows are taken for 6 windows of 4 layers"):
+        assert np.array_equal(eplb.load_trace(tmp_path).loads, LOADS)
+    (tmp_path / "decode_1.csv").unlink()
+    with pytest.raises(eplb.FormatError, match="ranks up to 2, and none of rank 1: its experts ar"):
+        eplb.load_trace(tmp_path)
 
 
 def test_dumps_without_a_token_are_left_out(

@@ -1,8 +1,10 @@
 """Lists of layers, experts and counts, as tables, arrays and lines of JSON."""
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +135,59 @@ def test_lines_of_json(tmp_path: Path) -> None:
             eplb.load_trace(path)
 
 
+def test_lines_of_json_of_all_layers(tmp_path: Path) -> None:
+    """As vLLM returns them: `routed_experts` [tokens, layers, k] of requests, or of one token."""
+    ids = np.random.default_rng(0).permuted(np.tile(np.arange(8), (30, 3, 1)), axis=2)[:, :, :2]
+    expected = [[np.bincount(layer.ravel(), minlength=8) for layer in ids.transpose(1, 0, 2)]]
+    requests = [
+        {"prompt_routed_experts": None, "choices": [{"routed_experts": ids[:10].tolist()}]},
+        {"req_id": "b", "routed_experts": ids[10:25].tolist()},
+        *({"token_idx": at, "routed_experts": row.tolist()} for at, row in enumerate(ids[25:])),
+    ]
+    path = tmp_path / "a.jsonl"
+    text = "\n".join(map(json.dumps, requests))
+    path.write_text(text)
+    trace = eplb.load_trace(path)
+    assert np.array_equal(trace.loads, expected)
+    assert trace.layers is None  # they are MoE layers in order, whatever their numbers
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write(text)
+    assert np.array_equal(eplb.load_trace(tmp_path / "a.jsonl.gz").loads, expected)
+    # The same as one response, and as a list of them.
+    answers = [{"routed_experts": half.tolist()} for half in (ids[:10], ids[10:20])]
+    response = {"prompt_routed_experts": ids[20:].tolist(), "choices": answers, "usage": {}}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(response))
+    assert np.array_equal(eplb.load_trace(path).loads, expected)
+    for content, message in (
+        (answers, r"array\[0\] is an object.* read from a \.jsonl file, each on a line of its own"),
+        ({"routed_experts": "AAEC"}, r"routed_experts is text: decode it, and give an array \[tok"),
+        (
+            {"choices": [{"routed_experts": [[[[1]]]]}]},
+            r"choices\[0\]\.routed_experts\[0\]\[0\] has list, expected real",
+        ),
+        ({"routed_experts": [[[-2, 1]]]}, r"experts outside -1 to \d+ under routed_experts"),
+        (
+            {"choices": [{"text": "yes"}]},
+            "expected the key 'logical_count'.* 'routed_experts' are read too",
+        ),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(eplb.FormatError, match=message):
+            eplb.load_trace(path)
+
+
+def test_several_tokens_on_a_line_of_json(tmp_path: Path) -> None:
+    lines = [{"layer": 3, "topk_ids": [[0, 3], [3, 1], [-1, -1]]}, {"layer": 4, "topk_ids": [2, 3]}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    trace = eplb.load_trace(path)
+    assert (trace.layers, trace.loads.tolist()) == ((3, 4), [[[1, 1, 0, 2], [0, 0, 1, 1]]])
+    path.write_text(path.read_text()[:-3])
+    with pytest.raises(eplb.FormatError, match=r"not a whole JSON lines file \(line 2: Expecting"):
+        eplb.load_trace(path)
+
+
 def test_tables_with_a_column_of_layers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Layers from 3 on; without a heading they are known by counting up. Or semicolons."""
     rows = [(layer, 50 * layer % 17, 9, 30, 4) for layer in (3, 4, 5)]
@@ -160,6 +215,18 @@ def test_snapshots_of_vllm(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"world_size": 2, "snapshots": snapshots}))
     assert eplb.load_trace(path).loads.tolist() == [[[8, 1, 2]], [[2, 4, 4]]]
+    # As lines, with an empty slot, and with one map for all.
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("\n".join(map(json.dumps, snapshots)))
+    assert eplb.load_trace(lines).loads.tolist() == [[[8, 1, 2]], [[2, 4, 4]]]
+    fewer = {"step": 0, "window_expert_load": [[5, 1, 2, 0]]}
+    empty: dict[str, Any] = {"physical_to_logical_map": [[0, 1, 2, -1]], "snapshots": [fewer]}
+    path.write_text(json.dumps(empty))
+    assert eplb.load_trace(path).loads.tolist() == [[[5, 1, 2]]]
+    empty["snapshots"] = [{"window_expert_load": [[5, 1, 2, 3]]}]
+    path.write_text(json.dumps(empty))
+    with pytest.raises(eplb.FormatError, match=r"\[0\] has load in a slot whose expert is -1"):
+        eplb.load_trace(path)
     snapshots[1]["physical_to_logical_map"] = [[0, 1, 2, 9]]
     path.write_text(json.dumps({"snapshots": snapshots}))
     with pytest.raises(

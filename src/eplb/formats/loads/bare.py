@@ -5,30 +5,41 @@ only look wrong, a warning names the option that settles it.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.errors import FormatError, OptionError
-from eplb.formats.loads.lists import Listed, list_in_array, listed
+from eplb.errors import FormatError, LoadsError, OptionError
+from eplb.formats.loads.lists import MOST_EXPERTS, Listed, list_in_array, listed
 from eplb.formats.safe import floats, warn
 from eplb.formats.windows import Steps
 from eplb.loads import LoadTrace, check_values
 
-__all__ = ["Bare", "check_axes", "understood"]
+__all__ = ["Bare", "check_axes", "chosen_counts", "is_of_one_rank", "split_rows", "understood"]
 
 _WORDS = ("windows", "layers", "ranks", "experts", "local", "tokens", "choices")
 _ORDER = ("windows", "layers", "ranks", "experts")
-_MOE_LOAD = re.compile(r"moe_load_\d+", re.ASCII)
+_MOE_LOAD = re.compile(r"moe_load(?:_\d+)?", re.ASCII)
+_BY_RANK = re.compile(r"(?<![a-z])(?:(?:by|per)[_-]?ranks?|ranks?[_-]layers?[_-]experts?)(?![a-z])")
 _ROUTED = "routed_experts"
+
+_AT_ONCE = 1 << 20
+"""Choices that are counted at a time."""
+
+_ONE_RANK = re.compile(r"(?:decode|prefill)_[0-9]+", re.ASCII)
+"""How MindIE names files that have the experts of a rank, numbered within it, as columns."""
 
 _EXAMPLES = "layers,ranks,local or ranks,layers,experts or tokens,layers,choices"
 
 _UNLIKE = 0.2
 """Correlation of windows that follow each other, below which they are hardly of one model."""
+
+_ALIKE = 0.5
+"""Correlation of rows so many apart, from which they are likely of one layer; those of different
+layers have none."""
 
 _MOST_LAYERS = 128
 """More layers than any model has, about: a table of more has a row for each expert."""
@@ -67,11 +78,10 @@ def understood(path: Path, bare: Bare, axes: tuple[str, ...] | None) -> LoadTrac
         FormatError: an array of other axes than were named, or of more than can be guessed.
     """
     array = bare.array
-    if axes is None and array.ndim == 3:
-        if _MOE_LOAD.fullmatch(path.stem):
-            axes = ("layers", "ranks", "local")
-        elif _ROUTED in f"{path.stem} {bare.name}":
-            axes = ("tokens", "layers", "choices")
+    if axes is None and array.ndim == 2 and is_of_one_rank(path):
+        return LoadTrace(floats(array))
+    if axes is None:
+        axes = _axes_of_name(path, bare)
     if axes is not None:
         if array.ndim != len(axes):
             raise FormatError(f"{path}: has shape {array.shape}, and axes are {', '.join(axes)}")
@@ -104,6 +114,36 @@ def understood(path: Path, bare: Bare, axes: tuple[str, ...] | None) -> LoadTrac
     return trace
 
 
+def is_of_one_rank(path: Path) -> bool:
+    """Whether a file is named as those that have one rank's experts only."""
+    return _ONE_RANK.fullmatch(path.stem) is not None
+
+
+def split_rows(path: Path, loads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[T, L, E] windows of rows [T * L, E] to which the layers of each window were appended.
+
+    Rows that follow each other are of different layers, and so many rows on the same layers come
+    again: that number is known by what rows have in common. Where nothing comes again, all rows are
+    layers of one window.
+    """
+    num_rows = len(loads)
+    apart = loads - loads.mean(axis=1, keepdims=True)
+    norm = np.sqrt((apart**2).sum(axis=1))
+    apart /= np.where(norm > 0.0, norm, 1.0)[:, None]
+    highest = 0.0
+    for lag in range(1, min(num_rows // 2, _MOST_LAYERS) + 1):
+        alike = float((apart[:-lag] * apart[lag:]).sum(axis=1).mean())
+        if alike > max(_ALIKE, 2.0 * highest) and num_rows % lag == 0:
+            warn(
+                path,
+                f"every {lag} rows are alike, so its {num_rows} rows are taken for "
+                f"{num_rows // lag} windows of {lag} layers",
+            )
+            return loads.reshape(-1, lag, loads.shape[1])
+        highest = max(highest, alike)
+    return loads[None]
+
+
 def _arranged(array: NDArray[Any], axes: tuple[str, ...]) -> LoadTrace:
     """Loads with ranks added up, or their experts side by side."""
     named = ["experts" if axis == "local" else axis for axis in axes]
@@ -116,18 +156,63 @@ def _arranged(array: NDArray[Any], axes: tuple[str, ...]) -> LoadTrace:
     return LoadTrace(floats(whole.sum(axis=2, dtype=np.float64)))
 
 
+def _axes_of_name(path: Path, bare: Bare) -> tuple[str, ...] | None:
+    """The axes that the name of a file, or of an array in it, tells; None where it does not."""
+    shape = bare.array.shape
+    if _ROUTED in f"{path.stem} {bare.name}":
+        if len(shape) == 3:
+            return "tokens", "layers", "choices"
+        raise FormatError(
+            f"{path}: has {_ROUTED} of shape {shape}: give them as [tokens, layers, k], with the "
+            "requests of a batch one after the other"
+        )
+    if len(shape) == 3 and _MOE_LOAD.fullmatch(path.stem):
+        return "layers", "ranks", "local"
+    if len(shape) == 3 and _BY_RANK.search(f"{path.stem} {bare.name}".lower()):
+        warn(
+            path,
+            f"is called by ranks, so its {shape[0]} arrays are taken for those of ranks and added "
+            "up. If they follow in time, give --axes windows,layers,experts (axes)",
+        )
+        return "ranks", "layers", "experts"
+    return None
+
+
+def chosen_counts(ids: NDArray[Any]) -> NDArray[np.int64]:
+    """[L, E] how often tokens chose each expert, of `ids` [tokens, L, k]; -1 is padding."""
+    most = int(ids.max(initial=-1))
+    if not (ids.min(initial=0) >= -1 and most < MOST_EXPERTS):
+        raise LoadsError(f"has experts outside -1 to {MOST_EXPERTS - 1} under {_ROUTED}")
+    _, num_layers, top_k = ids.shape
+    counts = np.zeros(num_layers * (most + 1), np.int64)
+    first = np.arange(num_layers)[:, None] * (most + 1)
+    at_once = max(1, _AT_ONCE // (num_layers * top_k))
+    for begin in range(0, len(ids), at_once):
+        some = ids[begin : begin + at_once]
+        experts = some.astype(np.int64)
+        if not np.array_equal(some, experts):
+            raise LoadsError(f"has no whole numbers under {_ROUTED}")
+        real = experts != -1
+        counts += np.bincount((first + experts)[real], minlength=len(counts))
+    return counts.reshape(num_layers, most + 1)
+
+
 def _routed(path: Path, array: NDArray[Any], axes: tuple[str, ...]) -> Listed:
-    """A list of the experts that tokens chose; -1 is padding."""
+    """A list of the experts that tokens chose, of layers in order."""
     if "ranks" in axes or "windows" in axes:
         raise OptionError("axes tokens and choices go with layers alone")
-    ids = np.transpose(array, [axes.index(axis) for axis in ("layers", "tokens", "choices")])
-    layers = np.repeat(np.arange(len(ids)), ids[0].size)
-    chosen = ids.reshape(-1) != -1
-    pairs, counts = np.unique(
-        np.stack([layers[chosen], ids.reshape(-1)[chosen]]), axis=1, return_counts=True
+    counts = chosen_counts(
+        np.transpose(array, [axes.index(axis) for axis in ("tokens", "layers", "choices")])
     )
-    found = listed(path, None, pairs[0].astype(float), pairs[1].astype(float), counts.astype(float))
-    return replace(found, numbered=False) if len(ids) == 1 else found
+    layers, experts = (each.ravel() for each in np.indices(counts.shape))
+    return listed(
+        path,
+        None,
+        layers.astype(np.float64),
+        experts.astype(np.float64),
+        counts.ravel().astype(np.float64),
+        numbered=False,
+    )
 
 
 def _counts_up(column: NDArray[Any], first: int) -> bool:

@@ -1,5 +1,5 @@
-"""Loads in JSON, under `logical_count` as SGLang takes them, `load_history` as ADRS has them, or
-`snapshots` as branches of vLLM write them.
+"""Loads in JSON, under `logical_count` as SGLang takes them, `load_history` as ADRS has them,
+`snapshots` as branches of vLLM write them, or `routed_experts` as vLLM returns them.
 
 A file of any size is read window by window: Python's own objects take twenty times the memory of
 the text that they come from, so no more than one window is ever made of them.
@@ -23,7 +23,7 @@ from eplb.formats.loads.bare import Bare
 from eplb.formats.safe import LARGEST, frozen, reason, unique_keys
 from eplb.loads import LoadTrace
 
-__all__ = ["read_json"]
+__all__ = ["SNAPSHOT_KEYS", "read_json", "routed_of", "snapshot_loads"]
 
 _LONGEST = 8 << 20
 """Characters of one window, or of a row where a file has one window; the largest known has 2 MB."""
@@ -38,7 +38,12 @@ _REAL = {int, float}
 _HISTORY = "load_history"
 _COUNT = "logical_count"
 _SNAPSHOTS = "snapshots"
-_ROUTED = "routed_experts"
+_ROUTED = ("prompt_routed_experts", "routed_experts")
+_MAP = "physical_to_logical_map"
+SNAPSHOT_KEYS = ("window_expert_load", _MAP)
+
+_ANSWERS = ("choices", "outputs")
+"""Lists of completions, each with its own tokens."""
 
 
 def read_json(path: Path) -> LoadTrace | Bare:
@@ -66,6 +71,7 @@ def _read(path: Path, text: "_Text") -> LoadTrace | Bare:
 
 def _read_object(path: Path, text: "_Text") -> LoadTrace | Bare:
     found: dict[str, NDArray[np.float64]] = {}
+    routed: list[NDArray[np.float64]] = []
     others: list[str] = []
     for key in text.members():
         if key in found:
@@ -73,21 +79,76 @@ def _read_object(path: Path, text: "_Text") -> LoadTrace | Bare:
         if key == _HISTORY:
             found[key] = _collect(path, _windows(path, text.elements()), key)
         elif key == _SNAPSHOTS:
-            found[key] = _collect(path, _logical(path, text.elements()), key)
-        elif key in {_COUNT, _ROUTED}:
+            of_file = found.get(_MAP)
+            found[key] = _collect(path, _logical(path, text.elements(), of_file), key)
+        elif key in {_COUNT, _MAP}:
             found[key] = _collect(path, text.elements(), key)
+        elif key in _ROUTED:
+            values = text.elements()
+            if values is not None:
+                routed.append(_tokens(path, values, key))
+        elif key in _ANSWERS:
+            for number, item in enumerate(_list(path, text.elements(), key)):
+                routed += routed_of(path, item, f"{key}[{number}]")
         else:
             others = [*others, key][:5]
             text.skip()
     for key in (_HISTORY, _SNAPSHOTS, _COUNT):
         if key in found:
             return LoadTrace(found[key])
-    if _ROUTED in found:
-        return Bare(found[_ROUTED], _ROUTED)
+    if routed:
+        shapes = {each.shape[1:] for each in routed}
+        if len(shapes) > 1:
+            raise FormatError(f"{path}: has tokens of shapes {', '.join(map(str, sorted(shapes)))}")
+        return Bare(np.concatenate(routed), _ROUTED[-1])
     if "num_experts" in others:
         raise FormatError(f"{path}: is one file of TensorRT-LLM's statistics: give its folder")
+    if _MAP in found:
+        others.append(_MAP)
     keys = ", ".join(repr(key[:40]) for key in others) or "none"
-    raise FormatError(f"{path}: expected the key '{_COUNT}' or '{_HISTORY}', found {keys}")
+    raise FormatError(
+        f"{path}: expected the key '{_COUNT}' or '{_HISTORY}', found {keys} ('{_SNAPSHOTS}' and "
+        f"'{_ROUTED[-1]}' are read too)"
+    )
+
+
+def routed_of(path: Path, item: Any, place: str) -> list[NDArray[np.float64]]:
+    """[tokens, layers, k] each: the experts that tokens of a response chose, in it or its answers.
+
+    Raises:
+        FormatError: what is under such a key and is no array.
+    """
+    if not isinstance(item, dict):
+        return []
+    found = [
+        _tokens(path, iter(value) if isinstance(value, list) else value, f"{place}.{key}")
+        for key in _ROUTED
+        if (value := item.get(key)) is not None
+    ]
+    for key in _ANSWERS:
+        for number, answer in enumerate(item.get(key) or ()):
+            found += routed_of(path, answer, f"{place}.{key}[{number}]")
+    return found + routed_of(path, item.get("meta_info"), f"{place}.meta_info")
+
+
+def _tokens(path: Path, values: Any, name: str) -> NDArray[np.float64]:
+    """The experts [tokens, layers, k] of tokens, or [layers, k] of one."""
+    if isinstance(values, str):
+        raise FormatError(
+            f"{path}: {name} is text: decode it, and give an array [tokens, layers, k], as in .npy"
+        )
+    array = _collect(path, values, name)
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3:
+        raise FormatError(f"{path}: {name} has shape {array.shape}, expected [tokens, layers, k]")
+    return array
+
+
+def _list(path: Path, items: Any, name: str) -> Iterator[Any]:
+    if not isinstance(items, Iterator):
+        raise FormatError(f"{path}: {name} is {type(items).__name__}, expected a list")
+    return items
 
 
 class _Text:
@@ -207,27 +268,45 @@ def _windows(path: Path, history: Any) -> Iterator[Any]:
         yield item["logical_expert_load"]
 
 
-def _logical(path: Path, snapshots: Any) -> Iterator[Any]:
-    """Loads of experts in each of the `snapshots` of vLLM's branches, from those of slots."""
+def _logical(path: Path, snapshots: Any, of_file: NDArray[Any] | None) -> Iterator[Any]:
+    """Loads of experts in each of the `snapshots` of vLLM's branches, from those of slots; the map
+    may stand in each, or once before them.
+    """
     if not isinstance(snapshots, Iterator):
         raise FormatError(f"{path}: {_SNAPSHOTS} is no list of windows")
     for number, item in enumerate(snapshots):
-        place = f"{_SNAPSHOTS}[{number}]"
-        keys = ("window_expert_load", "physical_to_logical_map")
-        if not isinstance(item, dict) or not all(key in item for key in keys):
-            raise FormatError(
-                f"{path}: {place} is no object with the keys {keys[0]!r}, {keys[1]!r}"
-            )
-        slots, experts = (_collect(path, iter(item[key]), f"{place}.{key}") for key in keys)
-        if slots.shape != experts.shape or slots.ndim != 2:
-            raise FormatError(f"{path}: {place} has loads {slots.shape}, and a map {experts.shape}")
-        if not (experts.min() >= 0 and experts.max() < slots.shape[1]):
-            raise FormatError(f"{path}: {place}.{keys[1]} has experts outside its slots")
-        width = int(experts.max()) + 1
-        yield [
-            np.bincount(row.astype(np.int64), load, width).tolist()
-            for row, load in zip(experts, slots, strict=True)
-        ]
+        if isinstance(item, dict) and of_file is not None:
+            item.setdefault(_MAP, of_file.tolist())
+        yield snapshot_loads(path, item, f"{_SNAPSHOTS}[{number}]")
+
+
+def snapshot_loads(path: Path, item: Any, place: str) -> list[list[float]]:
+    """[L][E] loads of experts of a snapshot, from those of slots; empty slots have expert -1.
+
+    Raises:
+        FormatError: no snapshot, or loads that do not go with its map.
+    """
+    if not isinstance(item, dict) or not all(key in item for key in SNAPSHOT_KEYS):
+        raise FormatError(
+            f"{path}: {place} is no object with the keys {SNAPSHOT_KEYS[0]!r}, {_MAP!r}; one map "
+            "for all may stand before them"
+        )
+    slots, experts = (
+        _collect(path, iter(value) if isinstance(value, list) else value, f"{place}.{key}")
+        for key in SNAPSHOT_KEYS
+        for value in [item[key]]
+    )
+    if slots.shape != experts.shape or slots.ndim != 2:
+        raise FormatError(f"{path}: {place} has loads {slots.shape}, and a map {experts.shape}")
+    if not (experts.min() >= -1 and experts.max() < slots.shape[1]):
+        raise FormatError(f"{path}: {place}.{_MAP} has experts outside its slots")
+    if slots[experts == -1].any():
+        raise FormatError(f"{path}: {place} has load in a slot whose expert is -1")
+    width = int(experts.max()) + 1
+    return [
+        np.bincount(row[row >= 0].astype(np.int64), load[row >= 0], width).tolist()
+        for row, load in zip(experts, slots, strict=True)
+    ]
 
 
 def _collect(path: Path, items: Any, name: str) -> NDArray[np.float64]:
@@ -252,6 +331,11 @@ def _collect(path: Path, items: Any, name: str) -> NDArray[np.float64]:
 
 def _append(path: Path, values: "array[float]", item: Any, place: str) -> tuple[int, ...]:
     """Append a row of numbers, or the rows of a window, and return the shape."""
+    if isinstance(item, dict):
+        raise FormatError(
+            f"{path}: {place} is an object, expected a row of numbers. Objects with "
+            "`routed_experts` or `topk_ids` are read from a .jsonl file, each on a line of its own"
+        )
     if not isinstance(item, list):
         raise FormatError(f"{path}: {place} is {type(item).__name__}, expected a row of numbers")
     if not item:

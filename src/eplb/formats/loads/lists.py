@@ -1,13 +1,10 @@
 """Loads as lists: a row for each layer and expert that had tokens, with their number.
 
 Tables `layer_id,expert_id,count` of SGLang's first recorder, with or without a column of layers, of
-windows and of ranks; lines of JSON that tell the experts of each token, `{"layer", "topk_ids"}`.
-Pairs without tokens are missing, so only all files of a folder together tell how many experts there
-are.
+windows and of ranks; and what lines of JSON tell. Pairs without tokens are missing, so only all
+files of a folder together tell how many experts there are.
 """
 
-import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +15,30 @@ from numpy.typing import NDArray
 
 from eplb.checks import LAYERS
 from eplb.errors import FormatError
-from eplb.formats.safe import check_size, reading, warn
+from eplb.formats.safe import check_size, warn
 from eplb.loads import LoadTrace
 
-__all__ = ["Listed", "joined_lists", "list_columns", "list_in_array", "listed", "read_jsonl"]
+__all__ = [
+    "CHOSEN",
+    "COUNT",
+    "EXPERT",
+    "LAYER",
+    "MOST_EXPERTS",
+    "WINDOW",
+    "Listed",
+    "joined_lists",
+    "list_columns",
+    "list_in_array",
+    "listed",
+]
 
-_EXPERT = ("expert", "expert_id", "expert_idx", "expert_index", "logical_expert")
-_COUNT = ("count", "counts", "load", "tokens", "num_tokens", "token_count")
-_LAYER = ("layer", "layer_id", "layer_idx", "layer_index")
-_WINDOW = ("window", "step", "iteration", "forward_pass_id")
-_CHOSEN = ("topk_ids", "topk_idx", "expert_ids", "routed_experts")
+EXPERT = ("expert", "expert_id", "expert_idx", "expert_index", "logical_expert")
+COUNT = ("count", "counts", "load", "tokens", "num_tokens", "token_count")
+LAYER = ("layer", "layer_id", "layer_idx", "layer_index")
+WINDOW = ("window", "step", "iteration", "forward_pass_id")
+CHOSEN = ("topk_ids", "topk_idx", "expert_ids", "routed_experts")
 
-_MOST_EXPERTS = 16_384
+MOST_EXPERTS = 16_384
 """Some times more than any model has: an array is made for all of them."""
 
 
@@ -65,16 +74,16 @@ def list_columns(path: Path, names: Sequence[str]) -> tuple[int | None, ...] | N
     def find(known: Sequence[str]) -> int | None:
         return next((plain.index(name) for name in known if name in plain), None)
 
-    expert, count = find(_EXPERT), find(_COUNT)
+    expert, count = find(EXPERT), find(COUNT)
     if expert is None:
         return None
     if count is None:
         raise FormatError(
             f"{path}: has a column {names[expert].strip()!r} and none of counts: name it "
-            f"{_COUNT[0]!r}. If a row is an expert and a column a layer, leave that column and the "
+            f"{COUNT[0]!r}. If a row is an expert and a column a layer, leave that column and the "
             "heading out and give --axes experts,layers (axes)"
         )
-    return find(_WINDOW), find(_LAYER), expert, count
+    return find(WINDOW), find(LAYER), expert, count
 
 
 def listed(
@@ -83,15 +92,17 @@ def listed(
     layers: NDArray[np.float64] | None,
     experts: NDArray[np.float64],
     counts: NDArray[np.float64],
+    *,
+    numbered: bool = True,
 ) -> Listed:
-    """The rows, checked.
+    """The rows, checked; layers may be no numbers of the model's but only in order.
 
     Raises:
         FormatError: no row, or a layer or expert that is no number of one.
     """
     if not len(experts):
         raise FormatError(f"{path}: has no line of numbers")
-    for name, values, most in (("layer", layers, LAYERS), ("expert", experts, _MOST_EXPERTS)):
+    for name, values, most in (("layer", layers, LAYERS), ("expert", experts, MOST_EXPERTS)):
         if values is None:
             continue
         wrong = np.flatnonzero(~((values >= 0) & (values < most) & (values == np.floor(values))))
@@ -107,7 +118,7 @@ def listed(
         numbers,
         experts.astype(np.int64),
         counts,
-        layers is not None,
+        numbered and layers is not None,
     )
 
 
@@ -168,45 +179,3 @@ def list_in_array(path: Path, array: NDArray[np.float64]) -> Listed | None:
     what = "layer, expert, count" if len(columns) == 3 else "expert, count"
     warn(path, f"its {len(columns)} columns are taken for {what}")
     return listed(path, None, layers if len(columns) == 3 else None, experts, columns[-1])
-
-
-def read_jsonl(path: Path) -> Listed:
-    """Lines of JSON: the experts of a token in a layer, or the count of an expert."""
-    found: Counter[tuple[str, int, int]] = Counter()
-    numbered = True
-    with reading(path, "JSON lines"), path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            item = json.loads(line)
-            if not isinstance(item, dict):
-                raise FormatError(f"{path}: line {number} is no object")
-            layer, window = _first(item, _LAYER), _first(item, _WINDOW)
-            chosen, expert = _first(item, _CHOSEN), _first(item, _EXPERT)
-            numbered = numbered and layer is not None
-            if chosen is None and expert is not None:
-                chosen = [expert]
-            count = _first(item, _COUNT) if expert is not None else 1
-            ids = chosen if isinstance(chosen, list) else [None]
-            if not all(type(each) is int for each in (*ids, count, 0 if layer is None else layer)):
-                raise FormatError(
-                    f"{path}: line {number} has no numbers under {_LAYER[0]!r} and {_CHOSEN[0]!r}, "
-                    f"or {_EXPERT[0]!r} and {_COUNT[0]!r}"
-                )
-            for each in ids:
-                # -1 stands where a batch is padded.
-                if each is not None and each != -1:
-                    key = "0" if window is None else str(window), int(layer or 0), int(each)
-                    found[key] += count
-    keys = list(found)
-    return listed(
-        path,
-        [key[0] for key in keys],
-        np.array([key[1] for key in keys], np.float64) if numbered else None,
-        np.array([key[2] for key in keys], np.float64),
-        np.array(list(found.values()), np.float64),
-    )
-
-
-def _first(item: dict[str, Any], keys: Sequence[str]) -> Any:
-    return next((item[key] for key in keys if key in item), None)
