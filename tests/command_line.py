@@ -26,6 +26,8 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", command),
+        # As by the script `eplb`, whatever module pytest was started by.
+        mock.patch.object(sys.modules["__main__"], "__package__", None),
         mock.patch.dict(os.environ, {**_WIDTH, **environment}),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
