@@ -1,5 +1,8 @@
-"""A digest of many plans, to compare processes with: `python fingerprint.py small|all [TRACES]`."""
+"""A digest of many plans, to compare processes with: `python fingerprint.py small|all|signatures
+[TRACES]`, the last with how often each kernel was compiled.
+"""
 
+import gc
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -7,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
+from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 from recorded import DEEPSEEK_V3, load_recorded
 
-from eplb import Cluster, plan
+import eplb
+from eplb import Cluster, Placement, plan
 from eplb.planning.plan import Effort
 
 __all__ = ["fingerprint"]
@@ -25,6 +30,8 @@ class Cell(NamedTuple):
     weights: tuple[float, ...] | None = None
     effort: Effort = "default"
     dispatch: str = "even"
+    current: Placement | None = None
+    max_moves: int | None = None
 
 
 def _kinds(num_layers: int, num_experts: int) -> NDArray[np.float64]:
@@ -61,8 +68,9 @@ def _cells_of_windows(
     cluster: Cluster,
     num_groups: int,
     weights: tuple[float, ...] | None = None,
+    efforts: tuple[Effort, ...] = get_args(Effort),
 ) -> Iterator[Cell]:
-    for effort in get_args(Effort):
+    for effort in efforts:
         yield Cell(windows, cluster, num_groups, weights, effort)
 
 
@@ -76,10 +84,33 @@ def _small_cells() -> Iterator[Cell]:
         (24, Cluster(6, 3, 6), 6),
     ):
         yield Cell(_kinds(2, num_experts), cluster, num_groups)
-    yield from _cells_of_windows(_windows(4, 1, 8), Cluster(4, 1, 3), 1, (3.0, 1.0, 0.0, 0.7))
-    yield from _cells_of_windows(_windows(3, 1, 8), Cluster(4, 2, 3), 4)
+    # Without compiling, the most effort takes a while.
+    little: tuple[Effort, ...] = ("fast", "default")
+    weights = (3.0, 1.0, 0.0, 0.7)
+    yield from _cells_of_windows(_windows(4, 1, 8), Cluster(4, 1, 3), 1, weights, little)
+    yield from _cells_of_windows(_windows(3, 1, 8), Cluster(4, 2, 3), 4, None, little)
     yield from _cells_of_windows(_windows(3, 1, 6), Cluster(6, 1, 1), 1)
     yield from _cells_of_windows(_windows(2, 1, 3), Cluster(2, 1, 4), 1)
+
+
+def _moving_cells() -> Iterator[Cell]:
+    """From what runs, with and without a budget: ties, groups, and a cluster that changes."""
+    rng = np.random.default_rng(0)
+    for num_windows, num_groups, cluster, ties in (
+        (1, 1, Cluster(8, 1, 5), False),
+        (1, 1, Cluster(8, 1, 5), True),
+        (1, 8, Cluster(8, 4, 5), False),
+        (3, 1, Cluster(6, 1, 6), False),
+        (2, 4, Cluster(12, 2, 3), True),
+    ):
+        loads = rng.lognormal(size=(num_windows + 1, 7, 32))
+        if ties:
+            loads = np.floor(loads)
+        cell = Cell(loads[:-1], cluster, num_groups)
+        cell = cell._replace(current=plan(loads[-1], Cluster(8, 1, 5)).placement)
+        yield cell
+        yield cell._replace(max_moves=140)
+        yield cell._replace(max_moves=180, effort="fast")
 
 
 def _large_cells(traces: Path | None) -> Iterator[Cell]:
@@ -87,6 +118,7 @@ def _large_cells(traces: Path | None) -> Iterator[Cell]:
     yield Cell(_kinds(9, 256), Cluster(32, 4, 9))
     yield Cell(_kinds(4, 256), Cluster(144, 1, 2))
     yield Cell(_kinds(4, 512), Cluster(64, 1, 10))
+    yield from _moving_cells()
     yield from _cells_of_windows(_windows(5, 2, 64), Cluster(16, 4, 5), 8)
     yield from _cells_of_windows(_windows(4, 2, 64), Cluster(16, 1, 5), 1, (0.1, 0.4, 0.2, 0.3))
     yield Cell(_windows(4, 2, 64), Cluster(16, 1, 5), dispatch="best")
@@ -106,7 +138,7 @@ def _large_cells(traces: Path | None) -> Iterator[Cell]:
 
 
 def fingerprint(*, small: bool, traces: Path | None = None, threads: int | None = None) -> str:
-    """SHA-256 of the slots, peaks and bounds of every cell."""
+    """SHA-256 of the slots, peaks, bounds and moves of every cell."""
     digest = hashlib.sha256()
     for cell in (*_small_cells(), *(() if small else _large_cells(traces))):
         made = plan(
@@ -116,13 +148,36 @@ def fingerprint(*, small: bool, traces: Path | None = None, threads: int | None 
             weights=cell.weights,
             effort=cell.effort,
             dispatch=cell.dispatch,
+            current=cell.current,
+            max_moves=cell.max_moves,
             threads=threads,
         )
         for array in (made.placement.phy2log, made.peak, made.bound):
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        digest.update(str(made.moves).encode())
     return digest.hexdigest()
 
 
+def signatures() -> Iterator[str]:
+    """Each kernel's name and how many signatures it was compiled for in this process, the kernels
+    of other rules and of splits called besides.
+    """
+    for rule in ("even", "best", "sglang", "ascend"):
+        eplb.warmup(rule)
+    placement = plan(np.ones((1, 4)), Cluster(2, 1, 3)).placement
+    for rule in ("best", "sglang", "ascend"):
+        for loads in (np.ones((1, 4)), np.ones((2, 1, 4))):
+            plan(loads, Cluster(2, 1, 3), dispatch=rule)
+        placement.gpu_load(np.ones((2, 1, 4)), rule)
+    eplb.dispatch(placement, np.ones((2, 1, 4))).table()
+    for each in gc.get_objects():
+        if isinstance(each, Dispatcher) and each.py_func.__module__.startswith("eplb."):
+            yield f"{each.py_func.__name__} {len(each.signatures)}"
+
+
 if __name__ == "__main__":
-    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    sys.stdout.write(fingerprint(small=sys.argv[1] == "small", traces=folder))
+    which, *folder = sys.argv[1:]
+    lines = [fingerprint(small=which == "small", traces=Path(folder[0]) if folder else None)]
+    if which == "signatures":
+        lines += signatures()
+    sys.stdout.write("\n".join(lines))
