@@ -327,9 +327,9 @@ def print_demo(console: Console, found: Demo, seed: int) -> None:
     _line(
         console,
         f"{found.layers} MoE layers of {found.experts} experts in {cluster}. Kinds of requests "
-        f"follow each other; a window has {TOKENS:,} tokens. Before each of {found.windows} "
-        "windows (seed "
-        f"{seed}) the experts are placed again by what came before it. The window then shows how "
+        f"follow each other; a window has {TOKENS:,} tokens, as vLLM's last 1,000 forward passes "
+        f"with 94 on each of 32 GPUs. Before each of {found.windows} windows (seed {seed}) the "
+        "experts are placed again by what came before it. The window then shows how "
         "good that is, on loads that no plan has seen.",
     )
     console.print()
