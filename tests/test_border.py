@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,12 @@ def test_copies_are_read_only(copied: Callable[[Any], Any]) -> None:
         copied(frontier).moves, copied(split).split,
     ):  # fmt: skip
         assert not array.flags.writeable
+    assert plan == made
+    assert hash(plan) == hash(made)
+    assert plan != replace(made, moves=7)
+    assert plan != replace(made, lost=np.array([[0, 1]]))
+    assert repr(plan).count("\n") == 0
+    assert len(repr(plan)) < 100
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ __all__ = [
     "check_weights",
     "check_windows",
     "is_tensor",
+    "to_total",
     "trace_of",
 ]
 
@@ -120,6 +121,16 @@ def check_windows(loads: Any) -> NDArray[np.float64]:
         )
     check_values(array)
     return array if array.ndim == 3 else array[None]
+
+
+def to_total(
+    windows: NDArray[np.float64], total: NDArray[np.float64], wanted: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Windows [T, L, E] whose layers add up to `total` [T, L, 1], so that they add up to `wanted`
+    [L, 1]; a layer without load keeps none.
+    """
+    scale = np.divide(wanted, total, out=np.zeros_like(total), where=total > 0.0)
+    return windows * scale
 
 
 def check_weights(weights: Any, num_windows: int) -> NDArray[np.float64]:

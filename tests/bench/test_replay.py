@@ -22,7 +22,7 @@ def test_scores_are_the_formulas() -> None:
     planned, scored = deepseek_v3(seed=1)[:6], deepseek_v3(seed=2)[:6]
     scored[2, 7] = 0.0
     phy2log, log2phy, logcnt = eplb.rebalance_experts(torch.from_numpy(planned), 288, 8, 4, 32)
-    placement = Placement(phy2log, 256, Cluster(32, 4, 9))
+    placement = Placement(phy2log.numpy(), 256, Cluster(32, 4, 9))
     gpu, expert = adrs.scores(log2phy, logcnt, torch.from_numpy(scored).long())
     assert gpu == pytest.approx(placement.balancedness(scored, average="pooled"), abs=1e-9)
     of_slots = balancedness(placement.slot_load(scored), "pooled")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,10 @@ def test_names_of_a_model_and_a_gpu(call: Call) -> None:
     code, out, _ = call(*arguments, *more, "--expert-share", 0.25, "--json")
     wanted = {**vars(service), "expert_bytes": 5, "bandwidth_between": 1.5, "expert_share": 0.25}
     assert json.loads(out)["service"] == wanted
+    engine = ("--engine", "vllm-sync", "--layer-seconds", 0.5)
+    code, out, _ = call(*arguments, *more[:2], "--model", "gpt-oss-20b", *engine, "--json")
+    synchronous = replace(service.in_engine("vllm-sync"), layer_seconds=0.5)
+    assert json.loads(out)["service"] == vars(synchronous)
 
 
 def test_migrate_is_the_function(call: Call) -> None:

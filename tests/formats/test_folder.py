@@ -34,6 +34,23 @@ def test_folder_in_natural_order(tmp_path: Path) -> None:
     assert load_trace(tmp_path).total().tolist() == (160 * LOADS).tolist()
 
 
+def test_a_folder_of_workloads_is_told_to_be_no_series(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("step1", "step2", "step10"):
+        write_json(tmp_path / f"{name}.json", LOADS)
+    load_trace(tmp_path)
+    assert caplog.messages == []
+    write_json(tmp_path / "chat.json", LOADS)
+    load_trace(tmp_path)
+    (told,) = caplog.messages
+    assert "2 kinds of names (chat.json to step10.json) tell no order in time" in told
+    caplog.clear()
+    # Who gives the files gives their order.
+    load_trace([tmp_path / "step1.json", tmp_path / "chat.json"])
+    assert caplog.messages == []
+
+
 def test_dumps_in_order_of_time(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="torch reads and writes .pt files")
     times = [1755000000.5, 1755000000.25, 1755000000.75]

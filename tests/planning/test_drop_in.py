@@ -6,6 +6,7 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from eplb import (
     Cluster,
@@ -105,7 +106,7 @@ def test_groups_stay_on_a_node_where_nodes_divide_them() -> None:
 
 @pytest.mark.parametrize("weight", [WEIGHT, WEIGHT.tolist(), WEIGHT.astype(np.float32)])
 def test_arrays_come_back_as_arrays_that_the_caller_owns(weight: Any) -> None:
-    maps = rebalance_experts(weight, *POLICIES["hierarchical"])
+    maps: tuple[NDArray[np.int64], ...] = rebalance_experts(weight, *POLICIES["hierarchical"])
     for made in maps:
         assert type(made) is np.ndarray
         assert made.dtype == np.int64

@@ -11,16 +11,20 @@ from eplb.cli.options import (
     DEFAULT_POLICIES,
     AsJson,
     Between,
+    EngineName,
     ExpertShare,
     First,
     GpuName,
     Gpus,
     Groups,
     History,
+    LayerDelay,
+    LayerSeconds,
     ModelName,
     Nodes,
     PlainExpertBytes,
     Policies,
+    RebalanceSeconds,
     Record,
     Slots,
     Stall,
@@ -28,7 +32,6 @@ from eplb.cli.options import (
     Within,
     cluster_of,
     listed,
-    rates_of,
     rule_of,
     service_of,
 )
@@ -85,6 +88,10 @@ def command(
     gpu: GpuName = None,
     bandwidth_within: Within = None,
     bandwidth_between: Between = None,
+    engine: EngineName = None,
+    rebalance_seconds: RebalanceSeconds = None,
+    layer_seconds: LayerSeconds = None,
+    layer_delay: LayerDelay = None,
     stall: Stall = None,
     expert_share: ExpertShare = None,
     output: Record = None,
@@ -104,18 +111,19 @@ def command(
     cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
     service = None
     more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)
-    if any(value is not None for value in more):
-        rates = rates_of(
+    overhead = (engine, rebalance_seconds, layer_seconds, layer_delay)
+    if any(value is not None for value in (*more, *overhead)):
+        service = service_of(
             cluster,
-            model,
-            gpu,
-            expert_bytes,
-            bandwidth_within,
-            bandwidth_between,
-            loads.num_experts,
-            loads.model,
+            loads,
+            (model, gpu, expert_bytes, bandwidth_within, bandwidth_between),
+            engine,
+            stall=stall,
+            expert_share=expert_share,
+            rebalance_seconds=rebalance_seconds,
+            layer_seconds=layer_seconds,
+            layer_delay=layer_delay,
         )
-        service = service_of(cluster, rates, stall, expert_share)
     failures: list[EplbError] = []
     with (
         printing_to_stderr(),

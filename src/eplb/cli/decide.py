@@ -17,13 +17,17 @@ from eplb.cli.options import (
     CurrentGpus,
     Dead,
     DispatchRule,
+    EngineName,
     ExpertBytes,
     ExpertShare,
     GpuName,
     Groups,
+    LayerDelay,
+    LayerSeconds,
     LeastGain,
     MaxMoves,
     ModelName,
+    RebalanceSeconds,
     SomeGpus,
     SomeNodes,
     SomeSlots,
@@ -34,7 +38,6 @@ from eplb.cli.options import (
     given,
     moe_slots,
     next_command,
-    rates_of,
     rule_of,
     service_of,
 )
@@ -72,6 +75,10 @@ def command(
     expert_bytes: ExpertBytes = None,
     bandwidth_within: Within = None,
     bandwidth_between: Between = None,
+    engine: EngineName = None,
+    rebalance_seconds: RebalanceSeconds = None,
+    layer_seconds: LayerSeconds = None,
+    layer_delay: LayerDelay = None,
     stall: Stall = None,
     expert_share: ExpertShare = None,
     margin: Annotated[
@@ -119,17 +126,17 @@ def command(
     running, cluster = load_current(
         current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead
     )
-    rates = rates_of(
+    service = service_of(
         cluster,
-        model,
-        gpu,
-        expert_bytes,
-        bandwidth_within,
-        bandwidth_between,
-        loads.num_experts,
-        loads.model,
+        loads,
+        (model, gpu, expert_bytes, bandwidth_within, bandwidth_between),
+        engine,
+        stall=stall,
+        expert_share=expert_share,
+        rebalance_seconds=rebalance_seconds,
+        layer_seconds=layer_seconds,
+        layer_delay=layer_delay,
     )
-    service = service_of(cluster, rates, stall, expert_share)
     budget = None
     if max_moves is not None:
         budget = budget_from(max_moves, "--max-moves").of(moe_slots(loads, cluster))
@@ -172,6 +179,8 @@ def command(
         if goes is None and found.placement is not None:
             command = next_command(traces, cluster, groups, reading, current, found.moves)
         print_decision(Console(), f"{in_few_words(traces)}, {current} running", found, command)
+        if service.lost_seconds(0.0, 1) == 0.0 == service.layer_delay:
+            say("Only transfers are counted; --engine adds the time that an engine itself takes.")
     if goes is not None and found.placement is not None:
         save_placement(found.placement, goes, to="sglang", dense=loads.dense, layers=loads.layers)
         if not as_json:

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -24,7 +24,7 @@ from eplb.formats.placements import (
     save_placement,
 )
 from eplb.loads import LoadTrace
-from eplb.moving.service import Service
+from eplb.moving.service import OVERHEADS, Service
 from eplb.placement import Placement
 from eplb.planning.forecast import Scenarios
 from eplb.planning.plan import Plan, what_is_left
@@ -39,6 +39,7 @@ __all__ = [
     "CurrentGpus",
     "Dead",
     "DispatchRule",
+    "EngineName",
     "ExpertBytes",
     "ExpertShare",
     "First",
@@ -46,6 +47,8 @@ __all__ = [
     "Gpus",
     "Groups",
     "History",
+    "LayerDelay",
+    "LayerSeconds",
     "LeastGain",
     "MaxMoves",
     "ModelName",
@@ -54,6 +57,7 @@ __all__ = [
     "PlainExpertBytes",
     "Policies",
     "Rates",
+    "RebalanceSeconds",
     "Record",
     "RunningPlacement",
     "Slots",
@@ -446,7 +450,41 @@ Between = Annotated[
 Stall = Annotated[
     float | None,
     typer.Option(
-        help="Share of a transfer's time in which the service is stopped. [default: 1]",
+        help="Share of a transfer's time in which the service is stopped. "
+        "[default: the engine's, or 1]",
+        show_default=False,
+    ),
+]
+EngineName = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="Engine whose own time for a rebalance is counted, beside that of the transfers: "
+        f"{', '.join(OVERHEADS)}. [default: transfers alone]",
+        show_default=False,
+    ),
+]
+RebalanceSeconds = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds that the service stops at each rebalance, beside the transfers. "
+        "Overrides --engine.",
+        show_default=False,
+    ),
+]
+LayerSeconds = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds that the service stops for each layer that moves, beside the transfers. "
+        "Overrides --engine.",
+        show_default=False,
+    ),
+]
+LayerDelay = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds from when one layer has moved until the next has: a forward pass, where the "
+        "engine moves a layer at a time. Overrides --engine.",
         show_default=False,
     ),
 ]
@@ -517,13 +555,25 @@ def rates_of(
 
 
 def service_of(
-    cluster: Cluster, rates: Rates, stall: float | None, expert_share: float | None
+    cluster: Cluster,
+    loads: LoadTrace,
+    said: tuple[str | None, str | None, int | None, float | None, float | None],
+    engine: str | None,
+    **fields: float | None,
 ) -> Service:
-    """The service.
+    """The service that options say.
+
+    Args:
+        cluster: the GPUs and nodes.
+        loads: what the model has.
+        said: --model, --gpu, --expert-bytes, --bandwidth-within and --bandwidth-between.
+        engine: whose overheads are counted.
+        fields: of a `Service`, where they are given.
 
     Raises:
         EplbError: a figure that is missing, or as for `Service`.
     """
+    rates = rates_of(cluster, *said, loads.num_experts, loads.model)
     if rates.expert_bytes is None:
         raise OptionError("the size of an expert is not known: give --model or --expert-bytes")
     between = rates.between
@@ -533,9 +583,10 @@ def service_of(
         missing = "--bandwidth-within" if rates.within is None else "--bandwidth-between"
         raise OptionError(f"the bandwidth of the GPUs is not known: give --gpu or {missing}")
     service = Service(rates.expert_bytes, rates.within, between)
-    if stall is not None:
-        service = replace(service, stall=stall)
-    return service if expert_share is None else replace(service, expert_share=expert_share)
+    if engine is not None:
+        service = service.in_engine(engine)
+    known: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    return replace(service, **known)
 
 
 @dataclass(frozen=True)

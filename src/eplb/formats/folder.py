@@ -32,6 +32,8 @@ _RANK = re.compile(
 )
 """How files are named after ranks; `decode_0.csv` is MindIE's."""
 
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
+
 _READERS: dict[str, Callable[[Path], LoadTrace | Steps | Passes | Listed | Bare]] = {
     ".csv": read_csv,
     ".json": read_json,
@@ -72,7 +74,20 @@ def read_folder(folder: Path, how: Reading) -> LoadTrace:
         if is_statistics(folder):
             return windows_of(folder, read_statistics(folder), how)
         groups = _by_rank(folder, _files(folder))
+    _doubt_order(folder, [group[0] for group in groups])
     return _read_groups(folder, groups, how)
+
+
+def _doubt_order(folder: Path, files: list[Path]) -> None:
+    """Tell where names of files differ in more than numbers: these are of no one time series."""
+    kinds = dict.fromkeys(_NUMBER.sub("", path.stem) for path in files)
+    if len(kinds) > 1:
+        warn(
+            folder,
+            f"{len(kinds)} kinds of names ({files[0].name} to {files[-1].name}) tell no order in "
+            "time: what comes later in it is only another workload; give the files in their order, "
+            "or --merge all for their sum",
+        )
 
 
 def read_files(sources: list[Path], how: Reading) -> LoadTrace:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from eplb.checks import real_number
 from eplb.cluster import Cluster
@@ -37,7 +37,10 @@ class Decision:
         verdict: what plans gain on loads that they have not seen, whatever moving costs.
         gain: share by which the peaks are expected to fall on loads to come.
         gained_seconds: time that the service is expected to gain until the next decision.
-        lost_seconds: time that it loses by moving.
+        lost_seconds: time that it loses by moving: to transfers, and to what else a rebalance
+            costs the engine.
+        break_even: seconds after which as much time has been gained as is lost, None where moving
+            never pays.
         moves: experts that GPUs must receive.
         total_bytes: bytes of them.
         moving_seconds: time that the transfers take.
@@ -54,6 +57,7 @@ class Decision:
     gain: float
     gained_seconds: float
     lost_seconds: float
+    break_even: float | None
     moves: int
     total_bytes: int
     moving_seconds: float
@@ -68,7 +72,7 @@ class Decision:
 
 
 def decide(
-    loads: Any,
+    loads: ArrayLike,
     cluster: Cluster,
     current: Placement,
     service: Service,
@@ -107,7 +111,7 @@ def decide(
         weights: [T] what windows count.
         max_moves: maximum number of moves.
         margin: minimum ratio of gain to cost.
-        least_gain: balancedness that moving is to gain on loads not planned for.
+        least_gain: balancedness that moving is to gain on windows held out.
         confidence: from 0.5 to 1, that it gains anything on them.
         effort: work of a plan.
         dispatch: the rule by which windows are scored, as for `Placement.gpu_load`. Of "best" it is
@@ -142,7 +146,7 @@ def decide(
     )
     made, gain = verdict.plan, 0.0 if forced else verdict.fall
     peaks = _peaks(left, windows[some], dispatch)
-    price = _price(float(peaks.mean()), current.cluster, service, seconds, margin)
+    price = _price(float(peaks.mean()), current, made.placement, service, seconds, margin)
     # Where moves are cheap, they are those that every other command weighs.
     if price > DEFAULT_MOVE_COST * float(windows[some].sum(axis=2).mean()) / cluster.num_gpus:
         # What another cluster needs moves at any price, the rest where it pays.
@@ -159,8 +163,12 @@ def decide(
         )
         gain *= _share(left, made.placement, verdict.plan.placement, windows[some], dispatch)
     moving = service.moving_seconds(current, made.placement)
-    gained = service.gained_seconds(gain, seconds)
-    lost = service.lost_seconds(moving)
+    moved = int(np.count_nonzero(_received(current, made.placement)))
+    gained = service.gained_seconds(gain, seconds, moved)
+    lost = service.lost_seconds(moving, moved)
+    # Gained in a second, once all have moved.
+    pace = service.expert_share * gain
+    even = lost / pace + service.delay(moved) if pace > 0.0 and made.moves else None
     layers = np.arange(windows.shape[1])
     if not forced:
         layers = np.flatnonzero((made.placement.phy2log != current.phy2log).any(axis=1))
@@ -181,7 +189,7 @@ def decide(
             "until the next decision"
         )
     else:
-        reason = f"{what} {_in_words(verdict, gain, gained, lost, seconds)}"
+        reason = f"{what} {_in_words(verdict, gain, gained, lost, seconds, even)}"
         if not verdict.advised:
             action = "wait"
             reason += "" if gain < 0.0 else "; it may gain nothing"
@@ -205,6 +213,7 @@ def decide(
         gain,
         gained,
         lost,
+        even,
         made.moves,
         total_bytes,
         moving,
@@ -214,16 +223,36 @@ def decide(
     )
 
 
-def _price(peak: float, cluster: Cluster, service: Service, seconds: float, margin: float) -> float:
+def _price(
+    peak: float,
+    current: Placement,
+    made: Placement,
+    service: Service,
+    seconds: float,
+    margin: float,
+) -> float:
     """What a layer's peak is to fall by for each move, to be worth a margin times its cost, where
-    the sum of the peaks of all layers is `peak`.
+    the sum of the peaks of all layers is `peak`. What a layer costs is spread over its moves, as
+    many as a plan makes that counts no costs.
     """
-    worth = service.gained_seconds(1.0, seconds) / peak if peak > 0.0 else 0.0
-    cost = margin * service.move_seconds(cluster)
+    received = _received(current, made)
+    layers, moves = int(np.count_nonzero(received)), int(received.sum())
+    worth = service.gained_seconds(1.0, seconds, layers) / peak if peak > 0.0 else 0.0
+    cost = service.move_seconds(current.cluster)
+    if moves:
+        cost += service.layer_seconds * layers / moves
+    cost *= margin
     if cost == 0.0:
         return 0.0
     # Where nothing is gained, no fall is enough.
     return cost / worth if worth > 0.0 else peak + 1.0
+
+
+def _received(current: Placement, made: Placement) -> NDArray[np.int64]:
+    """[L] experts that GPUs receive."""
+    size = made.cluster.num_gpus
+    received = made.held_by(size) & ~current.held_by(size)
+    return received.sum(axis=(1, 2))  # type: ignore[no-any-return]
 
 
 def _peaks(
@@ -248,12 +277,20 @@ def _share(
     return min(1.0, max(0.0, (now - part) / (now - all_of_it))) if all_of_it < now else 0.0
 
 
-def _in_words(verdict: Verdict, gain: float, gained: float, lost: float, seconds: float) -> str:
+def _in_words(
+    verdict: Verdict,
+    gain: float,
+    gained: float,
+    lost: float,
+    seconds: float,
+    break_even: float | None = None,
+) -> str:
     """What moving would do to the peaks, and the time that it gains and costs."""
     rises = gain < 0.0
-    seen = "on windows not planned for" if verdict.windows else "if the load stays as it is"
+    pays = "" if break_even is None else f" (made up for after {break_even:.2g} s)"
+    seen = "on windows held out" if verdict.windows else "if the load stays as it is"
     return (
         f"would {'raise' if rises else 'lower'} the peaks by {100.0 * abs(gain):.1f} % "
         f"{seen}, which {'loses' if rises else 'gains'} {abs(gained):.2g} s in {seconds:g} s "
-        f"and costs {lost:.2g} s"
+        f"and costs {lost:.2g} s{pays}"
     )

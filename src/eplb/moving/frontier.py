@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from eplb.balance import balancedness
 from eplb.checks import Immutable, whole_number
@@ -57,7 +57,7 @@ class Frontier(Immutable):
 
 
 def frontier(
-    loads: Any,
+    loads: ArrayLike,
     cluster: Cluster,
     current: Placement,
     *,

@@ -1,7 +1,10 @@
 """The drop-in for DeepSeek's `eplb.rebalance_experts`: its signature and its meaning."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from eplb.checks import whole_number
 from eplb.cluster import Cluster
@@ -10,7 +13,36 @@ from eplb.loads import check_loads, is_tensor
 from eplb.placement import Placement
 from eplb.planning.plan import plan
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["groups_on_nodes", "rebalance_experts"]
+
+
+@overload
+def rebalance_experts(
+    weight: "torch.Tensor",
+    num_replicas: int,
+    num_groups: int | None,
+    num_nodes: int,
+    num_gpus: int,
+    *,
+    current: ArrayLike | None = None,
+    max_moves: int | None = None,
+) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]: ...
+
+
+@overload
+def rebalance_experts(
+    weight: ArrayLike,
+    num_replicas: int,
+    num_groups: int | None,
+    num_nodes: int,
+    num_gpus: int,
+    *,
+    current: ArrayLike | None = None,
+    max_moves: int | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
 
 
 def rebalance_experts(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import OptionError
+from eplb.loads import to_total
 
 __all__ = [
     "FORECASTS",
@@ -76,7 +77,7 @@ class Last:
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        return _alike(_scaled(loads[-1:]))
+        return _alike(_of_one_total(loads[-1:]))
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Mean:
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        return _alike(_scaled(_present(loads, self.windows)).mean(axis=0, keepdims=True))
+        return _alike(_of_one_total(_present(loads, self.windows)).mean(axis=0, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ class Decay:
         """The windows to plan for."""
         keep = 0.5 ** (1.0 / self.half_life)
         mean = np.zeros(loads.shape[1:])
-        for window in _scaled(loads[changed_at(loads) :]):
+        for window in _of_one_total(loads[changed_at(loads) :]):
             mean = keep * mean + window
-        return _alike(_scaled(mean[None]))
+        return _alike(_of_one_total(mean[None]))
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ class Deviation:
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        scaled = _scaled(_present(loads, self.windows))
+        scaled = _of_one_total(_present(loads, self.windows))
         high = scaled.mean(axis=0) + self.deviations * scaled.std(axis=0)
-        return _alike(_scaled(high[None]))
+        return _alike(_of_one_total(high[None]))
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Recent:
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        return _alike(_scaled(_present(loads, self.windows)))
+        return _alike(_of_one_total(_present(loads, self.windows)))
 
 
 @dataclass(frozen=True)
@@ -162,13 +163,13 @@ class Extended:
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        scaled = _scaled(_present(loads, self.windows))
+        scaled = _of_one_total(_present(loads, self.windows))
         number = len(scaled)
         if number == 1:
             return _alike(scaled)
         mean = scaled.mean(axis=0)
         factor = np.sqrt((number + 1.0) / (number - 1.0))
-        return _alike(_scaled(np.maximum(mean + factor * (scaled - mean), 0.0)))
+        return _alike(_of_one_total(np.maximum(mean + factor * (scaled - mean), 0.0)))
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Clusters:
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        scaled = _scaled(loads[-self.windows :])
+        scaled = _of_one_total(loads[-self.windows :])
         if len(scaled) <= self.clusters:
             return _alike(scaled)
         kind = _kinds(np.sqrt(scaled).reshape(len(scaled), -1), self.clusters)
@@ -271,15 +272,11 @@ def _alike(loads: _Loads) -> Scenarios:
     return Scenarios(loads, np.full(len(loads), 1.0 / len(loads)))
 
 
-def _scaled(loads: _Loads) -> _Loads:
+def _of_one_total(loads: _Loads) -> _Loads:
     """Windows of which each layer that has a load adds up to the mean of such windows."""
     total = loads.sum(axis=2, keepdims=True)
     loaded = np.maximum((total > 0.0).sum(axis=0), 1)
-    scale = np.divide(
-        total.sum(axis=0) / loaded, total, out=np.zeros_like(total), where=total > 0.0
-    )
-    scaled: _Loads = loads * scale
-    return scaled
+    return to_total(loads, total, total.sum(axis=0) / loaded)
 
 
 _MOST_ROUNDS = 10

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eplb.checks import number_of_threads, whole_number
 from eplb.cluster import Cluster, check_shape
 from eplb.errors import ClusterError, LoadsError, OptionError
-from eplb.loads import as_array, check_weights, check_windows
+from eplb.loads import as_array, check_weights, check_windows, to_total
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
@@ -164,7 +164,7 @@ def check_problem(
     if windows.shape[0] == 1:
         mean, weight_of = windows[0], np.ones((1, num_layers))
     else:
-        windows, weight_of, mean = _scaled(windows, weight)
+        windows, weight_of, mean = _of_one_total(windows, weight)
     largest = mean.max()
     exponent = int(np.frexp(largest)[1]) if largest < _TINY else 0
     if exponent:
@@ -451,7 +451,7 @@ def _notes(with_load: NDArray[np.bool_], weight: NDArray[np.float64]) -> tuple[s
     return (f"{empty.size} of {with_load.size} windows have no load and were left out: {some}",)
 
 
-def _scaled(
+def _of_one_total(
     windows: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Windows [T, L, E] of the total of their mean in each layer, what they count there [T, L], and
@@ -478,7 +478,7 @@ def _scaled(
     with np.errstate(all="ignore"):
         counts /= np.where(loaded > 0.0, loaded, 1.0)
         mean_total /= np.where(loaded > 0.0, loaded, 1.0)
-        windows *= np.where(total > 0.0, mean_total / total, 0.0)[:, :, None]
+        windows = to_total(windows, total[:, :, None], mean_total[:, None])
         mean = np.zeros(windows.shape[1:])
         for count, window in zip(counts, windows, strict=True):
             mean += count[:, None] * window

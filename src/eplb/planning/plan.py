@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from eplb.checks import Immutable, ranges
 from eplb.cluster import Cluster, check_shape
@@ -93,7 +93,11 @@ class Plan(Immutable):
             other.dispatch,
         ) and all(
             np.array_equal(mine, theirs)
-            for mine, theirs in ((self.peak, other.peak), (self.bound, other.bound))
+            for mine, theirs in (
+                (self.peak, other.peak),
+                (self.bound, other.bound),
+                (self.lost, other.lost),
+            )
         )
 
     def __hash__(self) -> int:
@@ -117,11 +121,11 @@ class Plan(Immutable):
 
 
 def plan(
-    loads: Any,
+    loads: ArrayLike | LoadTrace,
     cluster: Cluster,
     *,
     num_groups: int = 1,
-    weights: Any = None,
+    weights: ArrayLike | None = None,
     current: Placement | None = None,
     max_moves: int | None = None,
     move_cost: float | None = None,

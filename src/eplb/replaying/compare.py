@@ -275,8 +275,10 @@ def _net(replay: Replay, reference: Replay, service: Service, seconds: float) ->
     for one, sign in ((reference, 1.0), (replay, -1.0)):
         first = int(np.flatnonzero(one.planned)[0])
         moving = 0.0 if one.moving_seconds is None else float(one.moving_seconds[first + 1 :].sum())
-        saved += sign * service.lost_seconds(moving)
-        whole += service.lost_seconds(moving) if sign > 0.0 else 0.0
+        moved = one.moves[first + 1 :] > 0
+        lost = service.lost_seconds(moving, int(moved.sum()), int(moved.any(axis=1).sum()))
+        saved += sign * lost
+        whole += lost if sign > 0.0 else 0.0
     whole += seconds * peaks.size
     saved += service.gained_seconds(float(fall.sum()), seconds)
     return float(saved / whole)

@@ -59,7 +59,8 @@ def balance(figures: Figures) -> Section:
         notes.append(
             f"Unseen: {counted(figures.unseen_windows, 'window')}, each served by a plan made "
             "before it. Gain: the difference from what runs now. Moved: share of slots for which "
-            "GPUs receive an expert at each plan after the first."
+            "GPUs receive an expert at each plan after the first. The oracle has perfect "
+            "foresight: it plans for the very window that it is scored on."
         )
     notes.append(
         "The engine's own planner (policy `deepseek`) is DeepSeek's EPLB for the sum of the "
@@ -72,7 +73,7 @@ def balance(figures: Figures) -> Section:
     if figures.choice.tried:
         tables.append(
             Table(
-                "Forecasts, tried on the windows",
+                "Forecasts, rules that say what to plan for, tried on the windows",
                 ("forecast", "balancedness on unseen windows"),
                 rows_of(
                     [
@@ -183,7 +184,7 @@ def estimated(figures: Figures) -> Section:
                     f"{found.tokens_even:,.0f}",
                 ),
                 (
-                    "a step, ms",
+                    "a forward pass, ms",
                     f"{found.step_before * 1e3:.2f}",
                     f"{found.step_engine * 1e3:.2f}",
                     f"{found.step_after * 1e3:.2f}",
@@ -249,7 +250,10 @@ def spare(figures: Figures) -> Section:
         ("spare slots on a GPU", "slots in all", "seen", "unseen"),
         rows_of(rows),
     )
-    notes = ["The knee is the last number up to which each slot adds 0.01 of balancedness or more."]
+    notes = [
+        "A spare slot holds a redundant copy of an expert. The knee is the last number up to which "
+        "each slot adds 0.01 of balancedness or more."
+    ]
     if unseen:
         notes.append(
             f"Each point is {counted(found.plans, 'plan')}, scored on "
@@ -389,8 +393,8 @@ def drift(figures: Figures) -> Section:
         )
     (near, alike), (far, less) = found.drift[0], found.drift[-1]
     finding = (
-        f"The correlation of experts' shares is {alike:.3f} at {counted(near, 'window')} apart, "
-        f"and {less:.3f} at {far:,}"
+        f"The correlation of experts' shares of the tokens is {alike:.3f} at "
+        f"{counted(near, 'window')} apart, and {less:.3f} at {far:,}"
     )
     table = Table(
         "How alike windows are",

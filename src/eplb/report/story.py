@@ -88,7 +88,11 @@ def _sentence(figures: Figures) -> str:
     unseen = plan.unseen is not None
     before, after = (_best(now), _best(plan))
     idle = 1.0 - before
-    runs = "the placement that runs" if figures.setting.current else "the contiguous layout"
+    runs = (
+        "the placement that runs"
+        if figures.setting.current
+        else "the layout that engines start with"
+    )
     costs = (
         f"With {runs}, up to {percent(idle)} of GPU time in expert layers is spent waiting for the "
         f"busiest GPU (balancedness {before:.4f})"
@@ -140,6 +144,8 @@ def _asides(figures: Figures) -> tuple[str, ...]:
         figures.verdict.evidence,
         "Balancedness is the mean load of a layer's GPUs divided by the load of its busiest GPU; 1 "
         "is perfect. The other GPUs wait for the busiest one, as far as load determines time.",
+        "A slot holds one copy of one expert. A window is the tokens that each expert got in a "
+        "stretch of time. Contiguous is the layout that engines start with: experts in order.",
     ]
     if figures.plan.unseen is None:
         lines.append(
