@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 import eplb
 from eplb import LoadsError, LoadTrace, OptionError, merging
 from eplb.merging import FEWEST, Recording, alike
+from eplb.planning.backtest import expected_of
 from eplb.planning.forecast import Recent
 
 LAYERS, EXPERTS = 3, 32
@@ -61,6 +62,51 @@ def test_a_change_survives(tokens: int) -> None:
     away = [np.abs(share - each).sum(axis=(1, 2)) for each in both]
     between = np.abs(both[0] - both[1]).sum()
     assert (np.minimum(*away) < between / 2).mean() > 0.8
+
+
+@pytest.mark.parametrize("late", [52, 60, 110])
+def test_a_late_change_begins_a_window(late: int) -> None:
+    """Of few tokens, a dozen windows would have it in the last one or two, half blurred."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        first = shares(rng)
+        second = first * rng.lognormal(0.0, 0.6, first.shape)
+        second /= second.sum(axis=1, keepdims=True)
+        loads = np.concatenate([drawn(rng, first, 600 - late, 40), drawn(rng, second, late, 40)])
+        merged = LoadTrace(loads).merged()
+        assert merged.num_windows == FEWEST
+        assert merged.merging is not None
+        begin = int(merged.names[merged.merging.changed])
+        assert abs(begin - (600 - late)) <= 5
+        assert np.array_equal(merged.loads[merged.merging.changed :].sum(0), loads[begin:].sum(0))
+        # It is planned for as if the recording had begun there.
+        found = expected_of(LoadTrace(loads), eplb.Cluster(8, 1, 5))
+        assert f"Loads changed clearly at window {begin}" in str(found.words)
+        assert np.array_equal(found.scenarios.loads, [loads[begin:].sum(0)])
+        assert merged.pick(range(12)).merging == merging.Merging(600, merged.merging.words)
+
+
+@pytest.mark.parametrize("tokens", [16, 256])
+def test_drift_is_no_change(tokens: int) -> None:
+    """Nor is a load that comes again, one that nothing changes, or layers that are idle."""
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        at = np.arange(600)[:, None, None]
+        first, change = np.log(shares(rng)), rng.normal(size=(LAYERS, EXPERTS)) * 0.6
+        steps = rng.normal(size=(600, LAYERS, EXPERTS)) * 0.03
+        for logs in (
+            first + at / 300 * change,
+            first + np.cumsum(steps, axis=0),
+            first + (at // 50 % 2) * change,
+            first + 0 * at,
+        ):
+            share = np.exp(logs)
+            loads = rng.poisson(share / share.sum(axis=2, keepdims=True) * tokens)
+            loads[::3, 0] = 0
+            loads[:, 1] = 0
+            merged = LoadTrace(loads.astype(float)).merged()
+            assert merged.merging is not None
+            assert merged.merging.changed == 0
 
 
 def test_what_differs_clearly_stays_apart(traces: Path) -> None:

@@ -290,6 +290,7 @@ class LoadTrace(Immutable):
             loads=self.loads[rising],
             names=[self.names[number] for number in chosen],
             times=None if self.times is None else self.times[chosen],
+            merging=self.merging and replace(self.merging, changed=0),
         )
 
     def merged(self, merge: Merge = "auto") -> "LoadTrace":

@@ -8,6 +8,10 @@ what differs beyond chance. So loads that change keep their changes.
 
 A recording of any length is read in bounded memory: once there are as many sums as are kept, each
 two neighbours become one, and from then on a sum is of twice as many windows.
+
+A few wide windows would blur a change near the end, or have it in one window alone, where nobody
+can tell it from an accident. It is looked for in more and smaller ones, with what chance alone
+makes of their distances taken off, and windows begin where it was found.
 """
 
 import math
@@ -22,7 +26,15 @@ from numpy.typing import NDArray
 from eplb.checks import whole_number
 from eplb.errors import LoadsError, OptionError
 
-__all__ = ["FEWEST", "Merge", "Merging", "Recording", "alike", "check_merge"]
+__all__ = [
+    "FEWEST",
+    "Merge",
+    "Merging",
+    "Recording",
+    "alike",
+    "check_merge",
+    "clear_change",
+]
 
 Merge: TypeAlias = int | Literal["auto", "none", "all"]
 """Windows to add up to one: a number of them, or as many as the rule of this module says."""
@@ -48,6 +60,16 @@ _TOO_ALIKE = 0.5
 _ONE_LOAD = 1.1
 """Variance over that of chance up to which windows are of one load."""
 
+_CHANGE = 1.75
+"""Squared distance across a change over that of other windows, from which loads have clearly
+changed (docs/experiments.md).
+"""
+_BEFORE, _AFTER = 6, 2
+"""Windows from which a change can be told, and that show that it stays."""
+_PARTS = (24, 20)
+"""Windows in which a change is looked for, in one number of them after the other. Of fewer, a late
+change has no two after it; more have more noise: in 32, passes of 4 tokens often do not show it."""
+
 _MEMORY = 128 << 20
 """Bytes of the sums that are kept while a recording is read; never fewer than _LEAST_KEPT."""
 _LEAST_KEPT = 128
@@ -62,10 +84,13 @@ class Merging:
     Attributes:
         recorded: windows that there were.
         words: what was done in a sentence, None where it was what the user asked for, or nothing.
+        changed: the first of the merged windows since the loads clearly changed, 0 where that was
+            not seen before they were merged.
     """
 
     recorded: int
     words: str | None = None
+    changed: int = 0
 
 
 def check_merge(merge: object, name: str = "merge") -> Merge:
@@ -162,11 +187,12 @@ class Recording:
         loads = self._sums
         loads.flags.writeable = False
         names, times, words = self._names, self._times, None
+        changed = 0
         if self._merge == "auto":
             number = _clear_windows(loads)
             if number < len(loads):
-                first = _first_of(len(loads), number)
-                loads = _added_up(loads, number)
+                first, changed = _first_of_sums(loads, number)
+                loads = _added_up(loads, first)
                 loads.flags.writeable = False
                 names = [names[at] for at in first]
                 times = times and [times[at] for at in first]
@@ -176,7 +202,7 @@ class Recording:
             if len(loads) < self._recorded:
                 words = self._words(loads, top_k, why)
         known = None if times is None else np.array(times, np.float64)
-        return loads, names, known, Merging(self._recorded, words)
+        return loads, names, known, Merging(self._recorded, words, changed)
 
     def _room(self, wanted: int) -> int:
         """How many sums of those wanted there is room for, which is made."""
@@ -236,7 +262,7 @@ def _clear_windows(loads: _Loads) -> int:
         if found.chance <= _SMALL and found.ratio > _ONE_LOAD:
             break
         half = max(FEWEST, number // 2)
-        after = _differ(_added_up(loads, half), unit)
+        after = _differ(_added_up(loads, _first_of(len(loads), half)), unit)
         if found.ratio >= _CLEAR and (
             found.next_ratio >= _NEXT_CLEAR or after.beyond < _KEPT * found.beyond
         ):
@@ -245,15 +271,116 @@ def _clear_windows(loads: _Loads) -> int:
     return number
 
 
+def clear_change(apart: NDArray[np.float64], chance: float | None = None) -> int:
+    """The first window since a clear change of the loads, 0 where there was none.
+
+    From a change on, each window is further from all that were before than any window was from
+    those before it, or is from those since. The window in which loads change is passed over, as is
+    each window's neighbour: where loads drift, it is nearest. So loads that drift, or that changed
+    as much before, have no clear change.
+
+    Args:
+        apart: [T, T] how far each window is from those before it.
+        chance: standard deviation that distances have by chance, where what chance makes of them
+            on average has been taken off; None where it is in them. What is beyond four of it is
+            drift, and counts double: now and then a load that wanders goes far at once.
+    """
+    number = len(apart)
+    if number < _BEFORE + _AFTER:
+        return 0
+    novel = [apart[: max(0, each - 1), each].min(initial=np.inf) for each in range(number)]
+    for each in range(_BEFORE, number - _AFTER + 1):
+        across = float(apart[: each - 1, each:].min())
+        since = (float(apart[each:later, later].min()) for later in range(each + 1, number))
+        other = max(*novel[2 : each - 1], *since)
+        if chance is not None:
+            other = max(other, chance, 2.0 * other - 4.0 * chance)
+        if across > _CHANGE * other:
+            return each
+    return 0
+
+
+def _first_of_sums(loads: _Loads, number: int) -> tuple[list[int], int]:
+    """The first of the windows [T, L, E] that each of so many sums is of, and which sum is the
+    first since a clear change; it begins there. 0 where there was none.
+    """
+    windows = len(loads)
+    change = _change_in(loads)
+    if not change:
+        return _first_of(windows, number), 0
+    before = min(number - 1, max(1, round(number * change / windows)))
+    after = _first_of(windows - change, number - before)
+    return [*_first_of(change, before), *(change + each for each in after)], before
+
+
+def _change_in(loads: _Loads) -> int:
+    """The first of windows [T, L, E] of few tokens since a clear change, 0 where there was none.
+
+    Once it is known in which of the wider windows it came, each window in doubt is told by which of
+    those before and after it is more like: where s and r are shares before and after, and m those
+    of all, by (r - s) / m of its tokens' experts.
+    """
+    unit = _unit(loads)
+    for number in _PARTS:
+        parts = _first_of(len(loads), min(number, len(loads)))
+        found = clear_change(*_apart(_added_up(loads, parts), unit))
+        if not found:
+            continue
+        begin, end = parts[found - 1], parts[found]
+        whole = _shares(loads.sum(axis=0))
+        before, after = _shares(loads[:begin].sum(axis=0)), _shares(loads[end:].sum(axis=0))
+        weight = np.divide(1.0, whole, out=np.zeros_like(whole), where=whole > 0.0)
+        middle = ((after**2 - before**2) * weight).sum(axis=1) / 2.0
+        doubtful = loads[begin:end]
+        like_after = (doubtful * (after - before) * weight).sum(axis=2)
+        like_after -= doubtful.sum(axis=2) * middle
+        # The sum from each window on to the last one that is in doubt.
+        since = np.cumsum(like_after.sum(axis=1)[::-1])[::-1]
+        return begin + int(np.argmax([*since, 0.0]))
+    return 0
+
+
+def _shares(loads: _Loads) -> _Loads:
+    """Shares of experts of loads [L, E], 0 in a layer without load."""
+    total = loads.sum(axis=1, keepdims=True)
+    shares: _Loads = np.divide(loads, total, out=np.zeros_like(loads), where=total > 0.0)
+    return shares
+
+
+def _apart(loads: _Loads, unit: int) -> tuple[NDArray[np.float64], float]:
+    """[T, T] how far each of the windows [T, L, E] is from those before it, mean over the layers
+    that both load, without what chance makes of it; and the standard deviation that this has.
+
+    The squared difference of shares, of each expert over its share of all: of windows of one load
+    that is by chance 1 / n + 1 / m for each expert but one, from n and m tokens.
+    """
+    tokens = loads.sum(axis=2) / unit
+    loaded = tokens > 0.0
+    noise = 1.0 / np.where(loaded, tokens, 1.0)
+    share = loads / unit * noise[:, :, None]
+    mean = loads.sum(axis=0) / unit / np.maximum(tokens.sum(axis=0), 1.0)[:, None]
+    weight = np.divide(1.0, mean, out=np.zeros_like(mean), where=mean > 0.0)
+    freedom = np.maximum((mean > 0.0).sum(axis=1) - 1, 0)
+    apart = np.zeros((len(loads), len(loads)))
+    for window in range(1, len(loads)):
+        away = ((share[:window] - share[window]) ** 2 * weight).sum(axis=2)
+        away -= freedom * (noise[:window] + noise[window])
+        both = loaded[:window] & loaded[window]
+        apart[:window, window] = (away * both).sum(axis=1) / np.maximum(both.sum(axis=1), 1)
+    layers = max(1, int((freedom > 0).sum()))
+    deviation = np.sqrt(2.0 * freedom.sum()) * 2.0 * noise[loaded].mean() / layers
+    return apart, float(deviation)
+
+
 def _first_of(windows: int, number: int) -> list[int]:
     """The first of the windows that each of so many sums is of, as even as can be."""
     return [each * windows // number for each in range(number)]
 
 
-def _added_up(loads: _Loads, number: int) -> _Loads:
-    """So many sums of windows [T, L, E] that follow each other."""
-    first = [*_first_of(len(loads), number), len(loads)]
-    return np.stack([loads[begin:end].sum(axis=0) for begin, end in pairwise(first)])
+def _added_up(loads: _Loads, first: Sequence[int]) -> _Loads:
+    """Sums of windows [T, L, E] that follow each other, each from one of the first ones on."""
+    bounds = [*first, len(loads)]
+    return np.stack([loads[begin:end].sum(axis=0) for begin, end in pairwise(bounds)])
 
 
 def _unit(loads: _Loads) -> int:

@@ -235,16 +235,24 @@ def expected_of(
     trace = trace.merged()
     if trace.num_windows == 1:
         return Expected(Scenarios(trace.loads, np.ones(1)), None, None)
-    if forecast == BEST and alike(trace.loads):
-        # Forecasts would be told apart by chance.
-        words = f"the sum of {len(trace)} windows, which differ by chance alone"
-        return Expected(Scenarios(trace.total()[None], np.ones(1)), f"Planned for: {words}", None)
+    known = 0 if trace.merging is None else trace.merging.changed
     changed = ""
-    if begin := changed_at(trace.loads):
+    if begin := known or changed_at(trace.loads):
         changed = (
             f". Loads changed clearly at window {printable(trace.names[begin])}, and what was "
             "before is passed over"
         )
+    if known:
+        trace = trace.pick(slice(known, None))
+    if forecast == BEST and (len(trace) == 1 or alike(trace.loads)):
+        # Forecasts would be told apart by chance.
+        words = (
+            "the only window since then"
+            if len(trace) == 1
+            else f"the sum of {len(trace)} windows, which differ by chance alone"
+        )
+        scenarios = Scenarios(trace.total()[None], np.ones(1))
+        return Expected(scenarios, f"Planned for: {words}{changed}", None)
     if forecast != BEST:
         scenarios = named_forecast(forecast)(trace.loads)
         words = f"Planned for: {_words(forecast, scenarios, trace)}{changed}"

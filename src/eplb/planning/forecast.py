@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from eplb.errors import OptionError
 from eplb.loads import to_total
+from eplb.merging import clear_change
 
 __all__ = [
     "FORECASTS",
@@ -37,14 +38,6 @@ _Loads = NDArray[np.float64]
 
 HISTORY = 32
 """Windows that are planned for, the last ones, unless a user says otherwise (docs/study.md)."""
-
-
-_CHANGE = 1.75
-"""Squared distance across a change over that of other windows, from which loads have clearly
-changed (docs/experiments.md).
-"""
-_BEFORE, _AFTER = 6, 2
-"""Windows from which a change can be told, and that show that it stays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,29 +215,17 @@ def named_forecast(name: str) -> Forecast:
 
 
 def changed_at(loads: _Loads) -> int:
-    """The first window of [T, L, E] since a clear change of the loads, 0 where there was none.
-
-    From a change on, each window is further from all that were before than any window was from
-    those before it, or is from those since. The window in which loads change is passed over, as is
-    each window's neighbour: where loads drift, it is nearest. So loads that drift, or that changed
-    as much before, have no clear change. Only the last 32 windows are looked at.
+    """The first window of [T, L, E] since a clear change of the loads, 0 where there was none, as
+    `eplb.merging.clear_change` tells it from distances. Only the last 32 windows are looked at.
 
     Example:
         >>> before, after = [[4.0, 2.0, 1.0]], [[1.0, 2.0, 4.0]]
         >>> changed_at(np.array([before] * 8 + [after] * 2))
         8
     """
-    apart = _apart(loads[-HISTORY:])
-    number = len(apart)
-    if number < _BEFORE + _AFTER:
-        return 0
-    novel = [apart[: max(0, each - 1), each].min(initial=np.inf) for each in range(number)]
-    for each in range(_BEFORE, number - _AFTER + 1):
-        across = float(apart[: each - 1, each:].min())
-        since = (float(apart[each:later, later].min()) for later in range(each + 1, number))
-        if across > _CHANGE * max(*novel[2 : each - 1], *since):
-            return len(loads) - number + each
-    return 0
+    last = loads[-HISTORY:]
+    change = clear_change(_apart(last))
+    return len(loads) - len(last) + change if change else 0
 
 
 def _present(loads: _Loads, most: int) -> _Loads:
