@@ -219,6 +219,16 @@ def memory(name: str) -> int:
     return int(match[1]) << 10
 
 
+def anew(path: Path) -> Callable[[bytes], object]:
+    """Writes a file that was not there: a file system may wait for the disk where a file is cut."""
+
+    def write(data: bytes) -> None:
+        path.unlink(missing_ok=True)
+        path.write_bytes(data)
+
+    return write
+
+
 def check(
     path: Path, data: bytes, write: Callable[[bytes], object], read: Callable[[], object]
 ) -> None:
@@ -277,7 +287,7 @@ def test_damaged_files(
         monkeypatch.setattr(json_reader, "_PIECE", 16)
     name, make = SAMPLES[kind]
     path = tmp_path / name
-    fuzz(path, make(tmp_path), path.write_bytes, lambda: read_trace(path), examples)
+    fuzz(path, make(tmp_path), anew(path), lambda: read_trace(path), examples)
 
 
 def statistics(folder: Path) -> bytes:
@@ -295,7 +305,7 @@ def statistics(folder: Path) -> bytes:
 def test_damaged_statistics(name: str, examples: int, tmp_path: Path) -> None:
     statistics(tmp_path)
     path = tmp_path / name
-    fuzz(tmp_path, path.read_bytes(), path.write_bytes, lambda: read_trace(tmp_path), examples)
+    fuzz(tmp_path, path.read_bytes(), anew(path), lambda: read_trace(tmp_path), examples)
 
 
 PLACEMENT = eplb.Placement(np.array([[0, 1, 2, 0], [2, 0, 1, 2]]), 3, eplb.Cluster(2, 1, 2))
@@ -337,4 +347,4 @@ def test_damaged_placements(kind: str, examples: int, tmp_path: Path) -> None:
     def read() -> None:
         assert eplb.load_placement(path, 2, dense=dense).logcnt.min() >= 1
 
-    fuzz(path, placement_file(kind, tmp_path), path.write_bytes, read, examples)
+    fuzz(path, placement_file(kind, tmp_path), anew(path), read, examples)
