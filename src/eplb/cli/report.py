@@ -16,6 +16,7 @@ from eplb.cli.options import (
     Between,
     Confidence,
     DispatchRule,
+    EngineName,
     ExpertBytes,
     Gpus,
     Groups,
@@ -78,6 +79,7 @@ def command(
     expert_bytes: ExpertBytes = None,
     bandwidth_within: Within = None,
     bandwidth_between: Between = None,
+    engine: EngineName = None,
     tokens_per_gpu: Annotated[
         float, typer.Option(help="Tokens of each GPU in a step, for time estimates.")
     ] = 128.0,
@@ -151,6 +153,7 @@ def command(
             confidence=confidence,
             model=_model(model, expert_bytes, loads),
             gpu=_gpu(card, cluster, bandwidth_within, bandwidth_between),
+            engine=engine,
             tokens_per_gpu=tokens_per_gpu,
             window_seconds=window_seconds,
             reading=tuple(given(axes=axes, counters=counters, merge=merge)),
