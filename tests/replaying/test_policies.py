@@ -1,5 +1,6 @@
 """Policies that move little, in replays, and the net benefit that `eplb.compare` tells."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,19 +83,21 @@ def test_deciding_waits_unless_it_pays() -> None:
     assert never.planned.sum() == 5
 
 
-def net(found: Comparison, number: int, seconds: float) -> float:
+def net(found: Comparison, number: int, seconds: float, service: Service = SERVICE) -> float:
     """Share of the service's time saved against the first policy, window by window."""
     time = [0.0, 0.0]
     fall = 0.0
     for position, replay in enumerate((found.replays[0], found.replays[number])):
         assert replay.moving_seconds is not None
         for step in range(1, replay.num_steps):  # what is loaded at the start costs nothing
-            time[position] += SERVICE.stall * float(replay.moving_seconds[step])
+            time[position] += service.stall * float(replay.moving_seconds[step])
+            if layers := int((replay.moves[step] > 0).sum()):
+                time[position] += service.rebalance_seconds + layers * service.layer_seconds
     for step in range(found.windows):
         first, other = (found.replays[i].peak[step].sum() for i in (0, number))
         fall += (first - other) / first
     whole = found.windows * seconds + time[0]
-    return float((SERVICE.expert_share * fall * seconds + time[0] - time[1]) / whole)
+    return float((service.expert_share * fall * seconds + time[0] - time[1]) / whole)
 
 
 @pytest.mark.parametrize("every", [1, 4])
@@ -104,6 +107,10 @@ def test_net_benefit_is_what_peaks_save_less_what_transfers_cost(every: int) -> 
     for number, score in enumerate(found.scores):
         assert score.net == pytest.approx(net(found, number, 3.0))
     assert found.scores[0].net == 0.0
+    engine = replace(SERVICE, rebalance_seconds=0.2, layer_seconds=0.1)
+    costly = eplb.compare(TRACE, CLUSTER, policies, every=every, service=engine, window_seconds=3.0)
+    for number, score in enumerate(costly.scores):
+        assert score.net == pytest.approx(net(found, number, 3.0, engine))
     assert found.to_json()["scores"][3]["net"] == found.scores[3].net
     for policy, replay in zip(policies, found.replays, strict=True):
         assert replay.moving_seconds is not None

@@ -146,17 +146,22 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_figures_are_json_and_follow_the_size_and_bandwidths_given(trace_file: Path) -> None:
-    def times(*more: object) -> dict[str, Any]:
+    def figures(*more: object) -> dict[str, Any]:
         done = run("report", trace_file, *ON, "--model", "gpt-oss-20b", "--json", *more)
         assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
+        found: dict[str, Any] = json.loads(done.stdout)
         assert found["version"] == 1
-        times: dict[str, Any] = found["estimated"]
-        return times
+        return found
 
-    plain = times()
-    slow = times("--expert-bytes", 10**9, "--bandwidth-within", 0.1, "--bandwidth-between", 0.1)
-    assert slow["step_before"] > 10 * plain["step_before"]
+    plain = figures("--window-seconds", 1)
+    rates = ("--expert-bytes", 10**9, "--bandwidth-within", 0.1, "--bandwidth-between", 0.1)
+    slow = figures(*rates, "--window-seconds", 1, "--engine", "sglang")
+    assert slow["estimated"]["step_before"] > 10 * plain["estimated"]["step_before"]
+    assert (plain["through"]["engine"], slow["through"]["engine"]) == (None, "sglang")
+    for moment in slow["through"]["moments"]:
+        assert moment["lost_seconds"] > 0.017 or not moment["moves"]
+    done = run("report", trace_file, *ON, "--engine", "none")
+    assert (done.returncode, "the engine 'none' is not known" in done.stderr) == (2, True)
     done = run("report", trace_file, *ON, "--gpu", "H1000")
     assert done.returncode == 2
     assert "--bandwidth-within" in done.stderr

@@ -12,6 +12,7 @@ from eplb.cli.options import (
     AsJson,
     Between,
     EngineName,
+    ExpertBytes,
     ExpertShare,
     First,
     GpuName,
@@ -22,7 +23,6 @@ from eplb.cli.options import (
     LayerSeconds,
     ModelName,
     Nodes,
-    PlainExpertBytes,
     Policies,
     RebalanceSeconds,
     Record,
@@ -65,7 +65,7 @@ def command(
     axes: Axes = None,
     counters: Counters = False,
     merge: Merge = "auto",
-    expert_bytes: PlainExpertBytes = None,
+    expert_bytes: ExpertBytes = None,
     dispatch: Annotated[
         list[str] | None,
         typer.Option(

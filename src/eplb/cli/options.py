@@ -299,10 +299,10 @@ Confidence = Annotated[
 
 
 def given(**options: object) -> list[str]:
-    """Options as one types them, those that were given."""
+    """Options as one types them, those that were given and say more than the default."""
     words = []
     for name, value in options.items():
-        if value is None or value is False:
+        if value is None or value is False or (name, value) == ("merge", "auto"):
             continue
         words.append(f"--{name.replace('_', '-')}")
         words += [] if value is True else [str(value)]

@@ -192,7 +192,7 @@ def command(
         reading = given(
             axes=axes,
             counters=counters,
-            merge=None if merge == "auto" else merge,
+            merge=merge,
             first_layer=first_layer,
             layers=layers,
             placement_layers=placement_layers,

@@ -31,7 +31,6 @@ __all__ = [
     "load_current",
     "read_loads",
     "read_placement",
-    "reading_words",
 ]
 
 FirstLayer = Annotated[
@@ -148,13 +147,6 @@ def _there(path: Path) -> Iterator[Path]:
             yield source
         except FormatError as error:
             raise FormatError(str(error).replace(str(source), "standard input")) from None
-
-
-def reading_words(axes: str | None, counters: bool, merge: str) -> tuple[str, ...]:
-    """The options that say how loads are read, for a command in the report."""
-    words: tuple[str, ...] = () if axes is None else ("--axes", axes)
-    words += ("--counters",) if counters else ()
-    return words if merge == "auto" else (*words, "--merge", merge)
 
 
 def _numbers_of(

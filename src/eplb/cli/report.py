@@ -16,6 +16,7 @@ from eplb.cli.options import (
     Between,
     Confidence,
     DispatchRule,
+    EngineName,
     ExpertBytes,
     Gpus,
     Groups,
@@ -26,6 +27,7 @@ from eplb.cli.options import (
     TraceFiles,
     Within,
     cluster_of,
+    given,
     rule_of,
 )
 from eplb.cli.reading import (
@@ -37,7 +39,6 @@ from eplb.cli.reading import (
     PlacementLayers,
     read_loads,
     read_placement,
-    reading_words,
 )
 from eplb.cli.terminal import print_json
 from eplb.cluster import Cluster
@@ -78,6 +79,7 @@ def command(
     expert_bytes: ExpertBytes = None,
     bandwidth_within: Within = None,
     bandwidth_between: Between = None,
+    engine: EngineName = None,
     tokens_per_gpu: Annotated[
         float, typer.Option(help="Tokens of each GPU in a step, for time estimates.")
     ] = 128.0,
@@ -151,23 +153,17 @@ def command(
             confidence=confidence,
             model=_model(model, expert_bytes, loads),
             gpu=_gpu(card, cluster, bandwidth_within, bandwidth_between),
+            engine=engine,
             tokens_per_gpu=tokens_per_gpu,
             window_seconds=window_seconds,
-            reading=reading_words(axes, counters, merge),
-            layers=_layers_words(first_layer, layers),
+            reading=tuple(given(axes=axes, counters=counters, merge=merge)),
+            layers=tuple(given(first_layer=first_layer, layers=layers)),
             threads=threads,
             progress=steps,
         )
         steps("drawing", 0, 1)
         page = None if target is None else render_page(found)
     _put(target, page, found, text, as_json)
-
-
-def _layers_words(first_layer: int | None, layers: str | None) -> tuple[str, ...]:
-    """The options that say which layers the loads have, for the command in the report."""
-    if layers is not None:
-        return ("--layers", layers)
-    return () if first_layer is None else ("--first-layer", str(first_layer))
 
 
 def _model(name: str | None, expert_bytes: int | None, loads: LoadTrace) -> Model | str | None:

@@ -355,9 +355,10 @@ def print_demo(console: Console, found: Demo, seed: int) -> None:
         console,
         "Balancedness is the mean load of GPUs / the greatest: a layer waits for its busiest GPU, "
         "and 1 is perfect. vLLM and SGLang run DeepSeek's algorithm from scratch on their last "
-        "window. Tokens split best: each window's tokens go to the copies of their expert so that "
-        "GPUs are as evenly loaded as the placement allows, as eplb.torch.BatchDispatch does batch "
-        "by batch.",
+        "window. A slot holds one copy of an expert; moved is the share of slots for which GPUs "
+        "receive one. Tokens split best: each window's tokens go to the copies of their expert so "
+        "that GPUs are as evenly loaded as the placement allows, as eplb.torch.BatchDispatch does "
+        "batch by batch.",
     )
     console.print()
     _line(

@@ -195,7 +195,8 @@ def words_of(
     sure = assumptions
     _, computed = gpu.rate(model.number_format)
     words = [
-        "This is an estimate from a roofline, not a measurement.",
+        "This is an estimate from a roofline, not a measurement: arithmetic, memory and network "
+        "are taken to reach these shares of their peaks.",
         f"{cluster.num_gpus} x {gpu.name} on {cluster.num_nodes} "
         f"{'node' if cluster.num_nodes == 1 else 'nodes'} serve {model.name}; each brings "
         f"{tokens_per_gpu:,g} tokens into a step, and each token goes to {model.top_k} experts.",

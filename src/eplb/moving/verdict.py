@@ -481,7 +481,7 @@ def _of_gain(found: Verdict, number: int) -> str:
         f"On {found.windows} windows of {found.tokens:,.0f} routed tokens, each held out in turn, "
         f"plans gain {found.gain:+.4f} ±{half:.4f} {over}; the engine's own planner "
         f"{'gains' if found.engine_gain > 0.0 else 'loses'} {abs(found.engine_gain):.4f} by moving "
-        f"{found.engine_moves:,}."
+        f"{found.engine_moves:,} experts."
     )
     if found.action == "unpredictable":
         words += f" Where they have seen the windows, they gain {found.seen_gain:+.4f}."

@@ -266,6 +266,7 @@ class Through:
         drift: windows apart, and the correlation of experts' shares.
         moments: decisions, or why there are none.
         decided: balancedness of what the decisions made run, and of planning once at the first.
+        engine: whose own time for a rebalance they count; None for transfers alone.
     """
 
     windows: tuple[int, ...]
@@ -280,6 +281,7 @@ class Through:
     drift: tuple[tuple[int, float], ...]
     moments: tuple[Moment, ...] | Missing
     decided: tuple[float, float] | None
+    engine: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from eplb.cost.models import Model
 from eplb.dispatching.rules import check_named
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import LoadTrace
+from eplb.moving.service import find_overhead
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.placement import Placement
 from eplb.planning.backtest import expected_of
@@ -50,6 +51,7 @@ def measure(
     confidence: float = CONFIDENCE,
     model: Model | str | None = None,
     gpu: Gpu | str = "H100",
+    engine: str | None = None,
     tokens_per_gpu: float = 128.0,
     window_seconds: float | None = None,
     assumptions: Assumptions | None = None,
@@ -73,6 +75,8 @@ def measure(
         model: whose figures times are estimated by, by its name or as figures; None for the
             trace's own. Where its name is not known, the report says what is missing.
         gpu: that it is served on, by a name in `eplb.cost.GPUS` or as figures.
+        engine: whose own time for a rebalance is counted where moving is decided, as in
+            `Service.of`; None for transfers alone.
         tokens_per_gpu: tokens that each GPU brings into a step.
         window_seconds: time that a window stands for; by default as the trace says.
         assumptions: of the estimates.
@@ -88,6 +92,8 @@ def measure(
         OptionError: a GPU or a rule that is not known, tokens or a time that are not above 0.
     """
     check_named(dispatch)
+    if engine is not None:
+        find_overhead(engine)
     trace = trace.merged()
     _check(trace, cluster, current, num_groups)
     card = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
@@ -130,7 +136,7 @@ def measure(
         )
     replays = {} if comparison is None else {each.name: each for each in comparison.replays}
     ran = replays["plan"].placements if replays else ()
-    engine = engine_placement(asked.seen, cluster, num_groups)
+    planned_by_engine = engine_placement(asked.seen, cluster, num_groups)
     expert_bytes = known.expert_bytes if isinstance(known, Model) else None
     spare = measure_spare(asked, rule, expert_bytes, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
@@ -150,6 +156,7 @@ def measure(
         rule,
         known,
         card,
+        engine,
         window_seconds,
         lambda *done: say(STEPS[5], *done),
     )
@@ -157,14 +164,14 @@ def measure(
     estimated = estimate_times(
         asked,
         running,
-        [engine, *(replays["engine"].placements if replays else ())],
+        [planned_by_engine, *(replays["engine"].placements if replays else ())],
         [made.placement, *ran],
         known,
         card,
         tokens_per_gpu,
         assumed,
     )
-    standings = standings_of(asked, comparison, made.placement, engine, current)
+    standings = standings_of(asked, comparison, made.placement, planned_by_engine, current)
     verdict = judge(
         asked.seen,
         cluster,

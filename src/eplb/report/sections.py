@@ -407,8 +407,11 @@ def drift(figures: Figures) -> Section:
 def _paid(found: Through, moments: tuple[Moment, ...]) -> str:
     went = [each for each in moments if each.action != "wait"]
     size = sum(each.total_bytes for each in went) / 1e9
+    counts = "transfers alone (--engine adds the engine's own time)"
+    if found.engine is not None:
+        counts = f"transfers and the own time of {found.engine}"
     line = (
-        f"By an estimate of its cost, moving would have paid at {len(went)} of "
+        f"By an estimate of its cost, {counts}, moving would have paid at {len(went)} of "
         f"{counted(len(moments), 'decision')}: {sum(each.moves for each in went):,} moves of "
         f"{size:.3g} GB."
     )

@@ -38,6 +38,7 @@ def measure_through(
     rule: Forecast,
     model: Model | Missing,
     gpu: Gpu,
+    engine: str | None,
     window_seconds: float | None,
     progress: Callable[[int, int], object],
 ) -> Through | Missing:
@@ -57,7 +58,7 @@ def measure_through(
     replanned = np.concatenate([[np.nan], by_name["plan"]])
     size = -(-(total - 1) // _POINTS)
     change = drift(trace.pick(slice(-_COMPARED, None)))
-    service = _service(asked, model, gpu)
+    service = _service(asked, model, gpu, engine)
     seconds = _seconds(asked, window_seconds)
     moments: tuple[Moment, ...] | Missing
     decided = None
@@ -84,6 +85,7 @@ def measure_through(
         ),
         moments=moments,
         decided=decided,
+        engine=engine,
     )
 
 
@@ -135,16 +137,19 @@ def _decide(
     return tuple(moments), (_mean(served[begin:]), _mean(stayed))
 
 
-def _service(asked: Asked, model: Model | Missing, gpu: Gpu) -> Service | Missing:
+def _service(
+    asked: Asked, model: Model | Missing, gpu: Gpu, engine: str | None
+) -> Service | Missing:
     if isinstance(model, Missing):
         return Missing(f"the cost of a move is not known: {model.why}")
     assumed = Assumptions()
     per_node = asked.cluster.num_gpus // asked.cluster.num_nodes
-    return Service(
+    service = Service(
         model.expert_bytes,
         gpu.link_bandwidth * assumed.link_efficiency / 1e9,
         gpu.network_bandwidth * assumed.network_efficiency * per_node / 1e9,
     )
+    return service if engine is None else service.in_engine(engine)
 
 
 def _seconds(asked: Asked, said: float | None) -> float | Missing:

@@ -44,7 +44,7 @@ def known_model(name: str | None, trace: LoadTrace) -> Model | Missing:
         known = ", ".join(MODELS)
         return Missing(
             f"the model {printable(name)} is not known, and the estimate needs {lacking}; known "
-            f"are {known}"
+            f"are {known}: give the most similar, and --expert-bytes"
         )
     if found.num_experts != trace.num_experts:
         return Missing(
