@@ -5,10 +5,6 @@ engine's functions are called as they are.
 """
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +20,7 @@ from vllm.distributed.eplb import policy as policies
 from vllm.distributed.eplb.eplb_state import compute_logical_maps
 from vllm.distributed.eplb.migration_scheduler import schedule_migration_batches_for_layers
 from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
+from vllm_ranks import in_processes, rank_of
 
 import eplb
 from eplb.engines.rows import Rows
@@ -32,7 +29,6 @@ from eplb.engines.vllm import make_policy, register
 from eplb.formats.placements import save_placement
 
 EXPERTS, SLOTS, RANKS = 256, 288, 32
-HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -70,32 +66,15 @@ def answers(policy: Any, loads: torch.Tensor) -> list[torch.Tensor]:
 
 def ranks(tmp_path: Path, *cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """What ranks of an engine did in each case, by rank; a case has each rank's settings."""
-    number = len(cases[0]) if cases else 4
-    environment = {**os.environ, "EPLB_POLICY": "eplb", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
-    command = [sys.executable, str(HERE / "vllm_ranks.py")]
-    started = [
-        subprocess.Popen(
-            [*command, str(rank), str(number), str(tmp_path)]
-            + ([json.dumps([case[rank] for case in cases])] if cases else []),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(number)
-    ]
-    ended = [rank.communicate(timeout=500) for rank in started]
-    assert [rank.returncode for rank in started] == [0] * number, ended[0][1]
-    said = [
-        [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-        for output, _ in ended
-    ]
-    return [list(case) for case in zip(*said, strict=True)]
+    given = zip(*cases, strict=True)
+    arguments = [(rank, tmp_path, list(mine)) for rank, mine in enumerate(given)]
+    did = in_processes(len(arguments), rank_of, *arguments)
+    return [list(case) for case in zip(*did, strict=True)]
 
 
 def test_ranks_run_the_same_maps_and_hold_the_weights_that_these_say(tmp_path: Path) -> None:
-    ((first, *others),) = ranks(tmp_path)
+    usual = {"environment": {"EPLB_POLICY": "eplb"}, "async": False, "fault": "", "loaded": True}
+    ((first, *others),) = ranks(tmp_path, [usual] * 4)
     assert first["policy"] == "EplbPolicy"
     assert all(rank["maps"] == first["maps"] for rank in others)
     assert not any(rank["wrong"] for rank in [first, *others])
@@ -134,6 +113,8 @@ def test_ranks_unlike_run_the_same_maps_and_say_which_rank(
         "none is left": case(background, {}, "raises"),
         "a map of digest": case(background, {}, "history"),
     }
+    for rank in odd["did not answer"]:
+        rank["patience"] = 3.0
     did = dict(zip(odd, ranks(tmp_path, *odd.values()), strict=True))
     own = did["did not answer"][0]["maps"]
     for said, both in did.items():

@@ -1,10 +1,10 @@
-"""One of several processes that run vLLM's own `EplbState` on CPUs, with weights that move.
+"""Processes that run vLLM's own `EplbState` on CPUs, with weights that move.
 
-    python vllm_ranks.py RANK RANKS FOLDER [CASES]
-
-It prints a line of JSON for each case: what each rebalance did. A case is this rank's variables,
-whether the engine rebalances in the background (`async`), and what goes wrong at the second plan
-(`fault`). Stand-ins, and why:
+They are forked from one that has imported the engine (vllm_loaded.py), which takes longer than
+cases do. A case is a rank's variables, whether the engine rebalances in the background (`async`),
+and what goes wrong at the second plan (`fault`). The engine itself loads the plug-in where the case
+says so (`loaded`), and a rank gives up waiting for others after so many seconds (`patience`).
+Stand-ins, and why:
 - the model: a real one needs its weights and GPUs. This one's are the number of the expert that
   each slot holds, so that a slot with another expert's weights is seen.
 - the parallel configuration: vLLM's own checks for GPUs when it is made. Only what `EplbState`
@@ -15,17 +15,28 @@ whether the engine rebalances in the background (`async`), and what goes wrong a
 """
 
 import functools
-import json
 import logging
+import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing import connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+import vllm.distributed.eplb.eplb_state
+from vllm.distributed import parallel_state
+from vllm.distributed.eplb import eplb_communicator
+from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
+
+from eplb.engines import live, log
+from eplb.engines import ranks as compared
+from eplb.engines.vllm import register
 
 LAYERS, EXPERTS, SPARE = 4, 16, 8
 STEPS = 9
@@ -97,13 +108,6 @@ def fails_at_the_second(fault: str, *_: Any, seen: list[int], theirs: Any) -> An
 
 
 def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[str, Any]:
-    from vllm.distributed import parallel_state
-    from vllm.distributed.eplb import eplb_communicator, eplb_state
-    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
-
-    from eplb.engines import live, log
-    from eplb.engines.vllm import register
-
     for name in [name for name in os.environ if name.startswith("EPLB_")]:
         del os.environ[name]
     os.environ.update(case["environment"])
@@ -114,10 +118,15 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
     # As the engine sets it, where it serves.
     logging.getLogger("vllm.eplb").setLevel(logging.INFO)
     log._told.clear()
+    compared._SECONDS = case.get("patience", 20.0)
+    EPLB_POLICIES["default"] = DefaultEplbPolicy
+    if case.get("loaded"):
+        load_plugins()
+    from vllm.distributed.eplb import eplb_state
+
     own = {name: getattr(eplb_state.EplbState, name) for name in ("add_model", "step")}
     commits = {name: getattr(eplb_state, name) for name in vars(eplb_state) if "_commit" in name}
     if not case.get("loaded"):
-        EPLB_POLICIES["default"] = DefaultEplbPolicy
         register()
     theirs = live.next_placement
     if case["fault"]:
@@ -198,22 +207,51 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
     return said | {"lines": lines, "seconds": longest}
 
 
-def main() -> None:
-    rank, num_ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    switched_on = {"EPLB_POLICY": "eplb"}
-    cases: list[dict[str, Any]] = [{"environment": switched_on, "async": False, "fault": ""}]
-    if len(sys.argv) > 4:
-        cases = json.loads(sys.argv[4])
-    else:
-        # As the engine does it; cases register the plug-in themselves.
-        from vllm.plugins import load_general_plugins
+def load_plugins() -> None:
+    """Have the engine load the plug-in as it does, before it imports its EPLB state."""
+    from vllm.plugins import load_general_plugins
 
-        load_general_plugins()
-        cases[0]["loaded"] = True
+    del sys.modules["vllm.distributed.eplb.eplb_state"], vllm.distributed.eplb.eplb_state
+    load_general_plugins()
+
+
+def rank_of(
+    number: int, answers: connection.Connection, rank: int, folder: Path, cases: list[Any]
+) -> None:
+    """Run the cases of one rank, and send what it did in each."""
     without_accelerator()
-    for number, case in enumerate(cases):
-        print(json.dumps(run(rank, num_ranks, folder / f"store{number}", case)), flush=True)
+    answers.send([run(rank, number, folder / f"store{i}", case) for i, case in enumerate(cases)])
 
 
-if __name__ == "__main__":
-    main()
+def in_processes(
+    number: int, function: Callable[..., None], *arguments: tuple[Any, ...]
+) -> list[Any]:
+    """What each of several processes sends: a function gets a connection, and its arguments."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vllm_loaded"])
+    ends = [context.Pipe(duplex=False) for _ in range(number)]
+    started = [
+        context.Process(target=function, args=(number, end, *given), daemon=True)
+        for (_, end), given in zip(ends, arguments, strict=True)
+    ]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    try:
+        with patch.dict(os.environ, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}):
+            for each in started:
+                each.start()
+        for _, end in ends:
+            end.close()  # here, so that a rank that ends is seen to
+        waiting = {end: rank for rank, (end, _) in enumerate(ends)}
+        said: list[Any] = [None] * number
+        while waiting:
+            ready = connection.wait(waiting, timeout=500)
+            assert ready, f"ranks {sorted(waiting.values())} hang"
+            for end, rank in list(waiting.items()):
+                if end in ready:
+                    said[rank] = end.recv()  # EOFError where the rank failed
+                    del waiting[end]
+        return said
+    finally:
+        for each in started:
+            each.kill()
+            each.join()
