@@ -15,12 +15,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from processes import in_processes
 from recorded import DEEPSEEK_V3, load_recorded
 from vllm.distributed.eplb import policy as policies
 from vllm.distributed.eplb.eplb_state import compute_logical_maps
 from vllm.distributed.eplb.migration_scheduler import schedule_migration_batches_for_layers
 from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
-from vllm_ranks import in_processes, rank_of
 
 import eplb
 from eplb.engines.rows import Rows
@@ -66,9 +66,9 @@ def answers(policy: Any, loads: torch.Tensor) -> list[torch.Tensor]:
 
 def ranks(tmp_path: Path, *cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """What ranks of an engine did in each case, by rank; a case has each rank's settings."""
-    given = zip(*cases, strict=True)
-    arguments = [(rank, tmp_path, list(mine)) for rank, mine in enumerate(given)]
-    did = in_processes(len(arguments), rank_of, *arguments)
+    given = list(zip(*cases, strict=True))
+    arguments = [(rank, len(given), tmp_path, list(mine)) for rank, mine in enumerate(given)]
+    did = in_processes("vllm_loaded", "vllm_ranks.rank_of", *arguments)
     return [list(case) for case in zip(*did, strict=True)]
 
 
@@ -446,6 +446,7 @@ def test_loads_are_recorded_by_the_first_rank(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("EPLB_RECORD", str(tmp_path / "made" / "here"))
+    monkeypatch.setenv("EPLB_ROLE", "decode")
     from vllm.distributed import parallel_state
 
     for rank in (0, 1):
@@ -454,7 +455,7 @@ def test_loads_are_recorded_by_the_first_rank(
         monkeypatch.setattr(parallel_state, "_EP", group)
         answers(EPLB_POLICIES["default"], loads[: 3 - rank])
         EPLB_POLICIES["default"] = DefaultEplbPolicy
-    folder = tmp_path / "made" / "here" / "58x256"
+    folder = tmp_path / "made" / "here" / "decode" / "58x256"
     for _ in range(100):
         if len(list(folder.glob("loads-*.npz"))) == 3:
             break

@@ -85,7 +85,7 @@ def _hook(settings: Settings) -> Callable[..., object]:
     if settings.dispatch == "table":
         _hook_table(settings, planned, version)
 
-    metrics = Counted(rebalances)
+    metrics = Counted(rebalances, settings.role)
     after(*_MANAGER, "on_forward_pass_end", lambda each: metrics.step(_interval(each)))
 
     def at_start(manager: Any, *_: Any, **__: Any) -> None:

@@ -100,7 +100,7 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
     rows = Rows(settings)
     policy = EPLB_POLICIES["default"] = make_policy(theirs, settings, rebalances, rows)
     initial = policy.eplb_initial
-    metrics = Counted(rebalances)
+    metrics = Counted(rebalances, settings.role)
 
     def step(theirs: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
         answer = initial.step(theirs, state, *args, **kwargs)
@@ -180,7 +180,8 @@ def make_policy(
         try:
             from eplb.engines.recording import Recorder
 
-            recorder = Recorder(settings.record, settings.record_files, _logger)
+            folder = settings.record / (settings.role or "")
+            recorder = Recorder(folder, settings.record_files, _logger)
         except Exception as error:
             failure(_logger, error, "loads are not recorded, and planning goes on")
 
