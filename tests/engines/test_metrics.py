@@ -138,7 +138,8 @@ def test_the_role_of_an_engine_is_a_label_of_every_series(tmp_path: Path) -> Non
     collector = MultiProcessCollector(  # type: ignore[no-untyped-call]
         prometheus_client.CollectorRegistry(), path=str(tmp_path)
     )
-    samples = [sample for series in collector.collect() for sample in series.samples]
+    found = collector.collect()  # type: ignore[no-untyped-call]
+    samples = [sample for series in found for sample in series.samples]
     assert {"eplb_moved_experts_total", "eplb_peak_over_mean"} < {each.name for each in samples}
     assert {sample.labels["role"] for sample in samples} == {"decode"}
     assert {sample.labels.get("layers") for sample in samples} == {None, *metrics._STATISTICS}

@@ -89,9 +89,9 @@ def test_figures_are_those_of_the_placements(
     lines = [record.message for record in caplog.records if "rebalance" in record.message]
     assert [str(told) in line for told, line in zip(rebalances, lines, strict=True)] == [True] * 3
     assert re.fullmatch(
-        r"eplb: prefill: rebalance 3: 3 of 60 experts move \(0.4 kB\): as many as EPLB_MAX_MOVES allows "
-        r"\(3\); balancedness 0.\d{3} before, 0.\d{3} planned, on 3 windows planned for; "
-        r"0.\d{3} since the last plan, 0.\d{3} expected; \d+.\d\d s",
+        r"eplb: prefill: rebalance 3: 3 of 60 experts move \(0.4 kB\): as many as "
+        r"EPLB_MAX_MOVES allows \(3\); balancedness 0.\d{3} before, 0.\d{3} planned, "
+        r"on 3 windows planned for; 0.\d{3} since the last plan, 0.\d{3} expected; \d+.\d\d s",
         lines[2],
     )
 
