@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import in_processes
 from vllm.distributed.eplb.policy import DefaultEplbPolicy
-from vllm_calls import send
-from vllm_ranks import in_processes
 
 from eplb.engines.settings import Settings
 from eplb.engines.vllm import make_policy
@@ -37,7 +36,7 @@ def elsewhere(traces: Path, **environment: str) -> list[str]:
 
 
 def test_every_processor_answers_alike(traces: Path) -> None:
-    (here,) = in_processes(1, send, (traces,))
+    (here,) = in_processes("vllm_loaded", "vllm_calls.send", (traces,))
     assert len(here) == 200
     assert len(set(here)) > 100
     assert elsewhere(traces, NUMBA_CPU_NAME="generic", OPENBLAS_CORETYPE="Prescott") == here

@@ -57,7 +57,7 @@ def _fail(said: str) -> None:
     raise AssertionError(said)
 
 
-def send(number: int, answers: Connection, traces: Path) -> None:
+def send(answers: Connection, traces: Path) -> None:
     """Answer from another process."""
     answers.send(digests(traces))
 

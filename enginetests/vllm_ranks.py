@@ -16,20 +16,18 @@ Stand-ins, and why:
 
 import functools
 import logging
-import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
-from multiprocessing import connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 import vllm.distributed.eplb.eplb_state
+from no_accelerator import without_accelerator
 from vllm.distributed import parallel_state
 from vllm.distributed.eplb import eplb_communicator
 from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
@@ -66,17 +64,6 @@ class Model:
         self.load, self.log2phy, self.logcnt = load, log2phy, logcnt
 
 
-class Event:
-    """An event or a stream where there is no accelerator: all is done when it is called."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-    def record(self, stream: Any = None) -> None: ...
-    def wait(self, stream: Any = None) -> None: ...
-    def synchronize(self) -> None: ...
-    def elapsed_time(self, _: Any) -> float:
-        return 0.0
-
-
 def parts_of(model: Model, phy2log: Any) -> tuple[Any, Any]:
     """How often each slot stands in its expert's row, and how long each row is."""
     slots, counts = model.log2phy.numpy(), model.logcnt.numpy()
@@ -88,14 +75,6 @@ def parts_of(model: Model, phy2log: Any) -> tuple[Any, Any]:
         assert (slots[layer, expert, number:] == -1).all()
         parts[layer] += np.bincount(row, minlength=phy2log.shape[1])
     return parts, counts
-
-
-def without_accelerator() -> None:
-    for name in ("Event", "Stream"):
-        setattr(torch, name, Event)
-    torch.accelerator.current_stream = Event  # type: ignore[assignment]
-    for name in ("set_stream", "set_device_index", "current_accelerator"):
-        setattr(torch.accelerator, name, lambda *_: None)
 
 
 def fails_at_the_second(fault: str, *_: Any, seen: list[int], theirs: Any) -> Any:
@@ -216,42 +195,8 @@ def load_plugins() -> None:
 
 
 def rank_of(
-    number: int, answers: connection.Connection, rank: int, folder: Path, cases: list[Any]
+    answers: Connection, rank: int, number: int, folder: Path, cases: list[dict[str, Any]]
 ) -> None:
     """Run the cases of one rank, and send what it did in each."""
     without_accelerator()
     answers.send([run(rank, number, folder / f"store{i}", case) for i, case in enumerate(cases)])
-
-
-def in_processes(
-    number: int, function: Callable[..., None], *arguments: tuple[Any, ...]
-) -> list[Any]:
-    """What each of several processes sends: a function gets a connection, and its arguments."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vllm_loaded"])
-    ends = [context.Pipe(duplex=False) for _ in range(number)]
-    started = [
-        context.Process(target=function, args=(number, end, *given), daemon=True)
-        for (_, end), given in zip(ends, arguments, strict=True)
-    ]
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    try:
-        with patch.dict(os.environ, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}):
-            for each in started:
-                each.start()
-        for _, end in ends:
-            end.close()  # here, so that a rank that ends is seen to
-        waiting = {end: rank for rank, (end, _) in enumerate(ends)}
-        said: list[Any] = [None] * number
-        while waiting:
-            ready = connection.wait(waiting, timeout=500)
-            assert ready, f"ranks {sorted(waiting.values())} hang"
-            for end, rank in list(waiting.items()):
-                if end in ready:
-                    said[rank] = end.recv()  # EOFError where the rank failed
-                    del waiting[end]
-        return said
-    finally:
-        for each in started:
-            each.kill()
-            each.join()
