@@ -68,12 +68,14 @@ def test_what_is_said_is_done() -> None:
             "EPLB_RECORD_FILES": "7",
             "EPLB_DISPATCH": "table",
             "EPLB_ROLE": " prefill ",
+            "EPLB_CONTROL": "/asks",
             "HOME": "/",
         }
     )
     assert (said.windows, said.effort, said.threads, said.record_files) == (3, "thorough", 2, 7)
     assert (str(said.record), said.dispatch, said.role) == ("/there", "table", "prefill")
     assert said.max_moves.of(58 * 288) == 40
+    assert str(said.control) == "/asks"
     assert settings_from({}) == Settings()
 
 

@@ -26,6 +26,7 @@ VARIABLES = {
     "EPLB_RECORD": "folder in which to record the loads that vLLM reports",
     "EPLB_RECORD_FILES": "maximum number of windows to keep there",
     "EPLB_INITIAL": "file of the placement that vLLM starts with",
+    "EPLB_CONTROL": "file that pauses and resumes a running engine, or names a placement for it",
     "EPLB_ROLE": "name for this engine in logs, metrics and recordings, such as prefill or decode",
 }
 """What each variable sets, by name."""
@@ -54,6 +55,7 @@ class Settings:
         dispatch: who says which copy a token goes to.
         initial: file of the placement to start with, None for none.
         role: what this engine does for a service that has others too; None for no label.
+        control: file that may ask for something else than a plan, None for none.
     """
 
     windows: int = 16
@@ -65,6 +67,7 @@ class Settings:
     dispatch: Dispatching = "engine"
     initial: Path | None = None
     role: str | None = None
+    control: Path | None = None
 
     def __str__(self) -> str:
         said = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -95,7 +98,9 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     """
     standard = Settings()
     moves = environment.get("EPLB_MAX_MOVES")
-    record, initial = (environment.get(name) for name in ("EPLB_RECORD", "EPLB_INITIAL"))
+    record, initial, control = (
+        environment.get(name) for name in ("EPLB_RECORD", "EPLB_INITIAL", "EPLB_CONTROL")
+    )
     return Settings(
         _number(environment, "EPLB_WINDOWS", standard.windows, _MOST_WINDOWS),
         standard.max_moves if moves is None else budget_from(moves, "EPLB_MAX_MOVES"),
@@ -106,6 +111,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         _choice(environment, "EPLB_DISPATCH", standard.dispatch, get_args(Dispatching)),
         Path(initial) if initial else None,
         _role(environment),
+        Path(control) if control else None,
     )
 
 
