@@ -35,6 +35,11 @@ class Command(NamedTuple):
     reason: str
     phy2log: NDArray[np.int64] | None
 
+    def map_after(self, running: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[L, P] the map to run after the one that runs."""
+        phy2log: NDArray[np.int64] = (running if self.phy2log is None else self.phy2log).copy()
+        return phy2log
+
 
 class Control:
     """The file of one engine.

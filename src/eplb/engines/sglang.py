@@ -235,7 +235,7 @@ def make_hook(
                 seen.new = len(windows)
                 if asked is not None and current is not None:
                     seen.reason = asked.reason
-                    return (current.phy2log if asked.phy2log is None else asked.phy2log).copy()
+                    return asked.map_after(current.phy2log)
             return _plan(windows, cluster, num_groups, current, settings)
 
         try:

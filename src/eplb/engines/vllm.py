@@ -290,7 +290,7 @@ def _plan(
         return begun
     if asked is not None and current is not None and loads.any() and not scaling:
         seen.reason = asked.reason
-        return (current.phy2log if asked.phy2log is None else asked.phy2log).copy()
+        return asked.map_after(current.phy2log)
     if seen.windows is not None:
         return next_placement(seen.windows, cluster, call.num_groups, current, settings)
     if current is not None and not scaling:
