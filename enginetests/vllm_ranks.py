@@ -1,10 +1,10 @@
-"""One of several processes that run vLLM's own `EplbState` on CPUs, with weights that move.
+"""Processes that run vLLM's own `EplbState` on CPUs, with weights that move.
 
-    python vllm_ranks.py RANK RANKS FOLDER [CASES]
-
-It prints a line of JSON for each case: what each rebalance did. A case is this rank's variables,
-whether the engine rebalances in the background (`async`), and what goes wrong at the second plan
-(`fault`). Stand-ins, and why:
+They are forked from one that has imported the engine (vllm_loaded.py), which takes longer than
+cases do. A case is a rank's variables, whether the engine rebalances in the background (`async`),
+and what goes wrong at the second plan (`fault`). The engine itself loads the plug-in where the case
+says so (`loaded`), and a rank gives up waiting for others after so many seconds (`patience`).
+Stand-ins, and why:
 - the model: a real one needs its weights and GPUs. This one's are the number of the expert that
   each slot holds, so that a slot with another expert's weights is seen.
 - the parallel configuration: vLLM's own checks for GPUs when it is made. Only what `EplbState`
@@ -15,17 +15,26 @@ whether the engine rebalances in the background (`async`), and what goes wrong a
 """
 
 import functools
-import json
 import logging
 import os
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import vllm.distributed.eplb.eplb_state
+from no_accelerator import without_accelerator
+from vllm.distributed import parallel_state
+from vllm.distributed.eplb import eplb_communicator
+from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
+
+from eplb.engines import live, log
+from eplb.engines import ranks as compared
+from eplb.engines.vllm import register
 
 LAYERS, EXPERTS, SPARE = 4, 16, 8
 STEPS = 9
@@ -55,17 +64,6 @@ class Model:
         self.load, self.log2phy, self.logcnt = load, log2phy, logcnt
 
 
-class Event:
-    """An event or a stream where there is no accelerator: all is done when it is called."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-    def record(self, stream: Any = None) -> None: ...
-    def wait(self, stream: Any = None) -> None: ...
-    def synchronize(self) -> None: ...
-    def elapsed_time(self, _: Any) -> float:
-        return 0.0
-
-
 def parts_of(model: Model, phy2log: Any) -> tuple[Any, Any]:
     """How often each slot stands in its expert's row, and how long each row is."""
     slots, counts = model.log2phy.numpy(), model.logcnt.numpy()
@@ -79,14 +77,6 @@ def parts_of(model: Model, phy2log: Any) -> tuple[Any, Any]:
     return parts, counts
 
 
-def without_accelerator() -> None:
-    for name in ("Event", "Stream"):
-        setattr(torch, name, Event)
-    torch.accelerator.current_stream = Event  # type: ignore[assignment]
-    for name in ("set_stream", "set_device_index", "current_accelerator"):
-        setattr(torch.accelerator, name, lambda *_: None)
-
-
 def fails_at_the_second(fault: str, *_: Any, seen: list[int], theirs: Any) -> Any:
     """`next_placement` on a rank that lacks memory, or what others remember."""
     seen.append(1)
@@ -97,13 +87,6 @@ def fails_at_the_second(fault: str, *_: Any, seen: list[int], theirs: Any) -> An
 
 
 def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[str, Any]:
-    from vllm.distributed import parallel_state
-    from vllm.distributed.eplb import eplb_communicator, eplb_state
-    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
-
-    from eplb.engines import live, log
-    from eplb.engines.vllm import register
-
     for name in [name for name in os.environ if name.startswith("EPLB_")]:
         del os.environ[name]
     os.environ.update(case["environment"])
@@ -114,10 +97,15 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
     # As the engine sets it, where it serves.
     logging.getLogger("vllm.eplb").setLevel(logging.INFO)
     log._told.clear()
+    compared._SECONDS = case.get("patience", 20.0)
+    EPLB_POLICIES["default"] = DefaultEplbPolicy
+    if case.get("loaded"):
+        load_plugins()
+    from vllm.distributed.eplb import eplb_state
+
     own = {name: getattr(eplb_state.EplbState, name) for name in ("add_model", "step")}
     commits = {name: getattr(eplb_state, name) for name in vars(eplb_state) if "_commit" in name}
     if not case.get("loaded"):
-        EPLB_POLICIES["default"] = DefaultEplbPolicy
         register()
     theirs = live.next_placement
     if case["fault"]:
@@ -198,22 +186,17 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
     return said | {"lines": lines, "seconds": longest}
 
 
-def main() -> None:
-    rank, num_ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    switched_on = {"EPLB_POLICY": "eplb"}
-    cases: list[dict[str, Any]] = [{"environment": switched_on, "async": False, "fault": ""}]
-    if len(sys.argv) > 4:
-        cases = json.loads(sys.argv[4])
-    else:
-        # As the engine does it; cases register the plug-in themselves.
-        from vllm.plugins import load_general_plugins
+def load_plugins() -> None:
+    """Have the engine load the plug-in as it does, before it imports its EPLB state."""
+    from vllm.plugins import load_general_plugins
 
-        load_general_plugins()
-        cases[0]["loaded"] = True
+    del sys.modules["vllm.distributed.eplb.eplb_state"], vllm.distributed.eplb.eplb_state
+    load_general_plugins()
+
+
+def rank_of(
+    answers: Connection, rank: int, number: int, folder: Path, cases: list[dict[str, Any]]
+) -> None:
+    """Run the cases of one rank, and send what it did in each."""
     without_accelerator()
-    for number, case in enumerate(cases):
-        print(json.dumps(run(rank, num_ranks, folder / f"store{number}", case)), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    answers.send([run(rank, number, folder / f"store{i}", case) for i, case in enumerate(cases)])

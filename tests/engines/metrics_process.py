@@ -1,5 +1,5 @@
 """A process that plans, as an engine's first rank: after each line of JSON it has told of a
-rebalance of so many layers and ranks, or counted steps.
+rebalance of so many layers and ranks, or counted steps. It has the role that is given to it.
 """
 
 import json
@@ -14,7 +14,7 @@ from eplb.engines.rebalances import Outcome, Rebalances, Seen
 from eplb.engines.settings import Settings
 
 rebalances = Rebalances(logging.getLogger("an engine"), Settings(), "its own policy")
-counted = Counted(rebalances)
+counted = Counted(rebalances, *sys.argv[1:])
 counted.begin(logging.getLogger("an engine"))
 counted.begin(logging.getLogger("an engine"))  # of a second model
 print("ready", flush=True)  # noqa: T201

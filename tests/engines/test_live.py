@@ -67,12 +67,15 @@ def test_what_is_said_is_done() -> None:
             "EPLB_RECORD": "/there",
             "EPLB_RECORD_FILES": "7",
             "EPLB_DISPATCH": "table",
+            "EPLB_ROLE": " prefill ",
+            "EPLB_CONTROL": "/asks",
             "HOME": "/",
         }
     )
     assert (said.windows, said.effort, said.threads, said.record_files) == (3, "thorough", 2, 7)
-    assert (str(said.record), said.dispatch) == ("/there", "table")
+    assert (str(said.record), said.dispatch, said.role) == ("/there", "table", "prefill")
     assert said.max_moves.of(58 * 288) == 40
+    assert str(said.control) == "/asks"
     assert settings_from({}) == Settings()
 
 
@@ -98,6 +101,8 @@ def test_budgets(text: str, most: int | None) -> None:
         ("EPLB_THREADS", "1.5"),
         ("EPLB_RECORD_FILES", ""),
         ("EPLB_DISPATCH", "best"),
+        ("EPLB_ROLE", "../decode"),
+        ("EPLB_ROLE", "d" * 33),
     ],
 )
 def test_what_does_not_do_is_named(name: str, text: str) -> None:

@@ -123,6 +123,28 @@ def test_there_are_as_many_series_for_any_number_of_ranks_and_layers(
     assert all(name.startswith("eplb_") for name in before)
 
 
+def test_the_role_of_an_engine_is_a_label_of_every_series(tmp_path: Path) -> None:
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    done = subprocess.run(
+        [sys.executable, str(PROCESS), "decode"],
+        input=json.dumps({"layers": 2, "ranks": 4, "steps": 3}),
+        capture_output=True,
+        text=True,
+        env={**os.environ, metrics.FOLDER: str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    collector = MultiProcessCollector(  # type: ignore[no-untyped-call]
+        prometheus_client.CollectorRegistry(), path=str(tmp_path)
+    )
+    found = collector.collect()  # type: ignore[no-untyped-call]
+    samples = [sample for series in found for sample in series.samples]
+    assert {"eplb_moved_experts_total", "eplb_peak_over_mean"} < {each.name for each in samples}
+    assert {sample.labels["role"] for sample in samples} == {"decode"}
+    assert {sample.labels.get("layers") for sample in samples} == {None, *metrics._STATISTICS}
+
+
 def test_queries_of_dashboard_and_alerts_name_series_that_there_are(
     tell: Callable[..., str], scrape: Callable[..., Series]
 ) -> None:

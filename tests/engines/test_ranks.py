@@ -109,6 +109,23 @@ def test_a_rank_that_is_set_otherwise_leaves_planning_to_the_engine(
         assert sum(each["seconds"]) < 15.0
 
 
+def test_ranks_follow_what_all_of_them_are_asked(group: Group, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("pause", "also-pause", "resume")]
+    for file in files:
+        file.write_text(file.name.removeprefix("also-"))
+    pause, also, resume = ({"environment": {"EPLB_CONTROL": str(file)}} for file in files)
+    paused = agreed(group(pause, also, pause))
+    assert all(each == paused[0] for each in paused)
+    for engine in ({}, {"engine": "SGLang"}):
+        did = group(pause | engine, also | engine, resume | engine)
+        assert agreed(did) == agreed(group(engine, engine))
+        for each in did:
+            assert len(each["said"]) == len(STEPS)
+            assert all("EPLB_CONTROL for" in line and "rank 2" in line for line in each["said"])
+    did = group(pause, {}, pause)
+    assert "rank 1 has EPLB_CONTROL none, rank 0 has EPLB_CONTROL set" in did[0]["said"][0]
+
+
 def test_threads_that_plan_need_not_be_alike(group: Group) -> None:
     did = group({"environment": {"EPLB_THREADS": "1"}}, {"environment": {"EPLB_RECORD_FILES": "2"}})
     assert agreed(did) == agreed(group({}))

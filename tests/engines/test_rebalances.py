@@ -47,7 +47,7 @@ def placement(phy2log: Any) -> Placement:
 def seen(caplog: pytest.LogCaptureFixture) -> tuple[Any, list[Rebalance]]:
     """A policy as vLLM calls it, and the rebalances that are told of."""
     caplog.set_level(logging.INFO)
-    settings = Settings(max_moves=Budget(moves=3))
+    settings = Settings(max_moves=Budget(moves=3), role="prefill")
     told = Rebalances(logging.getLogger("vllm.eplb"), settings, "vLLM's own policy")
     rebalances: list[Rebalance] = []
     told.observers.append(rebalances.append)
@@ -89,9 +89,9 @@ def test_figures_are_those_of_the_placements(
     lines = [record.message for record in caplog.records if "rebalance" in record.message]
     assert [str(told) in line for told, line in zip(rebalances, lines, strict=True)] == [True] * 3
     assert re.fullmatch(
-        r"eplb: rebalance 3: 3 of 60 experts move \(0.4 kB\): as many as EPLB_MAX_MOVES allows "
-        r"\(3\); balancedness 0.\d{3} before, 0.\d{3} planned, on 3 windows planned for; "
-        r"0.\d{3} since the last plan, 0.\d{3} expected; \d+.\d\d s",
+        r"eplb: prefill: rebalance 3: 3 of 60 experts move \(0.4 kB\): as many as "
+        r"EPLB_MAX_MOVES allows \(3\); balancedness 0.\d{3} before, 0.\d{3} planned, "
+        r"on 3 windows planned for; 0.\d{3} since the last plan, 0.\d{3} expected; \d+.\d\d s",
         lines[2],
     )
 

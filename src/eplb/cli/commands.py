@@ -22,6 +22,7 @@ from eplb.cli import (
     report,
     sweep,
     synthesize,
+    watch,
 )
 
 __all__ = ["STORY", "Command", "app"]
@@ -110,6 +111,11 @@ STORY: dict[str, dict[str, Command]] = {
             doctor,
             "Check that hosts are fit for it, and alike.",
             "eplb doctor --json > host1.json",
+        ),
+        "watch": Command(
+            watch,
+            "Show how GPUs are loaded now, live.",
+            "eplb watch /var/loads/58x256 --gpus 32 --placement placement.json",
         ),
     },
 }

@@ -43,6 +43,8 @@ __all__ = [
     "print_summary",
     "print_sweep",
     "print_verdict",
+    "print_watched_loads",
+    "print_watched_metrics",
     "printing_to_stderr",
     "progress_bar",
     "say",
@@ -55,8 +57,10 @@ _VERSION = 1
 """Of what `--json` prints: it grows where a name goes or means something else."""
 
 _HEAT, _PLAIN_HEAT = (" ", "░", "▒", "▓", "█"), (" ", ".", ":", "*", "#")
-_STEPS = (0.5, 1.0, 2.0, 4.0)
-"""Signs of a heat map, with UTF-8 and without, and where one ends, in times the mean."""
+_STEPS, _GPU_STEPS = (0.5, 1.0, 2.0, 4.0), (0.9, 1.0, 1.1, 1.25)
+"""Signs of a heat map, with UTF-8 and without, and where one ends, in times the mean: of experts,
+and of GPUs.
+"""
 _MOST_ROWS, _MAP = 16, 64
 """Rows and columns of a heat map at most."""
 
@@ -226,7 +230,9 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
         console.print()
         console.print(_drift_table(found))
     console.print()
-    _print_heat(console, heat[[row for row in range(len(heat)) if heat[row].any()]])
+    loaded = heat[[row for row in range(len(heat)) if heat[row].any()]]
+    words = "below half the mean", "to the mean", "to twice", "to four times", "above"
+    _print_heat(console, loaded, "experts", _STEPS, words)
     hot = (
         f"{each.expert} of layer {each.layer} ({each.times_mean:.1f})"
         for each in found.hottest_experts
@@ -235,24 +241,81 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
     _line(console, f"Hottest experts (times the mean of their layer): {', '.join(hot)}.")
 
 
-def _print_heat(console: Console, heat: Heat) -> None:
-    """A map of experts in layers: neighbours share a sign where there are more than fit, and it is
-    that of the hottest.
+def _print_heat(
+    console: Console, heat: Heat, what: str, steps: Sequence[float], words: Sequence[str]
+) -> None:
+    """A map of experts, or of GPUs, in layers: neighbours share a sign where there are more than
+    fit, and it is that of the hottest.
     """
     signs = _HEAT if _can_print(console, "".join(_HEAT)) else _PLAIN_HEAT
     num_layers, num_experts = heat.shape
     rows = np.array_split(np.arange(num_layers), min(num_layers, _MOST_ROWS))
     columns = np.array_split(np.arange(num_experts), min(num_experts, console.width - 1, _MAP))
-    _line(
-        console,
-        f"Load of experts, a line for each layer or few: {signs[0]!r} below half the mean, "
-        f"{signs[1]!r} to the mean, {signs[2]!r} to twice, {signs[3]!r} to four times, "
-        f"{signs[4]!r} above",
-    )
+    legend = ", ".join(f"{sign!r} {said}" for sign, said in zip(signs, words, strict=True))
+    _line(console, f"Load of {what}, a line for each layer or few: {legend}")
     for layers in rows:
         hottest = [heat[np.ix_(layers, experts)].max() for experts in columns]
-        text = "".join(signs[int(np.searchsorted(_STEPS, value, "right"))] for value in hottest)
+        text = "".join(signs[int(np.searchsorted(steps, value, "right"))] for value in hottest)
         console.print(Text(text, no_wrap=True))
+
+
+def print_watched_loads(
+    console: Console, title: str, gpu_load: Heat, experts: int, age: float | None
+) -> None:
+    """Print how GPUs are loaded now.
+
+    Args:
+        console: where.
+        title: what is watched.
+        gpu_load: [T, L, G] of the last windows.
+        experts: E.
+        age: seconds since the last of them, where that is known.
+    """
+    _title(console, title)
+    windows, _, gpus = gpu_load.shape
+    total = gpu_load.sum(axis=0)
+    total = total[total.any(axis=1)]
+    shown = "the last window" if windows == 1 else f"the last {windows} windows"
+    ago = "" if age is None else f", {_duration(age)} ago"
+    _line(console, f"{shown}{ago}: {len(total)} MoE layers of {experts} experts on {gpus} GPUs")
+    if not total.size:
+        _line(console, "No layer has any load.")
+        return
+    times_mean = total / total.mean(axis=1, keepdims=True)
+    balancedness = 1.0 / times_mean.max(axis=1)
+    worst = int(balancedness.argmin())
+    _line(
+        console,
+        f"balancedness {balancedness.mean():.3f} mean, {balancedness.min():.3f} in the worst layer;"
+        f" there GPU {int(times_mean[worst].argmax())} has {times_mean[worst].max():.2f} times the "
+        "mean",
+    )
+    console.print()
+    words = "below 0.9 of the mean", "to the mean", "to 1.1 times", "to 1.25", "above"
+    _print_heat(console, times_mean, "GPUs", _GPU_STEPS, words)
+
+
+def print_watched_metrics(
+    console: Console, title: str, by_role: Mapping[str, Mapping[str, float]], age: float | None
+) -> None:
+    """Print what metrics say, a column for each role.
+
+    Args:
+        console: where.
+        title: what is watched.
+        by_role: series of each role, by name.
+        age: seconds since this planner last answered, where that is known.
+    """
+    _title(console, title)
+    table = _table("", *(printable(role) or "now" for role in by_role))
+    names = sorted({name for series in by_role.values() for name in series})
+    for name in names:
+        values = (series.get(name) for series in by_role.values())
+        cells = ("" if value is None else f"{value:,.6g}" for value in values)
+        table.add_row(printable(name.removeprefix("eplb_")), *cells)
+    console.print(table)
+    if age is not None:
+        _line(console, f"This planner last answered {_duration(age)} ago.")
 
 
 def _can_print(console: Console, text: str) -> bool:

@@ -134,6 +134,14 @@ class Call:
     num_nodes: int
     num_gpus: int
 
+    def cluster(self) -> Cluster:
+        """The ranks and their slots.
+
+        Raises:
+            ClusterError: slots or nodes that ranks do not divide.
+        """
+        return Cluster.with_slots(self.num_slots, self.num_gpus, self.num_nodes)
+
 
 class History:
     """The last windows of each model that an engine runs, as [L, E] loads.

@@ -28,10 +28,12 @@ class Counted:
 
     Args:
         rebalances: of the plug-in.
+        role: of the engine, a label of every series; None for no label.
     """
 
-    def __init__(self, rebalances: Rebalances) -> None:
+    def __init__(self, rebalances: Rebalances, role: str | None = None) -> None:
         self._rebalances = rebalances
+        self._role = role
         self._metrics: Metrics | None = None
 
     def begin(self, logger: logging.Logger) -> None:
@@ -39,7 +41,7 @@ class Counted:
         if self._metrics is not None or not os.environ.get(FOLDER):
             return
         try:
-            self._metrics = Metrics()
+            self._metrics = Metrics(self._role)
             self._rebalances.observers.append(self._metrics.see)
         except Exception as error:
             failure(logger, error, "there are no metrics of eplb")
@@ -54,18 +56,29 @@ class Counted:
 class Metrics:
     """The series of one process, all of them there from the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, role: str | None = None) -> None:
         from prometheus_client import Counter, Gauge
 
-        def gauge(name: str, text: str, *labels: str) -> Any:
-            return Gauge(f"eplb_{name}", text, labels, multiprocess_mode="mostrecent")
+        names, values = ((), ()) if role is None else (("role",), (role,))
+
+        def series(kind: Any, name: str, text: str, *more: str, **options: Any) -> Any:
+            made = kind(f"eplb_{name}", text, (*names, *more), **options)
+            if more:
+                return lambda value: made.labels(*values, value)
+            return made.labels(*values) if values else made
+
+        def gauge(name: str, text: str, *more: str) -> Any:
+            return series(Gauge, name, text, *more, multiprocess_mode="mostrecent")
+
+        def counter(name: str, text: str, *more: str) -> Any:
+            return series(Counter, name, text, *more)
 
         of_layers = gauge(
             "balancedness",
             "Mean over max GPU load that the last plan expects, a statistic over layers",
             "layers",
         )
-        self._balancedness = {each: of_layers.labels(each) for each in _STATISTICS}
+        self._balancedness = {each: of_layers(each) for each in _STATISTICS}
         self._before = gauge(
             "balancedness_before", "Balancedness of what ran, on the loads of the last plan"
         )
@@ -79,11 +92,11 @@ class Metrics:
         self._peak = gauge(
             "peak_over_mean", "Largest GPU load over the mean of its layer that the plan expects"
         )
-        rebalances = Counter("eplb_rebalances", "Rebalances by what was decided", ("decision",))
-        self._rebalances = {each: rebalances.labels(each) for each in _DECISIONS}
-        self._moves = Counter("eplb_moved_experts", "Experts that GPUs received")
-        self._bytes = Counter("eplb_moved_bytes", "Bytes of experts that GPUs received")
-        self._seconds = Counter("eplb_planning_seconds", "Seconds of planning and agreeing")
+        rebalances = counter("rebalances", "Rebalances by what was decided", "decision")
+        self._rebalances = {each: rebalances(each) for each in _DECISIONS}
+        self._moves = counter("moved_experts", "Experts that GPUs received")
+        self._bytes = counter("moved_bytes", "Bytes of experts that GPUs received")
+        self._seconds = counter("planning_seconds", "Seconds of planning and agreeing")
         self._agree = gauge("ranks_agree", "Whether ranks agreed at the last rebalance")
         self._planned_at = gauge(
             "last_plan_timestamp_seconds", "When this planner last answered, in Unix time"

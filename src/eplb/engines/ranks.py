@@ -373,6 +373,7 @@ def agreed_on(settings: Settings) -> dict[str, str]:
         "EPLB_EFFORT": settings.effort,
         "EPLB_DISPATCH": settings.dispatch,
         "EPLB_INITIAL": _of_file(settings.initial),
+        "EPLB_CONTROL": "none" if settings.control is None else "set",
     }
 
 

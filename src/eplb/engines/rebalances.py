@@ -127,6 +127,7 @@ class Rebalances:
     def __init__(self, logger: logging.Logger, settings: Settings, own: str) -> None:
         self._logger = logger
         self._settings = settings
+        self._role = "" if settings.role is None else f"{settings.role}: "
         self._own = own
         self._weights: dict[tuple[int, int] | None, Callable[[], Any]] = {}
         self._expert_bytes: dict[tuple[int, int], int | None] = {}
@@ -173,7 +174,7 @@ class Rebalances:
         rebalance = self._of(number + 1, expected, seen, outcome)
         expected = rebalance.planned if outcome.decision == "planned" else None
         self._last[kind] = (number + 1, expected)
-        self._logger.info("eplb: %s", rebalance)
+        self._logger.info("eplb: %s%s", self._role, rebalance)
         for observer in self.observers:
             observer(rebalance)
 

@@ -18,12 +18,17 @@ from numpy.typing import NDArray
 
 from eplb.engines.log import failure, once
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "is_recorded"]
 
 _WAITING = 4
 """Windows that may wait to be written; what comes then is not recorded."""
 _SECONDS_AT_EXIT = 2.0
 _NAME = re.compile(r"loads-[0-9]+-[0-9]+-[0-9]+\.npz")
+
+
+def is_recorded(name: str) -> bool:
+    """Whether a file of this name is one that was recorded here."""
+    return _NAME.fullmatch(name) is not None
 
 
 class Recorder:
@@ -95,7 +100,7 @@ class Recorder:
         kept = sorted(
             (entry.stat().st_mtime_ns, entry.name)
             for entry in path.parent.iterdir()
-            if _NAME.fullmatch(entry.name)
+            if is_recorded(entry.name)
         )
         for _, name in kept[: max(0, len(kept) - self._most + 1)]:
             (path.parent / name).unlink(missing_ok=True)

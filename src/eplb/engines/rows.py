@@ -72,10 +72,7 @@ class Rows:
         key = (*phy2log.shape, num_experts)
         try:
             if windows is not None:
-                from eplb.cluster import Cluster
-
-                cluster = Cluster.with_slots(call.num_slots, call.num_gpus, call.num_nodes)
-                entries = entries_by_slot(phy2log, windows, cluster, _ROOM, self._settings)
+                entries = entries_by_slot(phy2log, windows, call.cluster(), _ROOM, self._settings)
                 self._made[key] = phy2log.copy(), entries
             made = self._made.get(key)
             return made[1] if made is not None and np.array_equal(made[0], phy2log) else None

@@ -4,6 +4,7 @@ Engines pass none of their options on to a plug-in, so there is no other way. Ev
 engine must have the same variables, because every rank plans for itself.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +26,8 @@ VARIABLES = {
     "EPLB_RECORD": "folder in which to record the loads that vLLM reports",
     "EPLB_RECORD_FILES": "maximum number of windows to keep there",
     "EPLB_INITIAL": "file of the placement that vLLM starts with",
+    "EPLB_CONTROL": "file that pauses and resumes a running engine, or names a placement for it",
+    "EPLB_ROLE": "name for this engine in logs, metrics and recordings, such as prefill or decode",
 }
 """What each variable sets, by name."""
 
@@ -33,6 +36,8 @@ Dispatching = Literal["engine", "table"]
 
 _MOST_WINDOWS = 64
 _MOST_FILES = 1_000_000
+_ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+"""It is the name of a folder too."""
 _FIVE_PERCENT = Budget(share=0.05)
 
 
@@ -49,6 +54,8 @@ class Settings:
         record_files: most windows to keep there.
         dispatch: who says which copy a token goes to.
         initial: file of the placement to start with, None for none.
+        role: what this engine does for a service that has others too; None for no label.
+        control: file that may ask for something else than a plan, None for none.
     """
 
     windows: int = 16
@@ -59,6 +66,8 @@ class Settings:
     record_files: int = 1024
     dispatch: Dispatching = "engine"
     initial: Path | None = None
+    role: str | None = None
+    control: Path | None = None
 
     def __str__(self) -> str:
         said = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -89,7 +98,9 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     """
     standard = Settings()
     moves = environment.get("EPLB_MAX_MOVES")
-    record, initial = (environment.get(name) for name in ("EPLB_RECORD", "EPLB_INITIAL"))
+    record, initial, control = (
+        environment.get(name) for name in ("EPLB_RECORD", "EPLB_INITIAL", "EPLB_CONTROL")
+    )
     return Settings(
         _number(environment, "EPLB_WINDOWS", standard.windows, _MOST_WINDOWS),
         standard.max_moves if moves is None else budget_from(moves, "EPLB_MAX_MOVES"),
@@ -99,6 +110,8 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         _number(environment, "EPLB_RECORD_FILES", standard.record_files, _MOST_FILES),
         _choice(environment, "EPLB_DISPATCH", standard.dispatch, get_args(Dispatching)),
         Path(initial) if initial else None,
+        _role(environment),
+        Path(control) if control else None,
     )
 
 
@@ -116,6 +129,15 @@ def _choice(
     if chosen not in known:
         raise OptionError(f"{name} is {chosen!r}: give {', '.join(known)}")
     return chosen
+
+
+def _role(environment: Mapping[str, str]) -> str | None:
+    role = environment.get("EPLB_ROLE", "").strip()
+    if role and not _ROLE.fullmatch(role):
+        raise OptionError(
+            f"EPLB_ROLE is {role!r}: give up to 32 letters, digits, - or _, such as prefill"
+        )
+    return role or None
 
 
 def _number(environment: Mapping[str, str], name: str, standard: int, most: int) -> int:

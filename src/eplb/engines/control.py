@@ -1,0 +1,123 @@
+"""What a file asks of an engine that serves: EPLB_CONTROL, read at each rebalance.
+
+The file has one line. `pause` keeps what runs, `resume` plans again, and the path of a placement's
+file has the engine go to that placement and keep it. Ranks compare what they have read, through
+their store; where it differs, as while a file is copied to hosts, what they last agreed on stays.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eplb.cluster import Cluster
+from eplb.engines.log import failure
+from eplb.errors import OptionError, PlacementError
+
+__all__ = ["Command", "Control"]
+
+_MOST_BYTES = 4096
+_INSTEAD = "what EPLB_CONTROL asked before stays"
+
+
+class Command(NamedTuple):
+    """What is asked instead of a plan.
+
+    Attributes:
+        reason: in words.
+        phy2log: [L, P] the map to run; None for what runs.
+    """
+
+    reason: str
+    phy2log: NDArray[np.int64] | None
+
+    def map_after(self, running: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[L, P] the map to run after the one that runs."""
+        phy2log: NDArray[np.int64] = (running if self.phy2log is None else self.phy2log).copy()
+        return phy2log
+
+
+class Control:
+    """The file of one engine.
+
+    Args:
+        path: the file; None for none. Where it is not there, nothing is asked.
+        alike: whether all ranks have the same array, by a kind of question.
+        logger: of the engine.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        alike: Callable[[str, NDArray[np.int64]], bool],
+        logger: logging.Logger,
+    ) -> None:
+        self._path = path
+        self._alike = alike
+        self._logger = logger
+        self._agreed: dict[str, Command | None] = {}
+
+    def command(self, kind: str, shape: tuple[int, int], cluster: Cluster) -> Command | None:
+        """What is asked instead of a plan; None where a plan is. All ranks call it alike.
+
+        Args:
+            kind: of the call, which tells models apart.
+            shape: L and E.
+            cluster: the ranks.
+        """
+        if self._path is None:
+            return None
+        text, command, error = "", None, None
+        try:
+            text = self._read()
+            command = self._of(text, shape, cluster)
+        except Exception as raised:
+            error = raised
+        digest = hashlib.blake2b(f"{text}\n{type(error).__name__}".encode(), digest_size=16)
+        if command is not None and command.phy2log is not None:
+            digest.update(command.phy2log.tobytes())
+        read = np.frombuffer(digest.digest(), np.uint8).astype(np.int64)
+        if self._alike(f"EPLB_CONTROL for {kind}", read):
+            if error is None:
+                self._agreed[kind] = command
+            else:
+                failure(self._logger, error, _INSTEAD)
+        asked = self._agreed.get(kind)
+        fits = asked is None or asked.phy2log is None or asked.phy2log.shape[1] == cluster.num_slots
+        return asked if fits else None
+
+    def _read(self) -> str:
+        assert self._path is not None
+        try:
+            with self._path.open("rb") as file:
+                return file.read(_MOST_BYTES).decode().strip()
+        except FileNotFoundError:
+            return ""
+
+    def _of(self, text: str, shape: tuple[int, int], cluster: Cluster) -> Command | None:
+        """What a text asks.
+
+        Raises:
+            EplbError: no placement, or one of another model or other ranks.
+        """
+        assert self._path is not None
+        if text in {"", "resume"}:
+            return None
+        if text == "pause":
+            return Command("paused by EPLB_CONTROL", None)
+        if "\n" in text:
+            raise OptionError(f"{self._path}: has several lines: give pause, resume or one path")
+        from eplb.formats.placements import load_placement
+
+        path = self._path.parent / text
+        placement = load_placement(path, cluster.num_gpus, cluster.num_nodes, num_experts=shape[1])
+        if placement.phy2log.shape != (shape[0], cluster.num_slots):
+            raise PlacementError(
+                f"{path}: has {placement.num_layers} layers of {placement.phy2log.shape[1]} slots, "
+                f"and the engine runs {shape[0]} of {cluster.num_slots}"
+            )
+        return Command(f"EPLB_CONTROL asks for {path.name}", placement.phy2log.copy())
