@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from eplb.planning.passes import Effort, Layers, Problem, gather, keep_better, solve
 from eplb.solver.threads import run_kernel
 
-__all__ = ["solve_best_split", "split_bounds"]
+__all__ = ["levelled_peaks", "solve_best_split", "split_bounds"]
 
 _EFFORT = {"fast": 0.3, "default": 1.0, "thorough": 8.0}
 _STEPS, _MORE_STEPS = 350, 50_000
@@ -53,10 +53,10 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
         )  # fmt: skip
 
     run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
-    even_peaks = _levelled_peaks(problem, even.phy2log)
+    even_peaks = levelled_peaks(problem, even.phy2log)
     layers = Layers(even.phy2log, even_peaks.copy(), bounds)
-    keep_better(layers, narrow, _levelled_peaks(problem, narrow))
-    peaks = _levelled_peaks(problem, wide)
+    keep_better(layers, narrow, levelled_peaks(problem, narrow))
+    peaks = levelled_peaks(problem, wide)
     # What bends better may be a little worse for what was seen, but no plan for an even split is
     # better.
     kept = peaks <= np.minimum(layers.peaks * (1.0 + _SLACK), even_peaks * (1.0 + _ROUNDING))
@@ -87,7 +87,7 @@ def _width(problem: Problem) -> float:
     return min(0.5, max(0.15, 0.35 * spare - 0.2))
 
 
-def _levelled_peaks(problem: Problem, phy2log: NDArray[np.int64]) -> NDArray[np.float64]:
+def levelled_peaks(problem: Problem, phy2log: NDArray[np.int64]) -> NDArray[np.float64]:
     """[L] the expected peak of slots [L, P] where each window is split best."""
     from eplb.solver.level import _level_layers
 

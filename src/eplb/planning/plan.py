@@ -13,7 +13,7 @@ from eplb.dispatching.rules import RULES
 from eplb.errors import OptionError, PlacementError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.planning.best_split import solve_best_split
+from eplb.planning.best_split import solve_best_split, split_bounds
 from eplb.planning.engine_rule import solve_engine_rule
 from eplb.planning.passes import (
     Effort,
@@ -35,12 +35,14 @@ from eplb.planning.relocate import (
 )
 
 __all__ = [
-    "DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "planned_rule", "warmup",
-    "what_is_left",
+    "DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "planned_rule", "solve_for",
+    "warmup", "what_is_left",
 ]  # fmt: skip
 
 DEFAULT_MOVE_COST = 5e-4
 """What a move is to gain where nothing else is said, as a share of the mean GPU load."""
+_WALKED = ("even", "best")
+"""The rules of dispatch that plans from a current placement are made for."""
 _DEAREST = 1e200
 """The highest price of a move; products of it are finite."""
 
@@ -49,8 +51,8 @@ def planned_rule(dispatch: object, current: Placement | None = None) -> str:
     """The rule to plan for, of a placement that is scored under another, or under a split: the
     same, where that can be planned for; else an even split.
     """
-    known = isinstance(dispatch, str) and dispatch in RULES
-    return str(dispatch) if known and current is None else "even"
+    known = isinstance(dispatch, str) and dispatch in (RULES if current is None else _WALKED)
+    return str(dispatch) if known else "even"
 
 
 def _no_experts() -> NDArray[np.int64]:
@@ -158,6 +160,7 @@ def plan(
     search looks for placements that give such splits much freedom. It starts from the plan for an
     even split and is never worse, split best. Beside each window it plans for seeded copies of it,
     in which experts have somewhat more load or less: windows that were seen are soon perfect.
+    From a current placement it goes by the moves that lower these peaks most, which are few.
 
     With `dispatch="sglang"` or `"ascend"` the peak is the one that the engine's own table of
     dispatch leaves, with as many tokens from each GPU. Which GPU of which node holds a copy then
@@ -211,7 +214,7 @@ def plan(
         OptionError: another effort; a negative number of moves or cost, or one of the two without
             a current placement; a budget with which not every expert would have a slot; weights
             of a LoadTrace, whose windows a forecast weighs; a rule of dispatch that is not known,
-            or another than "even" with a current placement.
+            or that of an engine with a current placement.
     """
     check_effort(effort)
     check_dispatch(dispatch)
@@ -232,14 +235,14 @@ def plan(
     if current is None:
         if max_moves is not None or move_cost is not None:
             raise OptionError("max_moves and move_cost need a current placement to move from")
-        layers = _solve_for(problem, effort, dispatch)
+        layers = solve_for(problem, effort, dispatch)
         peaks = np.ldexp(layers.peaks, problem.exponent)
         made = _plan_of(problem, layers.bounds, layers.phy2log, peaks)
         return replace(made, dispatch=dispatch)
-    if dispatch != "even":
+    if dispatch not in _WALKED:
         raise OptionError(
-            f'dispatch is "{dispatch}" with a current placement: give one of the two, plans for '
-            'another rule than "even" are made from scratch'
+            f'dispatch is "{dispatch}" with a current placement: give "even" or "best", plans for '
+            "the rule of an engine are made from scratch"
         )
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
@@ -254,11 +257,16 @@ def plan(
         price = DEFAULT_MOVE_COST * problem.loads.sum(axis=1) / problem.cluster.num_gpus
     # A plan made afresh for many windows takes longer than all that follows.
     afresh = effort != "fast" or problem.windows.shape[0] == 1
-    layers = solve(problem, effort) if afresh else solve_mean(problem, effort)
-    relocation = relocate(problem, current, layers, afresh=afresh, budget=max_moves, price=price)
+    layers = solve_for(problem, effort, dispatch) if afresh else solve_mean(problem, effort)
+    if not afresh and dispatch == "best":
+        layers = replace(layers, bounds=split_bounds(problem))
+    relocation = relocate(
+        problem, current, layers, afresh=afresh, rule=dispatch, budget=max_moves, price=price
+    )
     chosen = choose(relocation, max_moves, price)
     settled = settle(relocation, chosen)
     made = _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
+    made = replace(made, dispatch=dispatch)
     return replace(made, lost=current.lost_on(cluster)) if cluster.dead else made
 
 
@@ -302,7 +310,7 @@ def check_dispatch(rule: object) -> None:
         raise OptionError(f"dispatch is {rule!r}: give one of {', '.join(map(repr, RULES))}")
 
 
-def _solve_for(problem: Problem, effort: Effort, rule: str) -> Layers:
+def solve_for(problem: Problem, effort: Effort, rule: str) -> Layers:
     """Plan every layer from scratch, for a rule of dispatch."""
     if rule == "even":
         return solve(problem, effort)
