@@ -225,7 +225,7 @@ def _best_step(
     for _ in range((num_gpus + _TOGETHER - 1) // _TOGETHER):
         worth[:] = 0.0
         for _ in range(_TOGETHER):
-            busiest = np.argmax(urgency)
+            busiest = int(np.argmax(urgency))
             if urgency[busiest] > _IDLE * total:
                 _list_changes(
                     at, num_windows, node_gpus, held, busiest, seen, removal, heir_of, worth,
