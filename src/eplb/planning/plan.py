@@ -458,3 +458,5 @@ def warmup(dispatch: str = "even") -> None:
     if dispatch != "even":
         for windows in (loads, both):
             plan(windows, cluster, dispatch=dispatch)
+            if dispatch in _WALKED:
+                plan(windows, cluster, dispatch=dispatch, current=made.placement)
