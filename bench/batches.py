@@ -16,7 +16,7 @@ from rich.table import Table
 import eplb
 from eplb.torch import BatchDispatch
 
-__all__ = ["of_batches"]
+__all__ = ["of_batches", "placed_for_batches"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -24,6 +24,8 @@ I64 = NDArray[np.int64]
 _GPUS, _RANKS, _TOKENS, _EXPERTS = 8, 8, 32, 32
 _LEAST = {40: (0.946, 0.996, 0.97), 48: (0.978, 0.993, 0.998)}
 """By slots: ranks for themselves, that over their fractions, and together."""
+_PLACED = {40: (0.99, 0.943), 48: (0.999, 0.985)}
+"""Where it is placed for batches, by slots: together, and ranks for themselves."""
 _WINDOW, _NEXT = 3, 20
 """Steps of a window that is planned for, and steps after the last one that are scored."""
 _LARGE_BATCH, _LARGE_K = 4096, 8
@@ -115,6 +117,48 @@ def _steps(traces: Path, table: Table, bars: list[Bar]) -> None:
                             found >= needed,
                         )
                     )
+
+
+def placed_for_batches(traces: Path, bars: list[Bar]) -> list[Table | str]:
+    """The same steps by what was planned for, split best in fractions."""
+    table = Table(
+        "slots", "planned for", "next: together", "each rank", "all later: together", "each rank "
+    )
+    with np.load(traces / "gptoss20b_tokens.npz") as file:
+        ids, lengths = file["topk_ids"], file["lengths"]
+    steps = steps_of(lengths, _RANKS * _TOKENS)
+    half = len(steps) // 2
+    seen = np.stack([counted(ids[step].swapaxes(0, 1), _EXPERTS) for step in steps[:half]])
+    windows = np.stack([part.sum(0) for part in np.array_split(seen, half // _WINDOW)])
+    later = []
+    for some in (steps[half : half + _NEXT], steps[half::4]):
+        of_rank = ids[some].transpose(2, 0, 1, 3).reshape(24, len(some), _RANKS, _TOKENS, -1)
+        later.append(counted(of_rank, _EXPERTS).transpose(1, 2, 0, 3))  # [steps, R, L, E]
+    top_k = ids.shape[2]
+    kinds: dict[str, dict[str, Any]] = {
+        "an even split": {},
+        "whole windows, split best": {"dispatch": "best"},
+        "batches, together": {
+            "dispatch": "best", "batch": eplb.Batch(_TOKENS, top_k, _RANKS, together=True)
+        },
+        "batches, each rank": {"dispatch": "best", "batch": eplb.Batch(_TOKENS, top_k, _RANKS)},
+    }  # fmt: skip
+    for slots, (least_together, least_each) in _PLACED.items():
+        cluster = eplb.Cluster(_GPUS, slots_per_gpu=slots // _GPUS)
+        for name, how in kinds.items():
+            placement = eplb.plan(windows, cluster, **how).placement
+            found = []
+            for loads in later:
+                found.append(evenness(placement.gpu_load(loads.sum(1), "best")))
+                found.append(evenness(placement.gpu_load(loads, "best").sum(1)))
+            table.add_row(str(slots), name, *(f"{each:.4f}" for each in found))
+            if "batch" in how:
+                at, least = (2, least_together) if how["batch"].together else (3, least_each)
+                what = f"{slots} slots, placed for {name}, all later steps"
+                bars.append(
+                    Bar(what, f"at least {least:g}", f"{found[at]:.4f}", found[at] >= least)
+                )
+    return [table]
 
 
 def _activated(traces: Path, table: Table, bars: list[Bar]) -> None:

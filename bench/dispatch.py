@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from bars import Bar
-from batches import of_batches
+from batches import of_batches, placed_for_batches
 from numpy.typing import NDArray
 from options import OneLineParser
 from rich.table import Table
@@ -176,7 +176,9 @@ def main() -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--traces", type=Path, required=True, help="the folder of recorded loads")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
-    parser.add_argument("--only", choices=("windows", "rule", "batch"), help="one part of it")
+    parser.add_argument(
+        "--only", choices=("windows", "rule", "batch", "placed"), help="one part of it"
+    )
     arguments = parser.parse_args()
     files = sorted((arguments.traces / "deepseek_v3").glob("*.json"))
     loads = np.stack([eplb.load_trace(file).loads[0] for file in files])
@@ -247,6 +249,9 @@ def main() -> int:
             console.print(table)
     if arguments.only in {None, "batch"}:
         for part in of_batches(arguments.traces, loads, bars):
+            console.print(part)
+    if arguments.only in {None, "placed"}:
+        for part in placed_for_batches(arguments.traces, bars):
             console.print(part)
     show_bars(bars)
     return int(arguments.check and not all(bar.met for bar in bars))

@@ -35,6 +35,8 @@ _POINTS, _MANY_POINTS = 20, 200
 _MOST_PLAN, _MOST_FRONTIER = 0.025, 0.150
 _REPEATS = 7
 _ROUNDING = 1e-12
+_SPLIT_BEST = {288: (0.02, 0.04), 320: (0.0, 0.01)}
+"""Slots, and the shares of them that may be moved at each change where batches are split best."""
 
 _GPT_OSS, _SMALL, _EVERY = "gptoss20b_domains_2048.npz", Cluster(num_gpus=8, slots_per_gpu=5), 4
 _LEAST_BALANCE, _MOST_MOVES = 0.98, 0.15
@@ -62,14 +64,14 @@ class Change:
     share: float
 
 
-def changes(traces: Path | None) -> tuple[Placement, list[Change]]:
+def changes(traces: Path | None, cluster: Cluster = _CLUSTER) -> tuple[Placement, list[Change]]:
     """The placement that runs, and what the loads become: recorded, or made."""
     if traces is None:
         first, prefill, decode = (synthetic.deepseek_v3(seed=seed) for seed in (1, 2, 3))
     else:
         first, prefill, decode = (_loads(traces, name) for name in (_FROM, _PREFILL, _DECODE))
     noise = np.random.default_rng(0).lognormal(0.0, 0.05, first.shape)
-    return eplb.plan(first, _CLUSTER).placement, [
+    return eplb.plan(first, cluster).placement, [
         Change(f"to {_PREFILL}", prefill, 0.09),
         Change(f"to {_DECODE}", decode, 0.12),
         Change("5 % noise", first * noise, 0.025),
@@ -103,6 +105,26 @@ def least_moves(old: Placement, change: Change, *, judged: bool) -> Iterator[Bar
         f"{balance:.4f}, {made.moves} moves ({made.moves / slots:.2%})",
         not judged or balance >= _BALANCED,
     )
+
+
+def split_best(traces: Path | None) -> Iterator[Bar]:
+    """The least share of slots that reaches the balance where each batch is split best."""
+    for slots, shares in _SPLIT_BEST.items():
+        cluster = Cluster(num_gpus=32, slots_per_gpu=slots // 32)
+        old, changed = changes(traces, cluster)
+        for change, share in zip(changed, shares, strict=False):
+            curve = eplb.frontier(change.loads, cluster, old, points=_MANY_POINTS, dispatch="best")
+            enough = curve.reach(_BALANCED)
+            least = None if enough is None else float(curve.moves[enough]) / old.phy2log.size
+            kept = ", ".join(
+                f"{rule} {old.balancedness(change.loads, rule):.4f}" for rule in ("even", "best")
+            )
+            yield Bar(
+                f"{change.name}, {slots} slots, split best: least share of slots for {_BALANCED}",
+                f"at most {share:.1%}",
+                f"{'not reached' if least is None else f'{least:.2%}'} (kept: {kept})",
+                traces is None or (least is not None and least <= share),
+            )
 
 
 def times(old: Placement, change: Change) -> Iterator[Bar]:
@@ -240,7 +262,7 @@ def main() -> int:
     add("--peer", action="append", type=Path, default=[], metavar="FILE", help="beside ours")
     add("--traces", type=Path, metavar="DIR", help="recorded loads; made ones without")
     add("--windows", type=positive, help="only so many windows of gpt-oss")
-    add("--only", choices=["moves", "times", "peers", "work", "windows"], help="one part")
+    add("--only", choices=["moves", "best", "times", "peers", "work", "windows"], help="one part")
     add("--check", action="store_true", help="exit with 1 if a bar is missed")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
@@ -262,7 +284,9 @@ def main() -> int:
 def _bars(options: argparse.Namespace) -> Iterator[Bar]:
     wanted = options.only
     peers = [*built_in(), *(load_replanner(path) for path in options.peer)]
-    if wanted not in ("work", "windows"):
+    if wanted in (None, "best"):
+        yield from split_best(options.traces)
+    if wanted not in ("best", "work", "windows"):
         old, changed = changes(options.traces)
         for change in changed:
             if wanted in (None, "moves"):

@@ -123,6 +123,10 @@ def _large_cells(traces: Path | None) -> Iterator[Cell]:
     yield from _cells_of_windows(_windows(4, 2, 64), Cluster(16, 1, 5), 1, (0.1, 0.4, 0.2, 0.3))
     yield Cell(_windows(4, 2, 64), Cluster(16, 1, 5), dispatch="best")
     yield Cell(_windows(3, 2, 64), Cluster(16, 4, 5), 8, dispatch="best")
+    running = plan(_kinds(2, 64), Cluster(16, 1, 5)).placement
+    cell = Cell(_windows(3, 2, 64), Cluster(16, 1, 5), dispatch="best", current=running)
+    yield cell
+    yield cell._replace(max_moves=9, effort="fast")
     yield Cell(_windows(4, 2, 64), Cluster(16, 4, 5), dispatch="sglang")
     yield Cell(_windows(3, 2, 64), Cluster(16, 4, 5), 8, dispatch="ascend")
     if traces is not None:

@@ -40,6 +40,7 @@ def test_errors_and_clusters_are_light_too() -> None:
 def test_names_are_locked() -> None:
     assert eplb.__all__ == [
         "Balancer",
+        "Batch",
         "Cluster",
         "ClusterError",
         "Decision",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from eplb.placement import Placement
     from eplb.planning import forecast
     from eplb.planning.backtest import backtest
+    from eplb.planning.batches import Batch
     from eplb.planning.drop_in import rebalance_experts
     from eplb.planning.plan import Plan, plan, warmup
     from eplb.replaying.compare import compare
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Balancer",
+    "Batch",
     "Cluster",
     "ClusterError",
     "Decision",
@@ -89,6 +91,7 @@ __all__ = [
 _MODULE_OF = {
     "Balancer": "eplb.engines.balancer",
     "Rebalance": "eplb.engines.balancer",
+    "Batch": "eplb.planning.batches",
     "Cluster": "eplb.cluster",
     "Decision": "eplb.moving.decide",
     "Dispatch": "eplb.dispatching.dispatch",

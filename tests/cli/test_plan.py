@@ -17,6 +17,7 @@ from command_line import run
 from rich.console import Console
 
 import eplb
+from eplb.cli.options import batch_of
 from eplb.cli.terminal import print_summary
 from eplb.planning.summary import summarize
 from eplb.solver.greedy import greedy
@@ -235,3 +236,29 @@ def test_windows_of_few_tokens_are_merged_and_that_is_told(tmp_path: Path) -> No
     wrong = run(*asked, "--merge", "some")
     assert wrong.returncode == 2
     assert "--merge is 'some': give auto, none, all or a number" in " ".join(wrong.stderr.split())
+
+
+def test_plan_for_batches(tmp_path: Path) -> None:
+    loads = np.random.default_rng(0).poisson(300.0, (2, 1, 8)).astype(float)
+    (tmp_path / "loads.json").write_text(json.dumps({"logical_count": loads.tolist()}))
+    words = ("plan", tmp_path / "loads.json", "--gpus", 2, "--slots", 10, "--json")
+    done = run(*words, "--dispatch", "best", "--batch", "16,2,4,together", "--effort", "fast")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    sizes = {"tokens_per_rank": 16, "top_k": 2, "num_ranks": 4, "together": True}
+    assert figures["batch"] == sizes
+    assert figures["planned_dispatch"] == "best"
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "message"),
+    [
+        ("16,2", "best", "--batch is '16,2': give tokens, top_k and ranks as 32,8,16, or 32,8"),
+        ("a,b,c", "best", "--batch is 'a,b,c': give tokens"),
+        ("16,2,4", "even", "--batch goes with --dispatch best"),
+        ("0,2,4", "best", "tokens_per_rank is 0: give 1 or more"),
+    ],
+)
+def test_batches_that_are_no_batches(text: str, rule: str, message: str) -> None:
+    with pytest.raises(eplb.OptionError, match=message):
+        batch_of(text, rule)

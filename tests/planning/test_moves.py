@@ -80,8 +80,9 @@ def check(
     cluster: Cluster,
     num_groups: int,
     threads: int = 1,
+    dispatch: str = "even",
 ) -> None:
-    """What holds of every plan from a current placement, whatever the budget."""
+    """What holds of every plan from a current placement, whatever the budget and the rule."""
     placement = made.placement
     num_experts = windows.shape[2]
     assert placement == Placement(placement.phy2log, num_experts, cluster)
@@ -110,7 +111,15 @@ def check(
             assert sorted(group for node in nodes for group in node) == list(range(num_groups))
             assert {len(node) for node in nodes} == {num_groups // cluster.num_nodes}
         peak = 0.0
-        if loaded:
+        if loaded and dispatch == "best":
+            of_layer = windows[:, [layer]]
+            of_layer = of_layer[of_layer.any(axis=(1, 2))]
+            of_layer = (
+                of_layer / of_layer.sum(axis=2, keepdims=True) * of_layer.sum() / len(of_layer)
+            )
+            one = Placement(placement.phy2log[[layer]], num_experts, cluster)
+            peak = one.gpu_load(of_layer, "best").max(axis=2).mean()
+        elif loaded:
             of_layer = windows[:, layer].tolist()
             peak = naive.expected_peak(slots, of_layer, [1.0] * len(of_layer), num_gpus)
         assert made.peak[layer] == pytest.approx(peak, rel=1e-9)
@@ -215,6 +224,41 @@ def test_price(case: tuple[F64, Placement, dict[str, Any]]) -> None:
         last = made
 
 
+@pytest.mark.skipif(not COMPILED, reason="takes minutes without compiled kernels")
+@given(cases(), st.integers(0, 9))
+@settings(max_examples=6)
+def test_moves_for_a_best_split(case: tuple[F64, Placement, dict[str, Any]], more: int) -> None:
+    """Plans and frontiers from what runs hold to budgets, prices and what stays, split best."""
+    windows, current, how = case
+    how |= {"dispatch": "best", "effort": "fast"}
+    least = least_budget(windows, current, how)
+    unit = windows.sum(axis=2).mean(axis=0).max() / how["cluster"].num_gpus
+    last = None
+    for budget in (least, least + more):
+        made = plan(windows, current=current, max_moves=budget, **how)
+        how_checked = {name: each for name, each in how.items() if name != "effort"}
+        check(made, windows, current, **how_checked)
+        assert made.moves <= budget
+        assert made.dispatch == "best"
+        assert last is None or made.peak.sum() <= last.peak.sum() * (1.0 + 1e-9)
+        last = made
+    again = plan(windows[::-1], current=current, max_moves=budget, **how | {"threads": 3})
+    assert again.placement == made.placement
+    afresh = plan(windows, **how)
+    free = plan(windows, current=current, move_cost=0.0, **how)
+    dear = plan(windows, current=current, move_cost=0.1 * unit, **how)
+    assert dear.moves <= free.moves
+    assert dear.peak.sum() - free.peak.sum() <= 0.1 * unit * (free.moves - dear.moves) + 1e-9 * unit
+    if len(windows) == 1:  # else nothing is planned from scratch
+        level = np.maximum(afresh.peak, afresh.bound * (1.0 + 4e-4))
+        assert (free.peak <= level * (1.0 + 1e-9)).all()
+    curve = frontier(windows, current=current, **how)
+    assert (np.diff(curve.moves) > 0).all()
+    assert (np.diff(curve.peak) < 0.0).all()
+    for moves, placement in zip(curve.moves, curve.placements, strict=True):
+        assert placement.moves_from(current) == moves
+
+
 @given(cases(), st.sampled_from(["fast", "default"]), st.integers(0, 9), st.randoms())
 @settings(max_examples=40 if COMPILED else 5)
 def test_order_and_windows_that_count_for_nothing_change_nothing(
@@ -289,6 +333,20 @@ def test_more_moves_never_do_worse_on_recorded_loads(traces: Path) -> None:
         last = made.peak.sum()
     assert (made.peak <= np.maximum(afresh.peak, made.bound * (1.0 + 4e-4))).all()
     assert made.moves < afresh.placement.moves_from(current) / 2
+
+
+def test_few_moves_are_needed_where_batches_are_split_best(traces: Path) -> None:
+    """The share of all slots that GPUs receive, for a balancedness of .98 or more."""
+    old = load_recorded(traces, "prefill_in512")[3::9]
+    prefill, decode = (
+        load_recorded(traces, name)[3::9] for name in ("prefill_in2048", "decode_in500out1500")
+    )
+    for slots, loads, share in ((9, prefill, 0.02), (9, decode, 0.04), (10, decode, 0.01)):
+        cluster = Cluster(32, 1, slots)
+        current = plan(old, cluster, effort="fast").placement
+        budget = int(share * current.phy2log.size)
+        made = plan(loads, cluster, current=current, max_moves=budget, dispatch="best")
+        assert made.placement.balancedness(loads, "best") >= 0.98 > current.balancedness(loads)
 
 
 def test_windows_of_recorded_loads(traces: Path) -> None:

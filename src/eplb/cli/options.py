@@ -26,6 +26,7 @@ from eplb.formats.placements import (
 from eplb.loads import LoadTrace
 from eplb.moving.service import OVERHEADS, Service
 from eplb.placement import Placement
+from eplb.planning.batches import Batch
 from eplb.planning.forecast import Scenarios
 from eplb.planning.plan import Plan, what_is_left
 from eplb.replaying.policies import POLICIES
@@ -126,6 +127,17 @@ DispatchRule = Annotated[
         show_default=False,
     ),
 ]
+BatchSize = Annotated[
+    str | None,
+    typer.Option(
+        "--batch",
+        metavar="TOKENS,TOP_K,RANKS",
+        help="With --dispatch best: plan for batches to which so many ranks bring so many tokens "
+        "each. Each rank splits its own; with ,together at the end, all split together. "
+        "[default: whole windows]",
+        show_default=False,
+    ),
+]
 TraceFiles = Annotated[
     list[Path],
     typer.Argument(
@@ -217,6 +229,27 @@ def rule_of(dispatch: str | None, to: str | None = None) -> str:
         return to if to in TABLES else "even"
     rule: str = check_rule(dispatch, "--dispatch")
     return rule
+
+
+def batch_of(text: str | None, rule: str) -> Batch | None:
+    """The batches to plan for, of the text of --batch.
+
+    Raises:
+        OptionError: another text, or another rule than "best".
+    """
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    together = words[-1] == "together"
+    sizes = words[:-1] if together else words
+    if len(sizes) != 3 or not all(each.isascii() and each.isdecimal() for each in sizes):
+        raise OptionError(
+            f"--batch is {text!r}: give tokens, top_k and ranks as 32,8,16, or 32,8,16,together"
+        )
+    if rule != "best":
+        raise OptionError("--batch goes with --dispatch best: other rules split all sizes alike")
+    tokens, top_k, ranks = map(int, sizes)
+    return Batch(tokens, top_k, ranks, together)
 
 
 def cluster_of(

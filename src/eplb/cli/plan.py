@@ -1,6 +1,7 @@
 """`eplb plan`: a placement for loads, and what it gains."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from eplb.checks import budget_from, gpus_from, in_few_words, printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
+    BatchSize,
     Confidence,
     CurrentGpus,
     Dead,
@@ -24,6 +26,7 @@ from eplb.cli.options import (
     Slots,
     Threads,
     TraceFiles,
+    batch_of,
     check_moves_options,
     cluster_of,
     given,
@@ -49,8 +52,9 @@ from eplb.formats.placements import ENGINES
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.planning.backtest import BEST, Expected, expected_of
+from eplb.planning.batches import Batch
 from eplb.planning.forecast import FORECASTS, HISTORY, Recent, Scenarios, named_forecast
-from eplb.planning.plan import Effort, Plan, plan, planned_rule
+from eplb.planning.plan import Effort, Plan, check_batch, plan, planned_rule
 from eplb.planning.summary import Summary, summarize
 from eplb.replaying.policies import Forecasted, Moving, warm_up
 
@@ -117,6 +121,7 @@ def command(
     layers: Layers = None,
     placement_layers: PlacementLayers = None,
     dispatch: DispatchRule = None,
+    batch: BatchSize = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -126,6 +131,9 @@ def command(
     that follow. The plan is then for what the best forecast expects.
     """
     target, rule = target_of(output, to), rule_of(dispatch, to)
+    step = batch_of(batch, rule)
+    if step is not None:
+        check_batch(step, rule, current)
     if output is not None:
         check_writable(output, *traces)
     check_moves_options(current, max_moves, move_cost, current_gpus)
@@ -149,7 +157,7 @@ def command(
     expected, tried = what.scenarios, what.tried
     planned = planned_rule(afresh, None if moves is None else moves.placement)
     made, summary = timed_plan(
-        expected, cluster, groups, effort, threads, what.words, moves, rule, planned
+        expected, cluster, groups, effort, threads, what.words, moves, rule, planned, step
     )
     verdict = None
     if not loads.dense.all():
@@ -171,6 +179,7 @@ def command(
         print_json(
             {
                 **summary.to_json(),
+                "batch": None if step is None else asdict(step),
                 "output": None if output is None else str(output),
                 **({} if moves is None else moves.to_json(made, expected)),
                 "to": None if target is None else target.engine,
@@ -243,6 +252,7 @@ def timed_plan(
     moves: RunningPlacement | None = None,
     dispatch: str = "even",
     planned: str = "even",
+    batch: Batch | None = None,
 ) -> tuple[Plan, Summary]:
     """Plan for a rule, and say what that gains under one and how long it took, once kernels are
     there.
@@ -264,6 +274,7 @@ def timed_plan(
             max_moves=None if moves is None else moves.most,
             move_cost=None if moves is None else moves.cost,
             dispatch=planned,
+            batch=batch,
             effort=effort,
             threads=threads,
         )

@@ -17,7 +17,7 @@ from eplb.moving.service import Service
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, counting, judge
 from eplb.placement import Placement
 from eplb.planning.passes import Effort
-from eplb.planning.plan import DEFAULT_MOVE_COST, Plan, plan, what_is_left
+from eplb.planning.plan import DEFAULT_MOVE_COST, Plan, plan, planned_rule, what_is_left
 from eplb.planning.relocate import check_current
 
 __all__ = ["Decision", "decide"]
@@ -158,6 +158,7 @@ def decide(
             current=current,
             max_moves=verdict.moves if verdict.advised and not forced else max_moves,
             move_cost=price,
+            dispatch=planned_rule(dispatch, current),
             effort=effort,
             threads=threads,
         )

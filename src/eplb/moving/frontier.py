@@ -12,7 +12,8 @@ from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named
 from eplb.errors import OptionError
 from eplb.placement import Placement
-from eplb.planning.passes import Effort, check_effort, check_problem, solve
+from eplb.planning.passes import Effort, check_effort, check_problem
+from eplb.planning.plan import planned_rule, solve_for
 from eplb.planning.relocate import check_current, choose, moves, relocate, settle
 
 __all__ = ["Frontier", "frontier"]
@@ -90,8 +91,9 @@ def frontier(
         weights: [T] what windows count.
         points: most points, 2 or more; they stand closer where moves are few.
         effort: work of the plan made afresh.
-        dispatch: how points are scored, as for `Placement.gpu_load`. Moves are chosen for an even
-            split whatever it is, so fewer points may be left under another rule.
+        dispatch: how points are scored, as for `Placement.gpu_load`. Moves are chosen for "even"
+            and "best". For the rules of engines and for a split they are chosen as for an even
+            split, and fewer points may be left.
         threads: most threads to use.
 
     Raises:
@@ -105,8 +107,9 @@ def frontier(
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
-    layers = solve(problem, check_effort(effort))
-    relocation = relocate(problem, current, layers, afresh=True, near=_NEAR)
+    planned = planned_rule(dispatch, current)
+    layers = solve_for(problem, check_effort(effort), planned)
+    relocation = relocate(problem, current, layers, afresh=True, rule=planned, near=_NEAR)
     free = np.zeros(num_layers)
     least = int(relocation.pieces.base_moves.sum())
     most = least + int(relocation.pieces.moves.sum())
@@ -117,7 +120,7 @@ def frontier(
         phy2log, peaks = settle(relocation, chosen)
         placement = Placement._of_survivors(phy2log, num_experts, cluster)
         load = placement.gpu_load(problem.windows, dispatch)
-        if dispatch != "even":
+        if dispatch != planned:
             peaks = (load.max(axis=2) * problem.weight).sum(axis=0)
         score, peak = balancedness(load, speeds=cluster.speeds), float(peaks.sum())
         # The one may fall while the other does, of several windows or under another rule.

@@ -3,10 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.planning.batches import Batch, draw_batches
 from eplb.planning.passes import Effort, Layers, Problem, gather, keep_better, solve
 from eplb.solver.threads import run_kernel
 
-__all__ = ["solve_best_split", "split_bounds"]
+__all__ = ["levelled_peaks", "solve_best_split", "split_bounds"]
 
 _EFFORT = {"fast": 0.3, "default": 1.0, "thorough": 8.0}
 _STEPS, _MORE_STEPS = 350, 50_000
@@ -30,13 +31,23 @@ _LEVELLED_AT_ONCE = (1, 8)
 """The same where they are only levelled."""
 
 
-def solve_best_split(problem: Problem, effort: Effort) -> Layers:
-    """Plan every layer for windows of which each is split best, from the plans for an even split,
-    and never worse than those.
+def solve_best_split(problem: Problem, effort: Effort, batch: Batch | None = None) -> Layers:
+    """Plan every layer for windows of which each is split best, or for batches of that kind drawn
+    from them, from the plans for an even split, and never worse than those.
     """
     from eplb.solver.level_search import _place_layers
 
     even = solve(problem, effort)
+    parts = None
+    whole = planned = problem
+    if batch is not None:
+        drawn = draw_batches(problem, batch)
+        problem = planned = drawn.problem
+        if not batch.together:
+            # The search levels all ranks together, so whether ranks apart gain is for other
+            # batches to say.
+            drawn = draw_batches(whole, batch, again=True)
+            problem, parts = drawn.problem, drawn.parts
     cluster, loaded = problem.cluster, problem.loaded
     num_windows = problem.windows.shape[0]
     bounds = split_bounds(problem)
@@ -48,18 +59,19 @@ def solve_best_split(problem: Problem, effort: Effort) -> Layers:
 
     def work(begin: int, end: int) -> None:
         _place_layers(
-            problem.windows, problem.weight, loaded[begin:end], _width(problem), num_wide,
+            planned.windows, planned.weight, loaded[begin:end], _width(problem), num_wide,
             problem.nodes, cluster.num_gpus, steps, heat, narrow, wide,
         )  # fmt: skip
 
     run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
-    even_peaks = _levelled_peaks(problem, even.phy2log)
+    even_peaks = levelled_peaks(problem, even.phy2log, parts)
     layers = Layers(even.phy2log, even_peaks.copy(), bounds)
-    keep_better(layers, narrow, _levelled_peaks(problem, narrow))
-    peaks = _levelled_peaks(problem, wide)
+    keep_better(layers, narrow, levelled_peaks(problem, narrow, parts))
+    peaks = levelled_peaks(problem, wide, parts)
     # What bends better may be a little worse for what was seen, but no plan for an even split is
     # better.
-    kept = peaks <= np.minimum(layers.peaks * (1.0 + _SLACK), even_peaks * (1.0 + _ROUNDING))
+    slack = _SLACK if parts is None else 0.0
+    kept = peaks <= np.minimum(layers.peaks * (1.0 + slack), even_peaks * (1.0 + _ROUNDING))
     layers.phy2log[kept], layers.peaks[kept] = wide[kept], peaks[kept]
     return layers
 
@@ -87,19 +99,26 @@ def _width(problem: Problem) -> float:
     return min(0.5, max(0.15, 0.35 * spare - 0.2))
 
 
-def _levelled_peaks(problem: Problem, phy2log: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[L] the expected peak of slots [L, P] where each window is split best."""
+def levelled_peaks(
+    problem: Problem, phy2log: NDArray[np.int64], parts: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """[L] the expected peak of slots [L, P] where each window is split best, or each of the `parts`
+    [T * R, L, E] that make up the windows.
+    """
     from eplb.solver.level import _level_layers
 
-    num_windows, num_layers, _ = problem.windows.shape
+    windows = problem.windows if parts is None else parts
+    num_windows, num_layers, _ = windows.shape
     load = np.empty((num_windows, num_layers, problem.cluster.num_gpus))
     split, bounds = np.empty((0, *phy2log.shape)), np.empty((num_windows, num_layers))
+    only_peak = parts is None
 
     def work(begin: int, end: int) -> None:
         num_gpus = problem.cluster.num_gpus
-        _level_layers(problem.windows, begin, end, phy2log, num_gpus, True, load, split, bounds)
+        _level_layers(windows, begin, end, phy2log, num_gpus, only_peak, load, split, bounds)
 
     run_kernel(_level_layers, work, num_layers, _LEVELLED_AT_ONCE, problem.threads)
+    load = load.reshape(len(problem.windows), -1, num_layers, problem.cluster.num_gpus).sum(axis=1)
     peaks = np.zeros(num_layers)
     for weight, peak in zip(problem.weight, load.max(axis=2), strict=True):
         peaks += weight * peak

@@ -13,7 +13,8 @@ from eplb.dispatching.rules import RULES
 from eplb.errors import OptionError, PlacementError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.planning.best_split import solve_best_split
+from eplb.planning.batches import Batch, draw_batches
+from eplb.planning.best_split import solve_best_split, split_bounds
 from eplb.planning.engine_rule import solve_engine_rule
 from eplb.planning.passes import (
     Effort,
@@ -35,12 +36,14 @@ from eplb.planning.relocate import (
 )
 
 __all__ = [
-    "DEFAULT_MOVE_COST", "Effort", "Plan", "check_shape", "plan", "planned_rule", "warmup",
-    "what_is_left",
+    "DEFAULT_MOVE_COST", "Effort", "Plan", "check_batch", "check_shape", "plan", "planned_rule",
+    "solve_for", "warmup", "what_is_left",
 ]  # fmt: skip
 
 DEFAULT_MOVE_COST = 5e-4
 """What a move is to gain where nothing else is said, as a share of the mean GPU load."""
+_WALKED = ("even", "best")
+"""The rules of dispatch that plans from a current placement are made for."""
 _DEAREST = 1e200
 """The highest price of a move; products of it are finite."""
 
@@ -49,8 +52,8 @@ def planned_rule(dispatch: object, current: Placement | None = None) -> str:
     """The rule to plan for, of a placement that is scored under another, or under a split: the
     same, where that can be planned for; else an even split.
     """
-    known = isinstance(dispatch, str) and dispatch in RULES
-    return str(dispatch) if known and current is None else "even"
+    known = isinstance(dispatch, str) and dispatch in (RULES if current is None else _WALKED)
+    return str(dispatch) if known else "even"
 
 
 def _no_experts() -> NDArray[np.int64]:
@@ -130,6 +133,7 @@ def plan(
     max_moves: int | None = None,
     move_cost: float | None = None,
     dispatch: str = "even",
+    batch: Batch | None = None,
     effort: Effort = "default",
     threads: int | None = None,
 ) -> Plan:
@@ -158,6 +162,9 @@ def plan(
     search looks for placements that give such splits much freedom. It starts from the plan for an
     even split and is never worse, split best. Beside each window it plans for seeded copies of it,
     in which experts have somewhat more load or less: windows that were seen are soon perfect.
+    From a current placement it goes by the moves that lower these peaks most, which are few. What
+    is split is a batch: with `batch` it plans for batches of that size, drawn from the windows with
+    a seed, and `peak` and `bound` are what is expected of these.
 
     With `dispatch="sglang"` or `"ascend"` the peak is the one that the engine's own table of
     dispatch leaves, with as many tokens from each GPU. Which GPU of which node holds a copy then
@@ -198,6 +205,7 @@ def plan(
         dispatch: the rule by which tokens are split over the copies of their expert: "even";
             "best" for placements of which each batch is split best, as `eplb.dispatch` does; or
             "sglang" or "ascend", the rules of these engines.
+        batch: the batches that are split, where they are smaller than windows; with "best" alone.
         effort: "fast", "default" or "thorough": fixed amounts of work, each several times the one
             before. "fast" with a current placement and several windows plans nothing afresh.
         threads: most threads to use, None for one a processor.
@@ -211,10 +219,13 @@ def plan(
         OptionError: another effort; a negative number of moves or cost, or one of the two without
             a current placement; a budget with which not every expert would have a slot; weights
             of a LoadTrace, whose windows a forecast weighs; a rule of dispatch that is not known,
-            or another than "even" with a current placement.
+            or that of an engine with a current placement; a batch with another rule than "best",
+            without a `top_k` that is known, or, from a current placement, of ranks that split for
+            themselves.
     """
     check_effort(effort)
     check_dispatch(dispatch)
+    check_batch(batch, dispatch, current)
     if isinstance(loads, LoadTrace):
         return _plan_trace(
             loads,
@@ -225,21 +236,24 @@ def plan(
             max_moves=max_moves,
             move_cost=move_cost,
             dispatch=dispatch,
+            batch=batch,
             effort=effort,
             threads=threads,
         )
     problem = check_problem(loads, cluster, num_groups, weights, threads)
+    if batch is not None:
+        batch = batch.of(problem.loads.shape[1])
     if current is None:
         if max_moves is not None or move_cost is not None:
             raise OptionError("max_moves and move_cost need a current placement to move from")
-        layers = _solve_for(problem, effort, dispatch)
+        layers = solve_for(problem, effort, dispatch, batch)
         peaks = np.ldexp(layers.peaks, problem.exponent)
         made = _plan_of(problem, layers.bounds, layers.phy2log, peaks)
         return replace(made, dispatch=dispatch)
-    if dispatch != "even":
+    if dispatch not in _WALKED:
         raise OptionError(
-            f'dispatch is "{dispatch}" with a current placement: give one of the two, plans for '
-            'another rule than "even" are made from scratch'
+            f'dispatch is "{dispatch}" with a current placement: give "even" or "best", plans for '
+            "the rule of an engine are made from scratch"
         )
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
@@ -254,11 +268,18 @@ def plan(
         price = DEFAULT_MOVE_COST * problem.loads.sum(axis=1) / problem.cluster.num_gpus
     # A plan made afresh for many windows takes longer than all that follows.
     afresh = effort != "fast" or problem.windows.shape[0] == 1
-    layers = solve(problem, effort) if afresh else solve_mean(problem, effort)
-    relocation = relocate(problem, current, layers, afresh=afresh, budget=max_moves, price=price)
+    layers = solve_for(problem, effort, dispatch, batch) if afresh else solve_mean(problem, effort)
+    if batch is not None:
+        problem = draw_batches(problem, batch).problem
+    if not afresh and dispatch == "best":
+        layers = replace(layers, bounds=split_bounds(problem))
+    relocation = relocate(
+        problem, current, layers, afresh=afresh, rule=dispatch, budget=max_moves, price=price
+    )
     chosen = choose(relocation, max_moves, price)
     settled = settle(relocation, chosen)
     made = _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
+    made = replace(made, dispatch=dispatch)
     return replace(made, lost=current.lost_on(cluster)) if cluster.dead else made
 
 
@@ -302,12 +323,34 @@ def check_dispatch(rule: object) -> None:
         raise OptionError(f"dispatch is {rule!r}: give one of {', '.join(map(repr, RULES))}")
 
 
-def _solve_for(problem: Problem, effort: Effort, rule: str) -> Layers:
+def check_batch(batch: object, dispatch: str, current: object) -> None:
+    """A batch that plans are made for, or None.
+
+    Raises:
+        OptionError: anything else, or one that does not go with the rule or a current placement.
+    """
+    if batch is None:
+        return
+    if not isinstance(batch, Batch):
+        raise OptionError(f"batch is {batch!r}: give an eplb.Batch, or None for whole windows")
+    if dispatch != "best":
+        raise OptionError(
+            f'batch goes with dispatch="best", and dispatch is {dispatch!r}: other rules split '
+            "batches of any size alike"
+        )
+    if current is not None and not batch.together:
+        raise OptionError(
+            "batch is of ranks that split for themselves, with a current placement: give "
+            "together=True, or plan from scratch"
+        )
+
+
+def solve_for(problem: Problem, effort: Effort, rule: str, batch: Batch | None = None) -> Layers:
     """Plan every layer from scratch, for a rule of dispatch."""
     if rule == "even":
         return solve(problem, effort)
     if rule == "best":
-        return solve_best_split(problem, effort)
+        return solve_best_split(problem, effort, batch)
     return solve_engine_rule(problem, effort, rule)
 
 
@@ -318,6 +361,7 @@ def _plan_trace(
     *,
     num_groups: int,
     current: Placement | None,
+    batch: Batch | None,
     effort: Effort,
     threads: int | None,
     **moving: Any,
@@ -339,6 +383,7 @@ def _plan_trace(
         num_groups=num_groups,
         weights=expected.scenarios.weights,
         current=_at_layers_of(trace, current),
+        batch=None if batch is None else batch.of(trace.num_experts, trace.top_k),
         effort=effort,
         threads=threads,
         **moving,
@@ -413,3 +458,5 @@ def warmup(dispatch: str = "even") -> None:
     if dispatch != "even":
         for windows in (loads, both):
             plan(windows, cluster, dispatch=dispatch)
+            if dispatch in _WALKED:
+                plan(windows, cluster, dispatch=dispatch, current=made.placement)

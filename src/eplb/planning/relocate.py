@@ -17,6 +17,7 @@ from eplb.checks import real_number, whole_number
 from eplb.cluster import Cluster
 from eplb.errors import OptionError, PlacementError
 from eplb.placement import Placement
+from eplb.planning.best_split import levelled_peaks
 from eplb.planning.passes import Layers, Problem, looks, peaks_of, step_memory
 from eplb.solver.threads import run_kernel
 
@@ -60,6 +61,7 @@ class Relocation:
         steps: the walks.
         pieces: the curve.
         afresh: [L, P] the plan made afresh, its GPUs named so that they receive least.
+        rule: the rule of dispatch that peaks are under, "even" or "best".
     """
 
     problem: Problem
@@ -68,6 +70,7 @@ class Relocation:
     steps: Steps
     pieces: Pieces
     afresh: NDArray[np.int64]
+    rule: str
 
 
 def choose(
@@ -103,7 +106,7 @@ def settle(
     phy2log = np.where((chosen == AFRESH)[:, None], relocation.afresh, relocation.start)
     _follow_layers(relocation.steps, chosen, phy2log)
     _keep_slots(phy2log, relocation.before, problem.cluster.slots_per_gpu)
-    return phy2log, np.ldexp(peaks_of(problem, problem.loaded, phy2log), problem.exponent)
+    return phy2log, np.ldexp(_peaks(problem, phy2log, relocation.rule), problem.exponent)
 
 
 def check_current(current: object, num_layers: int, num_experts: int) -> Placement:
@@ -156,6 +159,7 @@ def relocate(
     layers: Layers,
     *,
     afresh: bool,
+    rule: str = "even",
     budget: int | None = None,
     price: NDArray[np.float64] | None = None,
     near: float | None = None,
@@ -167,6 +171,7 @@ def relocate(
         current: the placement that runs, of any cluster.
         layers: plans made afresh, with their peaks and bounds.
         afresh: whether they may be chosen; a layer then needs to go no further than to their peaks.
+        rule: the rule of dispatch that peaks are under, "even" or "best".
         budget: most moves in all that will be asked for, None for any.
         price: [L] least that a move is to gain that will be asked for, None for any.
         near: peak over bound, less 1, at which a layer needs no further step, whatever the peaks of
@@ -200,7 +205,7 @@ def relocate(
     num_layers, num_slots = start.shape
     steps = step_memory(num_layers, _MOST_STEPS * num_slots)
     steps.moves[:, 0] = least
-    steps.peaks[:, 0] = peaks_of(problem, problem.loaded, start)
+    steps.peaks[:, 0] = _peaks(problem, start, rule)
     named, named_moves = start, np.full(num_layers, -1)
     if afresh:
         named, named_moves = _named(
@@ -209,18 +214,19 @@ def relocate(
     limit = reach = num_slots if spare is None else min(spare, num_slots)
     going = problem.loaded
     most_looks = steps.slots.shape[1] * looks(problem) * problem.windows.shape[0] * going.size
-    if spare is not None and most_looks > _SMALL:
+    # Under a best split few steps are enough, and a walk cannot be gone on with.
+    if rule == "even" and spare is not None and most_looks > _SMALL:
         reach = min(limit, int(_SHARE * spare) // max(going.size, 1) + _SOME_MOVES)
     at_price = np.zeros(num_layers) if price is None else price
     ends = np.arange(num_layers), steps.length
     while True:
-        _walk(problem, going, start, held, drive, enough, least + reach, at_price, steps)
+        _walk(problem, going, start, held, drive, enough, least + reach, at_price, rule, steps)
         # Where a walk comes near enough, no move is spent on the rest.
         lowest = steps.peaks.min(axis=1)
         worse = np.where(lowest <= nearest, np.maximum(lowest, layers.peaks), layers.peaks)
         pieces = hulls(steps, named_moves, worse)
         if reach >= limit:
-            return Relocation(problem, before, start, steps, pieces, named)
+            return Relocation(problem, before, start, steps, pieces, named, rule)
         # A layer that goes far into its walk may want to go beyond it.
         chosen = choose_pieces(pieces, budget, at_price, steps)
         taken = steps.moves[np.arange(num_layers), np.maximum(chosen, 0)]
@@ -291,12 +297,20 @@ def _walk(
     enough: NDArray[np.float64],
     most_moves: NDArray[np.int64],
     price: NDArray[np.float64],
+    rule: str,
     steps: Steps,
 ) -> None:
+    from eplb.solver.level_walk import _walk_levelled
     from eplb.solver.search import _search_layers
 
     num_gpus = problem.cluster.num_gpus
     bounds = np.zeros(enough.shape)
+
+    def walk_levelled(begin: int, end: int) -> None:
+        _walk_levelled(
+            problem.windows, problem.weight, layers[begin:end], problem.nodes, num_gpus, start,
+            held, drive.patience, enough, most_moves, price, steps,
+        )  # fmt: skip
 
     def walk(begin: int, end: int) -> None:
         _search_layers(
@@ -304,7 +318,17 @@ def _walk(
             held, drive, bounds, enough, most_moves, price, steps,
         )  # fmt: skip
 
-    run_kernel(_search_layers, walk, layers.size, _AT_ONCE, problem.threads)
+    if rule == "best":
+        run_kernel(_walk_levelled, walk_levelled, layers.size, _AT_ONCE, problem.threads)
+    else:
+        run_kernel(_search_layers, walk, layers.size, _AT_ONCE, problem.threads)
+
+
+def _peaks(problem: Problem, phy2log: NDArray[np.int64], rule: str) -> NDArray[np.float64]:
+    """[L] the expected peak of slots [L, P] under a rule."""
+    if rule == "best":
+        return levelled_peaks(problem, phy2log)
+    return peaks_of(problem, problem.loaded, phy2log)
 
 
 def _named(

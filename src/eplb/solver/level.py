@@ -51,6 +51,23 @@ class Edges(NamedTuple):
     """[E] experts that are on several GPUs, as many as `_find_edges` says."""
 
 
+class Levelling(NamedTuple):
+    """What levelling a layer takes."""
+
+    edges: Edges
+    gpu_first: I64
+    """[G + 1] where a GPU's edges of experts on several GPUs begin in the next, [P]."""
+    gpu_edges: I64
+    flow: F64
+    """[P] what goes over an edge."""
+    alive: I64
+    """[G] the GPUs that hold anything, as many as `_take_up` says."""
+    scratch: I64
+    """[7, G]"""
+    blocks: I64
+    """[G + 1, 2] scratch: blocks that are not done."""
+
+
 @inner
 def _new_edges(num_experts: int, num_slots: int) -> Edges:
     """Memory for the edges of a layer."""
@@ -63,6 +80,47 @@ def _new_edges(num_experts: int, num_slots: int) -> Edges:
         np.empty(num_slots, np.int64),
         np.empty(num_experts, np.int64),
     )
+
+
+@inner
+def _new_levelling(num_experts: int, num_gpus: int, num_slots: int) -> Levelling:
+    """Memory for levelling."""
+    return Levelling(
+        _new_edges(num_experts, num_slots),
+        np.empty(num_gpus + 1, np.int64),
+        np.empty(num_slots, np.int64),
+        np.empty(num_slots),
+        np.empty(num_gpus, np.int64),
+        np.empty((7, num_gpus), np.int64),
+        np.empty((num_gpus + 1, 2), np.int64),
+    )
+
+
+@inner
+def _take_up(by: Levelling, row: I64) -> tuple[int, int]:
+    """Take up the slots [P] of a layer; return how many experts are on several GPUs, and how many
+    GPUs hold anything.
+    """
+    slots_per_gpu = row.shape[0] // by.alive.shape[0]
+    num_copied = _find_edges(row, slots_per_gpu, by.edges)
+    num_alive = _edges_of_gpus(row, slots_per_gpu, by.edges, by.gpu_first, by.gpu_edges, by.alive)
+    return num_copied, num_alive
+
+
+@inner
+def _level_window(
+    by: Levelling, load: F64, num_copied: int, num_alive: int, only_peak: bool, level: F64
+) -> float:
+    """Level a window of loads [E]: fill the flows and the `level` [G] of GPUs, and return what is
+    proven of the peak.
+    """
+    edges = by.edges
+    _fill(load, edges.first, edges.gpu_of, edges.copied[:num_copied], by.flow, level, by.scratch[0])
+    proven: float = _level(
+        load, edges.first, edges.gpu_of, edges.expert_of, by.gpu_first, by.gpu_edges,
+        by.alive[:num_alive], by.flow, level, only_peak, by.blocks, by.scratch,
+    )  # fmt: skip
+    return proven
 
 
 @kernel
@@ -86,26 +144,16 @@ def _level_layers(
     """
     num_windows, _, num_experts = loads.shape
     num_slots = phy2log.shape[1]
-    slots_per_gpu = num_slots // num_gpus
-    edges = _new_edges(num_experts, num_slots)
-    first, gpu_of, copied = edges.first, edges.gpu_of, edges.copied
-    gpu_first = np.empty(num_gpus + 1, np.int64)
-    gpu_edges = np.empty(num_slots, np.int64)
-    flow = np.empty(num_slots)
-    alive = np.empty(num_gpus, np.int64)
-    scratch = np.empty((7, num_gpus), np.int64)
-    blocks = np.empty((num_gpus + 1, 2), np.int64)
+    by = _new_levelling(num_experts, num_gpus, num_slots)
+    edges, flow = by.edges, by.flow
+    first = edges.first
     for layer in range(begin, end):
         row = phy2log[layer]
-        num_copied = _find_edges(row, slots_per_gpu, edges)
-        num_alive = _edges_of_gpus(row, slots_per_gpu, edges, gpu_first, gpu_edges, alive)
+        num_copied, num_alive = _take_up(by, row)
         for window in range(num_windows):
-            load = loads[window, layer]
-            level = gpu_load[window, layer]
-            _fill(load, first, gpu_of, copied[:num_copied], flow, level, scratch[0])
-            bounds[window, layer] = _level(
-                load, first, gpu_of, edges.expert_of, gpu_first, gpu_edges, alive[:num_alive], flow,
-                level, only_peak, blocks, scratch,
+            bounds[window, layer] = _level_window(
+                by, loads[window, layer], num_copied, num_alive, only_peak,
+                gpu_load[window, layer],
             )  # fmt: skip
             if split.shape[0] > 0:
                 for slot in range(num_slots):

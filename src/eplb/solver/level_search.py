@@ -40,8 +40,10 @@ _ALONE = 0
 """So many copies of windows count where the windows count alone."""
 _SIDES = 2
 """Of a coin."""
-_DOUBLINGS = 5
-"""The norm has the power 2 ** doublings."""
+_DOUBLINGS = 4
+"""The norm has the power 2 ** doublings, or where it is steep twice that: in searches of what is
+nearly level. With so high a power, changes of what is far from level are priced too high."""
+_STEEP = True
 _FIRST_SWEEPS = 12
 """Sweeps that level a placement from an even split."""
 _SWEEPS = 2
@@ -70,6 +72,8 @@ class Levelled(NamedTuple):
     windows in K blocks of W. Loads are in units of the mean GPU's.
     """
 
+    steep: bool
+    """Whether the norm has the higher power."""
     load: F64
     """[K, E, W] load of an expert."""
     flow: F64
@@ -108,9 +112,12 @@ class Levelled(NamedTuple):
 
 
 @inner
-def _new_levelled(num_experts: int, num_gpus: int, num_slots: int, num_blocks: int) -> Levelled:
+def _new_levelled(
+    num_experts: int, num_gpus: int, num_slots: int, num_blocks: int, steep: bool
+) -> Levelled:
     """Memory for a search."""
     return Levelled(
+        steep,
         np.empty((num_blocks, num_experts, _BLOCK)),
         np.empty((num_blocks, num_slots, _BLOCK)),
         np.empty((num_blocks, num_gpus, _BLOCK)),
@@ -162,7 +169,7 @@ def _place_layers(
     num_blocks = (num_windows * (1 + num_wide) + _BLOCK - 1) // _BLOCK
     few = (num_windows + _BLOCK - 1) // _BLOCK
     longer = max(1, _SMALL // num_slots) * steps
-    at = _new_levelled(num_experts, num_gpus, num_slots, num_blocks)
+    at = _new_levelled(num_experts, num_gpus, num_slots, num_blocks, bool(_STEEP))
     for layer in layers:
         _widen(at, windows[:, layer], width, num_wide)
         weight = weights[:, layer]
@@ -349,7 +356,7 @@ def _sweep(at: Levelled, num_links: int, flow: F64, level: F64, sweeps: int) -> 
 @inner
 def _norms(at: Levelled, level: F64, weight: F64) -> float:
     """Weighted sum of the norms of a block; leaves the sums of powers, over GPUs, in `norm`."""
-    norm = at.norm
+    norm, steep = at.norm, at.steep
     num_gpus = level.shape[0]
     for t in range(_BLOCK):
         norm[t] = 0.0
@@ -359,20 +366,21 @@ def _norms(at: Levelled, level: F64, weight: F64) -> float:
             value = row[t]
             for _ in range(_DOUBLINGS):
                 value *= value
-            norm[t] += value
+            norm[t] += value * value if steep else value
     total = 0.0
     for t in range(_BLOCK):
         value = norm[t] / num_gpus
         for _ in range(_DOUBLINGS):
             value = np.sqrt(value)
-        total += weight[t] * value
+        total += weight[t] * (np.sqrt(value) if steep else value)
     return total
 
 
 @inner
 def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float:
     """Level what stands, renew norms and slopes, and return the weighted sum of norms."""
-    power = float(2**_DOUBLINGS)
+    steep = at.steep
+    power = float(2**_DOUBLINGS) * (2.0 if steep else 1.0)
     num_gpus = at.level.shape[1]
     total = 0.0
     for block in range(num_blocks):
@@ -384,6 +392,7 @@ def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float
             value = norm[t] / num_gpus
             for _ in range(_DOUBLINGS):
                 value = np.sqrt(value)
+            value = np.sqrt(value) if steep else value
             norm[t] = at.weight[block, t] * value / (norm[t] + 1e-300)
         for gpu in range(num_gpus):
             slope, curve, row = at.slope[block, gpu], at.curve[block, gpu], level[gpu]
@@ -391,6 +400,7 @@ def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float
                 value = row[t]
                 for _ in range(_DOUBLINGS):
                     value *= value
+                value *= value if steep else 1.0
                 now = row[t] + 1e-300
                 slope[t] = norm[t] * value / now
                 curve[t] = 0.5 * (power - 1.0) / _JOINED * slope[t] / now
@@ -518,7 +528,7 @@ def _search(
         worse = -heat * (1.0 - cold) * (1.0 - cold) * max(0.0, now - 1.0)
         gain = 0.0
         for block in range(num_blocks):
-            _change(at, block, num_links, copy, other, heir, gpu, host)
+            _change(at, block, num_links, copy, other, heir, gpu, host, int(_SWEEPS))
             gain += at.part[block] - _norms(at, at.new_level[block], at.weight[block])
             if gain <= worse:
                 break
@@ -553,6 +563,7 @@ def _change(
     heir: int,
     gpu: int,
     host: int,
+    sweeps: int,
 ) -> None:
     """Level a block as it is after a change that the copies have seen."""
     flow, new_flow = at.flow[block], at.new_flow[block]
@@ -578,7 +589,7 @@ def _change(
             new_flow[other, t] = 0.0
             new_level[host, t] -= lost
             new_level[third, t] += lost
-    _sweep(at, num_links, new_flow, new_level, int(_SWEEPS))
+    _sweep(at, num_links, new_flow, new_level, sweeps)
 
 
 @inner

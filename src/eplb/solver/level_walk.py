@@ -1,0 +1,383 @@
+"""The walk under a split that is best in every window: from what runs, step by step, to placements
+that leave a best split more freedom.
+
+A step is a change of `level_search`: two copies swap their GPUs, or a slot is given to another
+expert. It is the one of all that lowers the norm of the loads of GPUs most for each *move*, an
+expert's weights received by a GPU that did not hold them at the start. What a change would do is
+read off the slopes of the norm; the few that promise most are made and levelled, and the best of
+those is kept. GPUs joined by copies act as one, so an expert is looked at where it is first found.
+
+Every state on the way may be chosen: how far to go is left to who knows the price of a move.
+"""
+
+import numpy as np
+
+from eplb.solver.jit import inner, kernel
+from eplb.solver.level import Levelling, _level_window, _new_levelling, _take_up
+from eplb.solver.level_search import (
+    Levelled,
+    _add,
+    _begin,
+    _change,
+    _drop,
+    _exchange,
+    _find_links,
+    _keep,
+    _new_levelled,
+    _norms,
+    _price_of_swap,
+    _settle,
+    _weigh,
+    _widen,
+)
+from eplb.solver.packing import F64, I64, B
+from eplb.solver.search import Steps
+
+__all__: list[str] = []
+
+_BLOCK = 16
+"""Windows in a block, as in `level_search`."""
+_TOGETHER = 4
+"""GPUs whose changes are looked at together, the busiest first."""
+_TRIED = 24
+"""Changes that are made and levelled in each step, those that promise most."""
+_SWEEPS = 6
+"""Sweeps that level such a change."""
+_LAST_SWEEPS = 12
+"""Sweeps that level the one that is kept."""
+_FREE = 0.1
+"""The moves that a step counts for which costs none, or takes some back."""
+_LEAST_GAIN = 1e-6
+"""What a step takes off the norm at least, in mean loads of a GPU."""
+_IDLE = 1e-3
+"""GPUs that make up less of the norm than this share are not busy."""
+_JOINED = 1e-3
+"""A GPU whose level is no further below another's than this share may be joined to it."""
+_PATIENCE = 0.25
+_LEAST_PATIENCE = 10
+"""A walk ends where the peak and the price of the moves together have not fallen for this share of
+its steps, and so many."""
+_ROUNDING = 1e-9
+# `int(...)` and `bool(...)` around these, in calls, keep a kernel from being compiled once for each
+# literal.
+_ALONE = 0
+_NO_WIDTH = 0.0
+_ONLY_PEAK = True
+_STEEP = False
+
+
+@kernel
+def _walk_levelled(
+    windows: F64,
+    weights: F64,
+    layers: I64,
+    num_nodes: int,
+    num_gpus: int,
+    start: I64,
+    held: B,
+    patience: bool,
+    enough: F64,
+    most: I64,
+    price: F64,
+    steps: Steps,
+) -> None:
+    """Walk from `start` [L, P] through `layers` of `windows` [T, L, E], each of which has some
+    load, and fill the rows of `steps`, whose peaks are those of windows split best.
+
+    A walk ends where the expected peak is at or under `enough` [L], after `most` [L] moves, where
+    no step helps, where there is no memory for more steps, and with some `patience` where steps
+    have not been worth their `price` [L] for long. `windows` have one total in a layer, and
+    `weights` [T, L] add up to 1 in it. `held` [L, G, E] is what GPUs held before. Experts stay on
+    the node where they are.
+    """
+    num_windows, _, num_experts = windows.shape
+    num_slots = start.shape[1]
+    num_blocks = (num_windows + _BLOCK - 1) // _BLOCK
+    at = _new_levelled(num_experts, num_gpus, num_slots, num_blocks, bool(_STEEP))
+    by = _new_levelling(num_experts, num_gpus, num_slots)
+    level, slots = np.empty(num_gpus), np.empty(num_slots, np.int64)
+    removal, heir_of = np.empty(num_slots), np.empty(num_slots, np.int64)
+    urgency, seen = np.empty(num_gpus), np.empty(num_experts, np.int64)
+    worth, changes = np.empty(_TRIED), np.empty((_TRIED, 4), np.int64)
+    limit = steps.slots.shape[1]
+    for layer in layers:
+        of_layer, loads, weight = held[layer], windows[:, layer], weights[:, layer]
+        slots[:] = start[layer]
+        _widen(at, loads, _NO_WIDTH, int(_ALONE))
+        _weigh(at, weight, int(_ALONE))
+        _begin(at, slots)
+        num_links = _find_links(at)
+        _settle(at, num_blocks, num_links, int(_LAST_SWEEPS))
+        peak = _expected_peak(by, loads, weight, slots, level)
+        steps.peaks[layer, 0] = peak
+        length, cheapest, lowest = 0, 0, peak + price[layer] * steps.moves[layer, 0]
+        while length < limit and peak > enough[layer] * (1.0 + _ROUNDING):
+            moves = steps.moves[layer, length]
+            if moves >= most[layer]:
+                break
+            if patience and length - cheapest >= _LEAST_PATIENCE + _PATIENCE * cheapest:
+                break
+            found = _best_step(
+                at, num_windows, num_links, num_gpus // num_nodes, of_layer, urgency, seen,
+                removal, heir_of, worth, changes,
+            )  # fmt: skip
+            if found < 0:
+                break
+            copy, other, heir, cost = changes[found]
+            num_links = _step(
+                at, num_blocks, num_links, copy, other, heir, slots, layer, length, steps
+            )
+            length += 1
+            peak = _expected_peak(by, loads, weight, slots, level)
+            steps.moves[layer, length] = moves + cost
+            steps.peaks[layer, length] = peak
+            if peak + price[layer] * (moves + cost) < lowest:
+                cheapest, lowest = length, peak + price[layer] * (moves + cost)
+        steps.length[layer] = length
+
+
+@inner
+def _expected_peak(by: Levelling, loads: F64, weight: F64, slots: I64, level: F64) -> float:
+    """The expected peak over windows [T, E] of slots [P]."""
+    num_copied, num_alive = _take_up(by, slots)
+    expected = 0.0
+    for window in range(loads.shape[0]):
+        if weight[window] > 0.0:
+            _level_window(by, loads[window], num_copied, num_alive, bool(_ONLY_PEAK), level)
+            peak = 0.0
+            for gpu in range(level.shape[0]):
+                peak = max(peak, level[gpu])
+            expected += weight[window] * peak
+    return expected
+
+
+@inner
+def _step(
+    at: Levelled,
+    num_blocks: int,
+    num_links: int,
+    copy: int,
+    other: int,
+    heir: int,
+    slots: I64,
+    layer: int,
+    length: int,
+    steps: Steps,
+) -> int:
+    """Make a change for good, keep it as a step, and return how many links there are then."""
+    slots_per_gpu = at.on.shape[1]
+    gpu, host = at.gpu[copy], at.gpu[other]
+    expert, partner = at.expert[copy], at.expert[other]
+    place, there = 0, 0
+    for i in range(slots_per_gpu):
+        if at.on[gpu, i] == copy:
+            place = i
+        if at.on[host, i] == other:
+            there = i
+    slot = host * slots_per_gpu + there
+    steps.slots[layer, length, 0] = steps.slots[layer, length, 1] = slot
+    steps.experts[layer, length, 0] = steps.experts[layer, length, 1] = expert
+    slots[slot] = expert
+    if heir < 0:
+        steps.slots[layer, length, 1] = gpu * slots_per_gpu + place
+        steps.experts[layer, length, 1] = partner
+        slots[gpu * slots_per_gpu + place] = partner
+        _exchange(at, copy, other)
+        at.on[gpu, place], at.on[host, there] = other, copy
+    else:
+        _drop(at, other)
+        _add(at, expert, other)
+        num_links = _find_links(at)
+    for block in range(num_blocks):
+        _change(at, block, num_links, copy, other, heir, gpu, host, int(_SWEEPS))
+    _keep(at, num_blocks, num_links, partner, heir)
+    _settle(at, num_blocks, num_links, int(_LAST_SWEEPS))
+    return num_links
+
+
+@inner
+def _best_step(
+    at: Levelled,
+    num_windows: int,
+    num_links: int,
+    node_gpus: int,
+    held: B,
+    urgency: F64,
+    seen: I64,
+    removal: F64,
+    heir_of: I64,
+    worth: F64,
+    changes: I64,
+) -> int:
+    """The row of `changes` that lowers the norm most for each move, -1 for none."""
+    num_gpus = at.on.shape[0]
+    num_blocks = at.load.shape[0]
+    total = 0.0
+    for gpu in range(num_gpus):
+        urgency[gpu] = 0.0
+        for block in range(num_blocks):
+            slope, level = at.slope[block, gpu], at.level[block, gpu]
+            for t in range(_BLOCK):
+                urgency[gpu] += slope[t] * level[t]
+        total += urgency[gpu]
+    _price_removals(at, num_windows, removal, heir_of)
+    seen[:] = 0
+    for _ in range((num_gpus + _TOGETHER - 1) // _TOGETHER):
+        worth[:] = 0.0
+        for _ in range(_TOGETHER):
+            busiest = int(np.argmax(urgency))
+            if urgency[busiest] > _IDLE * total:
+                _list_changes(
+                    at, num_windows, node_gpus, held, busiest, seen, removal, heir_of, worth,
+                    changes,
+                )  # fmt: skip
+            urgency[busiest] = 0.0
+        found = _try_changes(at, num_blocks, num_links, worth, changes)
+        if found >= 0:
+            return found
+    return -1
+
+
+@inner
+def _price_removals(at: Levelled, num_windows: int, removal: F64, heir_of: I64) -> None:
+    """What the norm rises by if a copy [P] is taken away, and the copy that then takes over what
+    it took where that is least; -1 where it is the only one.
+    """
+    for copy in range(removal.shape[0]):
+        removal[copy], heir_of[copy] = np.inf, -1
+        expert, gpu = at.expert[copy], at.gpu[copy]
+        for i in range(at.number[expert]):
+            heir = at.copies[expert, i]
+            if heir == copy:
+                continue
+            third, price = at.gpu[heir], 0.0
+            for block in range(at.load.shape[0]):
+                flow = at.flow[block, copy]
+                steep, steep_heir = at.slope[block, gpu], at.slope[block, third]
+                bent, bent_heir = at.curve[block, gpu], at.curve[block, third]
+                for t in range(min(_BLOCK, num_windows - block * _BLOCK)):
+                    lost = flow[t]
+                    price += lost * (steep_heir[t] - steep[t] + lost * (bent_heir[t] + bent[t]))
+            if price < removal[copy]:
+                removal[copy], heir_of[copy] = price, heir
+
+
+@inner
+def _list_changes(
+    at: Levelled,
+    num_windows: int,
+    node_gpus: int,
+    held: B,
+    gpu: int,
+    seen: I64,
+    removal: F64,
+    heir_of: I64,
+    worth: F64,
+    changes: I64,
+) -> None:
+    """Put the changes that take load off a GPU among the best of all, in `changes`."""
+    slots_per_gpu = at.on.shape[1]
+    begin = gpu // node_gpus * node_gpus
+    none = np.int64(-1)
+    for place in range(slots_per_gpu):
+        copy = at.on[gpu, place]
+        expert = at.expert[copy]
+        again = seen[expert] == 1
+        seen[expert] = 1
+        for host in range(begin, begin + node_gpus):
+            if at.holds[host, expert] > 0:
+                continue
+            relief = 0.0 if again else _price_of_room(at, num_windows, copy, host)
+            for i in range(slots_per_gpu):
+                other = at.on[host, i]
+                partner = at.expert[other]
+                back = 0
+                if at.holds[host, partner] == 1 and not held[host, partner]:
+                    back = 1
+                cost = int(not held[host, expert]) - back
+                if not again and heir_of[other] >= 0:
+                    price = (removal[other] + relief) / max(np.float64(cost), _FREE)
+                    _list(worth, changes, price, copy, other, heir_of[other], cost)
+                if at.holds[gpu, partner] > 0:
+                    continue
+                cost += int(not held[gpu, partner])
+                if at.holds[gpu, expert] == 1 and not held[gpu, expert]:
+                    cost -= 1
+                price = 0.0
+                for block in range(at.load.shape[0]):
+                    price += _price_of_swap(at, block, copy, other)
+                _list(worth, changes, price / max(np.float64(cost), _FREE), copy, other, none, cost)
+
+
+@inner
+def _price_of_room(at: Levelled, num_windows: int, copy: int, host: int) -> float:
+    """What the norm changes by if a GPU may take load of a copy's expert: from GPUs of the copy's
+    level as much as they have, until both are as steep.
+    """
+    expert, gpu = at.expert[copy], at.gpu[copy]
+    price = 0.0
+    for block in range(at.load.shape[0]):
+        level = at.level[block]
+        for t in range(min(_BLOCK, num_windows - block * _BLOCK)):
+            apart = at.slope[block, gpu, t] - at.slope[block, host, t]
+            if apart <= 0.0:
+                continue
+            most = 0.0
+            for i in range(at.number[expert]):
+                each = at.copies[expert, i]
+                if level[at.gpu[each], t] >= level[gpu, t] * (1.0 - _JOINED):
+                    most += at.flow[block, each, t]
+            bent = at.curve[block, gpu, t] + at.curve[block, host, t]
+            shift = min(0.5 * apart / (bent + 1e-300), most)
+            price += shift * (shift * bent - apart)
+    return price
+
+
+@inner
+def _list(
+    worth: F64, changes: I64, price: float, copy: int, other: int, heir: int, cost: int
+) -> None:
+    """Keep a change if its price for each move is among the lowest; they stand in their order."""
+    last = worth.shape[0] - 1
+    if not price < worth[last]:
+        return
+    while last > 0 and price < worth[last - 1]:
+        worth[last] = worth[last - 1]
+        changes[last] = changes[last - 1]
+        last -= 1
+    worth[last] = price
+    changes[last, 0], changes[last, 1], changes[last, 2] = copy, other, heir
+    changes[last, 3] = cost
+
+
+@inner
+def _try_changes(at: Levelled, num_blocks: int, num_links: int, worth: F64, changes: I64) -> int:
+    """Make and level each of the changes of some worth, and take it back; the one that lowers the
+    norm most for each move, -1 if none does.
+    """
+    best, found = 0.0, -1
+    for i in range(worth.shape[0]):
+        if not worth[i] < 0.0:
+            break
+        copy, other, heir, cost = changes[i]
+        gpu, host = at.gpu[copy], at.gpu[other]
+        partner = at.expert[other]
+        if heir < 0:
+            _exchange(at, copy, other)
+        else:
+            _drop(at, other)
+            _add(at, at.expert[copy], other)
+            num_links = _find_links(at)
+        gain = 0.0
+        for block in range(num_blocks):
+            _change(at, block, num_links, copy, other, heir, gpu, host, int(_SWEEPS))
+            gain += at.part[block] - _norms(at, at.new_level[block], at.weight[block])
+        if heir < 0:
+            _exchange(at, other, copy)
+        else:
+            _drop(at, other)
+            _add(at, partner, other)
+            num_links = _find_links(at)
+        if gain > _LEAST_GAIN and gain / max(np.float64(cost), _FREE) > best:
+            best, found = gain / max(np.float64(cost), _FREE), i
+    return found
