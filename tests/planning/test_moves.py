@@ -226,7 +226,7 @@ def test_price(case: tuple[F64, Placement, dict[str, Any]]) -> None:
 
 @pytest.mark.skipif(not COMPILED, reason="takes minutes without compiled kernels")
 @given(cases(), st.integers(0, 9))
-@settings(max_examples=6)
+@settings(max_examples=3)
 def test_moves_for_a_best_split(case: tuple[F64, Placement, dict[str, Any]], more: int) -> None:
     """Plans and frontiers from what runs hold to budgets, prices and what stays, split best."""
     windows, current, how = case

@@ -442,6 +442,7 @@ def warmup(dispatch: str = "even") -> None:
         OptionError: an unknown rule.
 
     Example:
+        >>> import eplb
         >>> eplb.warmup()
     """
     # Two slots on a GPU and loads this uneven need every pass.
