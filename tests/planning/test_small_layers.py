@@ -91,13 +91,14 @@ def least_peaks_on_nodes(
     return least
 
 
-def test_groups_are_on_the_best_nodes_for_several_windows() -> None:
-    """Most plans are optimal, and the others not far above; with groups on the best nodes for the
-    mean of the windows, a third of them are, and some are 50 % above.
+@pytest.mark.parametrize(("num_windows", "optimal"), [(1, 0.95), (2, 0.85)])
+def test_groups_are_on_the_best_nodes(num_windows: int, optimal: float) -> None:
+    """Most plans are optimal, and the others not far above. With groups on the best nodes for the
+    mean of two windows, a third of them are, and some are 50 % above.
     """
     ratios = []
     for num_experts, num_groups, num_gpus, size in ((8, 4, 4, 3), (6, 6, 4, 2), (8, 8, 2, 4)):
-        loads = some_loads(2, 12, num_experts)
+        loads = some_loads(num_windows, 12, num_experts)
         loads /= loads.sum(axis=2, keepdims=True)
         made = plan(loads, Cluster(num_gpus, 2, size), num_groups=num_groups)
         every = shares(num_experts // 2, num_gpus // 2, size)
@@ -105,7 +106,7 @@ def test_groups_are_on_the_best_nodes_for_several_windows() -> None:
         assert (made.bound <= made.peak / ratios[-1] * (1.0 + ROUNDING)).all()
     ratio = np.concatenate(ratios)
     assert (ratio >= 1.0 - ROUNDING).all()
-    assert (ratio <= 1.0 + ROUNDING).mean() >= 0.85
+    assert (ratio <= 1.0 + ROUNDING).mean() >= optimal
     assert (ratio <= 1.1).all()
 
 

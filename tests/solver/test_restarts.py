@@ -38,7 +38,7 @@ def test_every_start(seed: int) -> None:
         alone = plan[None].copy()
         _shake_rows(np.array([number]), num_experts, num_groups, num_nodes, num_gpus, alone)
         assert np.array_equal(alone[0], row)
-        if num_groups == 1 or number % 2 == 0:
+        if num_groups == 1 or number % 4 == 0:
             assert naive_moves.valid(row.tolist(), num_experts, num_nodes)
         nodes = [set(node) for node in row.reshape(num_nodes, -1).tolist()]
         assert sorted(expert for node in nodes for expert in node) == list(range(num_experts))
@@ -71,4 +71,4 @@ def test_every_way_to_put_groups_on_nodes_is_met() -> None:
     _shake_rows(np.arange(200), 6, 6, 2, 4, rows)
     ways = {frozenset(frozenset(node) for node in row.reshape(2, 6).tolist()) for row in rows}
     assert len(ways) == 10
-    assert (rows[::2, :6] < 3).all()
+    assert (rows[::4, :6] < 3).all()

@@ -45,6 +45,10 @@ _STEPS_FROM_A_START = 20
 _MOST_STARTS = {"fast": 0, "default": 24, "thorough": 200}
 """Steps of such a search, and most starts: fewer where there would be more steps in all than one
 search from one start may make."""
+_MOST_GROUPED_STARTS = {"fast": 0, "default": 60, "thorough": 200}
+_GROUPED_ROUNDS = 3
+"""The same with groups on nodes, where most starts are of other groups on a node, and rounds of
+starts, each from the best of the rounds before (docs/experiments.md, the search)."""
 _FEWEST_STEPS = 8
 """Where the looks allow fewer steps than this, they would change little: none is made."""
 _WORTH_A_SEARCH = 1.5e-3
@@ -348,20 +352,31 @@ def _search(
 
 
 def _restart(problem: Problem, layers: Layers, effort: Effort) -> None:
-    """Search small layers that are not proven best from other starts too, and keep the best."""
+    """Search small layers that are not proven best from other starts too, and keep the best. With
+    groups on nodes there are more, and later ones start from the best of those before.
+    """
+    grouped = problem.nodes > 1
+    most = (_MOST_GROUPED_STARTS if grouped else _MOST_STARTS)[effort]
+    rounds = _GROUPED_ROUNDS if grouped else 1
+    for number in range(rounds):
+        starts = slice(most * number // rounds, most * (number + 1) // rounds)
+        _search_again(problem, layers, effort, starts)
+
+
+def _search_again(problem: Problem, layers: Layers, effort: Effort, starts: slice) -> None:
+    """Search from the starts of some numbers, as far as they are affordable."""
     from eplb.solver.restarts import _shake_rows
 
     which = np.flatnonzero(_above(layers, _near_enough(problem)))
     affordable = _most_steps(problem, effort)[which] // _STEPS_FROM_A_START
-    starts = np.minimum(affordable, _MOST_STARTS[effort])
-    rows = np.repeat(which, starts)
+    ends = np.clip(affordable, starts.start, starts.stop)
+    rows = np.repeat(which, ends - starts.start)
     if not rows.size:
         return
-    numbers = np.concatenate([np.arange(number) for number in starts])
+    numbers = np.concatenate([np.arange(starts.start, end) for end in ends])
     cluster, phy2log = problem.cluster, layers.phy2log[rows]
-    # For one window, groups stay where the busiest node is lightest.
-    several = problem.nodes > 1 and problem.windows.shape[0] > 1
-    num_groups, num_experts = problem.num_groups if several else 1, problem.loads.shape[1]
+    num_groups = problem.num_groups if problem.nodes > 1 else 1
+    num_experts = problem.loads.shape[1]
     _shake_rows(numbers, num_experts, num_groups, problem.nodes, cluster.num_gpus, phy2log)
     # `[:, rows]` would be of another layout, for which kernels are compiled anew.
     windows, weight = problem.windows.take(rows, axis=1), problem.weight.take(rows, axis=1)

@@ -191,8 +191,9 @@ def plan(
             plan for, as `eplb plan` does; `notes` tells which it was.
         cluster: the GPUs and their slots; at least E slots.
         num_groups: groups that the model routes by. Where the nodes divide them, each group stays
-            on one node, equally many on each, so that the busiest node is as light as it can be,
-            for several windows in expectation; otherwise experts go anywhere.
+            on one node, equally many on each: where the busiest node is lightest, for several
+            windows in expectation, and in layers of up to 16 slots elsewhere where that was found
+            to lower the peak. Otherwise experts go anywhere.
         weights: [T] what the windows of an array count, None for all alike.
         current: the placement that runs, of this cluster or of one with other GPUs or slots: GPUs
             keep their numbers, those added or alive again hold nothing, those taken away are the

@@ -14,6 +14,8 @@ __all__: list[str] = []
 
 _SHAKES = 4
 """Changes that are tried for each slot."""
+_TRADES = 4
+"""Starts of which groups trade places in all but one."""
 _SIDES = 2
 """Of a coin; `int(...)` around it keeps a kernel from being compiled once for each literal."""
 
@@ -25,34 +27,42 @@ def _shake_rows(
     """Make a start of each row of `phy2log` [K, P], the one of its number in `numbers` [K].
 
     Slots swap their experts, and experts with replicas to spare hand slots over to others, on the
-    same node. No GPU gets a second copy of an expert. In every other start, groups trade all their
-    slots before that, if there are several.
+    same node. No GPU gets a second copy of an expert. If there are several groups, some trade all
+    their slots with groups of other nodes before that, in three of four starts.
     """
     random = np.empty(1, np.int64)
     copies = np.empty(num_experts, np.int64)
     holds = np.empty((num_gpus, num_experts), np.int64)
     for row in range(phy2log.shape[0]):
         random[0] = numbers[row]
-        if num_groups > 1 and numbers[row] % 2 == 1:
-            _trade(random, num_experts // num_groups, num_groups, phy2log[row])
+        if num_groups > 1 and numbers[row] % int(_TRADES) != 0:
+            _trade(random, num_experts // num_groups, num_nodes, phy2log[row])
         _shake(random, num_nodes, phy2log[row], copies, holds)
 
 
 @inner
-def _trade(random: I64, group_size: int, num_groups: int, slots: I64) -> None:
-    """Let two groups trade all their `slots` [P], expert by expert, and by chance two more."""
+def _trade(random: I64, group_size: int, num_nodes: int, slots: I64) -> None:
+    """Let two groups of different nodes trade all their `slots` [P], expert by expert, and by
+    chance two more.
+    """
     # The first draws of small numbers are much alike.
     _draw(random)
+    num_slots = slots.shape[0]
+    slots_per_node = num_slots // num_nodes
     again = True
     while again:
-        group, other = _below(random, num_groups), _below(random, num_groups)
+        slot = _below(random, num_slots)
+        beyond = slots_per_node + _below(random, num_slots - slots_per_node)
+        first = slot // slots_per_node * slots_per_node
+        group = slots[slot] // group_size
+        other = slots[(first + beyond) % num_slots] // group_size
         apart = (other - group) * group_size
-        for slot in range(slots.shape[0]):
-            of = slots[slot] // group_size
+        for at in range(num_slots):
+            of = slots[at] // group_size
             if of == group:
-                slots[slot] += apart
+                slots[at] += apart
             elif of == other:
-                slots[slot] -= apart
+                slots[at] -= apart
         again = _below(random, int(_SIDES)) == 0
 
 
