@@ -61,7 +61,7 @@ def test_small_layers_are_near_the_best_of_all_placements(rule: str) -> None:
         peak = max(naive_rules.gpu_loads(rule, row, loads.tolist(), num_gpus, 1))
         best = naive_rules.rule_optimum(rule, loads.tolist(), num_gpus, slots_per_gpu)
         near.append(peak <= 1.01 * best)
-    assert sum(near) >= 0.7 * len(near)
+    assert sum(near) >= len(near) - 1
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -104,7 +104,7 @@ def test_parts_are_those_that_no_draw_decides() -> None:
     placement = plan(loads, cluster, dispatch="sglang").placement
     split = expected_parts(placement.phy2log, 64, 16, 4, SGLANG)
     expected = placement.balancedness(loads, split)
-    assert placement.balancedness(loads, "sglang") > expected - 0.02
+    assert placement.balancedness(loads, "sglang") > expected - 0.017
 
 
 def test_layers_do_not_depend_on_threads_or_on_each_other() -> None:
