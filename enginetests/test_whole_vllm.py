@@ -43,14 +43,15 @@ def run(
     odd: dict[str, str] | None = None,
 ) -> list[Any]:
     """What each rank did; without EPLB where no policy is given. The second has odd variables."""
-    case = {
-        "environment": {"EPLB_POLICY": policy or "default", "EPLB_MAX_MOVES": "10%"},
+    environment = {"EPLB_POLICY": policy or "default", "EPLB_MAX_MOVES": "10%"}
+    case: dict[str, Any] = {
+        "environment": environment,
         "model": str(engine / "model"),
         "eplb": policy is not None,
         "async": background,
         "rounds": rounds,
     }
-    unlike = case | {"environment": case["environment"] | (odd or {})}
+    unlike = {**case, "environment": {**environment, **(odd or {})}}
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     return in_processes(
