@@ -34,21 +34,30 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(engine: Path, *, policy: str | None, background: bool = False, rounds: int) -> list[Any]:
-    """What each rank did; without EPLB where no policy is given."""
-    case = {
-        "environment": {"EPLB_POLICY": policy or "default", "EPLB_MAX_MOVES": "10%"},
+def run(
+    engine: Path,
+    *,
+    policy: str | None,
+    background: bool = False,
+    rounds: int,
+    odd: dict[str, str] | None = None,
+) -> list[Any]:
+    """What each rank did; without EPLB where no policy is given. The second has odd variables."""
+    environment = {"EPLB_POLICY": policy or "default", "EPLB_MAX_MOVES": "10%"}
+    case: dict[str, Any] = {
+        "environment": environment,
         "model": str(engine / "model"),
         "eplb": policy is not None,
         "async": background,
         "rounds": rounds,
     }
+    unlike = {**case, "environment": {**environment, **(odd or {})}}
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     return in_processes(
         "whole_vllm",
         "whole_vllm.serve",
-        *((rank, _RANKS, port, case) for rank in range(_RANKS)),
+        *((rank, _RANKS, port, unlike if rank else case) for rank in range(_RANKS)),
         path=[engine / "path"],
         environment={
             "VLLM_TARGET_DEVICE": "cpu",
@@ -80,6 +89,45 @@ def test_answers_stay_while_experts_move(
     for rank in ranks:
         assert rank["tokens"] == [tokens] * 4
         assert rank["policy"] == ("EplbPolicy" if policy == "eplb" else "DefaultEplbPolicy")
+    maps = checked(ranks)
+    lines = [sum("rebalance " in line for line in rank["lines"]) for rank in ranks]
+    if policy == "default":
+        assert lines == [0, 0]
+        return
+    assert lines[0] >= 3
+    assert lines[1] == 0
+    assert not any("answers" in line or "disagree" in line for line in ranks[0]["lines"])
+    assert "this planner replaces vLLM's policy" in "".join(ranks[0]["lines"])
+    cluster = Cluster.with_slots(EXPERTS + SPARE, _RANKS)
+    placements = [Placement(each, EXPERTS, cluster) for each in maps]
+    for old, new in itertools.pairwise(placements[1:]):
+        assert new.moves_from(old) <= 2 * 0.1 * maps[0].size  # two rebalances in a round at most
+
+
+@pytest.mark.parametrize(
+    ("odd", "background", "said"),
+    [
+        ({"EPLB_WINDOWS": "2"}, True, "rank 1 has EPLB_WINDOWS 2, rank 0 has EPLB_WINDOWS 16"),
+        ({"EPLB_WINDOWS": "0"}, True, "rank 1 cannot plan (OptionError: EPLB_WINDOWS is 0"),
+        ({"EPLB_POLICY": "default"}, False, "rank 1 did not answer"),
+    ],
+    ids=["unlike", "invalid", "missing"],
+)
+def test_where_ranks_are_set_unalike_answers_stay_and_a_line_says_which(
+    odd: dict[str, str], background: bool, said: str, engine: Path, tokens: Any
+) -> None:
+    ranks = run(engine, policy="eplb", background=background, rounds=2, odd=odd)
+    assert all(rank["tokens"] == [tokens] * 2 for rank in ranks)
+    checked(ranks)
+    told = [line for line in ranks[0]["lines"] if "own policy answers on all ranks" in line]
+    assert len(told) >= 2
+    assert all(said in line for line in told)
+
+
+def checked(ranks: list[Any]) -> list[Any]:
+    """The maps [L, P], before and after each round: they change, the same on all ranks, and each
+    slot holds the weights that its map names.
+    """
     maps = [np.array(each) for each, _ in ranks[0]["held"]]
     assert [each for each, _ in ranks[1]["held"]] == [each.tolist() for each in maps]
     digests = [np.hstack([rank["held"][i][1] for rank in ranks]) for i in range(len(maps))]
@@ -93,15 +141,4 @@ def test_answers_stay_while_experts_move(
             assert weights[layer, slot] == first[layer, phy2log[layer, slot]]
     changed = [int((old != new).sum()) for old, new in itertools.pairwise(maps)]
     assert sum(changed) > 0
-    lines = [sum("rebalance " in line for line in rank["lines"]) for rank in ranks]
-    if policy == "default":
-        assert lines == [0, 0]
-        return
-    assert lines[0] >= 3
-    assert lines[1] == 0
-    assert not any("answers" in line or "disagree" in line for line in ranks[0]["lines"])
-    assert "this planner replaces vLLM's policy" in "".join(ranks[0]["lines"])
-    cluster = Cluster.with_slots(EXPERTS + SPARE, _RANKS)
-    placements = [Placement(each, EXPERTS, cluster) for each in maps]
-    for old, new in itertools.pairwise(placements[1:]):
-        assert new.moves_from(old) <= 2 * 0.1 * maps[0].size  # two rebalances in a round at most
+    return maps
