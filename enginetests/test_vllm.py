@@ -68,10 +68,12 @@ def answers(policy: Any, loads: torch.Tensor) -> list[torch.Tensor]:
     return maps
 
 
-def ranks(tmp_path: Path, *cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def ranks(
+    tmp_path: Path, *cases: list[dict[str, Any]], **variables: str
+) -> list[list[dict[str, Any]]]:
     """What ranks of an engine did in each case, by rank; a case has each rank's settings."""
     number = len(cases[0]) if cases else 4
-    environment = {**os.environ, "EPLB_POLICY": "eplb", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "EPLB_POLICY": "eplb", "OMP_NUM_THREADS": "1", **variables}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
     command = [sys.executable, str(HERE / "vllm_ranks.py")]
     started = [
@@ -209,6 +211,45 @@ def test_copies_take_the_parts_planned_for(tmp_path: Path) -> None:
         assert len(set(parts[-1][copied].tolist())) > 4
         assert any("copies take tokens by the loads" in line for line in first["lines"])
     assert np.max(did[2][0]["parts"]) == 1
+
+
+def peaks(did: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """The most tokens [steps, layers] that a rank sends to one of two, of those that are real."""
+    slots = np.array(did["slots"])[:, :, :-8]  # the last rows pad
+    second = (slots >= slots.max() // 2 + 1).mean(axis=(2, 3))
+    return np.maximum(second, 1.0 - second)
+
+
+def test_each_batch_is_split_by_its_own_tokens(tmp_path: Path) -> None:
+    """By vLLM's router, kernel and state: every token goes to its expert and is counted there."""
+    by_batch = {"EPLB_DISPATCH": "batch"}
+    both = [case(background, by_batch) for background in (False, True)]
+    for each in both:
+        each[0]["environment"] |= by_batch
+    unlike, failing = case(False, by_batch), [both[0][0], both[0][1] | {"fault": "tries"}]
+    cases = [case(False, {}), *both, unlike, failing]
+    did = ranks(tmp_path, *cases, TRITON_INTERPRET="1")
+    engine, now, meanwhile, odd, fails = did
+    for each in did:
+        assert each[0]["maps"] == each[1]["maps"]
+        assert each[0]["wrong"] == each[1]["wrong"] == 0
+    # The planner is shown the same loads, whoever takes experts to slots.
+    assert now[0]["maps"] == engine[0]["maps"] == fails[0]["maps"]
+    for rank in (0, 1):
+        assert peaks(engine[rank]).mean() > 0.52
+        assert max(peaks(each[rank]).mean() for each in (now, meanwhile)) < 0.502
+        assert fails[rank]["slots"] == engine[rank]["slots"]
+    said = "each batch is split over copies by its own tokens"
+    assert [[sum(said in line for line in rank["lines"]) for rank in each] for each in did] == [
+        [0, 0],
+        [1, 0],
+        [1, 0],
+        [0, 0],
+        [0, 0],
+    ]
+    assert any("rank 1 has EPLB_DISPATCH batch" in line for line in odd[0]["lines"])
+    assert any("none is left; vLLM's own choice" in line for line in fails[1]["lines"])
+    assert any("EPLB_DISPATCH: rank 1 has a map" in line for line in fails[0]["lines"])
 
 
 def commits() -> dict[str, Any]:
