@@ -161,7 +161,7 @@ def test_compiled_code_goes_by_the_placement_that_runs(
 
     def masked(ids: torch.Tensor, info: Any) -> torch.Tensor:
         """As SGLang's `_biased_grouped_topk_postprocess`, which it compiles."""
-        slots = expert_location_dispatch.topk_ids_logical_to_physical(ids, info)
+        slots: torch.Tensor = expert_location_dispatch.topk_ids_logical_to_physical(ids, info)
         slots[-PADS:, :] = -1
         return slots
 
