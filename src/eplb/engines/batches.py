@@ -77,14 +77,15 @@ class Batches:
         """Try a batch in each layer and switch on where all ranks found the same slots.
 
         Args:
-            alike: tells whether an array is the same on all ranks.
+            alike: tells whether an array is the same on all ranks, or why there is none.
         """
-        tried = np.zeros(0, np.int64)
+        tried: NDArray[np.int64] | Exception
         try:
-            tried = np.concatenate([tried, *map(_tried, self._layers.values())])
+            tried = np.concatenate([_tried(layer) for layer in self._layers.values()])
         except Exception as error:
             failure(self._logger, error, f"{self._own} stays")
-        self._on = bool(alike("EPLB_DISPATCH", tried)) and tried.size > 0
+            tried = error
+        self._on = bool(alike("EPLB_DISPATCH", tried)) and not isinstance(tried, Exception)
         return self._on
 
     def follow(self, log2phy: Iterable[Tensor], phy2log: NDArray[np.int64]) -> None:

@@ -136,12 +136,12 @@ class Agreement:
         ranks = self._current()
         return ranks is None or not ranks.settle(self._settings)
 
-    def alike(self, kind: str, made: NDArray[np.int64], *, spent: float = 0.0) -> bool:
+    def alike(self, kind: str, made: NDArray[np.int64] | Exception, *, spent: float = 0.0) -> bool:
         """Whether all ranks plan, and have the same array; says what differs.
 
         Args:
             kind: of the question, the same on all ranks, which all ask it.
-            made: what this rank has.
+            made: what this rank has, or why it has nothing.
             spent: seconds that this rank needed for it.
         """
         ranks = self._current()

@@ -75,7 +75,7 @@ class SglangBatches:
             if self._hooked:
                 self._hold()
 
-            def alike(kind: str, tried: NDArray[np.int64]) -> bool:
+            def alike(kind: str, tried: NDArray[np.int64] | Exception) -> bool:
                 return self._agreement.alike(kind, tried, spent=time.perf_counter() - begin)
 
             if self._batches.agree(alike):

@@ -101,7 +101,7 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
     rows = Rows(settings)
     policy = EPLB_POLICIES["default"] = make_policy(theirs, settings, rebalances, rows)
     initial = policy.eplb_initial
-    batches = VllmBatches(policy.eplb_agreement)
+    batches = VllmBatches(policy.eplb_agreement, wanted=settings.dispatch == "batch")
     metrics = Counted(rebalances)
 
     def step(theirs: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
@@ -116,8 +116,7 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
         compile_kernels(_logger, tables=settings.dispatch == "table")
         if settings.dispatch == "table":
             rows.take_over()
-        if settings.dispatch == "batch":
-            batches.read(state, model)
+        batches.read(state, model)
         initial.read(state, model)
         try:
             member = _member()

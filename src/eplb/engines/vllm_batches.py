@@ -12,13 +12,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from eplb.engines.commits import after_commits
 from eplb.engines.log import failure
 from eplb.errors import PolicyError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -56,16 +55,21 @@ class VllmBatches:
 
     Args:
         agreement: compares what ranks have.
+        wanted: whether to dispatch so.
     """
 
-    def __init__(self, agreement: "Agreement") -> None:
+    def __init__(self, agreement: "Agreement", *, wanted: bool) -> None:
         self._agreement = agreement
+        self._wanted = wanted
+        self._wrong: Exception = PolicyError("there is no model")
         self._batches: Batches | None = None
         self._same: dict[tuple[int, Any], _Same] = {}
-        self._waiting = False
+        self._waiting = True
 
     def read(self, state: Any, model: Any) -> None:
         """Make the dispatchers of a model that vLLM has added to its state. Never raises."""
+        if not self._wanted:
+            return
         self._waiting = True
         try:
             from eplb.engines.batches import Batches
@@ -88,15 +92,21 @@ class VllmBatches:
             loads = known.expert_load_pass_buffer
             self._same[loads.shape[1], loads.device] = _same_slots(loads)
         except Exception as error:
+            self._wrong = error
             failure(_logger, error, f"{_OWN} stays")
 
     def agree(self) -> None:
-        """Switch on where all ranks can, before they step together. Never raises."""
+        """Switch on where all ranks can, before they step together. Never raises.
+
+        All ranks compare settings here, those too that are set to dispatch otherwise: else they
+        would wait in the step for those that wait here.
+        """
         if not self._waiting:
             return
         self._waiting = False
         try:
-            if self._agreement.agreed() and self._tried() and self._agreement.is_first():
+            agreed = self._agreement.agreed() and self._wanted
+            if agreed and self._tried() and self._agreement.is_first():
                 _logger.warning(
                     "eplb: each batch is split over copies by its own tokens, on each rank for "
                     "itself, in place of %s",
@@ -108,13 +118,13 @@ class VllmBatches:
     def _tried(self) -> bool:
         begin = time.perf_counter()
 
-        def alike(kind: str, tried: "NDArray[np.int64]") -> bool:
+        def alike(kind: str, tried: "NDArray[np.int64] | Exception") -> bool:
             return self._agreement.alike(kind, tried, spent=time.perf_counter() - begin)
 
         if self._batches is not None:
             return self._batches.agree(alike)
         # This rank has no dispatchers, and the others are to have none.
-        alike("EPLB_DISPATCH", np.zeros(0, np.int64))
+        alike("EPLB_DISPATCH", self._wrong)
         return False
 
     def _replace(self, batches: "Batches") -> None:
