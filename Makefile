@@ -66,7 +66,7 @@ $(VENV)/engines: enginetests/fetch.py enginetests/requirements.txt | $(DEV)
 
 # A process for each engine: what they import is not made to be in one.
 test-engines: $(VENV)/engines $(DEV)  ## the plug-ins, in the engines' own code from their wheels
-	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_sglang.py
+	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_sglang*.py
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_vllm*.py
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -rs -o filterwarnings=default enginetests/test_whole*.py
 

@@ -10,7 +10,7 @@ Of gpt-oss, steps of up to 256 tokens are decode steps: a token from each runnin
 ones are prefill: whole sequences one after the other. A placement is planned for one half of the
 recording and scored on the other. Of DeepSeek-V3, it is planned for five workloads and scored on
 the sixth, whose tokens are drawn for each rank alike. The time of a layer is the estimate of
-`eplb.cost`.
+`eplb.cost`. Layers are a sample, which the output names; `--only` takes one of the models.
 """
 
 import json
@@ -48,6 +48,8 @@ LARGE = eplb.Cluster(num_gpus=32, num_nodes=4, slots_per_gpu=9)
 LARGE_SIZES = (256, 1024, 4096, 16384, 65536, 131072)
 _WINDOW, _WINDOWS = 2048, 32
 """Tokens of a window that is planned for, and how many there are at most."""
+_LAYERS, _LARGE_LAYERS = slice(1, None, 4), slice(3, None, 10)
+"""Layers of gpt-oss and of DeepSeek-V3 that are scored."""
 _SCORED, _DRAWN = 16, 4
 """Steps of gpt-oss and of DeepSeek-V3 that are scored."""
 _POOL = 32768
@@ -216,17 +218,34 @@ def points_of(work: Work) -> Iterator[Point]:
             yield Point(work.model, ranks, cluster.num_slots, tokens, line, *mean)
 
 
-def every_point(traces: Path, *, quick: bool) -> list[Point]:
-    """The points of all clusters and batch sizes."""
+def every_point(traces: Path, only: str | None, *, quick: bool) -> list[Point]:
+    """The points of all clusters and batch sizes, of one model or of all."""
     points: list[Point] = []
-    layers = slice(1, 2) if quick else slice(1, None, 4)
-    for cluster in CLUSTERS[1:2] if quick else CLUSTERS:
-        for tokens in SIZES[3::4] if quick else SIZES:
-            points += points_of(gpt_oss(traces / "gptoss20b_tokens.npz", cluster, tokens, layers))
-    layers = slice(1, 2) if quick else slice(3, None, 10)
-    for tokens in LARGE_SIZES[:1] if quick else LARGE_SIZES:
-        points += points_of(deepseek(traces / "deepseek_v3", LARGE, tokens, layers))
+    first = slice(1, 2)
+    if only in (None, "gpt-oss-20b"):
+        path, layers = traces / "gptoss20b_tokens.npz", first if quick else _LAYERS
+        for cluster in CLUSTERS[1:2] if quick else CLUSTERS:
+            for tokens in SIZES[3::4] if quick else SIZES:
+                points += points_of(gpt_oss(path, cluster, tokens, layers))
+    if only in (None, "DeepSeek-V3"):
+        layers = first if quick else _LARGE_LAYERS
+        for tokens in LARGE_SIZES[:1] if quick else LARGE_SIZES:
+            points += points_of(deepseek(traces / "deepseek_v3", LARGE, tokens, layers))
     return points
+
+
+def sampled(only: str | None, *, quick: bool) -> str:
+    """What of the recordings is scored, in one line."""
+    parts = []
+    for model, number, layers, steps in (
+        ("gpt-oss-20b", 24, _LAYERS, f"at most {_SCORED} steps of each size"),
+        ("DeepSeek-V3", 58, _LARGE_LAYERS, f"{_DRAWN} steps of each size"),
+    ):
+        if only in (None, model):
+            scored = list(range(number))[slice(1, 2) if quick else layers]
+            numbers = ", ".join(map(str, scored))
+            parts.append(f"{model}: {len(scored)} of {number} layers ({numbers}), {steps}")
+    return "; ".join(parts)
 
 
 def titled(points: list[Point]) -> str:
@@ -288,20 +307,29 @@ def main() -> int:
         metavar="FILE",
         help="the figure (docs/assets/dispatch.svg)",
     )
+    add(
+        "--only",
+        choices=("gpt-oss-20b", "DeepSeek-V3"),
+        metavar="MODEL",
+        help="gpt-oss-20b or DeepSeek-V3 alone, and no figure",
+    )
     add("--quick", action="store_true", help="few sizes and layers, to try whether it runs")
     add("--json", action="store_true", help="print the data as one JSON object")
     options = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        points = every_point(options.traces, quick=options.quick)
-        text = draw(points, title := titled(points))
-        options.out.write_text(text, encoding="utf-8")
+        points = every_point(options.traces, options.only, quick=options.quick)
+        title = sampled(options.only, quick=options.quick)
+        if options.only is None:
+            text = draw(points, found := titled(points))
+            options.out.write_text(text, encoding="utf-8")
+            title = f"{options.out}: {found}\n{title}"
     except (eplb.EplbError, OSError) as error:
         parser.error(str(error))
     if options.json:
         print(json.dumps([asdict(point) for point in points]))
     else:
-        print(f"{options.out}: {title}\n\n{tables(points)}")
+        print(f"{title}\n\n{tables(points)}")
     return 0
 
 

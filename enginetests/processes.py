@@ -22,7 +22,7 @@ def _call(function: str, *arguments: Any) -> None:
 
 
 def in_processes(
-    loaded: str,
+    loaded: str | None,
     function: str,
     *arguments: tuple[Any, ...],
     path: Sequence[Path] = (),
@@ -32,15 +32,17 @@ def in_processes(
 
     Args:
         loaded: a module that the process they are forked from has imported. That process is started
-            by the first call, and others use it.
+            by the first call, and others use it. None for processes that are each started afresh.
         function: a module's function, "module.function", which gets a connection to send by, and
             its arguments.
         arguments: of each process.
-        path: where modules are looked for first, in the process that all are forked from.
-        environment: variables of that process.
+        path: where modules are looked for first, in the process that all are forked from, or in
+            each that is started afresh.
+        environment: variables of the same.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([loaded])
+    context: Any = multiprocessing.get_context("spawn" if loaded is None else "forkserver")
+    if loaded is not None:
+        context.set_forkserver_preload([loaded])
     ends = [context.Pipe(duplex=False) for _ in arguments]
     started = [
         context.Process(target=_call, args=(function, end, *given), daemon=True)

@@ -64,11 +64,17 @@ def answers(policy: Any, loads: torch.Tensor) -> list[torch.Tensor]:
     return maps
 
 
-def ranks(tmp_path: Path, *cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def ranks(
+    tmp_path: Path, *cases: list[dict[str, Any]], interpreted: bool = False
+) -> list[list[dict[str, Any]]]:
     """What ranks of an engine did in each case, by rank; a case has each rank's settings."""
     given = list(zip(*cases, strict=True))
     arguments = [(rank, len(given), tmp_path, list(mine)) for rank, mine in enumerate(given)]
-    did = in_processes("vllm_loaded", "vllm_ranks.rank_of", *arguments)
+    if interpreted:
+        variables = {"EPLB_POLICY": "eplb", "TRITON_INTERPRET": "1"}
+        did = in_processes(None, "vllm_interpreted.rank_of", *arguments, environment=variables)
+    else:
+        did = in_processes("vllm_loaded", "vllm_ranks.rank_of", *arguments)
     return [list(case) for case in zip(*did, strict=True)]
 
 
@@ -190,6 +196,48 @@ def test_copies_take_the_parts_planned_for(tmp_path: Path) -> None:
         assert len(set(parts[-1][copied].tolist())) > 4
         assert any("copies take tokens by the loads" in line for line in first["lines"])
     assert np.max(did[2][0]["parts"]) == 1
+
+
+def peak(did: dict[str, Any]) -> float:
+    """The part of its real tokens that a rank sends to the busier of two, on average."""
+    slots = np.array(did["slots"])[:, :, :-8]  # the last rows pad
+    second = (slots >= slots.max() // 2 + 1).mean(axis=(2, 3))
+    return float(np.maximum(second, 1.0 - second).mean())
+
+
+def test_each_batch_is_split_by_its_own_tokens(tmp_path: Path) -> None:
+    """By vLLM's router, kernel and state: every token goes to its expert and is counted there."""
+    by_batch = {"EPLB_DISPATCH": "batch"}
+    both = [case(background, by_batch) for background in (False, True)]
+    for each in both:
+        each[0]["environment"] |= by_batch
+    unlike, failing = case(False, by_batch), [both[0][0], both[0][1] | {"fault": "tries"}]
+    cases = [case(False, {}), both[0], failing, unlike, both[1]]
+    did = ranks(tmp_path, *cases, interpreted=True)
+    engine, now, fails, odd, meanwhile = did
+    for each in did:
+        assert each[0]["maps"] == each[1]["maps"]
+        assert each[0]["wrong"] == each[1]["wrong"] == 0
+    # The planner is shown the same loads, whoever takes experts to slots.
+    assert now[0]["maps"] == engine[0]["maps"] == fails[0]["maps"]
+    for rank in (0, 1):
+        assert peak(engine[rank]) > 0.52
+        assert max(peak(each[rank]) for each in (now, meanwhile)) < 0.502
+        assert fails[rank]["slots"] == engine[rank]["slots"]
+    said = "each batch is split over copies by its own tokens"
+    assert [[sum(said in line for line in rank["lines"]) for rank in each] for each in did] == [
+        [0, 0],
+        [1, 0],
+        [0, 0],
+        [0, 0],
+        [1, 0],
+    ]
+    assert any("rank 1 has EPLB_DISPATCH batch" in line for line in odd[0]["lines"])
+    assert any("none is left; vLLM's own choice" in line for line in fails[1]["lines"])
+    assert any(
+        "EPLB_DISPATCH: rank 1 cannot plan (MemoryError: none is left)" in line
+        for line in fails[0]["lines"]
+    )
 
 
 def commits() -> dict[str, Any]:

@@ -12,6 +12,8 @@ Stand-ins, and why:
 - `PIN_MEMORY`: vLLM pins memory unless it knows that it cannot, and without a GPU nothing can.
 - `torch.Event` and the accelerator's streams: vLLM times its rebalances by the one and waits for
   the others, and without a GPU there is neither.
+- what chooses experts (`routed`): drawn, and handed to the router's own step from experts to slots,
+  whose Triton kernel is run in Triton's interpreter; vLLM has none for CPUs.
 """
 
 import functools
@@ -19,6 +21,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,12 +35,13 @@ from vllm.distributed import parallel_state
 from vllm.distributed.eplb import eplb_communicator
 from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
 
-from eplb.engines import live, log
+from eplb.engines import batches, live, log
 from eplb.engines import ranks as compared
 from eplb.engines.vllm import register
 
 LAYERS, EXPERTS, SPARE = 4, 16, 8
 STEPS = 9
+TOKENS = 64
 
 
 class Model:
@@ -49,7 +53,6 @@ class Model:
     num_physical_experts = EXPERTS + SPARE
     num_redundant_experts = SPARE
     num_shared_experts = 0
-    moe_layers: tuple[Any, ...] = ()
 
     def __init__(self, rank: int, num_ranks: int) -> None:
         self.num_local_physical_experts = self.num_physical_experts // num_ranks
@@ -59,9 +62,42 @@ class Model:
             [(experts + 100 * layer)[:, None].repeat(1, 3)] for layer in range(LAYERS)
         ]
 
+        routed = os.environ.get("TRITON_INTERPRET")
+        self.moe_layers: tuple[Any, ...] = tuple(layers()) if routed else ()
+
     def set_eplb_state(self, load: Any, log2phy: Any, logcnt: Any) -> None:
         """Keep what vLLM's layers would keep."""
         self.load, self.log2phy, self.logcnt = load, log2phy, logcnt
+        for number, layer in enumerate(self.moe_layers):
+            layer.eplb_state.set_layer_state(number, load, log2phy, logcnt)
+
+
+def layers() -> Iterator[Any]:
+    """Layers with vLLM's own router, of which the step from experts to slots is called."""
+    from vllm.distributed.eplb.eplb_state import EplbLayerState
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+
+    for _ in range(LAYERS):
+        state = EplbLayerState()
+        router = SimpleNamespace(eplb_state=state)
+        to_slots = functools.partial(BaseRouter._apply_eplb_mapping, router)
+        yield SimpleNamespace(eplb_state=state, to_slots=to_slots)
+
+
+def route(state: Any, model: Any, named: Any, ids: Any, real: int) -> tuple[Any, int]:
+    """Slots [L, tokens, k] of experts that tokens chose, by the engine's router, and how many
+    loads of slots it counted wrongly.
+    """
+    state.prepare_forward(named, real)
+    before = model.load.clone()
+    slots = torch.stack(
+        [layer.to_slots(mine) for layer, mine in zip(model.moe_layers, ids, strict=True)]
+    )
+    counted = np.stack(
+        [np.bincount(each.ravel(), minlength=before.shape[1]) for each in slots[:, :real].numpy()]
+    )
+    counted *= bool(state.should_record_tensor)
+    return slots, int(((model.load - before).numpy() != counted).sum())
 
 
 def parts_of(model: Model, phy2log: Any) -> tuple[Any, Any]:
@@ -77,6 +113,18 @@ def parts_of(model: Model, phy2log: Any) -> tuple[Any, Any]:
     return parts, counts
 
 
+_TO_SLOTS = "eplb_map_to_physical_and_record"
+
+
+def _with_slots() -> list[Any]:
+    """Modules of vLLM that have the step from experts to slots."""
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("vllm.") and _TO_SLOTS in vars(module)
+    ]
+
+
 def fails_at_the_second(fault: str, *_: Any, seen: list[int], theirs: Any) -> Any:
     """`next_placement` on a rank that lacks memory, or what others remember."""
     seen.append(1)
@@ -84,6 +132,11 @@ def fails_at_the_second(fault: str, *_: Any, seen: list[int], theirs: Any) -> An
         raise MemoryError("none is left")
     windows, *rest = _
     return theirs(windows[-1:] if len(seen) == 2 and fault == "history" else windows, *rest)
+
+
+def none_is_left(_: Any) -> Any:
+    """A trial of a dispatcher on a rank that lacks memory."""
+    raise MemoryError("none is left")
 
 
 def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +165,9 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
         live.next_placement = functools.partial(
             fails_at_the_second, case["fault"], seen=[], theirs=theirs
         )
+    tried = batches._tried
+    if case["fault"] == "tries":
+        vars(batches)["_tried"] = none_is_left
     eplb_communicator.PIN_MEMORY = eplb_state.PIN_MEMORY = False
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks
@@ -142,11 +198,18 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
     state = eplb_state.EplbState(config, torch.device("cpu"))
     state.device_index = 0
     named: Any = SimpleNamespace(model="m", compute_hash=lambda: "m")
+    own_slots = {module: vars(module).get(_TO_SLOTS) for module in _with_slots()}
     state.add_model(model, named)
     state.step(is_dummy=True, is_profile=True)
     state.start_async_loop()
     running = state.model_states["m"]
-    said: dict[str, Any] = {"policy": state.policy.__name__, "maps": [], "wrong": 0, "parts": []}
+    said: dict[str, Any] = {
+        "policy": state.policy.__name__,
+        "maps": [],
+        "wrong": 0,
+        "parts": [],
+        "slots": [],
+    }
     draw = np.random.default_rng(rank)
     skew = np.random.default_rng(7).lognormal(0.0, 1.0, (LAYERS, EXPERTS))
     longest = 0.0
@@ -156,7 +219,20 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
         parts, counts = parts_of(model, phy2log)
         share = np.take_along_axis(tokens, phy2log, axis=1) * parts
         load = share / np.take_along_axis(counts, phy2log, axis=1)
-        running.expert_load_pass.copy_(torch.from_numpy(load).to(torch.int32))
+        if model.moe_layers:
+            # The last rows pad, and hold experts, as where a batch is filled up for a graph.
+            chosen = skew / skew.sum(axis=1, keepdims=True)
+            ids = np.stack([draw.choice(EXPERTS, (TOKENS, 2), p=each) for each in chosen])
+            slots, wrong = route(state, model, named, torch.from_numpy(ids), TOKENS - 8)
+            said["wrong"] += wrong + int(
+                (
+                    np.take_along_axis(phy2log, slots.numpy().reshape(LAYERS, -1), axis=1)
+                    != ids.reshape(LAYERS, -1)
+                ).sum()
+            )
+            said["slots"].append(slots.tolist())
+        else:
+            running.expert_load_pass.copy_(torch.from_numpy(load).to(torch.int32))
         begin = time.perf_counter()
         state.step()
         while running.rebalanced:  # in the background, a layer at a time
@@ -176,11 +252,13 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
         said["wrong"] += int((parts == 0).sum()) if counts.max() < SPARE else 0
         said["parts"].append(parts.tolist())
     logging.getLogger("vllm.eplb").removeHandler(handler)
-    live.next_placement = theirs
+    live.next_placement, vars(batches)["_tried"] = theirs, tried
     for name, method in own.items():
         setattr(eplb_state.EplbState, name, method)
     for name, function in commits.items():
         setattr(eplb_state, name, function)
+    for module, function in own_slots.items():
+        setattr(module, _TO_SLOTS, function)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return said | {"lines": lines, "seconds": longest}

@@ -131,19 +131,25 @@ class Agreement:
         if ranks is not None:
             ranks.stop(why)
 
-    def alike(self, kind: str, made: NDArray[np.int64]) -> bool:
+    def agreed(self) -> bool:
+        """Whether all ranks plan, by the same settings; a call that plans says what differs."""
+        ranks = self._current()
+        return ranks is None or not ranks.settle(self._settings)
+
+    def alike(self, kind: str, made: NDArray[np.int64] | Exception, *, spent: float = 0.0) -> bool:
         """Whether all ranks plan, and have the same array; says what differs.
 
         Args:
             kind: of the question, the same on all ranks, which all ask it.
-            made: what this rank has.
+            made: what this rank has, or why it has nothing.
+            spent: seconds that this rank needed for it.
         """
         ranks = self._current()
         if ranks is None:
             return True
-        if ranks.settle(self._settings):
-            return False  # each call says why
-        wrong = ranks.compare(kind, _of_map(made))
+        if not self.agreed():
+            return False
+        wrong = ranks.compare(kind, _of_map(made), spent=spent)
         if wrong:
             self._logger.warning("eplb: %s: %s; no rank uses it", kind, wrong)
         return not wrong

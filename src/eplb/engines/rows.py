@@ -5,20 +5,17 @@ force by functions of its own, all layers at once or layer by layer; these run f
 rows are written over theirs.
 """
 
-import functools
-import inspect
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.engines.commits import after_commits
 from eplb.engines.live import Call
 from eplb.engines.log import failure
 from eplb.engines.settings import Settings
 from eplb.engines.tables import entries_by_slot, rows_of_slots
-from eplb.errors import PolicyError
 
 __all__ = ["Rows"]
 
@@ -27,12 +24,6 @@ _logger = logging.getLogger("vllm.eplb")
 _ROOM = 1024
 """Entries of a row of vLLM's map from logical to physical experts."""
 _OWN_ROWS = "vLLM's own map of copies"
-_OF_COMMITS = {
-    "_commit_eplb_maps": ("model_state", "new_physical_to_logical_map"),
-    "_commit_eplb_maps_for_layer": ("model_state", "new_physical_to_logical_map", "layer"),
-    "_pad_out_tensor": ("src", "dst"),
-}
-"""What of vLLM puts a map in force, and the arguments of each."""
 
 
 class Rows:
@@ -84,18 +75,8 @@ class Rows:
     def take_over(self) -> None:
         """Write our rows wherever vLLM puts a map in force; say so, or why not. Never raises."""
         try:
-            from vllm.distributed.eplb import eplb_state
-
-            commits = [getattr(eplb_state, name, None) for name in _OF_COMMITS]
-            if any(hasattr(each, "eplb") for each in commits):
+            if not after_commits(self._write, _logger, f"{_OWN_ROWS} is used"):
                 return
-            for (name, known), function in zip(_OF_COMMITS.items(), commits, strict=True):
-                found = tuple(inspect.signature(function).parameters) if function else ()
-                if found != known:
-                    taken = f"takes {', '.join(found)}" if found else "is not there"
-                    raise PolicyError(f"{name} {taken}; known is {', '.join(known)}")
-            for name, function in list(zip(_OF_COMMITS, commits, strict=True))[:2]:
-                setattr(eplb_state, name, self._and_ours(function, eplb_state))
         except Exception as error:
             failure(_logger, error, f"{_OWN_ROWS} stays")
             return
@@ -105,23 +86,9 @@ class Rows:
             _OWN_ROWS,
         )
 
-    def _and_ours(self, theirs: Any, engine: Any) -> Callable[..., None]:
-        @functools.wraps(theirs)
-        def commit(
-            model_state: Any, new_physical_to_logical_map: Any, layer: int | None = None
-        ) -> None:
-            more = () if layer is None else (layer,)
-            theirs(model_state, new_physical_to_logical_map, *more)
-            try:
-                self._write(model_state, new_physical_to_logical_map, layer, engine)
-            except Exception as error:
-                failure(_logger, error, f"{_OWN_ROWS} is used")
-
-        commit.eplb = True  # type: ignore[attr-defined]
-        return commit
-
-    def _write(self, state: Any, phy2log: Any, layer: int | None, engine: Any) -> None:
+    def _write(self, state: Any, phy2log: Any, layer: int | None) -> None:
         import torch
+        from vllm.distributed.eplb import eplb_state as engine
 
         log2phy, counts = state.logical_to_physical_map, state.logical_replica_count
         num_layers, num_experts, _ = log2phy.shape

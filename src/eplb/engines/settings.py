@@ -21,7 +21,8 @@ VARIABLES = {
     "EPLB_WINDOWS": "maximum number of past windows of load to plan for",
     "EPLB_MAX_MOVES": 'maximum number of experts that GPUs receive: "5%" of slots, "800", "none"',
     "EPLB_EFFORT": "fast, default or thorough",
-    "EPLB_DISPATCH": "which copies tokens go to: as the engine says, or by a table of this planner",
+    "EPLB_DISPATCH": "which copies tokens go to: as the engine says, by a table of this "
+    "planner, or by the tokens of each batch",
     "EPLB_THREADS": "maximum number of threads of one process while it plans",
     "EPLB_RECORD": "folder in which to record the loads that vLLM reports",
     "EPLB_RECORD_FILES": "maximum number of windows to keep there",
@@ -31,7 +32,7 @@ VARIABLES = {
 }
 """What each variable sets, by name."""
 
-Dispatching = Literal["engine", "table"]
+Dispatching = Literal["engine", "table", "batch"]
 """Who says which copy of its expert a token goes to."""
 
 _MOST_WINDOWS = 64

@@ -82,14 +82,25 @@ def _hook(settings: Settings) -> Callable[..., object]:
         raise PolicyError(f"SGLang {version}: {wrong}")
     planned = Planned()
     rebalances = Rebalances(_logger, settings, _OWN)
-    HookRegistry.register(_TARGET, make_hook(settings, planned, rebalances), HookType.AROUND)
+    agreement = Agreement(_member, settings, _OWN, _logger, lambda: None)
+    hook = make_hook(settings, planned, rebalances, agreement)
+    HookRegistry.register(_TARGET, hook, HookType.AROUND)
     if settings.dispatch == "table":
         _hook_table(settings, planned, version)
+    batches = None
+    if settings.dispatch == "batch":
+        from eplb.engines.sglang_batches import SglangBatches
+
+        batches = SglangBatches(agreement)
+        batches.hook(version)
 
     metrics = Counted(rebalances, settings.role)
     after(*_MANAGER, "on_forward_pass_end", lambda each: metrics.step(_interval(each)))
 
     def at_start(manager: Any, *_: Any, **__: Any) -> None:
+        if batches is not None:
+            # Before anything that takes longer on one host than on another.
+            batches.start()
         compile_kernels(_logger, tables=settings.dispatch == "table")
         try:
             member = default_member()
@@ -205,7 +216,10 @@ def _nodes_of(num_ranks: int) -> int:
 
 
 def make_hook(
-    settings: Settings, planned: Planned | None = None, rebalances: Rebalances | None = None
+    settings: Settings,
+    planned: Planned | None = None,
+    rebalances: Rebalances | None = None,
+    agreement: Agreement | None = None,
 ) -> Callable[..., Any]:
     """A hook around SGLang's `rebalance_experts`, that calls it where it fails itself.
 
@@ -213,9 +227,10 @@ def make_hook(
         settings: how to plan.
         planned: where to say what the last answer was planned for.
         rebalances: tells of each call.
+        agreement: has ranks answer alike.
     """
     told = rebalances or Rebalances(_logger, settings, _OWN)
-    agreement = Agreement(_member, settings, _OWN, _logger, lambda: None)
+    ranks = agreement or Agreement(_member, settings, _OWN, _logger, lambda: None)
     planned = Planned() if planned is None else planned
     control = Control(settings.control, agreement.alike, _logger)
 
@@ -244,7 +259,7 @@ def make_hook(
             if dead:
                 once(_logger, f"dead {dead}", f"{dead} ranks are dead: {_OWN} answers")
                 # A rank that is started again knows nothing of the rounds before.
-                agreement.stop("ranks have died since the engine was started")
+                ranks.stop("ranks have died since the engine was started")
                 return own()
             tokens = given["tokens_per_expert"]
             cluster, num_groups = _shape(given)
@@ -254,7 +269,7 @@ def make_hook(
         except Exception as error:
             failure(_logger, error, f"{_OWN} answers")
             return own()
-        return agreement.answer(
+        return ranks.answer(
             kind,
             answer,
             None if current is None else current.phy2log.copy(),

@@ -26,6 +26,7 @@ from eplb.engines.rebalances import Rebalances, Seen
 from eplb.engines.rows import Rows
 from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.engines.start import after, around, compile_kernels
+from eplb.engines.vllm_batches import VllmBatches
 from eplb.errors import LoadsError, PolicyError
 
 __all__ = ["difference", "make_policy", "register"]
@@ -101,9 +102,11 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
     rows = Rows(settings)
     policy = EPLB_POLICIES["default"] = make_policy(theirs, settings, rebalances, rows)
     initial = policy.eplb_initial
+    batches = VllmBatches(policy.eplb_agreement, wanted=settings.dispatch == "batch")
     metrics = Counted(rebalances, settings.role)
 
     def step(theirs: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        batches.agree()
         answer = initial.step(theirs, state, *args, **kwargs)
         metrics.step(state.expert_rearrangement_step_interval)
         return answer
@@ -114,6 +117,7 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
         compile_kernels(_logger, tables=settings.dispatch == "table")
         if settings.dispatch == "table":
             rows.take_over()
+        batches.read(state, model)
         initial.read(state, model)
         try:
             member = _member()
@@ -192,6 +196,7 @@ def make_policy(
 
         eplb_settings = settings
         eplb_initial = initial
+        eplb_agreement = agreement
 
         @classmethod
         def rebalance_experts(

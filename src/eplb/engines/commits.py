@@ -1,0 +1,65 @@
+"""What follows wherever vLLM puts a map in force, all layers at once or layer by layer."""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from eplb.engines.log import failure
+from eplb.errors import PolicyError
+
+__all__ = ["after_commits"]
+
+_OF_COMMITS = {
+    "_commit_eplb_maps": ("model_state", "new_physical_to_logical_map"),
+    "_commit_eplb_maps_for_layer": ("model_state", "new_physical_to_logical_map", "layer"),
+    "_pad_out_tensor": ("src", "dst"),
+}
+"""What of vLLM puts a map in force, and the arguments of each."""
+
+
+def after_commits(
+    function: Callable[[Any, Any, int | None], None], logger: logging.Logger, instead: str
+) -> bool:
+    """Call a function after vLLM's own, with vLLM's state of the model, the new map from physical
+    to logical experts, and the number of the layer, None for all. Whether it will be called: it is
+    not where another one is.
+
+    Args:
+        function: what to call; what it raises is logged.
+        logger: of the engine.
+        instead: what is done instead where it raises, as lines say it.
+
+    Raises:
+        PolicyError: a vLLM that does it otherwise.
+    """
+    from vllm.distributed.eplb import eplb_state
+
+    commits = [getattr(eplb_state, name, None) for name in _OF_COMMITS]
+    if any(hasattr(each, "eplb") for each in commits):
+        return False
+    for (name, known), theirs in zip(_OF_COMMITS.items(), commits, strict=True):
+        found = tuple(inspect.signature(theirs).parameters) if theirs else ()
+        if found != known:
+            taken = f"takes {', '.join(found)}" if found else "is not there"
+            raise PolicyError(f"{name} {taken}; known is {', '.join(known)}")
+
+    def and_ours(theirs: Any) -> Callable[..., None]:
+        @functools.wraps(theirs)
+        def commit(
+            model_state: Any, new_physical_to_logical_map: Any, layer: int | None = None
+        ) -> None:
+            more = () if layer is None else (layer,)
+            theirs(model_state, new_physical_to_logical_map, *more)
+            try:
+                function(model_state, new_physical_to_logical_map, layer)
+            except Exception as error:
+                failure(logger, error, instead)
+
+        commit.eplb = True  # type: ignore[attr-defined]
+        return commit
+
+    for name, theirs in list(zip(_OF_COMMITS, commits, strict=True))[:2]:
+        setattr(eplb_state, name, and_ours(theirs))
+    return True
