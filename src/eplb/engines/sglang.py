@@ -232,7 +232,7 @@ def make_hook(
     told = rebalances or Rebalances(_logger, settings, _OWN)
     ranks = agreement or Agreement(_member, settings, _OWN, _logger, lambda: None)
     planned = Planned() if planned is None else planned
-    control = Control(settings.control, agreement.alike, _logger)
+    control = Control(settings.control, ranks.alike, _logger)
 
     def rebalance_experts(theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As SGLang's: loads [steps, L, E] to phy2log, log2phy and logcnt."""
