@@ -1,14 +1,18 @@
-"""Clusters as they are: what plans reach where GPUs die, come and go.
+"""Clusters as they are: what plans reach where GPUs die, come and go, or differ.
 
     python bench/clusters.py --traces ../shared/traces --check
 
 Where GPUs die, the plan that runs is for 32 GPUs of 10 slots and the same load, and the dead are
-drawn at random. Where they come and go, each step begins where the one before ended.
+drawn at random. Where they come and go, each step begins where the one before ended. Where they
+differ, slots and speeds are drawn, and the time is that of an even cluster of as many GPUs and, to
+the next multiple, slots, planned in turn.
 """
 
 import argparse
+import itertools
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +47,12 @@ _MOST_ABOVE = 1.1
 """Moves of a step, in the least possible: the experts that no GPU left holds, and the slots that
 are new."""
 _RESIZED, _RESIZED_BEST = 0.99, 0.998
+
+_UNEVEN_GPUS, _OF_SLOTS, _OF_SPEEDS = 32, (4, 16), (0.5, 2.0)
+_UNEVEN, _UNEVEN_SMALL, _UNEVEN_TIME = 1.005, 1.02, 3.0
+"""Peak over the mean, and over the optimum of a small layer, and time of an even cluster's plan."""
+_SMALL_CASES = 200
+_REPEATS = 3
 
 
 def layers_of(traces: Path | None) -> list[NDArray[np.float64]]:
@@ -172,6 +182,82 @@ def resizes(loads: list[NDArray[np.float64]], *, anywhere: bool, judged: bool) -
             yield Bar(f"{what}: {name}", f"at {sign} {bar:g}", f"{worst:.4f}", not judged or met)
 
 
+def uneven(loads: list[NDArray[np.float64]], cases: int, *, judged: bool) -> Iterator[Bar]:
+    """GPUs of random slots and speeds: load over speed of the busiest against the mean."""
+    rng = np.random.default_rng(2)
+    over, spent, even_spent = [], 0.0, 0.0
+    for case in range(cases):
+        load = loads[case % len(loads)]
+        cluster = _random_cluster(rng, _UNEVEN_GPUS, _OF_SLOTS, load.shape[1])
+        even = Cluster(_UNEVEN_GPUS, slots_per_gpu=-(-cluster.num_held // _UNEVEN_GPUS))
+        made = eplb.plan(load, cluster, threads=1)
+        eplb.plan(load, even, threads=1)
+        spent += _seconds(load, cluster)
+        even_spent += _seconds(load, even)
+        mean = load.sum(axis=1) / sum(cluster.speed or ())
+        over.append((made.placement.peaks(load) / mean)[made.bound <= mean * (1.0 + 1e-9)])
+    peaks = np.concatenate(over)
+    what = f"{cases} clusters of {_UNEVEN_GPUS} GPUs, 4 to 16 slots and speeds .5 to 2"
+    yield Bar(
+        f"{what}: max / mean of load over speed, where the mean may be reached",
+        f"at most {_UNEVEN:g}",
+        f"{peaks.max():.4f} in the worst layer, {peaks.mean():.4f} on average, "
+        f"{np.mean(peaks > _UNEVEN):.2%} of {len(peaks)} layers above",
+        not judged or bool((peaks <= _UNEVEN).all()),
+    )
+    yield Bar(
+        f"{what}: time, in that of even clusters",
+        f"at most {_UNEVEN_TIME:g}",
+        f"{spent / even_spent:.2f}",
+        not judged or spent <= _UNEVEN_TIME * even_spent,
+    )
+    worst = max(_above_optimum(rng) for _ in range(_SMALL_CASES))
+    yield Bar(
+        f"{_SMALL_CASES} layers of 4 or 5 experts on 3 GPUs that differ: peak / optimum",
+        f"at most {_UNEVEN_SMALL:g}",
+        f"{worst:.4f} in the worst",
+        not judged or worst <= _UNEVEN_SMALL,
+    )
+
+
+def _random_cluster(
+    rng: np.random.Generator, num_gpus: int, slots: tuple[int, int], num_experts: int
+) -> Cluster:
+    """GPUs of random slots and speeds, with a slot for each expert."""
+    while True:
+        of_gpus = rng.integers(slots[0], slots[1] + 1, num_gpus)
+        if of_gpus.sum() >= num_experts:
+            return Cluster(num_gpus, 1, of_gpus, speed=rng.uniform(*_OF_SPEEDS, num_gpus))
+
+
+def _seconds(load: NDArray[np.float64], cluster: Cluster) -> float:
+    """Processor time of a plan, the least of a few."""
+    found = []
+    for _ in range(_REPEATS):
+        begin = time.process_time()
+        eplb.plan(load, cluster, threads=1)
+        found.append(time.process_time() - begin)
+    return min(found)
+
+
+def _above_optimum(rng: np.random.Generator) -> float:
+    """Peak of a plan for a small layer over the least of every way to fill the slots."""
+    num_experts = int(rng.integers(4, 6))
+    cluster = _random_cluster(rng, 3, (1, 4), num_experts)
+    load = rng.lognormal(0.0, 0.7, num_experts)
+    best = np.inf
+    choices = [itertools.combinations(range(num_experts), size) for size in cluster.capacity]
+    for held in itertools.product(*choices):
+        copies = np.bincount(list(itertools.chain(*held)), minlength=num_experts)
+        if copies.min() > 0:
+            times = [
+                (load / copies)[list(gpu)].sum() / speed
+                for gpu, speed in zip(held, cluster.speed or (), strict=True)
+            ]
+            best = min(best, max(times))
+    return float(eplb.plan(load[None], cluster, threads=1).peak[0] / best)
+
+
 def _least_moves(old: Placement, cluster: Cluster) -> int:
     """Experts that must be received: those that no GPU left holds, and one for each new slot."""
     held = old.held_by(cluster.num_gpus)[:, list(cluster.alive)]
@@ -186,7 +272,7 @@ def main() -> int:
     add = parser.add_argument
     add("--traces", type=Path, metavar="DIR", help="recorded loads; made ones without")
     add("--cases", type=positive, default=1000, help="deaths that are drawn [1000]")
-    add("--only", choices=["deaths", "resizes"], help="one part")
+    add("--only", choices=["deaths", "resizes", "uneven"], help="one part")
     add("--layers", type=positive, help="only so many layers of the loads")
     add("--check", action="store_true", help="exit with 1 if a bar is missed")
     add("--json", action="store_true", help="print one JSON object and nothing else")
@@ -212,6 +298,8 @@ def _bars(options: argparse.Namespace) -> Iterator[Bar]:
     if options.only in (None, "resizes"):
         for anywhere in (False, True):
             yield from resizes(loads, anywhere=anywhere, judged=judged)
+    if options.only in (None, "uneven"):
+        yield from uneven(loads, -(-options.cases // 25), judged=judged)
 
 
 if __name__ == "__main__":

@@ -41,11 +41,16 @@ def excess(
     weights: Sequence[float],
     targets: Sequence[float],
     num_gpus: int,
+    pace: Sequence[float] | None = None,
 ) -> float:
-    """Sum over windows and GPUs of (load above the window's target)^2."""
+    """Sum over windows and GPUs of (load above the window's target, times the GPU's pace)^2."""
+    paces = [1.0] * num_gpus if pace is None else pace
     return sum(
         weight
-        * sum(max(0.0, load - target) ** 2 for load in naive.gpu_loads(slots, loads, num_gpus))
+        * sum(
+            max(0.0, load - target * of_gpu) ** 2
+            for load, of_gpu in zip(naive.gpu_loads(slots, loads, num_gpus), paces, strict=True)
+        )
         for loads, weight, target in zip(windows, weights, targets, strict=True)
     )
 

@@ -82,6 +82,58 @@ def test_slots_that_the_living_lack() -> None:
     assert str(raised.value) == message
 
 
+def test_gpus_of_different_slots_and_speeds() -> None:
+    cluster = Cluster(4, 2, np.array([9, 4, 9, 16]), speed=[1, 0.5, np.float32(2.0), 1.0])
+    assert (cluster.slots, cluster.slots_per_gpu) == ((9, 4, 9, 16), 16)
+    assert (cluster.num_slots, cluster.num_held) == (64, 38)
+    assert cluster.speeds == cluster.speed == (1.0, 0.5, 2.0, 1.0)
+    assert not cluster.even
+    assert cluster == dataclasses.replace(cluster)
+    assert cluster == Cluster(4, 2, (9, 4, 9, 16), speed=(1.0, 0.5, 2.0, 1.0))
+    alive = cluster.without([3])
+    assert alive.capacity == (9, 4, 9, 0)
+    assert alive.speeds == (1.0, 0.5, 2.0, 0.0)
+    assert alive.survivors == Cluster(3, 1, [9, 4, 9], speed=[1.0, 0.5, 2.0])
+    left = cluster.without([1, 3])
+    assert not left.survivors.slots
+    assert not left.even
+
+
+def test_lists_that_say_nothing() -> None:
+    """GPUs that are alike need no list; a speed of all is kept, as loads are judged by it."""
+    assert Cluster(3, 1, [4, 4, 4], speed=[1.0, 1.0, 1.0]) == Cluster(3, 1, 4)
+    fast = Cluster(2, 1, 4, speed=[2.0, 2.0])
+    assert fast.even
+    assert fast.speeds == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("slots", "speed", "message"),
+    [
+        ([4, 4], None, "slots_per_gpu has 2 numbers: give one for each of 3 GPUs"),
+        ([4, 4, 0], None, "slots_per_gpu[2] is 0: give 1 or more"),
+        ([4, 4.5, 4], None, "slots_per_gpu[1] is 4.5: give a whole number, 1 or more"),
+        ([[4], [4], [4]], None, "slots_per_gpu[0] is [4]: give a whole number, 1 or more"),
+        ("444", None, "slots_per_gpu is '444': give a whole number, 1 or more"),
+        (4, [1.0, 1.0], "speed has 2 numbers: give one for each of 3 GPUs"),
+        (4, [1.0, 0.0, 1.0], "speed[1] is 0.0: give above 0"),
+        (4, [1.0, -2.0, 1.0], "speed[1] is -2.0: give above 0"),
+        (4, [1.0, 1.0, float("nan")], "speed[2] is nan: give above 0"),
+        (4, [float("inf"), 1.0, 1.0], "speed[0] is inf: give above 0"),
+        (4, 2.0, "speed is 2.0: give a number for each of 3 GPUs"),
+        (
+            4,
+            [1.0, 1e-7, 1.0],
+            "speeds are from 1e-07 to 1: give none that is more than 1,000,000 times another",
+        ),
+    ],
+)
+def test_lists_of_no_cluster(slots: Any, speed: Any, message: str) -> None:
+    with pytest.raises(ClusterError) as raised:
+        Cluster(3, 1, slots, speed=speed)
+    assert str(raised.value) == message
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -30,6 +30,7 @@ __all__ = [
     "block_length",
     "difference_interval",
     "mean_and_peak",
+    "paced",
     "ratio_interval",
     "ratios",
     "with_interval",
@@ -69,6 +70,14 @@ def mean_and_peak(
     pace = np.array(speeds)
     alive = pace > 0.0
     return load.sum(axis=-1) / pace.sum(), (load[..., alive] / pace[alive]).max(axis=-1)
+
+
+def paced(load: NDArray[np.float64], speeds: Sequence[float] | None) -> NDArray[np.float64]:
+    """[..., G] the time that loads take, load over speed; the loads where GPUs are alike."""
+    if speeds is None:
+        return load
+    pace = np.array(speeds)
+    return load / np.where(pace > 0.0, pace, 1.0)
 
 
 def ratios(load: NDArray[np.float64], speeds: Sequence[float] | None = None) -> NDArray[np.float64]:

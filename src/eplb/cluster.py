@@ -1,18 +1,23 @@
-"""The cluster that a plan is made for: GPUs on nodes, each with the same number of slots, of which
-some may be dead.
+"""The cluster that a plan is made for: GPUs on nodes, which may differ in slots and speed, and of
+which some may be dead.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
-from eplb.checks import whole_number
+from eplb.checks import real_number, whole_number
 from eplb.errors import ClusterError
 
-__all__ = ["Cluster", "check_cluster", "check_shape", "nearest_multiples"]
+__all__ = ["Cluster", "check_cluster", "check_even", "check_shape", "nearest_multiples"]
+
+_Number = TypeVar("_Number", int, float)
 
 _MOST = 1_000_000
 """Slots of a layer: far above those of any cluster, far below where indices overflow."""
+_MOST_APART = 1_000_000
+"""How many times as fast one GPU may be as another."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +33,57 @@ class Cluster:
     Attributes:
         num_gpus: G, GPUs that share the experts of a layer, dead ones too.
         num_nodes: N, nodes that hold the GPUs, equally many on each.
-        slots_per_gpu: physical experts of one layer that a GPU holds.
+        slots_per_gpu: physical experts of one layer that a GPU holds. Where they are not as many
+            on each, give a list [G]; this is then the most, and `slots` the list.
         dead: GPUs that have failed. They keep their numbers and their slots, which are -1 in
             `phy2log`, and have no load.
+        speed: [G] how fast each GPU is, in any unit; None where all are alike. Loads are judged by
+            the time that they take: load over speed.
+        slots: [G] slots of each GPU where they are not as many on each; None otherwise. Slots that
+            a GPU does not have are -1 at the end of its row in `phy2log`.
 
     Raises:
         ClusterError: a number below 1 or beyond any cluster, nodes that do not divide the GPUs,
-            a dead GPU that there is none of, or none alive.
+            a dead GPU that there is none of, or none alive; lists that are not as long as there
+            are GPUs, or speeds that are not above 0.
     """
 
     num_gpus: int
     num_nodes: int = 1
     slots_per_gpu: int = 0
     dead: tuple[int, ...] = ()
+    speed: tuple[float, ...] | None = None
+    slots: tuple[int, ...] | None = None
+
+    if TYPE_CHECKING:  # lists of any kind become tuples
+
+        def __init__(
+            self,
+            num_gpus: int,
+            num_nodes: int = 1,
+            slots_per_gpu: int | Iterable[int] = 0,
+            dead: Iterable[int] = (),
+            speed: Iterable[float] | None = None,
+            slots: Iterable[int] | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
+        num_gpus = whole_number(self.num_gpus, "num_gpus", error=ClusterError)
+        given: Any = self.slots_per_gpu
+        if self.slots is not None or _is_list(given):
+            given = self.slots if self.slots is not None else given
+            slots = _of_each(given, "slots_per_gpu", num_gpus, _some_slots)
+            # GPUs that are alike need no list.
+            object.__setattr__(self, "slots", slots if len(set(slots)) > 1 else None)
+            object.__setattr__(self, "slots_per_gpu", max(slots))
+        if self.speed is not None:
+            speed = _of_each(self.speed, "speed", num_gpus, _some_speed)
+            if max(speed) > _MOST_APART * min(speed):
+                raise ClusterError(
+                    f"speeds are from {min(speed):g} to {max(speed):g}: give none that is more "
+                    f"than {_MOST_APART:,} times another"
+                )
+            object.__setattr__(self, "speed", speed if set(speed) != {1.0} else None)
         for name in ("num_gpus", "num_nodes", "slots_per_gpu"):
             value = whole_number(getattr(self, name), name, error=ClusterError)
             object.__setattr__(self, name, value)
@@ -60,13 +101,33 @@ class Cluster:
 
     @property
     def num_slots(self) -> int:
-        """P, slots of one layer on all GPUs, dead ones too: the length of a row of `phy2log`."""
+        """P, the length of a row of `phy2log`: as many slots for each GPU, alive or dead, as the
+        one with most has.
+        """
         return self.num_gpus * self.slots_per_gpu
 
-    @property
+    @cached_property
+    def capacity(self) -> tuple[int, ...]:
+        """[G] slots that each GPU has, 0 for a dead one."""
+        dead = set(self.dead)
+        slots = self.slots or (self.slots_per_gpu,) * self.num_gpus
+        return tuple(0 if gpu in dead else each for gpu, each in enumerate(slots))
+
+    @cached_property
     def num_held(self) -> int:
         """Slots of one layer that hold an expert: those of the GPUs that are alive."""
-        return (self.num_gpus - len(self.dead)) * self.slots_per_gpu
+        return sum(self.capacity)
+
+    @property
+    def full(self) -> bool:
+        """Whether every slot of a row holds an expert: no GPU is dead, or has fewer than others."""
+        return not self.dead and self.slots is None
+
+    @property
+    def even(self) -> bool:
+        """Whether the GPUs that are alive have as many slots each and are as fast."""
+        alive = self.survivors
+        return alive.slots is None and (alive.speed is None or len(set(alive.speed)) == 1)
 
     @cached_property
     def alive(self) -> tuple[int, ...]:
@@ -74,15 +135,14 @@ class Cluster:
         dead = set(self.dead)
         return tuple(gpu for gpu in range(self.num_gpus) if gpu not in dead)
 
-    @property
+    @cached_property
     def speeds(self) -> tuple[float, ...] | None:
         """[G] how fast each GPU is, 0 for a dead one; None where all are alike."""
-        if not self.dead:
+        if not self.dead and self.speed is None:
             return None
-        speeds = [0.0] * self.num_gpus
-        for gpu in self.alive:
-            speeds[gpu] = 1.0
-        return tuple(speeds)
+        dead = set(self.dead)
+        speed = self.speed or (1.0,) * self.num_gpus
+        return tuple(0.0 if gpu in dead else each for gpu, each in enumerate(speed))
 
     @cached_property
     def survivors(self) -> "Cluster":
@@ -99,7 +159,12 @@ class Cluster:
             on_node[gpu // size] += 1
         left = [number for number in on_node if number]
         nodes = len(left) if len(set(left)) == 1 else 1
-        return Cluster(len(self.alive), nodes, self.slots_per_gpu)
+        return Cluster(
+            len(self.alive),
+            nodes,
+            [self.capacity[gpu] for gpu in self.alive],
+            speed=None if self.speed is None else tuple(self.speed[gpu] for gpu in self.alive),
+        )
 
     def without(self, gpus: Iterable[int]) -> "Cluster":
         """The same cluster with more GPUs dead: as many GPUs, and each with its number.
@@ -142,6 +207,20 @@ def check_cluster(value: object) -> Cluster:
     return value
 
 
+def check_even(cluster: Cluster) -> Cluster:
+    """A cluster of GPUs with as many slots each, as fast as each other, or dead.
+
+    Raises:
+        ClusterError: another.
+    """
+    if not cluster.even:
+        raise ClusterError(
+            "the GPUs differ in slots or speed: such clusters are planned for by eplb.plan alone, "
+            'and for dispatch "even"'
+        )
+    return cluster
+
+
 def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
     """Check that the experts fit the GPUs alive; return the nodes that groups are spread over.
 
@@ -150,12 +229,12 @@ def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
     """
     died = bool(check_cluster(cluster).dead)
     cluster = cluster.survivors
-    if cluster.num_slots < num_experts:
+    if cluster.num_held < num_experts:
         enough = -(-num_experts // cluster.num_gpus)
-        missing = num_experts - cluster.num_slots
+        missing = num_experts - cluster.num_held
         how_many = f"{missing} {'slot is' if missing == 1 else 'slots are'} missing: " * died
         raise ClusterError(
-            f"{cluster.num_slots} slots do not hold {num_experts} experts: {how_many}give each of "
+            f"{cluster.num_held} slots do not hold {num_experts} experts: {how_many}give each of "
             f"the {cluster.num_gpus} GPUs{' alive' * died} at least {enough} slots, "
             f"{enough * cluster.num_gpus} in all"
         )
@@ -195,3 +274,33 @@ def _dead_gpus(gpus: object, num_gpus: int) -> tuple[int, ...]:
     if len(dead) == num_gpus:
         raise ClusterError(f"all of {num_gpus} GPUs are dead: one at least must be alive")
     return tuple(sorted(dead))
+
+
+def _is_list(value: object) -> TypeGuard[Iterable[object]]:
+    return isinstance(value, Iterable) and not isinstance(value, str)
+
+
+def _some_slots(value: object, name: str) -> int:
+    return whole_number(value, name, error=ClusterError)
+
+
+def _some_speed(value: object, name: str) -> float:
+    return real_number(value, name, error=ClusterError)
+
+
+def _of_each(
+    values: object, what: str, num_gpus: int, check: Callable[[object, str], _Number]
+) -> tuple[_Number, ...]:
+    """A number of each GPU.
+
+    Raises:
+        ClusterError: no list of so many.
+    """
+    if not _is_list(values):
+        raise ClusterError(f"{what} is {values!r}: give a number for each of {num_gpus} GPUs")
+    checked = tuple(check(value, f"{what}[{gpu}]") for gpu, value in enumerate(values))
+    if len(checked) != num_gpus:
+        raise ClusterError(
+            f"{what} has {len(checked)} numbers: give one for each of {num_gpus} GPUs"
+        )
+    return checked

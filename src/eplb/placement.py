@@ -35,14 +35,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.balance import Average, Served, balancedness, ratios
+from eplb.balance import Average, Served, balancedness, mean_and_peak, ratios
 from eplb.checks import Immutable, rising_layers, whole_number
 from eplb.cluster import Cluster, check_cluster
 from eplb.dispatching.dispatch import gpu_load, of_gpus, slot_load
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import as_array, check_values, is_tensor
 
-__all__ = ["Placement", "check_placement", "spread"]
+__all__ = ["Placement", "check_placement", "empty_slots", "spread"]
 
 _AT_ONCE = 64
 """Windows that are served together: more would only take memory."""
@@ -85,13 +85,15 @@ class Placement(Immutable):
                 f"{self.cluster.slots_per_gpu})"
             )
         wrong = (phy2log < 0) | (phy2log >= self.num_experts)
-        if self.cluster.dead:
-            empty = _empty_slots(self.cluster)
+        if not self.cluster.full:
+            empty = empty_slots(self.cluster)
             wrong[:, empty] = phy2log[:, empty] != -1
         if wrong.any():
             layer, slot = np.argwhere(wrong)[0]
             gpu = slot // self.cluster.slots_per_gpu
             why = f"experts are numbered 0 to {self.num_experts - 1}"
+            if empty_slots(self.cluster)[slot]:
+                why = f"GPU {gpu} has {self.cluster.capacity[gpu]} slots, and the others are -1"
             if gpu in self.cluster.dead:
                 why = f"GPU {gpu} is dead, so its slots are -1"
             raise PlacementError(f"phy2log[{layer}, {slot}] is {phy2log[layer, slot]}: {why}")
@@ -133,7 +135,9 @@ class Placement(Immutable):
     def _of_survivors(
         cls, phy2log: NDArray[np.int64], num_experts: int, cluster: Cluster
     ) -> "Placement":
-        """A placement that the planner made for the survivors of a cluster, taken over."""
+        """A placement that the planner made for the slots that the survivors of a cluster have,
+        taken over.
+        """
         return cls._trusted(spread(phy2log, cluster), num_experts, cluster)
 
     def without(self, gpus: Iterable[int]) -> "Placement":
@@ -151,7 +155,7 @@ class Placement(Immutable):
                 f"{len(lost)} experts have no copy on the GPUs alive, the first is expert {expert} "
                 f"of layer {layer}: plan from this placement, for a cluster without the dead GPUs"
             )
-        phy2log = np.where(_empty_slots(cluster), -1, self.phy2log)
+        phy2log = np.where(empty_slots(cluster), -1, self.phy2log)
         return Placement(phy2log, self.num_experts, cluster, self.layers)
 
     @property
@@ -161,8 +165,9 @@ class Placement(Immutable):
         """
         if not self.cluster.dead:
             return self
-        phy2log = self.phy2log[:, ~_empty_slots(self.cluster)]
-        return Placement(phy2log, self.num_experts, self.cluster.survivors, self.layers)
+        alive = self.cluster.survivors
+        phy2log = spread(self.phy2log[:, ~empty_slots(self.cluster)], alive)
+        return Placement(phy2log, self.num_experts, alive, self.layers)
 
     def lost_on(self, cluster: Cluster) -> NDArray[np.int64]:
         """[K, 2] layer and expert of each expert whose every copy was on a GPU that is dead in the
@@ -204,7 +209,7 @@ class Placement(Immutable):
         """[L, E] replicas of each expert."""
         layers = np.arange(self.num_layers)[:, None] * self.num_experts
         experts = (self.phy2log + layers).ravel()
-        if self.cluster.dead:
+        if not self.cluster.full:
             experts = experts[self.phy2log.ravel() >= 0]
         counts = np.bincount(experts, minlength=self.num_layers * self.num_experts)
         counts = counts.astype(np.int64, copy=False).reshape(self.num_layers, self.num_experts)
@@ -277,8 +282,8 @@ class Placement(Immutable):
         check_values(array)
         share = array / self.logcnt
         of_slot: NDArray[np.float64] = share[..., np.arange(self.num_layers)[:, None], self.phy2log]
-        if self.cluster.dead:
-            of_slot[..., _empty_slots(self.cluster)] = 0.0
+        if not self.cluster.full:
+            of_slot[..., empty_slots(self.cluster)] = 0.0
         return of_slot
 
     def balancedness(
@@ -303,6 +308,10 @@ class Placement(Immutable):
     def ratios(self, loads: Any, dispatch: Any = "even") -> NDArray[np.float64]:
         """[..., L] the same of each window and layer, NaN where a layer has no load."""
         return ratios(self.gpu_load(loads, dispatch), self.cluster.speeds)
+
+    def peaks(self, loads: Any, dispatch: Any = "even") -> NDArray[np.float64]:
+        """[..., L] load of the busiest GPU, over its speed where GPUs differ."""
+        return mean_and_peak(self.gpu_load(loads, dispatch), self.cluster.speeds)[1]
 
     def serve(self, loads: NDArray[np.float64], dispatch: Any = "even") -> Served:
         """How evenly GPUs are loaded in each of the windows [T, L, E], one after the other, by a
@@ -342,7 +351,7 @@ class Placement(Immutable):
         # A second copy on a GPU is no second move.
         for slot in range(1, mine.shape[2]):
             received[:, :, slot] &= (mine[:, :, :slot] != mine[:, :, slot, None]).all(axis=2)
-        if self.cluster.dead:
+        if not self.cluster.full:
             received &= mine >= 0
         moves: NDArray[np.int64] = received.sum(axis=(0, 2))
         return moves
@@ -353,8 +362,10 @@ class Placement(Immutable):
         held = np.zeros((self.num_layers, num_gpus, self.num_experts), np.bool_)
         layers = np.arange(self.num_layers)[:, None, None]
         held[layers, np.arange(by_gpu.shape[1])[:, None], by_gpu] = True
-        # Their slots are -1, which would name the last expert.
-        held[:, [gpu for gpu in self.cluster.dead if gpu < num_gpus]] = False
+        if not self.cluster.full:
+            # Empty slots are -1, which names the last expert.
+            last = (by_gpu == self.num_experts - 1).any(axis=2)
+            held[:, : by_gpu.shape[1], -1] = last
         return held
 
     def _held(self) -> NDArray[np.int64]:
@@ -381,21 +392,21 @@ def _check_experts(number: object, cluster: Cluster) -> int:
     return experts
 
 
-def _empty_slots(cluster: Cluster) -> NDArray[np.bool_]:
-    """[P] whether a slot is on a dead GPU."""
-    dead = np.zeros(cluster.num_gpus, np.bool_)
-    dead[list(cluster.dead)] = True
-    return np.repeat(dead, cluster.slots_per_gpu)
+def empty_slots(cluster: Cluster) -> NDArray[np.bool_]:
+    """[P] whether a slot holds none: its GPU is dead, or has fewer slots."""
+    beyond = np.arange(cluster.slots_per_gpu) >= np.array(cluster.capacity)[:, None]
+    empty: NDArray[np.bool_] = beyond.ravel()
+    return empty
 
 
 def spread(held: NDArray[np.int64], cluster: Cluster) -> NDArray[np.int64]:
-    """[..., P] slots of a cluster, -1 in those of dead GPUs, from slots of those alive alone; the
-    same array where none is dead.
+    """[..., P] slots of a cluster, -1 in those that hold none, from those alone that do; the same
+    array where all do.
     """
-    if not cluster.dead:
+    if cluster.full:
         return held
     spread = np.full((*held.shape[:-1], cluster.num_slots), -1)
-    spread[..., ~_empty_slots(cluster)] = held
+    spread[..., ~empty_slots(cluster)] = held
     return spread
 
 

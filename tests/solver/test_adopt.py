@@ -44,7 +44,7 @@ def test_experts_that_stay_keep_their_slots(seed: int) -> None:
     new = rng.integers(0, num_experts, (num_layers, num_gpus * size))
     before = rng.integers(-1, num_experts, new.shape)
     kept = new.copy()
-    _keep_slots(kept, before, size)
+    _keep_slots(kept, before, np.arange(num_gpus + 1) * size)
     for was, now, old in zip(
         new.reshape(-1, size).tolist(),
         kept.reshape(-1, size).tolist(),
@@ -71,7 +71,8 @@ def test_slots_are_taken_over_with_the_fewest_moves(seed: int) -> None:
     slots[:, :old_size] = before[:, :size]
     start = np.empty((1, num_gpus * size), np.int64)
     loads, home = some_loads(rng, 1, num_experts), np.zeros((1, num_experts), np.int64)
-    _adopt_layers(loads, held[None], slots.reshape(1, -1), home, 1, size, start)
+    first = np.arange(num_gpus + 1) * size
+    _adopt_layers(loads, held[None], slots.reshape(1, -1), home, 1, first, start)
     state = start[0].tolist()
     assert naive_moves.valid(state, num_experts, 1)
     best = naive_moves.fewest_received(sets_of(held), num_experts, size)
@@ -84,7 +85,7 @@ def test_experts_that_all_left_out_find_room() -> None:
     before, home = np.array([[0, 2, 1]]), np.zeros((1, 3), np.int64)
     for loads in itertools.permutations([1.0, 2.0, 3.0]):
         start = np.empty((1, 3), np.int64)
-        _adopt_layers(np.array([loads]), held, before, home, 1, 1, start)
+        _adopt_layers(np.array([loads]), held, before, home, 1, np.arange(4), start)
         assert start.tolist() == [[0, 2, 1]]
 
 

@@ -13,7 +13,7 @@ from eplb import Cluster
 from eplb.planning.passes import Problem, check_problem, step_memory
 from eplb.solver.curve import AFRESH, choose, hulls
 from eplb.solver.jit import kernel
-from eplb.solver.packing import F64, I64, B
+from eplb.solver.packing import F64, I64, B, Gpus
 from eplb.solver.search import (
     Drive,
     Steps,
@@ -98,6 +98,7 @@ def _best_changes(
     held: B,
     gpu: int,
     num_nodes: int,
+    pace: F64,
     worth: F64,
     found: I64,
 ) -> None:
@@ -105,9 +106,9 @@ def _best_changes(
     kind: swaps, gives, and takes slot by slot.
     """
     num_windows, num_experts = loads.shape
-    num_gpus, num_slots = held.shape[0], start.shape[0]
-    size = num_slots // num_gpus
-    state = _new_state(num_experts, num_gpus, num_slots, num_windows)
+    num_gpus = held.shape[0]
+    size = start.shape[0] // num_gpus
+    state = _new_state(num_experts, Gpus(np.arange(num_gpus + 1) * size, pace), num_windows)
     for window in range(num_windows):
         state.root[window] = np.sqrt(weight[window])
         state.loads[window] = loads[window] * state.root[window]
@@ -156,12 +157,13 @@ def test_no_change_takes_off_less_than_is_said(seed: int) -> None:
     held = held_by(np.where(rng.random(slots.size) < 0.5, slots, before), num_gpus, num_experts)
     of_gpus = np.array([naive.gpu_loads(slots.tolist(), each, num_gpus) for each in loads.tolist()])
     gpu = int(of_gpus[0].argmax())
-    target[0] = min(target[0], 0.9 * of_gpus[0, gpu])
+    pace = rng.uniform(0.5, 2.0, num_gpus) if rng.random() < 0.5 else np.ones(num_gpus)
+    target[0] = min(target[0], 0.9 * of_gpus[0, gpu] / pace[gpu])
     worth, found = np.empty(2 + size), np.empty((2 + size, 4), np.int64)
-    _best_changes(loads, weight, target, slots, held, gpu, num_nodes, worth, found)
+    _best_changes(loads, weight, target, slots, held, gpu, num_nodes, pace, worth, found)
 
     before_hand = tuple(slots.tolist())
-    measures = (loads.tolist(), weight.tolist(), target.tolist(), num_gpus)
+    measures = (loads.tolist(), weight.tolist(), target.tolist(), num_gpus, pace.tolist())
     excess = naive_moves.excess(before_hand, *measures)
     taken = naive_moves.received(before_hand, sets_of(held))
     near = NEAR * (excess + 1e-9)
@@ -201,11 +203,10 @@ def searched(
     and goes on.
     """
     steps = step_memory(1, most)
-    num_gpus = held.shape[1]
     steps.moves[0, 0] = naive_moves.received(start[0].tolist(), sets_of(held[0]))
     for moves in most_moves:
         _search_layers(
-            problem.windows, problem.weight, np.arange(1), problem.nodes, num_gpus, start, held,
+            problem.windows, problem.weight, np.arange(1), problem.nodes, problem.gpus, start, held,
             drive, np.zeros(1), enough, np.array([moves]), np.zeros(1), steps,
         )  # fmt: skip
     return steps

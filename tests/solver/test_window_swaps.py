@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from solver.test_search import held_by, part_copies, some_loads, some_slots
 
 from eplb.solver.jit import kernel
-from eplb.solver.packing import F64, I32, I64
+from eplb.solver.packing import F64, I32, I64, Gpus
 from eplb.solver.search import _begin, _new_state
 from eplb.solver.window_swaps import _swap_under_norms
 
@@ -26,7 +26,8 @@ def _swap(
     """
     num_windows, num_experts = loads.shape
     num_gpus = held.shape[0]
-    state = _new_state(num_experts, num_gpus, start.shape[0], num_windows)
+    gpus = Gpus(np.arange(num_gpus + 1) * (start.shape[0] // num_gpus), np.ones(num_gpus))
+    state = _new_state(num_experts, gpus, num_windows)
     state.root[:] = root
     state.loads[:] = loads
     state.target[:] = 0.0

@@ -27,6 +27,8 @@ from eplb.cli.options import (
     RebalanceSeconds,
     Record,
     Slots,
+    SlotsPerGpu,
+    Speed,
     Stall,
     TraceFiles,
     Within,
@@ -34,6 +36,7 @@ from eplb.cli.options import (
     listed,
     rule_of,
     service_of,
+    with_speed,
 )
 from eplb.cli.reading import (
     Axes,
@@ -58,6 +61,8 @@ def command(
     policy: Policies = None,
     nodes: Nodes = 1,
     slots: Slots = None,
+    slots_per_gpu: SlotsPerGpu = None,
+    speed: Speed = None,
     groups: Groups = 1,
     every: Annotated[int, typer.Option(help="Number of windows between plans.")] = 1,
     history: History = HISTORY,
@@ -108,7 +113,8 @@ def command(
     with quitting_on_interrupt(console), printing_to_stderr():
         policies = named_policies(listed(policy) or DEFAULT_POLICIES)
         loads = read_loads(traces, axes, counters, merge, to_stderr=as_json)
-    cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+    cluster = cluster_of(loads.num_experts, gpus, nodes, slots, slots_per_gpu=slots_per_gpu)
+    cluster = with_speed(cluster, speed)
     service = None
     more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)
     overhead = (engine, rebalance_seconds, layer_seconds, layer_delay)

@@ -28,9 +28,11 @@ from eplb.cli.options import (
     MaxMoves,
     ModelName,
     RebalanceSeconds,
+    SlotsPerGpu,
     SomeGpus,
     SomeNodes,
     SomeSlots,
+    Speed,
     Stall,
     Threads,
     TraceFiles,
@@ -68,6 +70,8 @@ def command(
     gpus: SomeGpus = None,
     nodes: SomeNodes = None,
     slots: SomeSlots = None,
+    slots_per_gpu: SlotsPerGpu = None,
+    speed: Speed = None,
     dead: Dead = None,
     groups: Groups = 1,
     model: ModelName = None,
@@ -124,8 +128,9 @@ def command(
     rule = rule_of(dispatch)
     loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
-        current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead
-    )
+        current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead,
+        slots_per_gpu, speed,
+    )  # fmt: skip
     service = service_of(
         cluster,
         loads,

@@ -1,5 +1,6 @@
 """`eplb evaluate`: how good the placement is that runs now, and what a plan would gain."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +16,12 @@ from eplb.cli.options import (
     DispatchRule,
     Groups,
     LeastGain,
+    Speed,
     Threads,
     given,
     next_command,
     rule_of,
+    with_speed,
 )
 from eplb.cli.reading import (
     Axes,
@@ -67,6 +70,7 @@ def command(
         ),
     ] = None,
     dead: Dead = None,
+    speed: Speed = None,
     groups: Groups = 1,
     least_gain: LeastGain = LEAST_GAIN,
     confidence: Confidence = CONFIDENCE,
@@ -84,6 +88,7 @@ def command(
     rule = rule_of(dispatch)
     loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running = read_placement(placement, loads, gpus, nodes, placement_layers)
+    running = replace(running, cluster=with_speed(running.cluster, speed))
     if dead is not None:
         cluster = running.cluster.without(gpus_from(dead, "--dead"))
         lost = len(running.lost_on(cluster))

@@ -16,9 +16,11 @@ from eplb.cli.options import (
     Dead,
     DispatchRule,
     Groups,
+    SlotsPerGpu,
     SomeGpus,
     SomeNodes,
     SomeSlots,
+    Speed,
     Threads,
     TraceFiles,
     moe_slots,
@@ -51,6 +53,8 @@ def command(
     gpus: SomeGpus = None,
     nodes: SomeNodes = None,
     slots: SomeSlots = None,
+    slots_per_gpu: SlotsPerGpu = None,
+    speed: Speed = None,
     dead: Dead = None,
     groups: Groups = 1,
     points: Annotated[
@@ -84,8 +88,9 @@ def command(
     rule = rule_of(dispatch)
     loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     running, cluster = load_current(
-        current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead
-    )
+        current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead,
+        slots_per_gpu, speed,
+    )  # fmt: skip
     num_slots = moe_slots(loads, cluster)
     if not num_slots:
         raise LoadsError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from eplb.checks import printable, ranges
+from eplb.checks import in_one_line, printable, ranges
 from eplb.cli.terminal import say
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, find_gpu
@@ -62,9 +62,11 @@ __all__ = [
     "Record",
     "RunningPlacement",
     "Slots",
+    "SlotsPerGpu",
     "SomeGpus",
     "SomeNodes",
     "SomeSlots",
+    "Speed",
     "Stall",
     "SweepRecord",
     "Target",
@@ -83,6 +85,7 @@ __all__ = [
     "rule_of",
     "service_of",
     "target_of",
+    "with_speed",
 ]
 
 Gpus = Annotated[
@@ -96,6 +99,24 @@ Slots = Annotated[
     typer.Option(
         help="Physical experts of a layer on all GPUs, a multiple of --gpus. "
         "[default: one redundant expert on each GPU]",
+        show_default=False,
+    ),
+]
+SlotsPerGpu = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST|FILE",
+        help="Physical experts of a layer on each GPU where they differ, as 9,9,4,4, or a file of "
+        "such numbers.",
+        show_default=False,
+    ),
+]
+Speed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST|FILE",
+        help="How fast each GPU is, in any unit, as 1,1,0.5,0.5, or a file of such numbers. Loads "
+        "count by the time that they take. [default: all alike]",
         show_default=False,
     ),
 ]
@@ -253,15 +274,70 @@ def batch_of(text: str | None, rule: str) -> Batch | None:
 
 
 def cluster_of(
-    num_experts: int, gpus: int, nodes: int, slots: int | None, *, spare: int = 1
+    num_experts: int,
+    gpus: int,
+    nodes: int,
+    slots: int | None,
+    *,
+    slots_per_gpu: str | None = None,
+    spare: int = 1,
 ) -> Cluster:
-    """The cluster asked for: with `slots` in all, or with `spare` on each GPU more than the experts
-    fill.
+    """The cluster asked for: with `slots` in all, or with those of a list on each GPU, or with
+    `spare` on each GPU more than the experts fill.
+
+    Raises:
+        OptionError: what is no list of numbers, or one with other slots in all.
+        ClusterError: as for `Cluster`.
     """
+    if slots_per_gpu is not None:
+        of_gpus = _of_gpus(slots_per_gpu, "--slots-per-gpu")
+        made = Cluster(gpus, nodes, of_gpus)  # type: ignore[arg-type]  # checked there
+        if slots is not None and slots != made.num_held:
+            raise OptionError(
+                f"--slots is {slots}, but --slots-per-gpu has {made.num_held} in all: leave out "
+                "--slots"
+            )
+        return made
     if slots is not None:
         return Cluster.with_slots(slots, gpus, nodes, num_experts=num_experts)
     bare = Cluster(gpus, nodes, 1)
     return Cluster(gpus, nodes, -(-num_experts // bare.num_gpus) + spare)
+
+
+def with_speed(cluster: Cluster, speed: str | None) -> Cluster:
+    """The cluster with the speeds that are given.
+
+    Raises:
+        OptionError: what is no list of numbers.
+        ClusterError: as for `Cluster`.
+    """
+    if speed is None:
+        return cluster
+    return replace(cluster, speed=tuple(_of_gpus(speed, "--speed")))
+
+
+def _of_gpus(text: str, name: str) -> list[float]:
+    """A number of each GPU, whole ones as such, from a list or a file of them.
+
+    Raises:
+        OptionError: anything else.
+    """
+    content = text
+    if Path(text).is_file():
+        try:
+            content = Path(text).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OptionError(f"{name} is {text!r}: cannot be read: {in_one_line(error)}") from None
+    return [_number(word, name) for word in content.strip().strip("[]").replace(",", " ").split()]
+
+
+def _number(word: str, name: str) -> float:
+    try:
+        return int(word) if word.isascii() and word.isdecimal() else float(word)
+    except ValueError:
+        raise OptionError(
+            f"{name} has {word[:40]!r}: give a number for each GPU, as 9,9,4,4, or a file of them"
+        ) from None
 
 
 Current = Annotated[
@@ -354,7 +430,9 @@ def next_command(
     words = ["eplb", "plan", *map(str, traces)]
     words += given(
         gpus=cluster.num_gpus,
-        slots=cluster.num_slots,
+        slots=cluster.num_slots if cluster.slots is None else None,
+        slots_per_gpu=",".join(map(str, cluster.slots or ())) or None,
+        speed=",".join(map(repr, cluster.speed or ())) or None,
         nodes=cluster.num_nodes if cluster.num_nodes > 1 else None,
         dead=",".join(map(str, cluster.dead)) or None,
         groups=groups if groups > 1 else None,

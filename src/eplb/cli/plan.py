@@ -24,6 +24,8 @@ from eplb.cli.options import (
     Nodes,
     RunningPlacement,
     Slots,
+    SlotsPerGpu,
+    Speed,
     Threads,
     TraceFiles,
     batch_of,
@@ -34,6 +36,7 @@ from eplb.cli.options import (
     next_command,
     rule_of,
     target_of,
+    with_speed,
 )
 from eplb.cli.reading import (
     Axes,
@@ -66,6 +69,8 @@ def command(
     gpus: Gpus,
     nodes: Nodes = 1,
     slots: Slots = None,
+    slots_per_gpu: SlotsPerGpu = None,
+    speed: Speed = None,
     dead: Dead = None,
     groups: Groups = 1,
     forecast: Annotated[
@@ -142,12 +147,14 @@ def command(
     loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
     moves: RunningPlacement | None = None
     if current is None:
-        cluster = cluster_of(loads.num_experts, gpus, nodes, slots)
+        cluster = cluster_of(loads.num_experts, gpus, nodes, slots, slots_per_gpu=slots_per_gpu)
+        cluster = with_speed(cluster, speed)
         cluster = cluster if dead is None else cluster.without(gpus_from(dead, "--dead"))
     else:
         running, cluster = load_current(
-            current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead
-        )
+            current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead,
+            slots_per_gpu, speed,
+        )  # fmt: skip
         num_slots = moe_slots(loads, cluster)
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
         moves = RunningPlacement(current, running, num_slots, budget, move_cost, rule)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from eplb.checks import LAYERS, gpus_from, layers_from, rising_layers
-from eplb.cli.options import cluster_of
+from eplb.cli.options import cluster_of, with_speed
 from eplb.cli.terminal import say
 from eplb.cluster import Cluster
 from eplb.errors import FormatError, OptionError
@@ -198,9 +198,11 @@ def load_current(
     current_gpus: int | None,
     placement_layers: str | None = None,
     dead: str | None = None,
+    slots_per_gpu: str | None = None,
+    speed: str | None = None,
 ) -> tuple[Placement, Cluster]:
     """The placement in a file, and the cluster asked for: its own, or one with other GPUs or slots,
-    or with some of them dead.
+    or with some of them dead. Speeds are those of both.
 
     Raises:
         EplbError: as for `eplb.load_placement` and `Cluster`.
@@ -221,11 +223,19 @@ def load_current(
     if num_nodes is None:
         num_nodes = had.num_nodes if num_gpus == had.num_gpus else 1
     cluster = Cluster(num_gpus, num_nodes, had.slots_per_gpu)
-    if slots is not None or cluster.num_slots < trace.num_experts:
-        cluster = cluster_of(trace.num_experts, num_gpus, num_nodes, slots)
-    if (had.num_gpus, had.slots_per_gpu) == (cluster.num_gpus, cluster.slots_per_gpu):
+    if num_gpus == had.num_gpus:
+        cluster = replace(cluster, slots=had.slots)
+    if slots is not None or slots_per_gpu is not None or cluster.num_held < trace.num_experts:
+        cluster = cluster_of(
+            trace.num_experts, num_gpus, num_nodes, slots, slots_per_gpu=slots_per_gpu
+        )
+    cluster = with_speed(cluster, speed)
+    shapes = ((each.num_gpus, each.slots_per_gpu, each.slots) for each in (had, cluster))
+    if len(set(shapes)) == 1:
         # Files do not always tell nodes: the GPUs are the same, wherever they stand.
         current = replace(current, cluster=cluster.without(had.dead))
+    elif cluster.speed is not None and had.num_gpus == num_gpus:
+        current = replace(current, cluster=replace(had, speed=cluster.speed))
     if dead is not None:
         return current, cluster.without(gpus_from(dead, "--dead"))
     return current, cluster.without(gpu for gpu in had.dead if gpu < num_gpus)

@@ -23,12 +23,15 @@ from eplb.cli.options import (
     LeastGain,
     Nodes,
     Slots,
+    SlotsPerGpu,
+    Speed,
     Threads,
     TraceFiles,
     Within,
     cluster_of,
     given,
     rule_of,
+    with_speed,
 )
 from eplb.cli.reading import (
     Axes,
@@ -63,6 +66,8 @@ def command(
     traces: TraceFiles,
     gpus: Gpus,
     slots: Slots = None,
+    slots_per_gpu: SlotsPerGpu = None,
+    speed: Speed = None,
     nodes: Nodes = 1,
     groups: Groups = 1,
     model: Annotated[
@@ -140,7 +145,10 @@ def command(
         running = None
         if current is not None:
             running = read_placement(current, loads, gpus, nodes, placement_layers)
-        cluster = _cluster(loads.num_experts, gpus, nodes, slots, running)
+        if running is not None:
+            running = replace(running, cluster=with_speed(running.cluster, speed))
+        cluster = _cluster(loads.num_experts, gpus, nodes, slots, slots_per_gpu, running)
+        cluster = with_speed(cluster, speed)
         found = measure(
             loads,
             cluster,
@@ -209,12 +217,17 @@ def _put(target: Path | None, page: str | None, found: Figures, text: bool, as_j
 
 
 def _cluster(
-    num_experts: int, gpus: int, nodes: int, slots: int | None, running: Placement | None
+    num_experts: int,
+    gpus: int,
+    nodes: int,
+    slots: int | None,
+    slots_per_gpu: str | None,
+    running: Placement | None,
 ) -> Cluster:
     """The cluster asked for; without a number of slots the one that runs."""
-    if slots is None and running is not None:
+    if slots is None and slots_per_gpu is None and running is not None:
         return running.cluster
-    return cluster_of(num_experts, gpus, nodes, slots)
+    return cluster_of(num_experts, gpus, nodes, slots, slots_per_gpu=slots_per_gpu)
 
 
 def _check_installed() -> None:

@@ -240,7 +240,7 @@ def _split_of(placement: Placed, rule: str, shares: F64) -> F64:
     phy2log = placement.phy2log
     if rule == "even":
         even: F64 = 1.0 / np.take_along_axis(placement.logcnt, phy2log, axis=1)
-        if placement.cluster.dead:
+        if not placement.cluster.full:
             even[phy2log < 0] = 0.0
         return even
     table = TABLES[check_rule(rule)](placement.log2phy, placement.cluster)
@@ -331,7 +331,16 @@ def _level(
     only_peak: bool = False,
     with_split: bool = True,
 ) -> tuple[F64, F64, F64]:
-    """The most even loads of GPUs [T, L, G], the splits [T, L, P] and the bounds [T, L]."""
+    """The most even loads of GPUs [T, L, G], the splits [T, L, P] and the bounds [T, L].
+
+    Raises:
+        OptionError: GPUs of different speed.
+    """
+    if placement.cluster.speed is not None:
+        raise OptionError(
+            'the GPUs differ in speed: "best" and tables are for GPUs that are as fast; give '
+            'another rule, such as "even"'
+        )
     from eplb.solver.level import _level_layers
     from eplb.solver.threads import run_kernel
 
@@ -380,7 +389,7 @@ def _given(placement: Placed, split: Any) -> F64:
             f"dispatch is a split of shape {array.shape}: the placement has "
             f"{phy2log.shape[0]} layers of {phy2log.shape[1]} slots"
         )
-    if placement.cluster.dead:
+    if not placement.cluster.full:
         array = np.where(phy2log < 0, 0.0, array)
     layers = np.arange(phy2log.shape[0])[:, None]
     whole = np.zeros((phy2log.shape[0], placement.num_experts))

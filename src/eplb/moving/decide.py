@@ -260,7 +260,7 @@ def _peaks(
     placement: Placement, windows: NDArray[np.float64], dispatch: str
 ) -> NDArray[np.float64]:
     """[T] sum over layers of the load of the busiest GPU."""
-    peaks: NDArray[np.float64] = placement.gpu_load(windows, dispatch).max(axis=2).sum(axis=1)
+    peaks: NDArray[np.float64] = placement.peaks(windows, dispatch).sum(axis=1)
     return peaks
 
 

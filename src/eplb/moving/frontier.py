@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.balance import balancedness
+from eplb.balance import balancedness, mean_and_peak
 from eplb.checks import Immutable, whole_number
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named
@@ -118,10 +118,11 @@ def frontier(
     for budget in np.unique(least + np.round((most - least) * shares).astype(np.int64)):
         chosen = choose(relocation, int(budget), free)
         phy2log, peaks = settle(relocation, chosen)
+        peaks = peaks / problem.speed
         placement = Placement._of_survivors(phy2log, num_experts, cluster)
         load = placement.gpu_load(problem.windows, dispatch)
         if dispatch != planned:
-            peaks = (load.max(axis=2) * problem.weight).sum(axis=0)
+            peaks = (mean_and_peak(load, cluster.speeds)[1] * problem.weight).sum(axis=0)
         score, peak = balancedness(load, speeds=cluster.speeds), float(peaks.sum())
         # The one may fall while the other does, of several windows or under another rule.
         if not found or (score > found[-1][1] and peak < found[-1][2] * _LOWER):

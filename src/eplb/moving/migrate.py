@@ -232,7 +232,7 @@ def _rank(old: Placement, new: Placement, moves: _I64, loads: Any) -> _I64:
     gain = np.zeros(num_layers)
     if loads is not None:
         windows = check_windows(loads)
-        before, after = (place.gpu_load(windows).max(axis=2).mean(axis=0) for place in (old, new))
+        before, after = (place.peaks(windows).mean(axis=0) for place in (old, new))
         gain = (before - after) / np.maximum(moves, 1)
     rank = np.empty(num_layers, np.int64)
     rank[np.argsort(-gain, kind="stable")] = np.arange(num_layers)

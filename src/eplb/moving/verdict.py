@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import Interval
+from eplb.balance import Interval, paced
 from eplb.checks import real_number, share_of_one
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named, under
@@ -311,7 +311,7 @@ def judge(
         engine_moves,
         _mean(now, 1.0),
         seen_gain,
-        _lasting(running.gpu_load(windows, dispatch)),
+        _lasting(paced(running.gpu_load(windows, dispatch), running.cluster.speeds)),
         0 if forced else _split_groups(running, num_groups),
         held_out,
         float(tokens[tokens > 0.0].mean()) if tokens.any() else 0.0,

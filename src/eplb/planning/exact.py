@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.cluster import Cluster
+from eplb.cluster import Cluster, check_even
 from eplb.errors import ClusterError, MissingExtraError, UnsolvedError
 from eplb.loads import check_loads
 from eplb.placement import Placement
@@ -41,6 +41,8 @@ def exact(loads: Any, cluster: Cluster, *, time_limit: float = 60.0) -> Placemen
     except ImportError:
         raise MissingExtraError("highspy", "exact", "the exact optimum") from None
     checked = check_loads(loads)
+    if check_even(cluster).dead:
+        raise ClusterError("some GPUs are dead: give cluster.survivors")
     num_layers, num_experts = checked.shape
     if cluster.slots_per_gpu > num_experts:
         raise ClusterError(

@@ -6,6 +6,7 @@ Each pass is compiled when it is first needed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from eplb.loads import as_array, check_weights, check_windows, to_total
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
+    from eplb.solver.packing import Gpus
     from eplb.solver.search import Steps
 
 __all__ = [
@@ -57,10 +59,13 @@ all before, and gains little below that (docs/experiments.md, replica counts).""
 _WORTH_A_SHORT_SEARCH = 1e-3
 """The same where a step of the search is at most so many looks that it hardly takes longer."""
 _SHORT_LOOKS = 1000
+_WORTH_A_SEARCH_UNEVEN = 4e-3
+"""The same where GPUs differ in slots or speed."""
 
 _UNEVEN_NODES = (
     "groups are not kept on nodes: the GPUs alive do not divide over them as the groups do"
 )
+_UNEVEN_GPUS = "groups are not kept on nodes: the GPUs differ in slots or speed"
 
 _ROUNDING = 1e-9
 """Peaks of small layers that are nearer to each other than this, as a share, are the same."""
@@ -109,14 +114,29 @@ class Problem:
         """The layers that have some load."""
         return np.flatnonzero(self.loads.any(axis=1))
 
+    @property
+    def speed(self) -> float:
+        """The mean speed of the GPUs that are alive: peaks and bounds here are for one of 1."""
+        return 1.0 if self.cluster.speed is None else float(np.mean(self.cluster.speed))
+
+    @cached_property
+    def gpus(self) -> Gpus:
+        """The GPUs that are alive, for kernels: their slots, and their pace, 1 on average."""
+        from eplb.solver.packing import Gpus
+
+        first = np.zeros(self.cluster.num_gpus + 1, np.int64)
+        np.cumsum(self.cluster.capacity, out=first[1:])
+        speed = self.cluster.speed or (1.0,) * self.cluster.num_gpus
+        return Gpus(first, np.array(speed) / self.speed)
+
 
 @dataclass(frozen=True, eq=False)
 class Layers:
     """Plans of all layers, in arrays that the passes fill.
 
     Attributes:
-        phy2log: [L, P] expert in each slot.
-        peaks: [L] expected load of the busiest GPU.
+        phy2log: [L, P] expert in each slot that a GPU alive has, GPU by GPU.
+        peaks: [L] expected load of the busiest GPU, by its pace.
         bounds: [L] proven: no plan has a lower peak.
     """
 
@@ -150,6 +170,8 @@ def check_problem(
     notes: tuple[str, ...] = ()
     if nodes == 1 < check_shape(num_experts, replace(cluster, dead=()), num_groups):
         notes = (_UNEVEN_NODES,)
+    if nodes > 1 and not cluster.survivors.even:
+        nodes, notes = 1, (_UNEVEN_GPUS,)
     if windows.shape[0] > 1:
         with_load = np.asarray(windows.any(axis=(1, 2)))
         if not with_load[weight > 0.0].any():
@@ -203,11 +225,10 @@ def peaks_of(
     problem: Problem, layers: NDArray[np.int64], phy2log: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """[L] the expected peak of slots [L, P] in some layers, 0 in others."""
-    from eplb.solver.search import _peak_layers
+    from eplb.solver.layers import _peak_layers
 
     peaks = np.zeros(phy2log.shape[0])
-    slots_per_gpu = problem.cluster.slots_per_gpu
-    _peak_layers(problem.windows, problem.weight, layers, slots_per_gpu, phy2log, peaks)
+    _peak_layers(problem.windows, problem.weight, layers, problem.gpus, phy2log, peaks)
     return peaks
 
 
@@ -239,14 +260,14 @@ def solve_mean(problem: Problem, effort: Effort) -> Layers:
 
     num_layers = problem.loads.shape[0]
     layers = Layers(
-        np.empty((num_layers, problem.cluster.num_slots), np.int64),
+        np.empty((num_layers, problem.cluster.num_held), np.int64),
         np.empty(num_layers),
         np.zeros(num_layers),
     )
     expert_of = gather(_of_mean(problem), layers.bounds)
     _first_pass(problem, layers, expert_of)
     far = _above(layers, FEW_SLOTS)
-    if far.any() and effort != "fast":
+    if far.any() and problem.cluster.even and effort != "fast":
         _raise_bounds(problem, layers, np.flatnonzero(far))
         again = np.flatnonzero(far & _above(layers, _near_enough(problem)))
         filled = (layers.phy2log, layers.peaks, layers.bounds)
@@ -297,13 +318,15 @@ def keep_better(layers: Layers, phy2log: NDArray[np.int64], peaks: NDArray[np.fl
 
 def _is_small(problem: Problem) -> bool:
     """Whether layers are searched from many starts."""
-    return problem.cluster.num_slots <= _SMALL
+    return problem.cluster.num_held <= _SMALL
 
 
 def _worth(problem: Problem, effort: Effort) -> float:
     """Peak over bound, less 1, from which a layer is searched."""
     if effort == "thorough" or _is_small(problem):
         return _near_enough(problem)
+    if not problem.cluster.even:
+        return _WORTH_A_SEARCH_UNEVEN
     return _WORTH_A_SHORT_SEARCH if looks(problem) <= _SHORT_LOOKS else _WORTH_A_SEARCH
 
 
@@ -312,7 +335,7 @@ def looks(problem: Problem) -> int:
     cluster = problem.cluster
     slots_per_gpu = cluster.slots_per_gpu
     num_experts = int(problem.loads.shape[1])
-    return cluster.num_slots * (2 * slots_per_gpu + 1) + slots_per_gpu * num_experts
+    return cluster.num_held * (2 * slots_per_gpu + 1) + slots_per_gpu * num_experts
 
 
 def _search(
@@ -336,12 +359,12 @@ def _search(
         return
     steps = step_memory(problem.loads.shape[0], int(most_steps.max()))
     anywhere = np.ones((1, cluster.num_gpus, num_experts), np.bool_)
-    drive = Drive(True, smooth, 0.0, True)
+    drive = Drive(True, smooth and cluster.even, 0.0, True)
     enough = layers.bounds * (1.0 + _near_enough(problem))
 
     def work(begin: int, end: int) -> None:
         _search_layers(
-            problem.windows, problem.weight, which[begin:end], problem.nodes, cluster.num_gpus,
+            problem.windows, problem.weight, which[begin:end], problem.nodes, problem.gpus,
             layers.phy2log, anywhere, drive, layers.bounds, enough, most_steps,
             enough, steps,
         )  # fmt: skip
@@ -374,10 +397,10 @@ def _search_again(problem: Problem, layers: Layers, effort: Effort, starts: slic
     if not rows.size:
         return
     numbers = np.concatenate([np.arange(starts.start, end) for end in ends])
-    cluster, phy2log = problem.cluster, layers.phy2log[rows]
+    phy2log = layers.phy2log[rows]
     num_groups = problem.num_groups if problem.nodes > 1 else 1
     num_experts = problem.loads.shape[1]
-    _shake_rows(numbers, num_experts, num_groups, problem.nodes, cluster.num_gpus, phy2log)
+    _shake_rows(numbers, num_experts, num_groups, problem.nodes, problem.gpus, phy2log)
     # `[:, rows]` would be of another layout, for which kernels are compiled anew.
     windows, weight = problem.windows.take(rows, axis=1), problem.weight.take(rows, axis=1)
     again = replace(problem, windows=windows, weight=weight, loads=problem.loads[rows])
@@ -422,6 +445,9 @@ def gather(problem: Problem, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _first_pass(problem: Problem, layers: Layers, expert_of: NDArray[np.int64]) -> None:
+    if not problem.cluster.even:
+        _first_pass_uneven(problem, layers)
+        return
     from eplb.solver.layers import _plan_layers
 
     num_gpus, slots_per_gpu = problem.cluster.num_gpus, problem.cluster.slots_per_gpu
@@ -431,6 +457,17 @@ def _first_pass(problem: Problem, layers: Layers, expert_of: NDArray[np.int64]) 
         _plan_layers(problem.loads, begin, end, expert_of, num_gpus, slots_per_gpu, *filled)
 
     run_kernel(_plan_layers, work, problem.loads.shape[0], _QUICK, problem.threads)
+
+
+def _first_pass_uneven(problem: Problem, layers: Layers) -> None:
+    from eplb.solver.uneven import _plan_uneven_layers
+
+    filled = (layers.phy2log, layers.peaks, layers.bounds)
+
+    def work(begin: int, end: int) -> None:
+        _plan_uneven_layers(problem.loads, begin, end, problem.gpus, *filled)
+
+    run_kernel(_plan_uneven_layers, work, problem.loads.shape[0], _QUICK, problem.threads)
 
 
 def _raise_bounds(problem: Problem, layers: Layers, which: NDArray[np.int64]) -> None:
@@ -453,8 +490,11 @@ def _above(layers: Layers, gap: float) -> NDArray[np.bool_]:
 def _near_enough(problem: Problem) -> float:
     """Peak over bound, less 1, at which a layer is done."""
     from eplb.solver.layers import NEAR_ENOUGH
+    from eplb.solver.uneven import NEAR_ENOUGH_UNEVEN
 
-    return _ROUNDING if _is_small(problem) else NEAR_ENOUGH
+    if _is_small(problem):
+        return _ROUNDING
+    return NEAR_ENOUGH if problem.cluster.even else NEAR_ENOUGH_UNEVEN
 
 
 def _notes(with_load: NDArray[np.bool_], weight: NDArray[np.float64]) -> tuple[str, ...]:

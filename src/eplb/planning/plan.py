@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eplb.checks import Immutable, ranges
-from eplb.cluster import Cluster, check_shape
+from eplb.cluster import Cluster, check_even, check_shape
 from eplb.dispatching.rules import RULES
 from eplb.errors import OptionError, PlacementError
 from eplb.loads import LoadTrace
@@ -154,6 +154,9 @@ def plan(
     expert. Experts that stay on a GPU keep their slot. A layer with no load stays as it is, whether
     or not its groups are on nodes.
 
+    Where GPUs differ in slots or speed, loads count by the time that they take: peaks and bounds
+    are loads over speeds. Such plans are for an even split, and experts go to any node.
+
     Where GPUs are dead, in the cluster or in the current placement, the plan is for those alive.
     Where some have died since the current placement, and neither a budget nor a price is given, the
     budget is 1.5 moves for each slot that died.
@@ -215,7 +218,8 @@ def plan(
         LoadsError: loads that are not [L, E] or [T, L, E], or hold values that are not finite or
             below 0; several windows of which none has any load; weights of another number, or
             below 0.
-        ClusterError: fewer slots than experts, or groups that do not divide the experts.
+        ClusterError: fewer slots than experts, groups that do not divide the experts, or GPUs that
+            differ where the rule of dispatch is not "even".
         PlacementError: a current placement of other layers or experts.
         OptionError: another effort; a negative number of moves or cost, or one of the two without
             a current placement; a budget with which not every expert would have a slot; weights
@@ -244,6 +248,8 @@ def plan(
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     if batch is not None:
         batch = batch.of(problem.loads.shape[1])
+    if dispatch != "even":
+        check_even(problem.cluster)
     if current is None:
         if max_moves is not None or move_cost is not None:
             raise OptionError("max_moves and move_cost need a current placement to move from")
@@ -263,6 +269,7 @@ def plan(
         max_moves = budget_of_deaths(problem, current)
     with np.errstate(over="ignore"):
         price = np.ldexp(np.full(num_layers, move_cost or 0.0), -problem.exponent)
+        price *= problem.speed
     # No peak is so high.
     np.minimum(price, _DEAREST, out=price)
     if move_cost is None and max_moves is None:
@@ -420,6 +427,8 @@ def _plan_of(
     peaks: NDArray[np.float64],
     moves: int = 0,
 ) -> Plan:
+    peaks = peaks / problem.speed
+    bounds = bounds / problem.speed
     # Rounding may leave a proven bound above the peak that attains it.
     bounds = np.minimum(np.ldexp(bounds, problem.exponent), peaks)
     for array in (peaks, bounds):
@@ -436,8 +445,8 @@ def warmup(dispatch: str = "even") -> None:
 
     Args:
         dispatch: the rule that plans and figures are made under: `"even"`, `"best"`, `"sglang"` or
-            `"ascend"`. The kernels of every other rule are compiled when they are first used, and
-            kept too.
+            `"ascend"`. The kernels of every other rule, and those for GPUs that differ, are
+            compiled when they are first used, and kept too.
 
     Raises:
         OptionError: an unknown rule.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eplb.checks import real_number, whole_number
 from eplb.cluster import Cluster
 from eplb.errors import OptionError, PlacementError
-from eplb.placement import Placement
+from eplb.placement import Placement, empty_slots
 from eplb.planning.best_split import levelled_peaks
 from eplb.planning.passes import Layers, Problem, looks, peaks_of, step_memory
 from eplb.solver.threads import run_kernel
@@ -105,7 +105,7 @@ def settle(
     problem = relocation.problem
     phy2log = np.where((chosen == AFRESH)[:, None], relocation.afresh, relocation.start)
     _follow_layers(relocation.steps, chosen, phy2log)
-    _keep_slots(phy2log, relocation.before, problem.cluster.slots_per_gpu)
+    _keep_slots(phy2log, relocation.before, problem.gpus.first)
     return phy2log, np.ldexp(_peaks(problem, phy2log, relocation.rule), problem.exponent)
 
 
@@ -133,11 +133,12 @@ def budget_of_deaths(problem: Problem, current: Placement) -> int | None:
     more: other GPUs or slots, GPUs alive again, or groups that are to stay on nodes.
     """
     whole, had = problem.whole, current.cluster
+    lost = had.num_held - whole.num_held
     died = len(whole.dead) - len(had.dead)
     only_deaths = replace(whole, num_nodes=1, dead=()) == replace(had, num_nodes=1, dead=())
     if problem.nodes > 1 or died <= 0 or not only_deaths or not set(had.dead) <= set(whole.dead):
         return None
-    return int(_MOVES_OF_DEATHS * died * whole.slots_per_gpu * current.num_layers)
+    return int(_MOVES_OF_DEATHS * lost * current.num_layers)
 
 
 def check_moves(max_moves: int | None, move_cost: float | None) -> tuple[int | None, float | None]:
@@ -193,7 +194,7 @@ def relocate(
     if problem.whole.dead:
         held = np.ascontiguousarray(held[:, list(problem.whole.alive)])
     start = _start(problem, current, before, held)
-    least = _received(start, held)
+    least = _received(problem, start, held)
     spare = None if budget is None else budget - int(least.sum())
     if spare is not None and spare < 0:
         # Groups come home with the fewest moves, but then may lack room.
@@ -236,16 +237,15 @@ def relocate(
 
 
 def _before(current: Placement, cluster: Cluster) -> NDArray[np.int64]:
-    """[L, P] the experts in slots of the GPUs alive in the cluster, -1 where there was none."""
+    """[L, P] the experts in the slots that GPUs alive have in the cluster, -1 for none."""
     num_layers = current.num_layers
     old = current.phy2log.reshape(num_layers, current.cluster.num_gpus, -1)
     num_gpus = min(current.cluster.num_gpus, cluster.num_gpus)
     slots = min(current.cluster.slots_per_gpu, cluster.slots_per_gpu)
     before = np.full((num_layers, cluster.num_gpus, cluster.slots_per_gpu), -1)
     before[:, :num_gpus, :slots] = old[:, :num_gpus, :slots]
-    if cluster.dead:
-        before = np.ascontiguousarray(before[:, list(cluster.alive)])
-    return before.reshape(num_layers, -1)
+    rows = before.reshape(num_layers, -1)
+    return rows if cluster.full else np.ascontiguousarray(rows[:, ~empty_slots(cluster)])
 
 
 def _start(
@@ -254,11 +254,12 @@ def _start(
     """[L, P] a placement on the cluster that is as near as can be to what its GPUs hold."""
     from eplb.solver.adopt import _adopt_layers, homes
 
-    cluster, nodes = problem.cluster, problem.nodes
+    nodes = problem.nodes
     num_layers, _, num_experts = held.shape
     home = np.zeros((num_layers, num_experts), np.int64)
     # What needs no change stays as it is, groups or not where there is no load.
-    same = replace(problem.whole, num_nodes=1) == replace(current.cluster, num_nodes=1)
+    now, had = (replace(each, num_nodes=1, speed=None) for each in (problem.whole, current.cluster))
+    same = now == had
     stays = np.full(num_layers, same)
     loaded = problem.loads.any(axis=1)
     if nodes > 1:
@@ -273,17 +274,18 @@ def _start(
         if which.size:
             adopted = start[which]
             of_them = problem.loads[which], held[which], before[which], home[which]
-            _adopt_layers(*of_them, num_nodes, cluster.slots_per_gpu, adopted)
+            _adopt_layers(*of_them, num_nodes, problem.gpus.first, adopted)
             start[which] = adopted
     return start
 
 
-def _received(phy2log: NDArray[np.int64], held: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _received(
+    problem: Problem, phy2log: NDArray[np.int64], held: NDArray[np.bool_]
+) -> NDArray[np.int64]:
     """[L] experts that a GPU holds in `phy2log` [L, P] and did not hold."""
-    num_layers, num_gpus, _ = held.shape
     holds = np.zeros(held.shape, np.bool_)
-    hosts = phy2log.reshape(num_layers, num_gpus, phy2log.shape[1] // num_gpus)
-    holds[np.arange(num_layers)[:, None, None], np.arange(num_gpus)[:, None], hosts] = True
+    gpu_of = np.repeat(np.arange(held.shape[1]), np.diff(problem.gpus.first))
+    holds[np.arange(held.shape[0])[:, None], gpu_of, phy2log] = True
     received: NDArray[np.int64] = (holds & ~held).sum(axis=(1, 2))
     return received
 
@@ -303,18 +305,17 @@ def _walk(
     from eplb.solver.level_walk import _walk_levelled
     from eplb.solver.search import _search_layers
 
-    num_gpus = problem.cluster.num_gpus
     bounds = np.zeros(enough.shape)
 
     def walk_levelled(begin: int, end: int) -> None:
         _walk_levelled(
-            problem.windows, problem.weight, layers[begin:end], problem.nodes, num_gpus, start,
-            held, drive.patience, enough, most_moves, price, steps,
+            problem.windows, problem.weight, layers[begin:end], problem.nodes,
+            problem.cluster.num_gpus, start, held, drive.patience, enough, most_moves, price, steps,
         )  # fmt: skip
 
     def walk(begin: int, end: int) -> None:
         _search_layers(
-            problem.windows, problem.weight, layers[begin:end], problem.nodes, num_gpus, start,
+            problem.windows, problem.weight, layers[begin:end], problem.nodes, problem.gpus, start,
             held, drive, bounds, enough, most_moves, price, steps,
         )  # fmt: skip
 
@@ -334,14 +335,14 @@ def _peaks(problem: Problem, phy2log: NDArray[np.int64], rule: str) -> NDArray[n
 def _named(
     problem: Problem, layers: Layers, held: NDArray[np.bool_], which: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The plan made afresh with the GPUs of some layers named so that they receive least, [L, P],
-    and its moves, [L], -1 in others.
+    """The plan made afresh with the GPUs of some layers named so that they receive least, if they
+    are alike, [L, P], and its moves, [L], -1 in others.
     """
     from eplb.solver.match import name_gpus
 
     named = layers.phy2log.copy()
-    for layer in which:
+    for layer in which if problem.cluster.even else ():
         named[layer] = name_gpus(layers.phy2log[layer], held[layer], problem.nodes)
     named_moves = np.full(len(named), -1)
-    named_moves[which] = _received(named[which], held[which])
+    named_moves[which] = _received(problem, named[which], held[which])
     return named, named_moves

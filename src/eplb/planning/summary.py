@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import balancedness, ratios
+from eplb.balance import balancedness, mean_and_peak, ratios
 from eplb.dispatching.rules import name_of
 from eplb.placement import Placement
 from eplb.planning.engine import engine_placement
@@ -113,6 +113,7 @@ def summarize(
         name: np.nanmean(ratios(each, cluster.speeds)[:, loaded], axis=0)
         for name, each in load.items()
     }
+    peak = {name: mean_and_peak(each, cluster.speeds)[1] for name, each in load.items()}
     gap = plan.gap[loaded]
     worst = np.argsort(ratio["plan"], kind="stable")[:_WORST]
     hierarchical = cluster.num_nodes > 1 and num_groups % cluster.num_nodes == 0
@@ -137,8 +138,8 @@ def summarize(
         plan=balancedness(load["plan"], speeds=cluster.speeds),
         planned_dispatch=plan.dispatch,
         as_planned=placement.balancedness(loads, plan.dispatch),
-        busiest_gpu_saves=_spared(load.get("running", load["contiguous"]), load["plan"]),
-        engine_saves=_spared(load["engine"], load["plan"]),
+        busiest_gpu_saves=_spared(peak.get("running", peak["contiguous"]), peak["plan"]),
+        engine_saves=_spared(peak["engine"], peak["plan"]),
         gap_mean=float(gap.mean()) if loaded.size else 0.0,
         gap_worst=float(gap.max()) if loaded.size else 0.0,
         duplicates=placement.num_duplicates,
@@ -158,7 +159,6 @@ def summarize(
 
 
 def _spared(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    """Share of its load [T, L, G] that the busiest GPU is spared, mean over windows and layers."""
-    peaks, left = before.max(axis=2), after.max(axis=2)
-    busy = peaks > 0.0
-    return float(np.mean(1.0 - left[busy] / peaks[busy])) if busy.any() else 0.0
+    """Share of its load [T, L] that the busiest GPU is spared, mean over windows and layers."""
+    busy = before > 0.0
+    return float(np.mean(1.0 - after[busy] / before[busy])) if busy.any() else 0.0

@@ -213,7 +213,7 @@ def compare(
         experts=trace.num_experts,
         gpus=cluster.num_gpus,
         nodes=cluster.num_nodes,
-        slots=cluster.num_slots,
+        slots=cluster.num_held,
         groups=num_groups,
         every=every,
         history=history,
@@ -292,7 +292,7 @@ def score(replay: Replay, reference: Replay | None = None) -> Score:
     every = int(np.diff(asked).max()) if later.size else replay.num_steps
     moe = replay.peak.any(axis=0)  # a dense layer has nothing to move
     received = replay.moves[np.ix_(later, moe)].sum(axis=1)
-    slots = max(1, int(moe.sum())) * replay.cluster.num_slots
+    slots = max(1, int(moe.sum())) * replay.cluster.num_held
     seconds = replay.seconds[replay.planned]
     gain, gain_interval = replay.gain_over(reference, every)
     return Score(

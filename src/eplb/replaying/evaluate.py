@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import Interval, Served
+from eplb.balance import Interval, Served, paced
 from eplb.dispatching.rules import check_named
 from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
@@ -307,7 +307,7 @@ def _hottest(placement: Placement, trace: LoadTrace, dispatch: str) -> HotGpu | 
     num_gpus = placement.cluster.num_gpus
     total, busiest = np.zeros(num_gpus), np.zeros(num_gpus, np.int64)
     for window in trace.loads:
-        load = placement.gpu_load(window, dispatch)
+        load = paced(placement.gpu_load(window, dispatch), placement.cluster.speeds)
         total += load.sum(axis=0)
         busiest += np.bincount(load.argmax(axis=1)[load.any(axis=1)], minlength=num_gpus)
     mean = float(total.sum()) / len(placement.cluster.alive)

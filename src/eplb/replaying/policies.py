@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.checks import Budget, in_one_line
-from eplb.cluster import Cluster
+from eplb.cluster import Cluster, check_even
 from eplb.errors import PolicyError
 from eplb.loads import is_tensor
 from eplb.moving.decide import decide
 from eplb.moving.service import DEFAULT_SERVICE, Service
 from eplb.placement import Placement, spread
+from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import FORECASTS, Forecast, Recent
 from eplb.planning.plan import Effort, plan, planned_rule
 
@@ -92,7 +93,9 @@ class Staying:
 
 @dataclass(frozen=True)
 class _Greedy:
-    """DeepSeek's algorithm on the sum of the windows, from scratch each time."""
+    """DeepSeek's algorithm on the sum of the windows, from scratch each time; the layout that
+    engines start with where GPUs differ, which it does not plan for.
+    """
 
     swaps: bool
 
@@ -104,6 +107,8 @@ class _Greedy:
         current: Placement,
         num_groups: int,
     ) -> NDArray[np.int64]:
+        if not cluster.even:
+            return engine_placement(loads, cluster).phy2log
         from eplb.solver.greedy import greedy
 
         del current
@@ -295,6 +300,7 @@ class _Peer:
         num_groups: int,
     ) -> NDArray[np.int64]:
         del current
+        check_even(cluster)
         total: Any = loads.sum(axis=0)
         num_layers = total.shape[0]
         if importlib.util.find_spec("torch") is not None:

@@ -41,7 +41,12 @@ def compare_command(
 
 def _cluster_words(asked: Asked) -> list[str]:
     cluster = asked.cluster
-    words = ["--gpus", str(cluster.num_gpus), "--slots", str(cluster.num_slots)]
+    words = ["--gpus", str(cluster.num_gpus)]
+    if cluster.slots is None:
+        words += ["--slots", str(cluster.num_slots)]
+    else:
+        words += ["--slots-per-gpu", ",".join(map(str, cluster.slots))]
+    words += [] if cluster.speed is None else ["--speed", ",".join(map(repr, cluster.speed))]
     words += ["--nodes", str(cluster.num_nodes)] if cluster.num_nodes > 1 else []
     words += ["--groups", str(asked.num_groups)] if asked.num_groups > 1 else []
     words += ["--dispatch", asked.dispatch] if asked.dispatch != "even" else []

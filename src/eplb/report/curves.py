@@ -4,6 +4,8 @@ Each is a sample of bounded size, so that a long trace costs as much as one of s
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,18 +40,19 @@ def measure_spare(
 ) -> Spare:
     """Balancedness against spare slots on each GPU, on the windows planned for and on others."""
     trace, cluster = asked.trace, asked.cluster
-    least = -(-trace.num_experts // cluster.num_gpus)
+    experts = trace.num_experts
+    least = next(size for size in count(1) if _of_size(cluster, size).num_held >= experts)
     # More slots than experts gain nothing, but may be what was asked for.
     within = {least + each for each in _SPARE if least + each <= trace.num_experts}
     sizes = sorted(within | {cluster.slots_per_gpu})
     points = []
     for number, size in enumerate(sizes):
-        spared = Cluster(cluster.num_gpus, cluster.num_nodes, size)
+        spared = _of_size(cluster, size)
         expected = rule(trace.loads)
         made = asked.plan(expected.loads, spared, expected.weights)
         unseen, served, plans = _served(asked, spared, rule)
         seen = made.balancedness(asked.seen, asked.dispatch)
-        points.append(Slots(size - least, spared.num_slots, seen, unseen))
+        points.append(Slots(size - least, spared.num_held, seen, unseen))
         progress(number + 1, len(sizes))
     heights = [each.seen if each.unseen is None else each.unseen for each in points]
     layers = int(np.count_nonzero(~trace.dense))
@@ -61,6 +64,14 @@ def measure_spare(
         plans,
         None if expert_bytes is None else expert_bytes * layers,
     )
+
+
+def _of_size(cluster: Cluster, size: int) -> Cluster:
+    """The same GPUs with other slots: so many on the largest, and as many more or fewer on each."""
+    if cluster.slots is None:
+        return replace(cluster, slots_per_gpu=size)
+    more = size - cluster.slots_per_gpu
+    return replace(cluster, slots=tuple(max(1, each + more) for each in cluster.slots))
 
 
 def _served(asked: Asked, cluster: Cluster, rule: Forecast) -> tuple[float | None, int, int]:
@@ -131,7 +142,7 @@ def measure_moves(
         return Missing("no placement that runs was given (give --current)")
     loads = asked.trace.loads
     moe = ~asked.trace.dense
-    most = int(np.count_nonzero(moe)) * asked.cluster.num_slots
+    most = int(np.count_nonzero(moe)) * asked.cluster.num_held
     placements = _frontier(asked, loads, current, rule)
     if not placements:
         return Missing("the windows to plan for have no load")

@@ -75,6 +75,7 @@ class Setting:
     dispatch: str
     every: int
     merged: str | None = None
+    uneven: str = ""
 
 
 @dataclass(frozen=True)

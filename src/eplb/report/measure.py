@@ -274,9 +274,21 @@ def _setting(asked: Asked, name: str, current: str | None, every: int) -> Settin
         num_experts=trace.num_experts,
         num_gpus=cluster.num_gpus,
         num_nodes=cluster.num_nodes,
-        num_slots=cluster.num_slots,
+        num_slots=cluster.num_held,
         slots_per_gpu=cluster.slots_per_gpu,
         num_groups=asked.num_groups,
         dispatch=asked.dispatch,
         every=every,
+        uneven=_uneven(cluster),
     )
+
+
+def _uneven(cluster: Cluster) -> str:
+    """How GPUs differ, in words; nothing where they are alike."""
+    words = ""
+    if cluster.slots is not None:
+        words = f" of {min(cluster.slots)} to {cluster.slots_per_gpu} slots"
+    if cluster.speed is not None and not cluster.even:
+        speeds = f"speed {min(cluster.speed):g} to {max(cluster.speed):g}"
+        words += f" and {speeds}" if words else f" of {speeds}"
+    return words

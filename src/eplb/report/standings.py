@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.balance import paced
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.forecast import Recent
@@ -106,7 +107,7 @@ def heat_of(asked: Asked, running: Placement, made: Placement, ran: Sequence[Pla
 def _over_mean(
     placement: Placement, window: NDArray[np.float64], layers: NDArray[np.intp], dispatch: str
 ) -> tuple[tuple[float, ...], ...]:
-    load = placement.gpu_load(window, dispatch)[layers]
+    load = paced(placement.gpu_load(window, dispatch)[layers], placement.cluster.speeds)
     return tuple(map(tuple, (load / load.mean(axis=1, keepdims=True)).tolist()))
 
 

@@ -75,7 +75,7 @@ def _setting(figures: Figures) -> str:
         names += f" to {printable(at.last_window)}"
     groups = f", {at.num_groups} groups" if at.num_groups > 1 else ""
     return (
-        f"{layers}{groups}, in {at.num_slots} slots on {at.num_gpus} GPUs{nodes}; "
+        f"{layers}{groups}, in {at.num_slots} slots on {at.num_gpus} GPUs{at.uneven}{nodes}; "
         f"{counted(at.num_windows, 'window')} ({names})"
         + ("" if at.merged is None else f". {at.merged}")
         + f". {in_words(at.dispatch)}"

@@ -82,6 +82,8 @@ def estimate_times(
     """
     if isinstance(model, Missing):
         return model
+    if not asked.cluster.even:
+        return Missing("times are estimated for GPUs that are alike, and these differ")
     loads = asked.trace.loads
     seen = len(loads) == 1
     loaded = [each for each in range(0 if seen else 1, len(loads)) if loads[each].any()]

@@ -41,11 +41,12 @@ def _adopt_layers(
     before: I64,
     home: I64,
     num_nodes: int,
-    slots_per_gpu: int,
+    first: I64,
     start: I64,
 ) -> None:
     """Fill `start` [L, P] from what GPUs hold, `held` [L, G, E], in their slots `before` [L, P],
-    where -1 is none. `loads` [L, E] say which experts matter, `home` [L, E] the node of each.
+    where -1 is none; a GPU has those from `first` [G + 1] on. `loads` [L, E] say which experts
+    matter, `home` [L, E] the node of each.
     """
     num_layers, num_gpus, num_experts = held.shape
     copies = np.empty(num_experts, np.int64)
@@ -64,11 +65,11 @@ def _adopt_layers(
         for gpu in range(num_gpus):
             _keep(
                 held[layer, gpu], before[layer], home[layer], loads[layer], copies, gpu,
-                gpu // node_gpus, slots_per_gpu, slots, filled,
+                gpu // node_gpus, first, slots, filled,
             )  # fmt: skip
-        _make_room(held[layer], copies, home[layer], node_gpus, slots_per_gpu, slots, filled)
-        _bring_missing(loads[layer], copies, home[layer], node_gpus, slots_per_gpu, slots, filled)
-        _fill_up(loads[layer], copies, home[layer], node_gpus, slots_per_gpu, slots, filled)
+        _make_room(held[layer], copies, home[layer], node_gpus, first, slots, filled)
+        _bring_missing(loads[layer], copies, home[layer], node_gpus, first, slots, filled)
+        _fill_up(loads[layer], copies, home[layer], node_gpus, first, slots, filled)
 
 
 @inner
@@ -80,19 +81,20 @@ def _keep(
     copies: I64,
     gpu: int,
     node: int,
-    slots_per_gpu: int,
+    first: I64,
     slots: I64,
     filled: I64,
 ) -> None:
     """Keep what a GPU holds and may, in its slots; where that is too much, leave out experts with
     the most other copies, the least load first.
     """
-    num = 0
+    num, begin = 0, first[gpu]
+    size = first[gpu + 1] - begin
     keeps = np.zeros(held.shape[0], np.bool_)
     for expert in range(held.shape[0]):
         keeps[expert] = held[expert] and home[expert] == node
         num += keeps[expert]
-    while num > slots_per_gpu:
+    while num > size:
         worst = -1
         for expert in range(held.shape[0]):
             if keeps[expert] and (
@@ -105,8 +107,7 @@ def _keep(
         copies[worst] -= 1
         num -= 1
     filled[gpu] = num
-    begin = gpu * slots_per_gpu
-    for slot in range(begin, begin + slots_per_gpu):
+    for slot in range(begin, begin + size):
         expert = before[slot]
         if expert >= 0 and keeps[expert]:
             slots[slot] = expert
@@ -121,7 +122,7 @@ def _keep(
 
 @inner
 def _make_room(
-    held: B, copies: I64, home: I64, node_gpus: int, slots_per_gpu: int, slots: I64, filled: I64
+    held: B, copies: I64, home: I64, node_gpus: int, first: I64, slots: I64, filled: I64
 ) -> None:
     """Put experts that every GPU left out back on one that held them, where others can give way to
     GPUs that held them too: by augmenting paths, so that the fewest are missing.
@@ -135,14 +136,14 @@ def _make_room(
         for expert in range(num_experts):
             taken[expert] = -1
         queue[0] = missing
-        first, last, found = 0, 1, -1
-        while first < last and found < 0:
-            coming = queue[first]
+        next_one, last, found = 0, 1, -1
+        while next_one < last and found < 0:
+            coming = queue[next_one]
             begin = home[coming] * node_gpus
             for gpu in range(begin, begin + node_gpus):
-                if not held[gpu, coming] or filled[gpu] < slots_per_gpu:
+                if not held[gpu, coming] or filled[gpu] < first[gpu + 1] - first[gpu]:
                     continue
-                for slot in range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu):
+                for slot in range(first[gpu], first[gpu + 1]):
                     expert = slots[slot]
                     if found >= 0 or expert == missing or taken[expert] >= 0:
                         continue
@@ -152,7 +153,7 @@ def _make_room(
                     else:
                         queue[last] = expert
                         last += 1
-            first += 1
+            next_one += 1
         if found >= 0:
             copies[found] -= 1
             copies[missing] = 1
@@ -164,7 +165,7 @@ def _make_room(
 
 @inner
 def _bring_missing(
-    loads: F64, copies: I64, home: I64, node_gpus: int, slots_per_gpu: int, slots: I64, filled: I64
+    loads: F64, copies: I64, home: I64, node_gpus: int, first: I64, slots: I64, filled: I64
 ) -> None:
     """Put experts that no GPU holds, heaviest first, where most slots are free, or else in the
     place of the expert whose replicas have the least load.
@@ -176,19 +177,19 @@ def _bring_missing(
                 missing = expert
         if missing < 0:
             return
-        first = home[missing] * node_gpus
-        target = first
-        for gpu in range(first, first + node_gpus):
-            if filled[gpu] < filled[target]:
-                target = gpu
+        begin = home[missing] * node_gpus
+        target, free = begin, 0
+        for gpu in range(begin, begin + node_gpus):
+            if first[gpu + 1] - first[gpu] - filled[gpu] > free:
+                target, free = gpu, first[gpu + 1] - first[gpu] - filled[gpu]
         place = -1
-        if filled[target] < slots_per_gpu:
-            place = target * slots_per_gpu
+        if free > 0:
+            place = first[target]
             while slots[place] >= 0:
                 place += 1
             filled[target] += 1
         else:
-            for slot in range(first * slots_per_gpu, (first + node_gpus) * slots_per_gpu):
+            for slot in range(first[begin], first[begin + node_gpus]):
                 expert = slots[slot]
                 if copies[expert] > 1 and (
                     place < 0
@@ -202,11 +203,11 @@ def _bring_missing(
 
 @inner
 def _fill_up(
-    loads: F64, copies: I64, home: I64, node_gpus: int, slots_per_gpu: int, slots: I64, filled: I64
+    loads: F64, copies: I64, home: I64, node_gpus: int, first: I64, slots: I64, filled: I64
 ) -> None:
     """Give GPUs that hold nothing the largest replica, and fill all up with what they hold."""
     for gpu in range(filled.shape[0]):
-        begin = gpu * slots_per_gpu
+        begin = first[gpu]
         if filled[gpu] == 0:
             largest = -1
             for expert in range(copies.shape[0]):
@@ -217,7 +218,7 @@ def _fill_up(
             slots[begin] = largest
             copies[largest] += 1
         source = begin
-        for slot in range(begin, begin + slots_per_gpu):
+        for slot in range(begin, first[gpu + 1]):
             if slots[slot] >= 0:
                 continue
             while slots[source] < 0:

@@ -9,7 +9,7 @@ twice.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eplb.cluster import Cluster
+from eplb.cluster import Cluster, check_even
 from eplb.loads import check_loads
 from eplb.solver.jit import inner, kernel
 from eplb.solver.packing import F64, HISTOGRAM, I64, _descending
@@ -39,6 +39,7 @@ def greedy(loads: ArrayLike, cluster: Cluster, num_groups: int, *, swaps: bool) 
         LoadsError: loads that are no loads.
     """
     checked = check_loads(loads)
+    check_even(cluster)
     num_nodes = cluster.num_nodes if num_groups % cluster.num_nodes == 0 else 1
     phy2log = np.empty((checked.shape[0], cluster.num_slots), np.int64)
     most_swaps = _MOST_SWAPS if swaps else 0

@@ -4,9 +4,9 @@ import numpy as np
 
 from eplb.solver.jit import inner, kernel
 from eplb.solver.pack import _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
-from eplb.solver.packing import F64, I64, _new_packing, _new_search_scratch
+from eplb.solver.packing import F64, I64, Gpus, _new_packing, _new_search_scratch
 from eplb.solver.replicate import _replicate
-from eplb.solver.swap import _descend
+from eplb.solver.swap import WORK, _descend
 
 __all__ = ["NEAR_ENOUGH"]
 
@@ -80,7 +80,7 @@ def _plan_layers(
             node_bound = max(node_total / gpus_per_node, packing.share[0])
             near = NEAR_ENOUGH if slots_per_node > experts_per_node else NEAR_ENOUGH_WITHOUT_SPARE
             target = max(bound, node_bound) * (1.0 + near)
-            _descend(packing, max(target, _least_peak_of_pairs(packing)), search_scratch)
+            _descend(packing, max(target, _least_peak_of_pairs(packing)), int(WORK), search_scratch)
             if num_nodes == 1:
                 bound = node_bound
             for gpu in range(gpus_per_node):
@@ -107,4 +107,38 @@ def _peak_of(weight: F64, phy2log: I64, slots_per_gpu: int, count: I64, share: F
         for slot in range(begin, begin + slots_per_gpu):
             load += share[phy2log[slot]]
         peak = max(peak, load)
+    return peak
+
+
+@kernel
+def _peak_layers(
+    windows: F64, weights: F64, layers: I64, gpus: Gpus, phy2log: I64, peaks: F64
+) -> None:
+    """Fill `peaks` [L] of `layers` with the expected peak, of loads over paces, over `windows`
+    [T, L, E], which count `weights` [T, L].
+    """
+    num_windows, _, num_experts = windows.shape
+    count, share = np.empty(num_experts, np.int64), np.empty(num_experts)
+    for layer in layers:
+        peaks[layer] = 0.0
+        for window in range(num_windows):
+            peak = _paced_peak_of(windows[window, layer], phy2log[layer], gpus, count, share)
+            peaks[layer] += weights[window, layer] * peak
+
+
+@inner
+def _paced_peak_of(weight: F64, phy2log: I64, gpus: Gpus, count: I64, share: F64) -> float:
+    """Load over pace of the busiest GPU, added up slot by slot as `Placement.gpu_load` does."""
+    for expert in range(weight.shape[0]):
+        count[expert] = 0
+    for slot in range(phy2log.shape[0]):
+        count[phy2log[slot]] += 1
+    for expert in range(weight.shape[0]):
+        share[expert] = weight[expert] / count[expert]
+    peak = 0.0
+    for gpu in range(gpus.pace.shape[0]):
+        load = 0.0
+        for slot in range(gpus.first[gpu], gpus.first[gpu + 1]):
+            load += share[phy2log[slot]]
+        peak = max(peak, load / gpus.pace[gpu])
     return peak

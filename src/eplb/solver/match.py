@@ -53,17 +53,17 @@ def assign(value: F64) -> I64:
 
 
 @kernel
-def _keep_slots(phy2log: I64, before: I64, slots_per_gpu: int) -> None:
+def _keep_slots(phy2log: I64, before: I64, first: I64) -> None:
     """Put experts of `phy2log` [L, P] that stay on their GPU in the slots that they have in
-    `before` [L, P], where -1 is none.
+    `before` [L, P], where -1 is none; a GPU has the slots from `first` [G + 1] on.
     """
-    num_layers, num_slots = phy2log.shape
-    rest = np.empty(slots_per_gpu, np.int64)
-    taken = np.empty(slots_per_gpu, np.bool_)
-    for layer in range(num_layers):
-        for begin in range(0, num_slots, slots_per_gpu):
-            new = phy2log[layer, begin : begin + slots_per_gpu]
-            old = before[layer, begin : begin + slots_per_gpu]
+    rest = np.empty(phy2log.shape[1], np.int64)
+    taken = np.empty(phy2log.shape[1], np.bool_)
+    for layer in range(phy2log.shape[0]):
+        for gpu in range(first.shape[0] - 1):
+            new = phy2log[layer, first[gpu] : first[gpu + 1]]
+            old = before[layer, first[gpu] : first[gpu + 1]]
+            slots_per_gpu = new.shape[0]
             num = 0
             for slot in range(slots_per_gpu):
                 taken[slot] = False

@@ -19,6 +19,7 @@ __all__ = [
     "LONGEST_BAR",
     "MOST_SWAPS",
     "B",
+    "Gpus",
     "Packing",
     "SearchScratch",
 ]
@@ -37,6 +38,15 @@ HISTOGRAM = 4 * 256
 """Length of the histogram that `_descending` needs: 256 bins for each of its 4 passes."""
 
 
+class Gpus(NamedTuple):
+    """G GPUs, where they may differ."""
+
+    first: I64
+    """[G + 1] first slot of a GPU, and the end."""
+    pace: F64
+    """[G] how fast a GPU is, 1 on average."""
+
+
 class Packing(NamedTuple):
     """One layer's replicas on GPUs: E experts by rank, G GPUs of S slots, P = G * S replicas."""
 
@@ -51,7 +61,7 @@ class Packing(NamedTuple):
     gpu_of: I64
     """[P] GPU of a replica; an expert's replicas stand together."""
     slots: I64
-    """[G, S] expert in a slot."""
+    """[G, S] expert in a slot; -1 in those at the end that a GPU does not have."""
     load: F64
     """[G] load of a GPU."""
 

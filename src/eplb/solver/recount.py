@@ -22,7 +22,7 @@ from eplb.solver.jit import inner, kernel
 from eplb.solver.layers import NEAR_ENOUGH, _peak_of
 from eplb.solver.pack import PackScratch, _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
 from eplb.solver.packing import F64, I64, Packing, _excess, _new_packing, _new_search_scratch, _peak
-from eplb.solver.swap import _descend
+from eplb.solver.swap import WORK, _descend
 
 __all__ = ["FEW_SLOTS"]
 
@@ -246,7 +246,7 @@ def _recount_layers(
             bound = max(bound, bounds[layer])
             enough = bound * (1.0 + NEAR_ENOUGH)
             _recount(weight, count, bound, enough, packing, order, spare[0], pack_scratch)
-            _descend(packing, max(enough, _least_peak_of_pairs(packing)), scratch)
+            _descend(packing, max(enough, _least_peak_of_pairs(packing)), int(WORK), scratch)
             _put_back(packing, order, experts, slots)
         peak = _peak_of(loads[layer], phy2log[layer], slots_per_gpu, count, share)
         if peak < peaks[layer]:

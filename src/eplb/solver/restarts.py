@@ -8,7 +8,7 @@ import numpy as np
 
 from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import I64
+from eplb.solver.packing import I64, Gpus
 
 __all__: list[str] = []
 
@@ -22,7 +22,7 @@ _SIDES = 2
 
 @kernel
 def _shake_rows(
-    numbers: I64, num_experts: int, num_groups: int, num_nodes: int, num_gpus: int, phy2log: I64
+    numbers: I64, num_experts: int, num_groups: int, num_nodes: int, gpus: Gpus, phy2log: I64
 ) -> None:
     """Make a start of each row of `phy2log` [K, P], the one of its number in `numbers` [K].
 
@@ -32,12 +32,17 @@ def _shake_rows(
     """
     random = np.empty(1, np.int64)
     copies = np.empty(num_experts, np.int64)
+    num_gpus = gpus.pace.shape[0]
     holds = np.empty((num_gpus, num_experts), np.int64)
+    gpu_of = np.empty(phy2log.shape[1], np.int64)
+    for gpu in range(num_gpus):
+        for slot in range(gpus.first[gpu], gpus.first[gpu + 1]):
+            gpu_of[slot] = gpu
     for row in range(phy2log.shape[0]):
         random[0] = numbers[row]
         if num_groups > 1 and numbers[row] % int(_TRADES) != 0:
             _trade(random, num_experts // num_groups, num_nodes, phy2log[row])
-        _shake(random, num_nodes, phy2log[row], copies, holds)
+        _shake(random, num_nodes, gpu_of, phy2log[row], copies, holds)
 
 
 @inner
@@ -67,19 +72,19 @@ def _trade(random: I64, group_size: int, num_nodes: int, slots: I64) -> None:
 
 
 @inner
-def _shake(random: I64, num_nodes: int, slots: I64, copies: I64, holds: I64) -> None:
-    """Shake `slots` [P]; `copies` [E] and `holds` [G, E] are scratch memory."""
-    num_slots, num_gpus = slots.shape[0], holds.shape[0]
-    slots_per_gpu, slots_per_node = num_slots // num_gpus, num_slots // num_nodes
+def _shake(random: I64, num_nodes: int, gpu_of: I64, slots: I64, copies: I64, holds: I64) -> None:
+    """Shake `slots` [P], on the GPUs `gpu_of` [P]; `copies` [E] and `holds` [G, E] are scratch."""
+    num_slots = slots.shape[0]
+    slots_per_node = num_slots // num_nodes
     copies[:] = 0
     holds[:] = 0
     for slot in range(num_slots):
         copies[slots[slot]] += 1
-        holds[slot // slots_per_gpu, slots[slot]] += 1
+        holds[gpu_of[slot], slots[slot]] += 1
     for _ in range(_SHAKES * num_slots):
         slot = _below(random, num_slots)
         other = slot // slots_per_node * slots_per_node + _below(random, slots_per_node)
-        gpu, host = slot // slots_per_gpu, other // slots_per_gpu
+        gpu, host = gpu_of[slot], gpu_of[other]
         old, new = slots[slot], slots[other]
         if holds[gpu, new] > 0:
             continue

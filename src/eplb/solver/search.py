@@ -5,14 +5,15 @@ replicas of different GPUs, *give* an expert of a GPU one more replica in a slot
 *take* one of its replicas away in favour of another expert. What falls is the *excess*, the
 expected square of what GPUs have above a target:
 
-    excess = sum over windows t and GPUs g of  weight[t] * max(0, load[t, g] - target[t])^2
+    excess = sum over t and g of  weight[t] * max(0, load[t, g] - target[t] * pace[g])^2
 
-Each step looks at the GPU with the most excess and makes the change that takes off most for each
-*move*, an expert's weights received by a GPU that did not hold them at the start. Two drivers make
-the steps. *descend* makes those that lower the excess, a few moves in all, and every state on the
-way may be chosen: how far to go is left to who knows the price of a move. *tabu* starts a plan
-afresh, where moves cost nothing: it makes the best change even where that is for the worse, bars
-what has left a GPU from it for some steps, and leaves the caller the best state of all.
+over windows t and GPUs g, each of which is to have load as it is fast. Each step looks at the GPU
+with the most excess and makes the change that takes off most for each *move*, an expert's weights
+received by a GPU that did not hold them at the start. Two drivers make the steps. *descend* makes
+those that lower the excess, a few moves in all, and every state on the way may be chosen: how far
+to go is left to who knows the price of a move. *tabu* starts a plan afresh, where moves cost
+nothing: it makes the best change even where that is for the worse, bars what has left a GPU from it
+for some steps, and leaves the caller the best state of all.
 
 What a change gains is put together from sums that are kept for each slot and expert. With e(x) =
 max(0, x)^2, and o the load of a GPU above the target:
@@ -34,8 +35,7 @@ import numpy as np
 
 from eplb.solver.bounds import _least_peak
 from eplb.solver.jit import inner, kernel
-from eplb.solver.layers import _peak_of
-from eplb.solver.packing import F64, I32, I64, B, _excess
+from eplb.solver.packing import F64, I32, I64, B, Gpus, _excess
 from eplb.solver.window_swaps import _swap_under_norms
 
 __all__ = ["Drive", "State", "Steps"]
@@ -109,10 +109,16 @@ class Change(NamedTuple):
 class State(NamedTuple):
     """Where a search through one layer stands: P slots on G GPUs, E experts, T windows.
 
-    Loads are shares of the mean GPU's, times the square root of what their window counts, so that
-    squares of them need no weights.
+    Slots are those that GPUs have, numbered GPU by GPU. Loads are shares of the mean GPU's, times
+    the square root of what their window counts, so that squares of them need no weights.
     """
 
+    first: I64
+    """[G + 1] first slot of a GPU, and the end."""
+    pace: F64
+    """[G] how fast a GPU is, 1 on average."""
+    gpu_of: I64
+    """[P] GPU of a slot."""
     slots: I64
     """[P] expert in a slot."""
     holds: I32
@@ -131,7 +137,7 @@ class State(NamedTuple):
     root: F64
     """[T] the square root of what a window counts."""
     target: F64
-    """[T] load up to which a GPU has no excess."""
+    """[T] load up to which a GPU has no excess, times its pace."""
     part: F64
     """[T, P] load of a slot."""
     load: F64
@@ -172,9 +178,18 @@ class State(NamedTuple):
 
 
 @inner
-def _new_state(num_experts: int, num_gpus: int, num_slots: int, num_windows: int) -> State:
+def _new_state(num_experts: int, gpus: Gpus, num_windows: int) -> State:
     """Memory for a search, with nothing in it."""
+    num_gpus = gpus.pace.shape[0]
+    num_slots = int(gpus.first[num_gpus])
+    gpu_of = np.empty(num_slots, np.int64)
+    for gpu in range(num_gpus):
+        for slot in range(gpus.first[gpu], gpus.first[gpu + 1]):
+            gpu_of[slot] = gpu
     return State(
+        gpus.first,
+        gpus.pace,
+        gpu_of,
         np.empty(num_slots, np.int64),
         np.zeros((num_gpus, num_experts), np.int32),
         np.empty((num_windows, num_experts)),
@@ -208,15 +223,14 @@ def _new_state(num_experts: int, num_gpus: int, num_slots: int, num_windows: int
 @inner
 def _begin(state: State, start: I64, num_nodes: int) -> None:
     """Take up a placement."""
-    num_gpus, num_slots = state.above.shape[0], start.shape[0]
-    slots_per_gpu, slots_per_node = num_slots // num_gpus, num_slots // num_nodes
+    num_gpus = state.above.shape[0]
     state.copies[:] = 0
-    for slot in range(num_slots):
-        expert = start[slot]
+    for slot in range(start.shape[0]):
+        expert, gpu = start[slot], state.gpu_of[slot]
         state.slots[slot] = expert
         state.copies[expert] += 1
-        state.holds[slot // slots_per_gpu, expert] += 1
-        state.home[expert] = slot // slots_per_node
+        state.holds[gpu, expert] += 1
+        state.home[expert] = gpu // (num_gpus // num_nodes)
     for expert in range(state.copies.shape[0]):
         _recount_one(state, expert)
     for gpu in range(num_gpus):
@@ -226,9 +240,8 @@ def _begin(state: State, start: I64, num_nodes: int) -> None:
 @inner
 def _leave(state: State) -> None:
     """Leave a placement, for another layer."""
-    slots_per_gpu = state.slots.shape[0] // state.above.shape[0]
     for slot in range(state.slots.shape[0]):
-        state.holds[slot // slots_per_gpu, state.slots[slot]] = 0
+        state.holds[state.gpu_of[slot], state.slots[slot]] = 0
 
 
 @inner
@@ -244,8 +257,7 @@ def _recount_one(state: State, expert: int) -> None:
 @inner
 def _renew(state: State, gpu: int) -> None:
     """Renew what is known of a GPU after a change on it."""
-    slots_per_gpu = state.slots.shape[0] // state.above.shape[0]
-    slots = range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu)
+    slots = range(state.first[gpu], state.first[gpu + 1])
     above = 0.0
     state.settled[gpu] = False
     for slot in slots:
@@ -258,7 +270,7 @@ def _renew(state: State, gpu: int) -> None:
             state.part[window, slot] = state.loads[window, expert] / state.copies[expert]
             load += state.part[window, slot]
         state.load[window, gpu] = load
-        over = load - state.target[window]
+        over = load - state.target[window] * state.pace[gpu]
         here = _excess(over)
         above += here
         for slot in slots:
@@ -273,12 +285,12 @@ def _renew(state: State, gpu: int) -> None:
 
 @inner
 def _expected(state: State) -> float:
-    """The expected peak."""
+    """The expected peak, of loads over paces."""
     expected = 0.0
     for window in range(state.load.shape[0]):
         peak = 0.0
         for gpu in range(state.load.shape[1]):
-            peak = max(peak, state.load[window, gpu])
+            peak = max(peak, state.load[window, gpu] / state.pace[gpu])
         expected += state.root[window] * peak
     return expected
 
@@ -300,7 +312,7 @@ def _search_layers(
     weights: F64,
     layers: I64,
     num_nodes: int,
-    num_gpus: int,
+    gpus: Gpus,
     start: I64,
     held: B,
     drive: Drive,
@@ -320,12 +332,17 @@ def _search_layers(
 
     `windows` have one total in a layer, and `weights` [T, L] add up to 1 in it. `held` [L, G, E] is
     what GPUs held before, or [1, G, E] for all layers alike. `bounds` [L] are proven, and become
-    what the windows prove. Experts stay on the node where they are.
+    what the windows prove. Experts stay on the node where they are, equally many GPUs on each.
+    Peaks, bounds and `enough` are of loads over paces.
     """
     num_windows, _, num_experts = windows.shape
-    num_slots = start.shape[1]
+    num_slots, num_gpus = start.shape[1], gpus.pace.shape[0]
     slots_per_gpu = num_slots // num_gpus
-    state = _new_state(num_experts, num_gpus, num_slots, num_windows)
+    alike = True
+    for gpu in range(num_gpus):
+        of_gpu = gpus.first[gpu + 1] - gpus.first[gpu]
+        alike = alike and of_gpu == slots_per_gpu and gpus.pace[gpu] == 1.0
+    state = _new_state(num_experts, gpus, num_windows)
     count, heap = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
     share, slots = np.empty(num_experts), np.empty(num_slots, np.int64)
     for layer in layers:
@@ -342,8 +359,8 @@ def _search_layers(
             state.root[window] = root
             for expert in range(num_experts):
                 state.loads[window, expert] = windows[window, layer, expert] * (root / unit)
-            least = 0.0
-            if root > 0.0:
+            least = root if root > 0.0 else 0.0
+            if root > 0.0 and alike:
                 least = _least_peak(
                     state.loads[window], num_gpus, slots_per_gpu, count, share, heap
                 )
@@ -407,7 +424,7 @@ def _descend(
     steps.peaks[layer, length] = _expected(state)
     slots_per_gpu = state.slots.shape[0] // num_gpus
     for slot in range(state.slots.shape[0]):
-        gpu = slot // slots_per_gpu
+        gpu = state.gpu_of[slot]
         if length < most and state.holds[gpu, state.slots[slot]] > 1:
             _sum_up(state)
             change = _best_of_taking(state, slot, held, num_nodes, _none(-np.inf))
@@ -452,7 +469,6 @@ def _tabu(
 ) -> None:
     """Make the best change, step by step, for better or worse."""
     num_gpus = state.above.shape[0]
-    slots_per_gpu = state.slots.shape[0] // num_gpus
     bar = min(_LONGEST_BAR - 4, 3 + num_gpus // 3)
     lowest = _expected(state)
     steps.peaks[layer, 0] = lowest
@@ -475,9 +491,9 @@ def _tabu(
             continue
         # Bars of changing length keep the search from going round in circles.
         until = state.clock[0] + bar + 7 * tried % 5
-        state.barred[change.slot // slots_per_gpu, state.slots[change.slot]] = until
+        state.barred[state.gpu_of[change.slot], state.slots[change.slot]] = until
         if change.other != change.slot:
-            state.barred[change.other // slots_per_gpu, state.slots[change.other]] = until
+            state.barred[state.gpu_of[change.other], state.slots[change.other]] = until
         length = _make(state, change, held, layer, length, steps)
         if steps.peaks[layer, length] < lowest * (1.0 - 1e-12):
             lowest = steps.peaks[layer, length]
@@ -497,7 +513,6 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
     which there is one; slot is -1 where there is none.
     """
     num_gpus = state.above.shape[0]
-    slots_per_gpu = state.slots.shape[0] // num_gpus
     _sum_up(state)
     last = np.inf
     before = np.int64(-1)
@@ -513,7 +528,7 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
         last, before = state.above[gpu], gpu
         best = _none(floor)
         best = _best_of_giving(state, gpu, held, num_nodes, best)
-        for slot in range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu):
+        for slot in range(state.first[gpu], state.first[gpu + 1]):
             if state.copies[state.slots[slot]] > 1:
                 best = _best_of_taking(state, slot, held, num_nodes, best)
         best = _best_of_swapping(state, gpu, held, num_nodes, share, best)
@@ -527,22 +542,19 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
 def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Change) -> Change:
     """The best of that and one more replica of an expert of a GPU in another GPU's slot."""
     gain, kept, rest = state.gain, state.fixed, state.their_rest
-    num_slots, num_gpus = state.slots.shape[0], state.above.shape[0]
-    slots_per_gpu, node_slots = num_slots // num_gpus, num_slots // num_nodes
-    begin = gpu * slots_per_gpu // node_slots * node_slots
+    node_gpus = state.above.shape[0] // num_nodes
+    begin = gpu // node_gpus * node_gpus
     givers = np.int64(0)
-    for slot in range(begin, begin + node_slots):
-        expert = state.slots[slot]
-        if state.copies[expert] > 1 and slot // slots_per_gpu != gpu:
+    for slot in range(state.first[begin], state.first[begin + node_gpus]):
+        expert, host = state.slots[slot], state.gpu_of[slot]
+        if state.copies[expert] > 1 and host != gpu:
             state.listed[givers] = slot
-            kept[givers] = (
-                state.burden[slot] - state.all_burden[expert] + state.above[slot // slots_per_gpu]
-            )
+            kept[givers] = state.burden[slot] - state.all_burden[expert] + state.above[host]
             for window in range(state.part.shape[0]):
                 rest[window, givers] = state.without[window, slot]
             givers += 1
     worth, given, found = best.worth, np.int64(-1), np.int64(-1)
-    for slot in range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu):
+    for slot in range(state.first[gpu], state.first[gpu + 1]):
         expert = state.slots[slot]
         relief = state.all_relief[expert]
         if relief <= 0.0:
@@ -560,7 +572,7 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
                 # Sums of relief and burden leave out that both are on this GPU: never below 0, the
                 # excess being convex.
                 for window in range(state.part.shape[0]):
-                    over = state.load[window, gpu] - state.target[window]
+                    over = state.load[window, gpu] - state.target[window] * state.pace[gpu]
                     less = state.part[window, slot] - state.more[window, expert]
                     more = state.fewer[window, giver]
                     more -= state.loads[window, giver] / state.copies[giver]
@@ -568,7 +580,7 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
                     gain[i] += both - _excess(over - less + more)
             if gain[i] <= _FREE * worth:
                 continue
-            other = target // slots_per_gpu
+            other = state.gpu_of[target]
             if state.holds[other, expert] > 0 or state.barred[other, expert] >= state.clock[0]:
                 continue
             moves = int(not held[other, expert]) - int(not held[other, giver])
@@ -586,7 +598,7 @@ def _best_of_taking(state: State, slot: int, held: B, num_nodes: int, best: Chan
     expert = state.slots[slot]
     gain, count = state.gain, state.copies
     num_experts, num_gpus = count.shape[0], state.above.shape[0]
-    gpu = slot // (state.slots.shape[0] // num_gpus)
+    gpu = state.gpu_of[slot]
     left = state.burden[slot] - state.all_burden[expert] + state.above[gpu]
     for other in range(num_experts):
         gain[other] = left + state.all_relief[other]
@@ -617,11 +629,10 @@ def _best_of_swapping(
 ) -> Change:
     """The best of that and a swap of a slot of a GPU with another's."""
     fixed, part, rest = state.fixed, state.their_part, state.their_rest
-    slots_per_gpu = state.slots.shape[0] // state.above.shape[0]
     num, begin, end = _list_partners(state, gpu, held, num_nodes, share, best.worth)
     gain = state.gain[:num]
     worth, first, second = best.worth, np.int64(-1), np.int64(-1)
-    for slot in range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu):
+    for slot in range(state.first[gpu], state.first[gpu + 1]):
         expert = state.slots[slot]
         for i in range(gain.shape[0]):
             gain[i] = fixed[i]
@@ -646,7 +657,7 @@ def _best_of_swapping(
             if not gain[i] * rate[i] > worth:
                 continue
             target = state.listed[i]
-            host = target // slots_per_gpu
+            host = state.gpu_of[target]
             if (
                 state.holds[host, expert] == 0
                 and state.holds[gpu, state.slots[target]] == 0
@@ -671,17 +682,17 @@ def _list_partners(
 
     A swap with another GPU takes off at most what evening out the two would: the excess is convex.
     """
-    num_slots, num_gpus = state.slots.shape[0], state.above.shape[0]
-    slots_per_gpu, node_gpus = num_slots // num_gpus, num_gpus // num_nodes
+    node_gpus = state.above.shape[0] // num_nodes
     begin = gpu // node_gpus * node_gpus
     most = state.most[:node_gpus]
     for i in range(node_gpus):
         most[i] = state.above[gpu] + state.above[begin + i]
     for window in range(state.part.shape[0]):
-        half = 0.5 * state.load[window, gpu] - state.target[window]
+        half, target = 0.5 * state.load[window, gpu], state.target[window]
         load = state.load[window, begin : begin + node_gpus]
         for i in range(node_gpus):
-            even = _excess(half + 0.5 * load[i])
+            pace = 0.5 * (state.pace[gpu] + state.pace[begin + i])
+            even = _excess(half - target * pace + 0.5 * load[i])
             most[i] -= even + even
     highest = 0.0
     for i in range(node_gpus):
@@ -691,7 +702,8 @@ def _list_partners(
         host = begin + i
         if host == gpu or most[i] < share * highest or most[i] < _FREE * worth:
             continue
-        first = host * slots_per_gpu
+        first = state.first[host]
+        slots_per_gpu = state.first[host + 1] - first
         fixed = state.fixed[num : num + slots_per_gpu]
         listed = state.listed[num : num + slots_per_gpu]
         both = state.above[gpu] + state.above[host]
@@ -715,7 +727,7 @@ def _list_partners(
     else:
         for k in range(num):
             target = state.listed[k]
-            partner, host = state.slots[target], target // slots_per_gpu
+            partner, host = state.slots[target], state.gpu_of[target]
             moves = int(not held[gpu, partner]) - int(not held[host, partner])
             state.rate[0, k] = 1.0 / _FREE
             state.rate[1, k] = 1.0 if moves == 1 else 1.0 / _FREE
@@ -739,7 +751,6 @@ def _make(state: State, change: Change, held: B, layer: int, length: int, steps:
     """Make a change, keep it as a step, and return the steps that there are now."""
     moves = steps.moves[layer, length]
     num_gpus = state.above.shape[0]
-    slots_per_gpu = state.slots.shape[0] // num_gpus
     swap = change.slot != change.other
     steps.slots[layer, length, 0] = change.slot
     steps.slots[layer, length, 1] = change.other
@@ -748,7 +759,7 @@ def _make(state: State, change: Change, held: B, layer: int, length: int, steps:
     for i in range(1 + int(swap)):
         slot = steps.slots[layer, length, i]
         new = steps.experts[layer, length, i]
-        gpu, old = slot // slots_per_gpu, state.slots[slot]
+        gpu, old = state.gpu_of[slot], state.slots[slot]
         state.slots[slot] = new
         state.holds[gpu, old] -= 1
         state.holds[gpu, new] += 1
@@ -782,19 +793,3 @@ def _follow_layers(steps: Steps, chosen: I64, phy2log: I64) -> None:
     """Make the first `chosen` [L] steps of each layer in `phy2log` [L, P], none where below 0."""
     for layer in range(chosen.shape[0]):
         _follow(steps, layer, chosen[layer], phy2log[layer])
-
-
-@kernel
-def _peak_layers(
-    windows: F64, weights: F64, layers: I64, slots_per_gpu: int, phy2log: I64, peaks: F64
-) -> None:
-    """Fill `peaks` [L] of `layers` with the expected peak over `windows` [T, L, E], which count
-    `weights` [T, L].
-    """
-    num_windows, _, num_experts = windows.shape
-    count, share = np.empty(num_experts, np.int64), np.empty(num_experts)
-    for layer in layers:
-        peaks[layer] = 0.0
-        for window in range(num_windows):
-            peak = _peak_of(windows[window, layer], phy2log[layer], slots_per_gpu, count, share)
-            peaks[layer] += weights[window, layer] * peak

@@ -20,15 +20,16 @@ from eplb.solver.packing import (
     _swap,
 )
 
-__all__: list[str] = []
+__all__ = ["WORK"]
 
-_WORK = 60_000
+WORK = 60_000
 """Looks at a replica, for one layer."""
 
 
 @inner
-def _descend(packing: Packing, target: float, scratch: SearchScratch) -> None:
-    """Swap replicas until no GPU is above `target` or the work is spent.
+def _descend(packing: Packing, target: float, work: int, scratch: SearchScratch) -> None:
+    """Swap replicas until no GPU is above `target` or the `work` is spent, looks at a
+    replica.
 
     First every GPU above the target is brought to it where one swap can, its partner staying at
     or under it. Then a tabu search: the busiest GPU makes the swap that leaves the least excess,
@@ -39,7 +40,6 @@ def _descend(packing: Packing, target: float, scratch: SearchScratch) -> None:
     num_gpus = load.shape[0]
     clock[0] += LONGEST_BAR  # no bar of the layer before holds
     bar = min(10, 2 + num_gpus // 3)
-    work = _WORK
     busiest, lightest = _extremes(load)
     lowest = load[busiest]
     since_lowest = 0
@@ -91,6 +91,19 @@ def _extremes(load: F64) -> tuple[int, float]:
 
 
 @inner
+def _first_within(share: F64, begin: int, most: float) -> int:
+    """The first rank from `begin` on whose share is at most `most`."""
+    end = share.shape[0]
+    while begin < end:
+        middle = (begin + end) // 2
+        if share[middle] > most:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin
+
+
+@inner
 def _least_excess(
     packing: Packing,
     gpu: int,
@@ -117,11 +130,12 @@ def _least_excess(
     looks = 0
     for slot in range(packing.slots.shape[1]):
         expert = packing.slots[gpu, slot]
+        if expert < 0:
+            break
         most = share[expert] - above
         partner = expert + 1
         if only_fitting:
-            while partner < num_experts and share[partner] > most:
-                partner += 1
+            partner = _first_within(share, partner, most)
         while partner < num_experts and share[partner] == share[expert]:
             partner += 1
         while partner < num_experts:

@@ -53,11 +53,11 @@ def test_those_alive_alone(tmp_path: Path, to: Engine, ending: str) -> None:
     [
         (
             [[0, 1, -1, 2, 2, 0]],
-            r"phy2log\[0\]\[2\] is -1, expected a number from 0 on: only a GPU",
+            r"phy2log\[0\]\[2\] is -1, expected a number from 0 on: empty slots",
         ),
         (
             [[0, 1, -1, -1, 2, 0], [0, 1, 2, 1, -1, -1]],
-            r"phy2log\[0\]\[2\] is -1, expected a number from 0 on: only a GPU",
+            r"phy2log\[0\]\[2\] is -1, expected a number from 0 on: empty slots",
         ),
         ([[-1] * 6], "bare.json: "),
         ([[0, 1, -2, -1, 2, 0]], r"phy2log\[0\]\[2\] is -2, expected a number from"),

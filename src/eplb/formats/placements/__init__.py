@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eplb.checks import LAYERS, ranges, rising_layers, whole_number
 from eplb.cluster import Cluster
-from eplb.errors import ClusterError, FormatError, LoadsError, OptionError
+from eplb.errors import ClusterError, FormatError, LoadsError, OptionError, PlacementError
 from eplb.formats.placements import ascend, bare, deepseek, sglang, tensorrt_llm, vllm
 from eplb.formats.placements.layout import Layout, contiguous_row
 from eplb.formats.placements.matching import matched
@@ -26,7 +26,7 @@ from eplb.formats.safe import (
     warn,
     zip_names,
 )
-from eplb.placement import Placement
+from eplb.placement import Placement, empty_slots
 
 __all__ = [
     "ALIVE_ONLY",
@@ -45,6 +45,9 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 ALIVE_ONLY = ("tensorrt-llm", "ascend")
 """Those whose placements are for GPUs that are alive."""
+
+_WITH_FEWER_SLOTS = ("vllm", "deepseek")
+"""Those whose placements may have GPUs with fewer slots than others, -1 in those they lack."""
 
 MOE_ONLY = ("vllm", "tensorrt-llm", "ascend")
 """Those whose placements have no row for a dense layer."""
@@ -120,7 +123,8 @@ def save_placement(
         OptionError: another engine, or layers that are no L rising numbers.
         FormatError: another ending, or a path that cannot be written.
         LoadsError: dense layers of another number than the placement has, or no others.
-        PlacementError: an expert twice on a GPU, which vllm-ascend cannot hold.
+        PlacementError: an expert twice on a GPU, which vllm-ascend cannot hold, or GPUs of
+            different slots for another engine than vLLM or DeepSeek's arrays.
     """
     engine = check_placement_path(path, to)
     count = placement.num_layers
@@ -130,6 +134,11 @@ def save_placement(
         raise LoadsError("all layers are dense, so there are no experts to place")
     if engine in ALIVE_ONLY:
         placement = placement.survivors
+    if engine not in _WITH_FEWER_SLOTS and placement.cluster.slots is not None:
+        raise PlacementError(
+            f"GPUs have {min(placement.cluster.slots)} to {placement.cluster.slots_per_gpu} slots, "
+            f"and {engine} takes as many on each: write {' or '.join(_WITH_FEWER_SLOTS)}"
+        )
     _WRITERS[engine](placement, Path(path), moe, numbers)
 
 
@@ -152,7 +161,8 @@ def load_placement(
     `.npy`. Nothing in a file is ever run.
 
     Rows of layers that the loads do not have are left out, which the log of `eplb.formats` tells. A
-    GPU that has -1 in all its slots, in all layers, is dead.
+    GPU that has -1 in all its slots, in all layers, is dead; one that has it in its last slots, in
+    all layers, has fewer slots than others.
 
     Args:
         path: the file.
@@ -289,16 +299,14 @@ def _without_shared(path: Path, layout: Layout, num_experts: int, num_gpus: int 
 
 def _check_whole(path: Path, layout: Layout, num_experts: int, cluster: Cluster) -> None:
     """Raise where a layer lacks an expert that another has, or a GPU alive has an empty slot."""
-    num_slots = cluster.num_held
+    num_slots, none = cluster.num_held, empty_slots(cluster)
     for row, name in zip(layout.rows, layout.names, strict=True):
         empty = np.flatnonzero(row < 0)
         if empty.size > len(row) - num_slots:
-            slot = next(
-                each for each in empty.tolist() if each // cluster.slots_per_gpu not in cluster.dead
-            )
+            slot = next(each for each in empty.tolist() if not none[each])
             raise FormatError(
-                f"{path}: {name}[{slot}] is -1, expected a number from 0 on: only a GPU that is "
-                "dead has empty slots, in all layers"
+                f"{path}: {name}[{slot}] is -1, expected a number from 0 on: empty slots are the "
+                "last ones of a GPU, or all, in all layers"
             )
         # Numbers may be in the millions where slots are few: no array is made for them.
         held = np.unique(row[row >= 0])
@@ -328,7 +336,11 @@ def _cluster_of(path: Path, layout: Layout, num_gpus: int | None, num_nodes: int
     try:
         cluster = Cluster.with_slots(layout.rows.shape[1], gpus, 1 if nodes is None else nodes)
         by_gpu = layout.rows.reshape(len(layout.rows), gpus, -1)
-        return cluster.without(np.flatnonzero((by_gpu < 0).all(axis=(0, 2))).tolist())
+        # Slots that no layer has anything in, nor in those behind them, are none.
+        used = np.asarray((by_gpu >= 0).any(axis=0))
+        size = used.shape[1] - np.argmax(used[:, ::-1], axis=1)
+        dead = np.flatnonzero(np.logical_not(used.any(axis=1))).tolist()
+        return replace(cluster, slots=tuple(size.tolist())).without(dead)
     except ClusterError as error:
         raise ClusterError(f"{path}: {error}") from None
 
