@@ -19,6 +19,7 @@ from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
+from uuid import uuid4
 
 from eplb import __version__
 from eplb.checks import in_one_line, whole_number
@@ -164,11 +165,12 @@ def sweep_rows(
     schedules = {cadence: Schedule(cadence, history, first) for _, cadence in places}
     for cluster, cadence in places:
         check_replay(trace, cluster, schedules[cadence], num_groups, dispatch)
+    sent = _Sent(trace)
     cells = [(*place, name) for place in places for name in called]
     tasks = (
         joblib.delayed(_replay)(
             os.getpid(),
-            trace,
+            sent,
             cluster,
             name,
             called[name],
@@ -182,7 +184,7 @@ def sweep_rows(
     reference: Replay | None = None
     with (
         contextlib.nullcontext() if scheduler is None else _dask(scheduler) as client,
-        _ending_quietly(_started(tasks, jobs, client, trace)) as replays,
+        _ending_quietly(_started(tasks, jobs, client, sent)) as replays,
     ):
         for number, (cluster, cadence, name) in enumerate(cells):
             try:
@@ -213,14 +215,25 @@ def sweep_rows(
             )
 
 
-def _started(
-    tasks: Iterator[Any], jobs: int | None, client: Any, trace: LoadTrace
-) -> Iterator[Any]:
+class _Sent:
+    """A trace as a Dask cluster gets it, under a key that is no other client's: when a client
+    leaves, its cluster forgets what it sent, although another has just sent the same.
+    """
+
+    def __init__(self, trace: LoadTrace) -> None:
+        self.trace = trace
+        self._key = uuid4().hex
+
+    def __dask_tokenize__(self) -> str:
+        return self._key
+
+
+def _started(tasks: Iterator[Any], jobs: int | None, client: Any, sent: _Sent) -> Iterator[Any]:
     """The results of the tasks in order, as they come, from a Dask client or joblib's backend."""
     import joblib
 
     # Each worker gets the trace once.
-    there = {} if client is None else {"backend": "dask", "client": client, "scatter": [trace]}
+    there = {} if client is None else {"backend": "dask", "client": client, "scatter": [sent]}
     with joblib.parallel_config(**there):
         # Not every backend gives results as they come: those of processes that are forked do not.
         backend, _ = joblib.parallel.get_active_backend()
@@ -299,7 +312,7 @@ def _cadences(every: Any) -> list[int]:
 
 def _replay(
     asked_from: int,
-    trace: LoadTrace,
+    sent: _Sent,
     cluster: Cluster,
     name: str,
     policy: Policy | str | os.PathLike[str],
@@ -320,7 +333,7 @@ def _replay(
             if not callable(policy):
                 policy = named_policy(policy, threads=1)
             steps = replay_steps(
-                trace, cluster, policy, schedule, num_groups=num_groups, dispatch=dispatch
+                sent.trace, cluster, policy, schedule, num_groups=num_groups, dispatch=dispatch
             )
             return replay_of(list(steps), name, cluster, expert_bytes, dispatch=dispatch)
         except EplbError as error:
