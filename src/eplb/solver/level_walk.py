@@ -60,6 +60,7 @@ its steps, and so many."""
 _ROUNDING = 1e-9
 # `int(...)` and `bool(...)` around these, in calls, keep a kernel from being compiled once for each
 # literal.
+_BEGIN = 0
 _ALONE = 0
 _NO_WIDTH = 0.0
 _ONLY_PEAK = True
@@ -108,9 +109,13 @@ def _walk_levelled(
         _begin(at, slots)
         num_links = _find_links(at)
         _settle(at, num_blocks, num_links, int(_LAST_SWEEPS))
-        peak = _expected_peak(by, loads, weight, slots, level)
+        peak = _expected_peak(by, windows, layer, weight, slots, level)
         steps.peaks[layer, 0] = peak
-        length, cheapest, lowest = 0, 0, peak + price[layer] * steps.moves[layer, 0]
+        length, cheapest, lowest = (
+            int(_BEGIN),
+            int(_BEGIN),
+            peak + price[layer] * steps.moves[layer, 0],
+        )
         while length < limit and peak > enough[layer] * (1.0 + _ROUNDING):
             moves = steps.moves[layer, length]
             if moves >= most[layer]:
@@ -128,7 +133,7 @@ def _walk_levelled(
                 at, num_blocks, num_links, copy, other, heir, slots, layer, length, steps
             )
             length += 1
-            peak = _expected_peak(by, loads, weight, slots, level)
+            peak = _expected_peak(by, windows, layer, weight, slots, level)
             steps.moves[layer, length] = moves + cost
             steps.peaks[layer, length] = peak
             if peak + price[layer] * (moves + cost) < lowest:
@@ -137,13 +142,17 @@ def _walk_levelled(
 
 
 @inner
-def _expected_peak(by: Levelling, loads: F64, weight: F64, slots: I64, level: F64) -> float:
-    """The expected peak over windows [T, E] of slots [P]."""
+def _expected_peak(
+    by: Levelling, windows: F64, layer: int, weight: F64, slots: I64, level: F64
+) -> float:
+    """The expected peak over the `windows` [T, L, E] of a layer, of slots [P]."""
     num_copied, num_alive = _take_up(by, slots)
     expected = 0.0
-    for window in range(loads.shape[0]):
+    for window in range(windows.shape[0]):
         if weight[window] > 0.0:
-            _level_window(by, loads[window], num_copied, num_alive, bool(_ONLY_PEAK), level)
+            _level_window(
+                by, windows[window, layer], num_copied, num_alive, bool(_ONLY_PEAK), level
+            )
             peak = 0.0
             for gpu in range(level.shape[0]):
                 peak = max(peak, level[gpu])
