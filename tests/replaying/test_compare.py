@@ -178,7 +178,7 @@ def dask() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed", reason="Dask runs the sweep")
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
