@@ -515,3 +515,7 @@ def test_words_follow_the_sign_of_the_gain() -> None:
         "would lower the peaks by 1.0 % on windows held out, "
         "which gains 0.3 s in 60 s and costs 0.02 s"
     )
+    # As the table beside it says it, without an exponent.
+    assert "gains 1,234 s in 6000 s and costs 0.02 s (made up for after 198 s)" in _in_words(
+        verdict, 0.01, 1234.4, 0.02, 6000.0, 198.4
+    )

@@ -178,7 +178,7 @@ def decide(
     total_bytes = made.moves * service.expert_bytes
     what = (
         f"{made.moves} experts in {layers.size} of {windows.shape[1]} layers "
-        f"({total_bytes / 1e9:.3g} GB in {moving:.2g} s)"
+        f"({total_bytes / 1e9:.3g} GB in {_in_short(moving)} s)"
     )
     action = "move" if every or forced else "move layers"
     if forced:
@@ -278,6 +278,11 @@ def _share(
     return min(1.0, max(0.0, (now - part) / (now - all_of_it))) if all_of_it < now else 0.0
 
 
+def _in_short(seconds: float) -> str:
+    """Two figures, and all those of whole seconds."""
+    return f"{seconds:.2g}" if abs(seconds) < 99.5 else f"{seconds:,.0f}"
+
+
 def _in_words(
     verdict: Verdict,
     gain: float,
@@ -288,10 +293,10 @@ def _in_words(
 ) -> str:
     """What moving would do to the peaks, and the time that it gains and costs."""
     rises = gain < 0.0
-    pays = "" if break_even is None else f" (made up for after {break_even:.2g} s)"
+    pays = "" if break_even is None else f" (made up for after {_in_short(break_even)} s)"
     seen = "on windows held out" if verdict.windows else "if the load stays as it is"
     return (
         f"would {'raise' if rises else 'lower'} the peaks by {100.0 * abs(gain):.1f} % "
-        f"{seen}, which {'loses' if rises else 'gains'} {abs(gained):.2g} s in {seconds:g} s "
-        f"and costs {lost:.2g} s{pays}"
+        f"{seen}, which {'loses' if rises else 'gains'} {_in_short(abs(gained))} s "
+        f"in {seconds:g} s and costs {_in_short(lost)} s{pays}"
     )
