@@ -77,9 +77,11 @@ def test_not_worse_than_the_seed(
     loads = load_recorded(traces, name)
     num_slots, num_gpus, num_nodes, num_groups = cell
     made = made_for(loads, cell)
-    phy2log = seed(torch.tensor(loads), num_slots, num_groups, num_nodes, num_gpus)[0]
-    theirs = Placement(phy2log, loads.shape[1], made.placement.cluster).balancedness(loads)
-    assert made.placement.balancedness(loads) >= min(theirs, GOOD_ENOUGH)
+    ours = made.placement.balancedness(loads)
+    if ours < GOOD_ENOUGH:
+        phy2log = seed(torch.tensor(loads), num_slots, num_groups, num_nodes, num_gpus)[0]
+        theirs = Placement(phy2log, loads.shape[1], made.placement.cluster).balancedness(loads)
+        assert ours >= theirs
 
 
 @pytest.mark.parametrize("name", NUM_EXPERTS)

@@ -215,8 +215,7 @@ def relocate(
     limit = reach = num_slots if spare is None else min(spare, num_slots)
     going = problem.loaded
     most_looks = steps.slots.shape[1] * looks(problem) * problem.windows.shape[0] * going.size
-    # Under a best split few steps are enough, and a walk cannot be gone on with.
-    if rule == "even" and spare is not None and most_looks > _SMALL:
+    if spare is not None and most_looks > _SMALL:
         reach = min(limit, int(_SHARE * spare) // max(going.size, 1) + _SOME_MOVES)
     at_price = np.zeros(num_layers) if price is None else price
     ends = np.arange(num_layers), steps.length

@@ -109,6 +109,11 @@ def _svg(drawing: Callable[..., float], figures: Figures, width: int, name: str)
     FigureCanvasSVG(figure)
     height = drawing(figure, figures, wide=width == WIDTHS["wide"])
     figure.set_size_inches(width / 72.0, height / 72.0)
+    # Laid out here, saving draws once in place of twice.
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)
+    figure.set_layout_engine("none")
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = file.getvalue()

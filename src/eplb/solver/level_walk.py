@@ -2,8 +2,9 @@
 that leave a best split more freedom.
 
 A step is a change of `level_search`: two copies swap their GPUs, or a slot is given to another
-expert. It is the one of all that lowers the norm of the loads of GPUs most for each *move*, an
-expert's weights received by a GPU that did not hold them at the start. What a change would do is
+expert. It is the one that lowers the norm of the loads of GPUs most for each *move*, an expert's
+weights received by a GPU that did not hold them at the start, of those that take load off the
+busiest GPU; of the next one where there is none. What a change would do is
 read off the slopes of the norm; the few that promise most are made and levelled, and the best of
 those is kept. GPUs joined by copies act as one, so an expert is looked at where it is first found.
 
@@ -37,8 +38,6 @@ __all__: list[str] = []
 
 _BLOCK = 16
 """Windows in a block, as in `level_search`."""
-_TOGETHER = 4
-"""GPUs whose changes are looked at together, the busiest first."""
 _TRIED = 24
 """Changes that are made and levelled in each step, those that promise most."""
 _SWEEPS = 6
@@ -98,6 +97,7 @@ def _walk_levelled(
     by = _new_levelling(num_experts, num_gpus, num_slots)
     level, slots = np.empty(num_gpus), np.empty(num_slots, np.int64)
     removal, heir_of = np.empty(num_slots), np.empty(num_slots, np.int64)
+    own, here = np.empty(num_slots), np.empty(num_slots)
     urgency, seen = np.empty(num_gpus), np.empty(num_experts, np.int64)
     worth, changes = np.empty(_TRIED), np.empty((_TRIED, 4), np.int64)
     limit = steps.slots.shape[1]
@@ -123,8 +123,8 @@ def _walk_levelled(
             if patience and length - cheapest >= _LEAST_PATIENCE + _PATIENCE * cheapest:
                 break
             found = _best_step(
-                at, num_windows, num_links, num_gpus // num_nodes, of_layer, urgency, seen,
-                removal, heir_of, worth, changes,
+                at, num_links, num_gpus // num_nodes, of_layer, urgency, seen, removal, heir_of,
+                own, here, worth, changes,
             )  # fmt: skip
             if found < 0:
                 break
@@ -207,7 +207,6 @@ def _step(
 @inner
 def _best_step(
     at: Levelled,
-    num_windows: int,
     num_links: int,
     node_gpus: int,
     held: B,
@@ -215,10 +214,14 @@ def _best_step(
     seen: I64,
     removal: F64,
     heir_of: I64,
+    own: F64,
+    here: F64,
     worth: F64,
     changes: I64,
 ) -> int:
-    """The row of `changes` that lowers the norm most for each move, -1 for none."""
+    """The row of `changes` that lowers the norm most for each move, of those on the busiest GPU
+    that has any; -1 for none.
+    """
     num_gpus = at.on.shape[0]
     num_blocks = at.load.shape[0]
     total = 0.0
@@ -229,18 +232,19 @@ def _best_step(
             for t in range(_BLOCK):
                 urgency[gpu] += slope[t] * level[t]
         total += urgency[gpu]
-    _price_removals(at, num_windows, removal, heir_of)
+    _price_removals(at, removal, heir_of)
+    for copy in range(removal.shape[0]):
+        own[copy] = _steepness(at, copy, at.gpu[copy])
     seen[:] = 0
-    for _ in range((num_gpus + _TOGETHER - 1) // _TOGETHER):
+    for _ in range(num_gpus):
+        busiest = int(np.argmax(urgency))
+        if urgency[busiest] <= _IDLE * total:
+            break
+        urgency[busiest] = 0.0
         worth[:] = 0.0
-        for _ in range(_TOGETHER):
-            busiest = int(np.argmax(urgency))
-            if urgency[busiest] > _IDLE * total:
-                _list_changes(
-                    at, num_windows, node_gpus, held, busiest, seen, removal, heir_of, worth,
-                    changes,
-                )  # fmt: skip
-            urgency[busiest] = 0.0
+        _list_changes(
+            at, node_gpus, held, busiest, seen, removal, heir_of, own, here, worth, changes
+        )
         found = _try_changes(at, num_blocks, num_links, worth, changes)
         if found >= 0:
             return found
@@ -248,7 +252,7 @@ def _best_step(
 
 
 @inner
-def _price_removals(at: Levelled, num_windows: int, removal: F64, heir_of: I64) -> None:
+def _price_removals(at: Levelled, removal: F64, heir_of: I64) -> None:
     """What the norm rises by if a copy [P] is taken away, and the copy that then takes over what
     it took where that is least; -1 where it is the only one.
     """
@@ -264,7 +268,7 @@ def _price_removals(at: Levelled, num_windows: int, removal: F64, heir_of: I64) 
                 flow = at.flow[block, copy]
                 steep, steep_heir = at.slope[block, gpu], at.slope[block, third]
                 bent, bent_heir = at.curve[block, gpu], at.curve[block, third]
-                for t in range(min(_BLOCK, num_windows - block * _BLOCK)):
+                for t in range(_BLOCK):
                     lost = flow[t]
                     price += lost * (steep_heir[t] - steep[t] + lost * (bent_heir[t] + bent[t]))
             if price < removal[copy]:
@@ -274,20 +278,29 @@ def _price_removals(at: Levelled, num_windows: int, removal: F64, heir_of: I64) 
 @inner
 def _list_changes(
     at: Levelled,
-    num_windows: int,
     node_gpus: int,
     held: B,
     gpu: int,
     seen: I64,
     removal: F64,
     heir_of: I64,
+    own: F64,
+    here: F64,
     worth: F64,
     changes: I64,
 ) -> None:
-    """Put the changes that take load off a GPU among the best of all, in `changes`."""
+    """Put the changes that take load off a GPU among the best of all, in `changes`.
+
+    `own` [P] is how steep the norm is in what each copy takes, and `here` [P], which is filled, how
+    steep it would be on this GPU. A swap costs no less than these say, for the norm is convex: most
+    need no price.
+    """
     slots_per_gpu = at.on.shape[1]
     begin = gpu // node_gpus * node_gpus
     none = np.int64(-1)
+    last = worth.shape[0] - 1
+    for copy in range(here.shape[0]):
+        here[copy] = _steepness(at, copy, gpu)
     for place in range(slots_per_gpu):
         copy = at.on[gpu, place]
         expert = at.expert[copy]
@@ -296,7 +309,8 @@ def _list_changes(
         for host in range(begin, begin + node_gpus):
             if at.holds[host, expert] > 0:
                 continue
-            relief = 0.0 if again else _price_of_room(at, num_windows, copy, host)
+            relief = 0.0 if again else _price_of_room(at, copy, host)
+            there = _steepness(at, copy, host) - own[copy]
             for i in range(slots_per_gpu):
                 other = at.on[host, i]
                 partner = at.expert[other]
@@ -312,33 +326,50 @@ def _list_changes(
                 cost += int(not held[gpu, partner])
                 if at.holds[gpu, expert] == 1 and not held[gpu, expert]:
                     cost -= 1
+                each = max(np.float64(cost), _FREE)
+                if there + here[other] - own[other] >= worth[last] * each:
+                    continue
                 price = 0.0
                 for block in range(at.load.shape[0]):
                     price += _price_of_swap(at, block, copy, other)
-                _list(worth, changes, price / max(np.float64(cost), _FREE), copy, other, none, cost)
+                _list(worth, changes, price / each, copy, other, none, cost)
 
 
 @inner
-def _price_of_room(at: Levelled, num_windows: int, copy: int, host: int) -> float:
+def _steepness(at: Levelled, copy: int, gpu: int) -> float:
+    """How steep the norm would be in what a copy takes, were it on this GPU."""
+    total = 0.0
+    for block in range(at.load.shape[0]):
+        flow, slope = at.flow[block, copy], at.slope[block, gpu]
+        for t in range(_BLOCK):
+            total += flow[t] * slope[t]
+    return total
+
+
+@inner
+def _price_of_room(at: Levelled, copy: int, host: int) -> float:
     """What the norm changes by if a GPU may take load of a copy's expert: from GPUs of the copy's
     level as much as they have, until both are as steep.
     """
     expert, gpu = at.expert[copy], at.gpu[copy]
-    price = 0.0
+    price, most = 0.0, at.norm
     for block in range(at.load.shape[0]):
-        level = at.level[block]
-        for t in range(min(_BLOCK, num_windows - block * _BLOCK)):
-            apart = at.slope[block, gpu, t] - at.slope[block, host, t]
-            if apart <= 0.0:
-                continue
-            most = 0.0
-            for i in range(at.number[expert]):
-                each = at.copies[expert, i]
-                if level[at.gpu[each], t] >= level[gpu, t] * (1.0 - _JOINED):
-                    most += at.flow[block, each, t]
-            bent = at.curve[block, gpu, t] + at.curve[block, host, t]
-            shift = min(0.5 * apart / (bent + 1e-300), most)
-            price += shift * (shift * bent - apart)
+        level = at.level[block, gpu]
+        steep, steep_there = at.slope[block, gpu], at.slope[block, host]
+        bent, bent_there = at.curve[block, gpu], at.curve[block, host]
+        for t in range(_BLOCK):
+            most[t] = 0.0
+        for i in range(at.number[expert]):
+            each = at.copies[expert, i]
+            flow, level_there = at.flow[block, each], at.level[block, at.gpu[each]]
+            for t in range(_BLOCK):
+                most[t] += flow[t] if level_there[t] >= level[t] * (1.0 - _JOINED) else 0.0
+        for t in range(_BLOCK):
+            apart, sum_bent = steep[t] - steep_there[t], bent[t] + bent_there[t]
+            shift = 0.5 * apart / (sum_bent + 1e-300)
+            shift = shift if shift < most[t] else most[t]
+            shift = shift if shift > 0.0 else 0.0
+            price += shift * (shift * sum_bent - apart)
     return price
 
 
