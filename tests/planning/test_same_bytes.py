@@ -1,6 +1,7 @@
 """The same bytes from any thread count, processor and process; the GIL free while planning."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import fingerprint as fingerprint_script
 import numpy as np
 import pytest
 from fingerprint import fingerprint
-from recorded import SHARED
+from recorded import ROOT, SHARED
 
 from eplb import Cluster, plan
 
@@ -53,14 +54,17 @@ def test_any_number_of_threads_on_small_layers() -> None:
 
 
 @pytest.mark.long
-def test_compiled_anew_for_another_processor(recorded_if_here: Path | None, tmp_path: Path) -> None:
+def test_compiled_anew_for_another_processor(recorded_if_here: Path | None) -> None:
     """Kernels compiled for every feature of this processor, and for none of them; products of
     matrices by what numpy's library has for this processor, and for an old one. Each kernel is
     compiled once: a literal where others pass a variable would be another type.
     """
     old = {"NUMBA_CPU_NAME": "generic", "OPENBLAS_CORETYPE": "Prescott"}
     # Kernels that are read from disk come without their parts, which only what compiles them knows.
-    old["NUMBA_CACHE_DIR"] = str(tmp_path)
+    # What is compiled here is kept for the engines' tests.
+    kept = ROOT / "build" / "kernels"
+    shutil.rmtree(kept, ignore_errors=True)
+    old["NUMBA_CACHE_DIR"] = str(kept)
     traces = [] if recorded_if_here is None else [str(recorded_if_here)]
     digest, *signatures = fingerprint_elsewhere("signatures", *traces, **old).splitlines()
     assert digest == fingerprint(small=False, traces=recorded_if_here)
