@@ -77,6 +77,7 @@ def test_names_are_locked() -> None:
         "replay",
         "save_placement",
         "save_trace",
+        "size",
         "sweep",
         "synthetic",
         "warmup",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from eplb.planning.plan import Plan, plan, warmup
     from eplb.replaying.compare import compare
     from eplb.replaying.replay import Replay, replay
+    from eplb.replaying.sizing import size
     from eplb.replaying.sweep import sweep
 
 _moved.install()
@@ -83,6 +84,7 @@ __all__ = [
     "replay",
     "save_placement",
     "save_trace",
+    "size",
     "sweep",
     "synthetic",
     "warmup",
@@ -115,6 +117,7 @@ _MODULE_OF = {
     "replay": "eplb.replaying.replay",
     "save_placement": "eplb.formats",
     "save_trace": "eplb.formats",
+    "size": "eplb.replaying.sizing",
     "sweep": "eplb.replaying.sweep",
     "warmup": "eplb.planning.plan",
 }

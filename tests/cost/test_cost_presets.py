@@ -83,9 +83,9 @@ def test_bytes_of_experts_are_those_of_the_models() -> None:
 
 
 def test_page_has_the_presets_and_assumptions() -> None:
+    none = "\N{EN DASH}"
     for gpu in GPUS.values():
         rates = [gpu.bf16, gpu.fp8, gpu.int8, gpu.fp4]
-        none = "\N{EN DASH}"
         cells = [none if rate is None else f"{rate / 1e12:g}" for rate in rates]
         cells.append(f"{gpu.memory_bandwidth / 1e12:g}")
         cells += [f"{each / 1e9:g}" for each in (gpu.link_bandwidth, gpu.network_bandwidth)]
@@ -95,6 +95,7 @@ def test_page_has_the_presets_and_assumptions() -> None:
         figures += [model.hidden_size, model.expert_size]
         cells = [*map(str, figures), f"{model.bytes_per_weight:g}"]
         cells.append(f"{model.expert_bytes / 1e6:.1f} MB")
+        cells.append(none if model.kv_bytes is None else f"{model.kv_bytes / 1e3:.1f} kB")
         assert f"| {model.name} | {' | '.join(cells)} |" in PAGE
     for name, default in vars(Assumptions()).items():
         said = {False: "no", None: "above 256 tokens a GPU", 25e-6: "25 µs"}

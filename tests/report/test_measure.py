@@ -15,7 +15,6 @@ from eplb.errors import ClusterError, LoadsError, OptionError, PlacementError
 from eplb.planning.forecast import named_forecast
 from eplb.replaying.evaluate import evaluate_placement
 from eplb.report import Figures, Missing, measure, render_page
-from eplb.report.curves import knee_of
 from eplb.report.sample import evenly
 from eplb.solver.greedy import greedy
 
@@ -349,14 +348,6 @@ def test_what_cannot_be_reported_is_refused(trace: eplb.LoadTrace) -> None:
         measure(trace, eplb.Cluster(2, 1, 8))
     with pytest.raises(OptionError, match="the GPU 'H1000' is not known"):
         measure(trace, CLUSTER, gpu="H1000")
-
-
-def test_the_knee_is_the_last_slot_worth_its_place() -> None:
-    assert knee_of([0, 1, 2, 3], [0.80, 0.90, 0.905, 0.906]) == 1
-    assert knee_of([0, 1, 2], [0.95, 0.951, 0.952]) == 0
-    # A step that gains little hides one after it that gains much.
-    assert knee_of([0, 1, 2], [0.80, 0.805, 0.83]) == 2
-    assert knee_of([0, 2, 8], [0.80, 0.83, 0.88]) == 1
 
 
 def test_samples_end_with_the_last_window() -> None:

@@ -20,6 +20,7 @@ from eplb.cli import (
     migrate,
     plan,
     report,
+    size,
     sweep,
     synthesize,
     watch,
@@ -85,6 +86,11 @@ STORY: dict[str, dict[str, Command]] = {
             sweep,
             "Replay planners on many cluster sizes.",
             "eplb sweep trace.npz --gpus 32,64 --spare 1,2 --policy eplb",
+        ),
+        "size": Command(
+            size,
+            "Say how many spare slots to buy.",
+            "eplb size trace.npz --gpus 32 --dispatch best --model DeepSeek-V3",
         ),
     },
     "Move": {

@@ -33,6 +33,9 @@ class Model:
         number_format: that its products are computed in.
         dispatch_bytes: of one number of a token on its way to an expert, with its scale.
         combine_bytes: of one on its way back.
+        kv_numbers: numbers that the KV cache keeps of a token, in all layers together. Layers that
+            keep a window or a state of fixed size keep none for a token more. None where no such
+            number is known.
         source: where the figures are from.
 
     Raises:
@@ -50,12 +53,15 @@ class Model:
     number_format: NumberFormat = "bf16"
     dispatch_bytes: float = 2.0
     combine_bytes: float = 2.0
+    kv_numbers: int | None = None
     source: str = "given"
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_moe_layers", "num_experts", "top_k", "hidden_size"):
             whole_number(getattr(self, name), name)
         whole_number(self.expert_size, "expert_size")
+        if self.kv_numbers is not None:
+            whole_number(self.kv_numbers, "kv_numbers")
         for name in ("bytes_per_weight", "dispatch_bytes", "combine_bytes"):
             real_number(getattr(self, name), name, "bytes")
         if self.num_moe_layers > self.num_layers:
@@ -78,6 +84,11 @@ class Model:
         """Bytes of one expert of one layer."""
         return round(self.expert_weights * self.bytes_per_weight)
 
+    @property
+    def kv_bytes(self) -> int | None:
+        """Bytes of a token in the KV cache, in BF16; None where no such number is known."""
+        return None if self.kv_numbers is None else 2 * self.kv_numbers
+
 
 _FP8 = 1 + 4 / 128
 """Bytes of a number in FP8 with one FP32 scale for each 128, as DeepEP sends them."""
@@ -85,6 +96,8 @@ _MXFP4 = 17 / 32
 """Bytes of a weight in MXFP4: 4 bits, and one scale of 8 bits for each 32."""
 _INT4 = 18 / 32
 """Bytes of a weight of 4 bits with a scale of 16 bits for each 32, as Kimi-K2.5 has them."""
+_LATENT = 512 + 64
+"""Numbers of a token in a layer of latent attention: its latent, and the part with positions."""
 
 
 def _card(name: str) -> str:
@@ -105,6 +118,7 @@ MODELS: dict[str, Model] = {
             bytes_per_weight=1.0,
             number_format="fp8",
             dispatch_bytes=_FP8,
+            kv_numbers=61 * _LATENT,
             source=_card("deepseek-ai/DeepSeek-V3"),
         ),
         Model(
@@ -118,6 +132,7 @@ MODELS: dict[str, Model] = {
             bytes_per_weight=1.0,
             number_format="fp8",
             dispatch_bytes=_FP8,
+            kv_numbers=61 * _LATENT,
             source=_card("deepseek-ai/DeepSeek-R1"),
         ),
         # The first three of its layers route by the token's number, and count as well.
@@ -159,6 +174,7 @@ MODELS: dict[str, Model] = {
             bytes_per_weight=1.0,
             number_format="fp8",
             dispatch_bytes=_FP8,
+            kv_numbers=61 * _LATENT,
             source=_card("moonshotai/Kimi-K2-Instruct"),
         ),
         # The shape of Kimi-K2, with experts of 4 bits.
@@ -171,6 +187,7 @@ MODELS: dict[str, Model] = {
             hidden_size=7168,
             expert_size=2048,
             bytes_per_weight=_INT4,
+            kv_numbers=61 * _LATENT,
             source="https://glennklockwood.com/garden/kimi-k2.5; the format of experts: "
             "https://huggingface.co/eatang/Kimi-K2.5-2layer",
         ),
@@ -195,6 +212,7 @@ MODELS: dict[str, Model] = {
             hidden_size=5120,
             expert_size=1536,
             bytes_per_weight=2.0,
+            kv_numbers=92 * 2 * 8 * 128,
             source=_card("zai-org/GLM-4.5"),
         ),
         Model(
@@ -219,6 +237,7 @@ MODELS: dict[str, Model] = {
             bytes_per_weight=1.0,
             number_format="fp8",
             dispatch_bytes=_FP8,
+            kv_numbers=62 * 2 * 8 * 128,
             source=_card("MiniMaxAI/MiniMax-M2"),
         ),
         Model(
@@ -230,6 +249,7 @@ MODELS: dict[str, Model] = {
             hidden_size=4096,
             expert_size=14336,
             bytes_per_weight=2.0,
+            kv_numbers=32 * 2 * 8 * 128,
             source=_card("mistralai/Mixtral-8x7B-Instruct-v0.1"),
         ),
         Model(
@@ -241,6 +261,7 @@ MODELS: dict[str, Model] = {
             hidden_size=2048,
             expert_size=768,
             bytes_per_weight=2.0,
+            kv_numbers=48 * 2 * 4 * 128,
             source=_card("Qwen/Qwen3-30B-A3B"),
         ),
         Model(
@@ -252,6 +273,7 @@ MODELS: dict[str, Model] = {
             hidden_size=4096,
             expert_size=1536,
             bytes_per_weight=2.0,
+            kv_numbers=94 * 2 * 4 * 128,
             source=_card("Qwen/Qwen3-235B-A22B"),
         ),
         Model(
@@ -263,6 +285,7 @@ MODELS: dict[str, Model] = {
             hidden_size=4096,
             expert_size=1024,
             bytes_per_weight=2.0,
+            kv_numbers=15 * 2 * 2 * 256,
             source=_card("Qwen/Qwen3.5-397B-A17B"),
         ),
         Model(
@@ -274,6 +297,7 @@ MODELS: dict[str, Model] = {
             hidden_size=2880,
             expert_size=2880,
             bytes_per_weight=_MXFP4,
+            kv_numbers=18 * 2 * 8 * 64,
             source=_card("openai/gpt-oss-120b"),
         ),
         Model(
@@ -285,6 +309,7 @@ MODELS: dict[str, Model] = {
             hidden_size=2880,
             expert_size=2880,
             bytes_per_weight=_MXFP4,
+            kv_numbers=12 * 2 * 8 * 64,
             source=_card("openai/gpt-oss-20b"),
         ),
     )
@@ -293,6 +318,11 @@ MODELS: dict[str, Model] = {
 Kimi-K2 and MiniMax (the scales of 128 x 128 weights are left out: 1 / 4096); BF16 for GLM, Mixtral
 and Qwen; MXFP4 for DeepSeek-V4, Kimi-K3 and gpt-oss, and whole numbers of 4 bits for Kimi-K2.5, of
 which all but DeepSeek-V4 are computed in BF16.
+
+`kv_numbers` are layers x (keys and values) x heads that keep them x their size, or layers x the
+latent. Of Qwen3.5 every fourth layer keeps tokens and of gpt-oss every second, the others a state
+or a window. DeepSeek-V4 and Kimi-K3 keep less of older tokens, and GLM-5 an index beside the
+latent: they have no such number here.
 """
 
 _ALSO = {

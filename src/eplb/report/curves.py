@@ -4,29 +4,22 @@ Each is a sample of bounded size, so that a long trace costs as much as one of s
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import Served
-from eplb.cluster import Cluster
+from eplb.cost.models import Model
 from eplb.moving.frontier import frontier
 from eplb.placement import Placement
-from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY, Forecast, Recent
-from eplb.report.figures import Missing, MoveCurve, Moved, Slots, Spare, Windows
+from eplb.replaying.sizing import SPARE, fewest_slots, size
+from eplb.report.figures import Missing, MoveCurve, Moved, Spare, Windows
 from eplb.report.sample import Asked, evenly
 
-__all__ = ["KNEE", "measure_moves", "measure_spare", "measure_windows"]
+__all__ = ["measure_moves", "measure_spare", "measure_windows"]
 
-KNEE = 0.01
-"""Balancedness that one more spare slot on each GPU is to gain."""
-
-_SPARE = range(5)
 _PLANS = 8
-"""Plans of each point of a curve, at most, and windows that each is scored on."""
+"""Plans of each point of a curve, at most."""
 _SCORED = 64
 """Windows that a placement is scored on, where there are more."""
 _HELD_OUT = 16
@@ -36,70 +29,26 @@ _ENOUGH = 0.9
 
 
 def measure_spare(
-    asked: Asked, rule: Forecast, expert_bytes: int | None, progress: Callable[[int, int], object]
+    asked: Asked, rule: Forecast, model: Model | None, progress: Callable[[int, int], object]
 ) -> Spare:
-    """Balancedness against spare slots on each GPU, on the windows planned for and on others."""
+    """Balancedness against spare slots on each GPU, those of the cluster among them."""
     trace, cluster = asked.trace, asked.cluster
-    experts = trace.num_experts
-    least = next(size for size in count(1) if _of_size(cluster, size).num_held >= experts)
+    least = fewest_slots(trace.num_experts, cluster)
+    chosen = cluster.slots_per_gpu - least
     # More slots than experts gain nothing, but may be what was asked for.
-    within = {least + each for each in _SPARE if least + each <= trace.num_experts}
-    sizes = sorted(within | {cluster.slots_per_gpu})
-    points = []
-    for number, size in enumerate(sizes):
-        spared = _of_size(cluster, size)
-        expected = rule(trace.loads)
-        made = asked.plan(expected.loads, spared, expected.weights)
-        unseen, served, plans = _served(asked, spared, rule)
-        seen = made.balancedness(asked.seen, asked.dispatch)
-        points.append(Slots(size - least, spared.num_held, seen, unseen))
-        progress(number + 1, len(sizes))
-    heights = [each.seen if each.unseen is None else each.unseen for each in points]
-    layers = int(np.count_nonzero(~trace.dense))
-    return Spare(
-        tuple(points),
-        sizes.index(cluster.slots_per_gpu),
-        knee_of([each.spare for each in points], heights),
-        served,
-        plans,
-        None if expert_bytes is None else expert_bytes * layers,
+    within = {number for number in SPARE if least + number <= trace.num_experts}
+    found = size(
+        trace,
+        cluster,
+        sorted(within | {chosen}),
+        num_groups=asked.num_groups,
+        dispatch=asked.dispatch,
+        forecast=rule,
+        model=model,
+        threads=asked.threads,
+        progress=progress,
     )
-
-
-def _of_size(cluster: Cluster, size: int) -> Cluster:
-    """The same GPUs with other slots: so many on the largest, and as many more or fewer on each."""
-    if cluster.slots is None:
-        return replace(cluster, slots_per_gpu=size)
-    more = size - cluster.slots_per_gpu
-    return replace(cluster, slots=tuple(max(1, each + more) for each in cluster.slots))
-
-
-def _served(asked: Asked, cluster: Cluster, rule: Forecast) -> tuple[float | None, int, int]:
-    """Balancedness on windows after a few plans, each made from those before it and scored on a
-    sample of those that it serves; how many windows and plans.
-    """
-    loads = asked.trace.loads
-    if len(loads) == 1:
-        return None, 0, 0
-    every = -(-(len(loads) - 1) // _PLANS)
-    found = []
-    for before, after in Schedule(every).plans(len(loads)):
-        expected = rule(loads[before])
-        made = asked.plan(expected.loads, cluster, expected.weights)
-        some = loads[after][evenly(after.stop - after.start, _PLANS)]
-        found.append(made.serve(some, asked.dispatch))
-    served = Served.joined(found)
-    return served.average(), len(served.peak), len(found)
-
-
-def knee_of(numbers: list[int], heights: list[float]) -> int:
-    """The index after which no further point rises by `KNEE` for each slot more."""
-    knee = 0
-    for index in range(1, len(numbers)):
-        rise = heights[index] - heights[knee]
-        if rise >= KNEE * (numbers[index] - numbers[knee]):
-            knee = index
-    return knee
+    return Spare(**vars(found), chosen=[each.spare for each in found.points].index(chosen))
 
 
 def measure_windows(asked: Asked, progress: Callable[[int, int], object]) -> Windows | Missing:

@@ -12,6 +12,7 @@ import numpy as np
 
 from eplb.balance import Interval
 from eplb.moving.verdict import Verdict
+from eplb.replaying.sizing import Sizing
 
 __all__ = [
     "Choice",
@@ -25,7 +26,6 @@ __all__ = [
     "MoveCurve",
     "Moved",
     "Setting",
-    "Slots",
     "Spare",
     "Through",
     "Windows",
@@ -163,33 +163,14 @@ class Hot:
 
 
 @dataclass(frozen=True)
-class Slots:
-    """Balancedness with so many slots on each GPU beyond those that the experts fill."""
-
-    spare: int
-    num_slots: int
-    seen: float
-    unseen: float | None
-
-
-@dataclass(frozen=True)
-class Spare:
+class Spare(Sizing):
     """Balancedness against spare slots.
 
     Attributes:
-        points: from few to many.
-        chosen: index of the cluster asked for.
-        knee: index after which no further spare slot gains as much as a point of balancedness.
-        windows: served in the replay of each point, 0 of one window; plans: made in each.
-        bytes_each: memory that one spare slot takes on each GPU, all layers; None where unknown.
+        chosen: index of the point that is the cluster asked for.
     """
 
-    points: tuple[Slots, ...]
     chosen: int
-    knee: int
-    windows: int
-    plans: int
-    bytes_each: int | None
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,8 @@ def measure(
     replays = {} if comparison is None else {each.name: each for each in comparison.replays}
     ran = replays["plan"].placements if replays else ()
     planned_by_engine = engine_placement(asked.seen, cluster, num_groups)
-    expert_bytes = known.expert_bytes if isinstance(known, Model) else None
-    spare = measure_spare(asked, rule, expert_bytes, lambda *done: say(STEPS[2], *done))
+    shape = known if isinstance(known, Model) else None
+    spare = measure_spare(asked, rule, shape, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
     say(STEPS[4], 0, 1)
     moves = measure_moves(

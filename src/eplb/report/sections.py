@@ -262,7 +262,10 @@ def spare(figures: Figures) -> Section:
         if chosen.unseen is not None and chosen.unseen != figures.plan.unseen:
             notes.append("There are fewer plans than above, so the figures differ a little.")
     if found.bytes_each is not None:
-        notes.append(f"A spare slot takes {found.bytes_each / 1e9:.2f} GB of each GPU's memory.")
+        note = f"A spare slot takes {found.bytes_each / 1e9:.2f} GB of each GPU's memory"
+        if found.kv_bytes is not None:
+            note += f", which would hold {found.bytes_each // found.kv_bytes:,} tokens of KV cache"
+        notes.append(f"{note}.")
     return Section("spare", "Spare slots", finding, tuple(notes), (table,))
 
 
