@@ -95,9 +95,30 @@ def test_axes_that_look_wrong(
         eplb.load_trace(save(tmp_path / f"b{ending}", RNG.integers(1, 99, (256, 58))))
     with told(caplog, ""):
         eplb.load_trace(save(tmp_path / f"c{ending}", LOADS))
-    # A few tokens each: what differs is the noise of counting.
+    # A few tokens each: what differs is mostly the noise of counting.
     with told(caplog, ""):
         eplb.load_trace(save(tmp_path / f"c{ending}", RNG.poisson(RATES / 500, (40, 4, 24))))
+
+
+@pytest.mark.parametrize("tokens", [3, 100, 10_000])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_ranks_first_are_never_read_as_windows_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ranks: int, spread: float, tokens: int
+) -> None:
+    """[ranks, layers, local], two ranks and few or even loads too; windows with load are clear."""
+    draw = np.random.default_rng(ranks)
+    share = draw.lognormal(0, spread, (12, ranks, 16))
+    path = save(tmp_path / "a.npy", draw.poisson(share * tokens).transpose(1, 0, 2))
+    with told(caplog, f"as {ranks} windows of 12 layers and 16 experts, but .*--axes windows,lay"):
+        eplb.load_trace(path)
+    axes = "ranks,layers,local"
+    with told(caplog, ""):
+        assert eplb.load_trace(path, axes=axes).loads.shape == (1, 12, ranks * 16)
+        eplb.load_trace(path, axes="windows,layers,experts")
+    windows = draw.poisson(share[:, 0] * tokens, (ranks, 12, 16))
+    with told(caplog, "" if spread else "nothing in common"):
+        eplb.load_trace(save(tmp_path / "b.npy", windows))
 
 
 def test_experts_that_tokens_chose_by_name(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ What a name or the values make certain is read so, with a warning where that is 
 only look wrong, a warning names the option that settles it.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,11 @@ _EXAMPLES = "layers,ranks,local or ranks,layers,experts or tokens,layers,choices
 
 _UNLIKE = 0.2
 """Correlation of windows that follow each other, below which they are hardly of one model."""
+_CLEARLY = 2.5
+"""Standard deviations above none from which a correlation is no accident."""
+_LOOKED_AT = 64
+"""Windows that are looked at."""
+_TINY = 1e-300
 
 _ALIKE = 0.5
 """Correlation of rows so many apart, from which they are likely of one layer; those of different
@@ -228,20 +234,28 @@ def _warn_of_axes(path: Path, loads: NDArray[Any]) -> None:
             f"has {num_layers} layers of {num_experts} experts. If its axes are "
             "others, name them, as in --axes experts,layers (axes)",
         )
-    few = loads[:64].astype(np.float64)
-    if len(few) < 3 or few[0].size < 8:
-        return
-    apart = few - few.mean(axis=2, keepdims=True)
-    # What differs between experts must be more than the noise of counting.
-    if (apart**2).mean() < 3 * few.mean():
-        return
-    before, after = apart[:-1].reshape(len(few) - 1, -1), apart[1:].reshape(len(few) - 1, -1)
-    norms = np.sqrt((before**2).sum(axis=1) * (after**2).sum(axis=1))
-    both = norms > 0
-    if both.any() and ((before * after).sum(axis=1)[both] / norms[both]).mean() < _UNLIKE:
+    if num_windows > 1 and loads.any() and not _seem_windows(loads[:_LOOKED_AT].astype(np.float64)):
         warn(
             path,
             f"is read as {num_windows} windows of {num_layers} layers and "
-            f"{num_experts} experts, and its windows have nothing in common. If its axes "
-            f"are others, name them, as in --axes {_EXAMPLES} (axes)",
+            f"{num_experts} experts, but its windows have nothing in common that shows it. If its "
+            f"axes are others, name them, as in --axes {_EXAMPLES}; if they are these, "
+            "--axes windows,layers,experts (axes) says so",
         )
+
+
+def _seem_windows(loads: NDArray[np.float64]) -> bool:
+    """Whether the windows [T, L, E] show that they are of one model: each is clearly like the next.
+
+    What differs between experts is to be found again in the next window, except for the noise of
+    counting, whose variance is the mean. If the first axis has ranks or layers, nothing is.
+    """
+    apart = loads - loads.mean(axis=2, keepdims=True)
+    signal = max(0.0, 1.0 - float(loads.mean()) / max(float((apart**2).mean()), _TINY))
+    before, after = (each.reshape(len(loads) - 1, -1) for each in (apart[:-1], apart[1:]))
+    norms = np.sqrt((before**2).sum(axis=1) * (after**2).sum(axis=1))
+    if not (norms > 0.0).any():
+        return False
+    alike = ((before * after).sum(axis=1)[norms > 0.0] / norms[norms > 0.0]).mean()
+    by_chance = 1.0 / math.sqrt((norms > 0.0).sum() * loads[0].size)
+    return bool(alike > max(_UNLIKE * signal, _CLEARLY * by_chance))
