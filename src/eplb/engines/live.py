@@ -183,6 +183,12 @@ class History:
         windows.append(loads)
         return np.stack(windows)
 
+    def keep(self, call: Call, shape: tuple[int, ...], last: int) -> None:
+        """Forget the windows of a call seen but for so many, the last ones."""
+        windows = self._models[_model(call, shape)][call]
+        while len(windows) > last:
+            windows.popleft()
+
     def clear(self) -> None:
         """Forget all windows of all models."""
         self._models.clear()

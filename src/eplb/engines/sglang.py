@@ -23,7 +23,9 @@ from eplb.engines.rebalances import Rebalances, Seen
 from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.engines.start import after, compile_kernels
 from eplb.engines.tables import Planned
+from eplb.engines.trial import Trials
 from eplb.errors import PolicyError
+from eplb.placement import Placement
 
 __all__ = ["difference", "make_hook", "make_table_hook", "register"]
 
@@ -82,8 +84,9 @@ def _hook(settings: Settings) -> Callable[..., object]:
         raise PolicyError(f"SGLang {version}: {wrong}")
     planned = Planned()
     rebalances = Rebalances(_logger, settings, _OWN)
-    agreement = Agreement(_member, settings, _OWN, _logger, lambda: None)
-    hook = make_hook(settings, planned, rebalances, agreement)
+    trials = Trials()
+    agreement = Agreement(_member, settings, _OWN, _logger, trials.clear)
+    hook = make_hook(settings, planned, rebalances, agreement, trials)
     HookRegistry.register(_TARGET, hook, HookType.AROUND)
     if settings.dispatch == "table":
         _hook_table(settings, planned, version)
@@ -220,6 +223,7 @@ def make_hook(
     planned: Planned | None = None,
     rebalances: Rebalances | None = None,
     agreement: Agreement | None = None,
+    trials: Trials | None = None,
 ) -> Callable[..., Any]:
     """A hook around SGLang's `rebalance_experts`, that calls it where it fails itself.
 
@@ -227,10 +231,12 @@ def make_hook(
         settings: how to plan.
         planned: where to say what the last answer was planned for.
         rebalances: tells of each call.
-        agreement: has ranks answer alike.
+        agreement: has ranks answer alike; it forgets the trials where they do not.
+        trials: of the plans made.
     """
     told = rebalances or Rebalances(_logger, settings, _OWN)
-    ranks = agreement or Agreement(_member, settings, _OWN, _logger, lambda: None)
+    tried = Trials() if trials is None else trials
+    ranks = agreement or Agreement(_member, settings, _OWN, _logger, tried.clear)
     planned = Planned() if planned is None else planned
     control = Control(settings.control, ranks.alike, _logger)
 
@@ -248,10 +254,15 @@ def make_hook(
                 # The steps are those since the last call.
                 planned.windows = seen.windows = windows
                 seen.new = len(windows)
+                back = tried.judge(kind, current, windows)
+                asked = back if asked is None else asked
                 if asked is not None and current is not None:
                     seen.reason = asked.reason
                     return asked.map_after(current.phy2log)
-            return _plan(windows, cluster, num_groups, current, settings)
+            phy2log = _plan(windows, cluster, num_groups, current, settings)
+            if seen.windows is not None:
+                tried.begin(kind, current, Placement(phy2log, seen.num_experts, cluster))
+            return phy2log
 
         try:
             given = inspect.signature(theirs).bind(*args, **kwargs).arguments

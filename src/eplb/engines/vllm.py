@@ -26,8 +26,10 @@ from eplb.engines.rebalances import Rebalances, Seen
 from eplb.engines.rows import Rows
 from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.engines.start import after, around, compile_kernels
+from eplb.engines.trial import INTERVALS, Trials
 from eplb.engines.vllm_batches import VllmBatches
 from eplb.errors import LoadsError, PolicyError
+from eplb.placement import Placement
 
 __all__ = ["difference", "make_policy", "register"]
 
@@ -168,7 +170,7 @@ def make_policy(
         rows: says which copies take which part of the tokens.
     """
     told = rebalances or Rebalances(_logger, settings, _OWN)
-    history = History(settings.windows)
+    history, trials = History(settings.windows), Trials()
     parts = rows or Rows(settings)
     # The engine's own thread plans at start and where ranks come or go, another one meanwhile.
     lock = threading.Lock()
@@ -176,6 +178,7 @@ def make_policy(
     def forget() -> None:
         with lock:
             history.clear()
+            trials.clear()
             parts.clear()
 
     agreement = Agreement(_member, settings, _OWN, _logger, forget)
@@ -227,6 +230,8 @@ def make_policy(
                 with lock:
                     return _plan(
                         history,
+                        trials,
+                        kind,
                         recorder,
                         call,
                         settings,
@@ -255,6 +260,8 @@ def make_policy(
 
 def _plan(
     history: History,
+    trials: Trials,
+    kind: str,
     recorder: Any,
     call: Call,
     settings: Settings,
@@ -293,11 +300,20 @@ def _plan(
     if begun is not None:
         seen.reason = "the placement of EPLB_INITIAL"
         return begun
-    if asked is not None and current is not None and loads.any() and not scaling:
-        seen.reason = asked.reason
-        return asked.map_after(current.phy2log)
+    if current is not None and loads.any() and not scaling:
+        tried = trials.judge(kind, current, loads[None])
+        if asked is None and tried is not None:
+            if tried.phy2log is not None:
+                # It would be made again for the windows before it.
+                history.keep(call, loads.shape, INTERVALS)
+            asked = tried
+        if asked is not None:
+            seen.reason = asked.reason
+            return asked.map_after(current.phy2log)
     if seen.windows is not None:
-        return next_placement(seen.windows, cluster, call.num_groups, current, settings)
+        made = next_placement(seen.windows, cluster, call.num_groups, current, settings)
+        trials.begin(kind, current, Placement(made, loads.shape[1], cluster))
+        return made
     if current is not None and not scaling:
         # No load is known: so it is when the engine starts and tries what a plan costs.
         phy2log: NDArray[np.int64] = current.phy2log.copy()
