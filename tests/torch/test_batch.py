@@ -80,6 +80,8 @@ def test_slots_are_those_of_plain_python(
     assert slots.dtype == torch.int32
     assert slots.tolist() == expected
     assert dispatch(padded).tolist() == expected
+    # By torch operations, where kernels are for a CPU.
+    assert dispatch._by_operations(ids, torch.tensor(real)).tolist() == expected
 
 
 @pytest.mark.parametrize(("num_experts", "num_gpus", "size"), [(32, 8, 6), (64, 16, 5)])

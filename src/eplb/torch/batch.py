@@ -24,10 +24,11 @@ class BatchDispatch(torch.nn.Module):
     its experts so that the busiest GPU has as little to do as the placement allows, nearly.
 
     It is made of torch operations of fixed shapes and waits for nothing, so it can be captured in a
-    CUDA graph and compiled. On a GPU, where Triton is installed, three kernels take their place.
-    All numbers are whole ones: the same ids give the same slots on every processor, by operations
-    and by kernels. The instances for the layers of a placement have arrays of the same shapes, so
-    that compiling one of them serves all.
+    CUDA graph and compiled. On a GPU, where Triton is installed, three kernels take their place,
+    and on a CPU two, which are compiled at the first batch and kept. All numbers are whole ones:
+    the same ids give the same slots on every processor, by operations and by kernels. The instances
+    for the layers of a placement have arrays of the same shapes, so that compiling one of them
+    serves all.
 
     Example:
         >>> import eplb, torch
@@ -147,6 +148,12 @@ class BatchDispatch(torch.nn.Module):
         self._check(topk_ids, num_tokens)
         if self._kernels is not None and topk_ids.is_cuda:
             return self._by_kernels(topk_ids, num_tokens)
+        if topk_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self._on_cpu(topk_ids, num_tokens)
+        return self._by_operations(topk_ids, num_tokens)
+
+    def _by_operations(self, topk_ids: Tensor, num_tokens: Tensor | int | None) -> Tensor:
+        """The slots, by torch operations."""
         num_experts = self._num_experts
         chosen = topk_ids.clamp(-1, num_experts)
         if num_tokens is not None:
@@ -172,8 +179,35 @@ class BatchDispatch(torch.nn.Module):
         slots = changes[:-1].cumsum(0, dtype=topk_ids.dtype) - 1
         return torch.empty_like(slots).scatter_(0, order, slots).reshape(topk_ids.shape)
 
+    def _on_cpu(self, topk_ids: Tensor, num_tokens: Tensor | int | None) -> Tensor:
+        """The same slots, by the solver's kernels."""
+        from eplb.solver.whole_tokens import _count_batch, _place_batch
+
+        ids = topk_ids.to(torch.int64).reshape(-1)
+        rows = len(topk_ids) if num_tokens is None else min(max(int(num_tokens), 0), len(topk_ids))
+        num_ids = rows * topk_ids.shape[1]
+        counts = torch.empty(self._num_experts, dtype=torch.int64)
+        wrong = _count_batch(ids.numpy(), num_ids, counts.numpy())
+        if wrong >= 0:
+            raise OptionError(
+                f"topk_ids has {int(ids[wrong])}: experts are numbered 0 to "
+                f"{self._num_experts - 1}, and -1 pads"
+            )
+        every = counts[None]
+        if self._group is not None:
+            every = _gathered(counts, self._num_ranks, self._group)
+        found = torch.empty_like(ids)
+        _place_batch(
+            ids.numpy(), num_ids, every.numpy(), self._rank, self.gpus.numpy(),
+            self.experts.numpy(), self.class_ends.numpy(), self.alone.numpy(), int(self.most),
+            self._num_gpus, self.of_slot.numpy(), self.part.numpy(), self.parts.numpy(),
+            self.slots.numpy(), self.first_slot.numpy(), self._objective == "activated",
+            found.numpy(),
+        )  # fmt: skip
+        return found.to(topk_ids.dtype).reshape(topk_ids.shape)
+
     def _by_kernels(self, topk_ids: Tensor, num_tokens: Tensor | int | None) -> Tensor:
-        """The same slots, by Triton's kernels."""
+        """The same, by Triton's kernels."""
         ids = topk_ids.contiguous()
         limited = num_tokens is not None
         if isinstance(num_tokens, int):
@@ -243,14 +277,6 @@ class BatchDispatch(torch.nn.Module):
             num_tokens.numel() != 1 or num_tokens.is_floating_point()
         ):
             raise OptionError("num_tokens is no tensor of one whole number")
-        if topk_ids.device.type == "cpu" and not torch.compiler.is_compiling() and topk_ids.numel():
-            real = topk_ids if num_tokens is None else topk_ids[: int(num_tokens)]
-            wrong = real[(real < -1) | (real >= self._num_experts)]
-            if wrong.numel():
-                raise OptionError(
-                    f"topk_ids has {int(wrong[0])}: experts are numbered 0 to "
-                    f"{self._num_experts - 1}, and -1 pads"
-                )
 
 
 def _arrays(copies: Copies, num_experts: int, num_gpus: int) -> dict[str, Any]:
