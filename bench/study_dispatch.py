@@ -48,7 +48,7 @@ LARGE = eplb.Cluster(num_gpus=32, num_nodes=4, slots_per_gpu=9)
 LARGE_SIZES = (256, 1024, 4096, 16384, 65536, 131072)
 _WINDOW, _WINDOWS = 2048, 32
 """Tokens of a window that is planned for, and how many there are at most."""
-_LAYERS, _LARGE_LAYERS = slice(1, None, 4), slice(3, None, 10)
+_LAYERS, _LARGE_LAYERS = slice(None), slice(None)
 """Layers of gpt-oss and of DeepSeek-V3 that are scored."""
 _SCORED, _DRAWN = 16, 4
 """Steps of gpt-oss and of DeepSeek-V3 that are scored."""

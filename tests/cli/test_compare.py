@@ -436,17 +436,14 @@ def test_synthesized(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments_are_one_line(
-    trace_file: Path, tmp_path: Path, arguments: list[object], message: str
+    trace_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[object],
+    message: str,
 ) -> None:
-    named = [trace_file if each == "TRACE" else each for each in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "eplb.cli", *map(str, named)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    monkeypatch.chdir(tmp_path)
+    done = run(*(trace_file if each == "TRACE" else each for each in arguments))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"eplb: {message.replace('TRACE', str(trace_file))}")
