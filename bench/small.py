@@ -3,7 +3,8 @@
 The optimum is found by going through every way to put groups on nodes, every choice of replica
 counts and every packing of each, with no expert twice on a GPU, in branch and bound. It shares
 nothing with the planner. `python bench/small.py` prints how often plans of each effort are optimal,
-for one window and several, and with groups on nodes.
+for one window and several, and with groups on nodes. With `--dispatch best` it does so where each
+window is split best, `--check` judges the bar of that, and every placement is gone through.
 """
 
 import itertools
@@ -344,13 +345,115 @@ def _some_windows(
     return np.stack([kinds[layer % len(kinds)][:, layer] for layer in range(each)], axis=1)
 
 
+_FEW_EXPERTS, _FEW_SLOTS, _NEAR = 6, 10, 0.97
+
+
+@dataclass(frozen=True)
+class NearBest:
+    """How near plans for a best split are to the best of all placements.
+
+    Attributes:
+        num_windows: windows of each layer.
+        layers: how many there were.
+        within_1_percent: share whose expected peak is at most 1 % above the least of all.
+        worst: largest peak / least - 1; below: of peaks below it, which would be a fault.
+    """
+
+    num_windows: int
+    layers: int
+    within_1_percent: float
+    worst: float
+    below: int
+
+
+def near_best(seed: int, number: int, effort: Effort) -> Iterator[NearBest]:
+    """Plan about `number` layers of up to 6 experts and 10 slots for a best split, half of them of
+    three windows, and go through all placements of each.
+    """
+    draw = np.random.default_rng(seed)
+    shapes = [
+        (num_experts, num_gpus, size)
+        for num_experts, num_gpus, size in itertools.product(
+            range(2, _FEW_EXPERTS + 1), range(2, _FEW_SLOTS + 1), range(1, _FEW_EXPERTS)
+        )
+        if num_experts <= num_gpus * size <= _FEW_SLOTS and size < num_experts
+    ]
+    each = -(-number // (2 * len(shapes)))
+    for num_windows in (1, 3):
+        above: list[float] = []
+        for num_experts, num_gpus, size in shapes:
+            loads = _some_windows(draw, num_windows, each, num_experts)
+            scaled = loads / loads.sum(axis=2, keepdims=True)
+            within = _held_within(num_experts, num_gpus, size)
+            least = np.array([_least_levelled(scaled[:, layer], within) for layer in range(each)])
+            cluster = eplb.Cluster(num_gpus, slots_per_gpu=size)
+            made = eplb.plan(loads, cluster, dispatch="best", effort=effort)
+            above.extend(made.peak / loads.sum(axis=2).mean(axis=0) / least - 1.0)
+        ratio = np.array(above)
+        yield NearBest(
+            num_windows,
+            layers=ratio.size,
+            within_1_percent=float((ratio <= 0.01).mean()),
+            worst=float(ratio.max()),
+            below=int((ratio < -_EXACT).sum()),
+        )
+
+
+def _held_within(num_experts: int, num_gpus: int, size: int) -> NDArray[np.float64]:
+    """[N, S, E] for every placement and every set of GPUs, the experts that those alone hold, each
+    over the number of GPUs of the set. GPUs are alike, so their order does not count.
+    """
+    sets = 1 + np.arange((1 << num_gpus) - 1)
+    over = np.array([number.bit_count() for number in sets.tolist()])[:, None]
+    held = itertools.combinations(range(num_experts), size)
+    found = []
+    for on_gpus in itertools.combinations_with_replacement(list(held), num_gpus):
+        gpus_of = np.zeros(num_experts, np.int64)
+        for gpu, experts in enumerate(on_gpus):
+            gpus_of[list(experts)] |= 1 << gpu
+        if gpus_of.all():
+            found.append(((gpus_of & ~sets[:, None]) == 0) / over)
+    return np.array(found)
+
+
+def _least_levelled(windows: NDArray[np.float64], within: NDArray[np.float64]) -> float:
+    """The least mean peak of windows [T, E] over all placements, each window split best.
+
+    Split best, the busiest GPU has the most that any set of GPUs must share among them: the loads
+    of experts that these alone hold, over their number (P. Hall, 1935).
+    """
+    peaks = sum((within @ window).max(axis=1) for window in windows)
+    return float(np.min(peaks)) / len(windows)
+
+
+def _print_near_best(seed: int, number: int, effort: Effort) -> bool:
+    """Print the shares, and say whether the bar is met."""
+    print("windows  layers  within 1 %   worst")
+    rows = []
+    for row in near_best(seed, number, effort):
+        rows.append(row)
+        below = f"  {row.below} below the least" if row.below else ""
+        shares = f"{row.within_1_percent:10.2%} {row.worst:7.1%}"
+        print(f"{row.num_windows:7} {row.layers:7}  {shares}{below}", flush=True)
+    share = sum(row.within_1_percent for row in rows) / len(rows)
+    print(f"all: {share:.2%}, at least {_NEAR:.0%} wanted")
+    return share >= _NEAR and not any(row.below for row in rows)
+
+
 def main() -> int:
     """Print the rates; return the exit code."""
     parser = OneLineParser(prog="bench/small.py", description=(__doc__ or "").split("\n", 1)[0])
     add = parser.add_argument
     add("--seed", type=int, default=0, help="of the loads")
     add("--each", type=positive, default=20, metavar="N", help="layers of each shape")
+    add("--dispatch", choices=("even", "best"), default="even", help="how windows are split")
+    add("--number", type=positive, default=500, metavar="N", help="layers, with --dispatch best")
+    add("--effort", choices=get_args(Effort), default="default", help="with --dispatch best")
+    add("--check", action="store_true", help="with --dispatch best: exit with 1 if it is missed")
     options = parser.parse_args()
+    if options.dispatch == "best":
+        met = _print_near_best(options.seed, options.number, options.effort)
+        return int(options.check and not met)
     print("windows  nodes  effort     layers  optimal  > 10 %  > 15 %   worst")
     for rate in rates(options.seed, options.each):
         print(

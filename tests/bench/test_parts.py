@@ -265,3 +265,16 @@ def test_each_bar_is_missed_by_what_it_is_about(
     else:
         changed = replace(good, **{part: replace(getattr(good, part), **change)})
     assert [bar.what for bar in bars.judge(changed) if not bar.met] == [what]
+
+
+def test_the_least_of_a_best_split_is_that_of_all_placements() -> None:
+    """Gone through in two ways; no plan is below it."""
+    draw = np.random.default_rng(4)
+    for num_experts, num_gpus, size in ((3, 2, 2), (5, 3, 2), (4, 2, 3), (4, 5, 1)):
+        windows = draw.lognormal(0.0, 1.0, (2, num_experts))
+        found = small._least_levelled(windows, small._held_within(num_experts, num_gpus, size))
+        least = naive.levelled_optimum(windows.tolist(), num_gpus, size)
+        assert found == pytest.approx(least, rel=1e-12)
+    rows = list(small.near_best(seed=0, number=60, effort="fast"))
+    assert [row.num_windows for row in rows] == [1, 3]
+    assert all(row.below == 0 and row.within_1_percent > 0.9 for row in rows)

@@ -163,6 +163,7 @@ def test_lists_stand_between_commas() -> None:
     assert done.stderr == "eplb: --gpus is 'x': give a whole number, or several as 32,64\n"
     found = figures_of("compare", "loads.json", "--gpus", 4, "--dispatch", "even,best")
     assert list(found["balancedness_under"]) == ["even", "best"]
+    assert list(found["placed_for"]) == ["best"]
 
 
 @pytest.mark.usefixtures("place")

@@ -322,6 +322,7 @@ def test_every_figure_is_under_the_rule(rule: str) -> None:
     assert list(under) == [rule, "even"]
     evenly = found.under(trace, "even").average()
     assert [values[1] for values in under.values()] == [found.average(), evenly]
+    assert compared.placed_for == {"even": [None, even.average()]}
     row = eplb.sweep(trace, cluster, ["contiguous", "eplb"], every=3, dispatch=rule)[1]
     assert (row.score.balancedness, row.to_json()["dispatch"]) == (found.average(), rule)
     assert row.score.gain == compared.scores[1].gain != even.average() - under["even"][0]

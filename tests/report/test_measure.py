@@ -14,7 +14,9 @@ from eplb.cost import estimate
 from eplb.errors import ClusterError, LoadsError, OptionError, PlacementError
 from eplb.planning.forecast import named_forecast
 from eplb.replaying.evaluate import evaluate_placement
+from eplb.replaying.policies import Forecasted
 from eplb.report import Figures, Missing, measure, render_page
+from eplb.report.figures import Splits
 from eplb.report.sample import evenly
 from eplb.solver.greedy import greedy
 
@@ -239,6 +241,24 @@ def test_curves_meet_the_figures_where_they_are_of_the_same(
     assert value == pytest.approx(np.mean(scores))
 
 
+def test_rules_of_dispatch_are_those_of_compare(trace: eplb.LoadTrace, figures: Figures) -> None:
+    found = figures.splits
+    assert isinstance(found, Splits)
+    rule = named_forecast(figures.choice.forecast or "")
+    compared = eplb.compare(
+        trace,
+        CLUSTER,
+        {"plan": Forecasted(rule)},
+        every=3,
+        dispatch=["even", "sglang", "best"],
+    )
+    assert (found.plans, found.engine) == (4, "sglang")
+    under, placed = compared.balancedness_under, compared.placed_for
+    assert [found.even, found.by_engine, found.best] == [values[0] for values in under.values()]
+    assert [found.engine_placed, found.best_placed] == [values[0] for values in placed.values()]
+    assert found.best > found.even
+
+
 def test_time_tells_what_keeping_a_plan_costs(trace: eplb.LoadTrace, figures: Figures) -> None:
     found = figures.through
     assert not isinstance(found, Missing)
@@ -271,6 +291,7 @@ def test_one_window_says_nothing_of_unseen_loads() -> None:
     assert found.plan.seen == pytest.approx(made.placement.balancedness(trace.loads))
     assert found.estimated != Missing("")
     assert found.spare.points[1].unseen is None
+    assert found.splits == Missing("the trace has one window")
 
 
 def test_one_layer_is_reported() -> None:

@@ -342,10 +342,8 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
     _line(console, in_words(comparison.dispatch))
     console.print()
     net = any(score.net is not None for score in comparison.scores)
-    others = [f"if {rule}" for rule in comparison.balancedness_under if rule != comparison.dispatch]
     headings = (
         "balancedness",
-        *others,
         "weighted",
         "worst window",
         f"over {first}",
@@ -357,11 +355,6 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
         table.add_row(
             printable(score.policy),
             with_interval(score.balancedness, score.balancedness_interval),
-            *(
-                f"{values[number]:.4f}"
-                for rule, values in comparison.balancedness_under.items()
-                if rule != comparison.dispatch
-            ),
             f"{score.pooled:.4f}",
             f"{score.worst_window:.4f}",
             with_interval(score.gain, score.gain_interval, "+.4f") if number else "",
@@ -369,6 +362,9 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
             *[f"{score.net:+.2%}" if number and score.net is not None else ""] * net,
         )
     console.print(table)
+    if comparison.placed_for:
+        console.print()
+        console.print(_rules_table(comparison))
     _print_what_is_sure(console, comparison.scores)
     if net:
         _line(
@@ -379,6 +375,24 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
     if comparison.windows < comparison.wanted:
         console.print()
         _title(console, f"Stopped after {comparison.windows:,} of {comparison.wanted:,} windows.")
+
+
+def _rules_table(comparison: Comparison) -> Table:
+    """Balancedness under every rule, and of placements made for each."""
+    under, placed = comparison.balancedness_under, comparison.placed_for
+    table = _table(
+        f"placed for {comparison.dispatch}, split",
+        *under,
+        *(f"{rule}, placed for it" for rule in placed),
+    )
+    for number, score in enumerate(comparison.scores):
+        made = (values[number] for values in placed.values())
+        table.add_row(
+            printable(score.policy),
+            *(f"{values[number]:.4f}" for values in under.values()),
+            *("-" if value is None else f"{value:.4f}" for value in made),
+        )
+    return table
 
 
 def print_demo(console: Console, found: Demo, seed: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eplb.balance import Interval
+from eplb.balance import Interval, Served
 from eplb.checks import real_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
@@ -17,7 +17,7 @@ from eplb.loads import LoadTrace
 from eplb.moving.service import Service
 from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY
-from eplb.replaying.policies import Policy, named_policies, told
+from eplb.replaying.policies import Policy, named_policies, plans_for, told
 from eplb.replaying.replay import Replay, Step, replay_of, replay_steps
 
 __all__ = ["Comparison", "Score", "compare", "score"]
@@ -75,6 +75,8 @@ class Comparison:
         dispatch: name of the rule of dispatch that all scores are under.
         balancedness_under: by the name of each rule asked for, the first included, the balancedness
             of the same placements under it, of each policy.
+        placed_for: by the name of each rule asked for but the first, the balancedness under it of
+            placements that are made for it, of each policy; None of one that knows no rules.
         scores: one per policy, in the order given.
         replays: the records that the scores come from.
     """
@@ -93,6 +95,7 @@ class Comparison:
     first: int
     dispatch: str
     balancedness_under: dict[str, list[float]]
+    placed_for: dict[str, list[float | None]]
     scores: list[Score]
     replays: list[Replay]
 
@@ -155,7 +158,9 @@ def compare(
             benefit of each.
         window_seconds: time that a window stands for, with a service; by default as the trace says.
         dispatch: how windows are served, as in `eplb.replay`. Of a list of rules, every figure is
-            under the first; the balancedness under the others is given too.
+            under the first. The balancedness of the same placements under the others is given too,
+            and that of placements made for them, where a policy is this planner: it then plans for
+            each rule.
         progress: called after each window with how many are done, and how many there are; where it
             returns False the replays end, and what was done counts.
         failed: called with the error where a policy fails after the first window, in place of
@@ -178,17 +183,24 @@ def compare(
             name: told(policy, service, length * every) for name, policy in policies.items()
         }
     schedule = Schedule(every, history, first)
+    # This planner plans for a rule, so it walks once more for each other one.
+    again = [
+        (rule, name)
+        for rule in rules[1:]
+        for name, policy in policies.items()
+        if plans_for(policy, rule)
+    ]
     walks = [
         replay_steps(
             trace,
             cluster,
-            policy,
+            policies[name],
             schedule,
             num_groups=num_groups,
             service=service,
-            dispatch=rules[0],
+            dispatch=rule,
         )
-        for policy in policies.values()
+        for rule, name in [*((rules[0], name) for name in policies), *again]
     ]
     wanted = trace.num_windows - first
     rounds: list[tuple[Step, ...]] = []
@@ -201,10 +213,15 @@ def compare(
         if failed is None or not rounds:
             raise
         failed(error)
+    walked = list(zip(*rounds, strict=True))
     replays = [
         replay_of(steps, name, cluster, size, service, rules[0])
-        for name, steps in zip(policies, zip(*rounds, strict=True), strict=True)
+        for name, steps in zip(policies, walked[: len(policies)], strict=True)
     ]
+    placed = {
+        pair: Served.joined(step.served for step in steps).average()
+        for pair, steps in zip(again, walked[len(policies) :], strict=True)
+    }
     return Comparison(
         windows=len(rounds),
         wanted=wanted,
@@ -226,6 +243,7 @@ def compare(
             ]
             for rule in rules
         },
+        placed_for={rule: [placed.get((rule, name)) for name in policies] for rule in rules[1:]},
         scores=[
             replace(
                 score(replay, replays[0]),

@@ -28,7 +28,7 @@ from eplb.moving.service import DEFAULT_SERVICE, Service
 from eplb.placement import Placement, spread
 from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import FORECASTS, Forecast, Recent
-from eplb.planning.plan import Effort, plan, planned_rule
+from eplb.planning.plan import _WALKED, Effort, plan, planned_rule
 
 __all__ = [
     "POLICIES",
@@ -44,6 +44,7 @@ __all__ = [
     "named_policies",
     "named_policy",
     "phy2log_of",
+    "plans_for",
     "policy_from",
     "told",
     "warm_up",
@@ -377,6 +378,16 @@ def told(
     if isinstance(policy, Deciding):
         return replace(policy, service=service, seconds=seconds)
     return policy
+
+
+def plans_for(policy: Policy | str | os.PathLike[str], rule: Any) -> bool:
+    """Whether a policy makes placements for a rule of dispatch: this planner does, from scratch for
+    every rule, from what runs for some.
+    """
+    called = POLICIES.get(policy) if isinstance(policy, str) else policy
+    if isinstance(called, Moving | Deciding):
+        return rule in _WALKED
+    return isinstance(called, Forecasted)
 
 
 def list_of(values: Any, one: Any, name: str) -> list[Any]:

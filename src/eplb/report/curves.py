@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cost.models import Model
+from eplb.dispatching.rules import TABLES
 from eplb.moving.frontier import frontier
 from eplb.placement import Placement
 from eplb.planning.forecast import HISTORY, Forecast, Recent
+from eplb.replaying.compare import compare
+from eplb.replaying.policies import Forecasted
 from eplb.replaying.sizing import SPARE, fewest_slots, size
-from eplb.report.figures import Missing, MoveCurve, Moved, Spare, Windows
+from eplb.report.figures import Missing, MoveCurve, Moved, Spare, Splits, Windows
 from eplb.report.sample import Asked, evenly
 
-__all__ = ["measure_moves", "measure_spare", "measure_windows"]
+__all__ = ["measure_moves", "measure_spare", "measure_splits", "measure_windows"]
 
 _PLANS = 8
 """Plans of each point of a curve, at most."""
@@ -24,8 +27,35 @@ _SCORED = 64
 """Windows that a placement is scored on, where there are more."""
 _HELD_OUT = 16
 """Windows up to which each is held out in turn."""
+_SPLIT_PLANS = 4
+"""Plans of each figure on rules of dispatch, at most."""
 _POINTS = 16
 _ENOUGH = 0.9
+
+
+def measure_splits(asked: Asked, rule: Forecast) -> Splits | Missing:
+    """What each rule of dispatch makes of plans, and of plans that are made for it."""
+    trace = asked.trace
+    if len(trace) == 1:
+        return Missing("the trace has one window")
+    if not asked.cluster.even:
+        return Missing("the GPUs differ, and plans for them are for an even split alone")
+    engine = asked.dispatch if asked.dispatch in TABLES else next(iter(TABLES))
+    found = compare(
+        trace,
+        asked.cluster,
+        {"plan": Forecasted(rule, threads=asked.threads)},
+        num_groups=asked.num_groups,
+        every=-(-(len(trace) - 1) // _SPLIT_PLANS),
+        dispatch=["even", engine, "best"],
+    )
+    placed = {name: values[0] for name, values in found.placed_for.items()}
+    return Splits(
+        found.scores[0].plans,
+        engine,
+        *(values[0] for values in found.balancedness_under.values()),
+        *(value for value in placed.values() if value is not None),
+    )
 
 
 def measure_spare(

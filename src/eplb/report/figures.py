@@ -27,6 +27,7 @@ __all__ = [
     "Moved",
     "Setting",
     "Spare",
+    "Splits",
     "Through",
     "Windows",
 ]
@@ -160,6 +161,26 @@ class Hot:
     shares: tuple[float, ...]
     copies: tuple[int, ...]
     times_mean: float
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Balancedness on unseen windows by the rule that splits tokens over the copies of an expert.
+
+    Attributes:
+        plans: made for each figure.
+        engine: the engine's rule that is shown.
+        even: placed for an even split, and split so; by_engine, best: the same placements.
+        engine_placed, best_placed: placed for these rules, and split by them.
+    """
+
+    plans: int
+    engine: str
+    even: float
+    by_engine: float
+    best: float
+    engine_placed: float
+    best_placed: float
 
 
 @dataclass(frozen=True)
@@ -320,6 +341,7 @@ class Figures:
     unsure: str | None
     heat: Heat
     hot: tuple[Hot, ...]
+    splits: Splits | Missing
     spare: Spare
     windows: Windows | Missing
     moves: MoveCurve | Missing

@@ -23,7 +23,7 @@ from eplb.planning.plan import check_shape, plan, planned_rule
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import Policy, Staying, named_policy
 from eplb.report.commands import compare_command, plan_command
-from eplb.report.curves import measure_moves, measure_spare, measure_windows
+from eplb.report.curves import measure_moves, measure_spare, measure_splits, measure_windows
 from eplb.report.figures import Choice, Figures, Setting
 from eplb.report.sample import Asked
 from eplb.report.standings import heat_of, hottest, standings_of, why_unsure
@@ -202,6 +202,7 @@ def measure(
         unsure=why_unsure(standings, trace.num_windows),
         heat=heat_of(asked, running, made.placement, ran),
         hot=hottest(trace, made.placement),
+        splits=measure_splits(asked, rule),
         spare=spare,
         windows=windows,
         moves=moves,

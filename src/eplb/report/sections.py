@@ -1,7 +1,7 @@
 """The sections of a report, one function each: heading, finding, notes and tables."""
 
 from eplb.checks import printable
-from eplb.report.figures import Figures, Missing, Moment, Through
+from eplb.report.figures import Figures, Missing, Moment, Splits, Through
 from eplb.report.words import NAMES, Section, Table, counted, percent, rows_of, score
 
 __all__ = ["balance", "drift", "estimated", "heat", "hot", "moves", "spare", "through", "windows"]
@@ -70,6 +70,13 @@ def balance(figures: Figures) -> Section:
         notes.append(f"{figures.unsure[0].upper()}{figures.unsure[1:]}.")
     else:
         notes.append("± is half a 95 % confidence interval.")
+    if isinstance(figures.splits, Splits):
+        tables.append(_splits(figures.splits))
+        notes.append(
+            "Where an expert has several copies, a rule of dispatch says which of them takes a "
+            f"token. Its table is of {counted(figures.splits.plans, 'plan')} for each figure, "
+            "before windows that they had not seen."
+        )
     if figures.choice.tried:
         tables.append(
             Table(
@@ -88,6 +95,22 @@ def balance(figures: Figures) -> Section:
             )
         )
     return Section("balance", "Balance", finding, tuple(notes), tuple(tables))
+
+
+def _splits(found: Splits) -> Table:
+    """Each rule of dispatch, on the same plans and on those made for it."""
+    engine = {"sglang": "SGLang's rule", "ascend": "vllm-ascend's rule"}[found.engine]
+    return Table(
+        "How tokens are split over copies",
+        ("split", "placed for an even split", "placed for it"),
+        rows_of(
+            [
+                ("even", score(found.even), score(found.even)),
+                (engine, score(found.by_engine), score(found.engine_placed)),
+                ("best, each window anew", score(found.best), score(found.best_placed)),
+            ]
+        ),
+    )
 
 
 def _lifts(before: float | None, after: float | None) -> str:
