@@ -152,12 +152,14 @@ def log2phy(phy2log: Sequence[int], num_experts: int, width: int) -> list[list[i
     return rows
 
 
-def most_even(loads: Sequence[float], phy2log: Sequence[int], num_gpus: int) -> dict[int, float]:
-    """Loads of the GPUs that hold anything, as even as the placement allows when tokens may be
-    split over copies in any parts: of all sets of GPUs, the one whose experts have nowhere else to
-    go and weigh most for each GPU is level at that, and the same holds of what is left.
+def most_even(
+    loads: Sequence[float], phy2log: Sequence[int], pace: Sequence[float]
+) -> dict[int, float]:
+    """Loads over paces of the GPUs that hold anything, as even as the placement allows when tokens
+    may be split over copies in any parts: of all sets of GPUs, the one whose experts have nowhere
+    else to go and weigh most for their pace is level at that, and the same holds of what is left.
     """
-    per_gpu = len(phy2log) // num_gpus
+    per_gpu = len(phy2log) // len(pace)
     homes: dict[int, set[int]] = {}
     for slot, expert in enumerate(phy2log):
         if expert >= 0:
@@ -169,8 +171,9 @@ def most_even(loads: Sequence[float], phy2log: Sequence[int], num_gpus: int) -> 
         for size in range(len(left), 0, -1):
             for some in itertools.combinations(left, size):
                 held = sum(loads[each] for each, on in homes.items() if on <= set(some))
-                if held / size > best * (1.0 + 1e-12):
-                    best, chosen = held / size, set(some)
+                level = held / sum(pace[gpu] for gpu in some)
+                if level > best * (1.0 + 1e-12):
+                    best, chosen = level, set(some)
         found.update(dict.fromkeys(chosen, best))
         left = [gpu for gpu in left if gpu not in chosen]
         homes = {each: on - chosen for each, on in homes.items() if not on <= chosen}

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 from eplb.checks import real_number, whole_number
 from eplb.errors import ClusterError
 
-__all__ = ["Cluster", "check_cluster", "check_even", "check_shape", "nearest_multiples"]
+__all__ = [
+    "Cluster", "check_cluster", "check_even", "check_pairs", "check_shape", "nearest_multiples",
+]  # fmt: skip
 
 _Number = TypeVar("_Number", int, float)
 
@@ -18,6 +20,8 @@ _MOST = 1_000_000
 """Slots of a layer: far above those of any cluster, far below where indices overflow."""
 _MOST_APART = 1_000_000
 """How many times as fast one GPU may be as another."""
+_MOST_PAIRS = 100_000_000
+"""GPUs times experts of a layer: the planner keeps tables of up to 8 bytes for each, so 800 MB."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ def check_even(cluster: Cluster) -> Cluster:
     if not cluster.even:
         raise ClusterError(
             "the GPUs differ in slots or speed: such clusters are planned for by eplb.plan alone, "
-            'and for dispatch "even"'
+            'and for dispatch "even" or "best"'
         )
     return cluster
 
@@ -225,7 +229,8 @@ def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
     """Check that the experts fit the GPUs alive; return the nodes that groups are spread over.
 
     Raises:
-        ClusterError: no cluster, fewer slots than experts, or groups that do not divide them.
+        ClusterError: no cluster, fewer slots than experts, groups that do not divide them, or so
+            many of both that the planner's tables would not fit memory.
     """
     died = bool(check_cluster(cluster).dead)
     cluster = cluster.survivors
@@ -238,6 +243,7 @@ def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
             f"the {cluster.num_gpus} GPUs{' alive' * died} at least {enough} slots, "
             f"{enough * cluster.num_gpus} in all"
         )
+    check_pairs(num_experts, cluster.num_gpus, "GPUs")
     if num_experts % num_groups:
         divisors = [k for k in range(1, num_experts + 1) if num_experts % k == 0]
         nearest = sorted(divisors, key=lambda k: (abs(k - num_groups), k))[:2]
@@ -246,6 +252,20 @@ def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
             f"{' or '.join(map(str, sorted(nearest)))} groups would"
         )
     return cluster.num_nodes if num_groups % cluster.num_nodes == 0 else 1
+
+
+def check_pairs(num_experts: int, number: int, what: str) -> None:
+    """Check that a table of all experts of a layer and so many GPUs or slots fits memory.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    if num_experts * number > _MOST_PAIRS:
+        most = _MOST_PAIRS // num_experts
+        raise ClusterError(
+            f"{number:,} {what} and {num_experts:,} experts: the planner keeps tables of {what} "
+            f"times experts, of {_MOST_PAIRS:,} entries at most; give {most:,} {what} or fewer"
+        )
 
 
 def nearest_multiples(value: int, divisor: int, least: int = 1) -> str:

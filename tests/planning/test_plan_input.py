@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from eplb import Cluster, ClusterError, LoadsError, OptionError, plan, rebalance_experts
+from eplb.cluster import check_pairs
 from eplb.planning.plan import Effort
 
 WHOLE = np.array([[9, 7, 4, 4, 2, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
@@ -276,3 +277,12 @@ def test_load_in_windows_that_do_not_count_is_no_load() -> None:
     made = plan(loads, Cluster(2, 1, 3), weights=[0.0, 1.0, 1.0])
     assert made.peak[0] == made.bound[0] == 0.0
     assert made.peak[1] >= made.bound[1] >= 4.0
+
+
+def test_tables_that_would_not_fit_memory() -> None:
+    """They are refused before anything is allocated."""
+    loads = np.ones((1, 20_000))
+    with pytest.raises(ClusterError, match="give 5,000 GPUs or fewer"):
+        plan(loads, Cluster(20_000, 1, 1))
+    with pytest.raises(ClusterError, match="20,000 slots and 20,000 experts"):
+        check_pairs(20_000, 20_000, "slots")

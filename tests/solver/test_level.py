@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from strategies import layer_loads
 
 from eplb.solver.level import _level_layers
+from eplb.solver.packing import Gpus
 
 pytestmark = pytest.mark.oracle
 
@@ -23,12 +24,14 @@ def test_gpus_are_as_even_as_a_placement_allows(data: st.DataObject) -> None:
     row = data.draw(st.permutations([*range(num_experts), *more][:num_slots]))
     load = data.draw(layer_loads(num_experts))
     only_peak = data.draw(st.booleans())
-    gpu_load, split = np.empty((1, 1, num_gpus)), np.empty((1, 1, num_slots))
+    levels, split = np.empty((1, 1, num_gpus)), np.empty((1, 1, num_slots))
     bounds = np.empty((1, 1))
     loads, rows = np.array([[load]]), np.array([row])
-    _level_layers(loads, 0, 1, rows, num_gpus, only_peak, gpu_load, split, bounds)
+    pace = np.array([1.0 if data.draw(st.booleans()) else 0.25 + gpu for gpu in range(num_gpus)])
+    gpus = Gpus(np.arange(num_gpus + 1) * slots_per_gpu, pace)
+    _level_layers(loads, 0, 1, rows, gpus, only_peak, levels, split, bounds)
 
-    expected = naive.most_even(load, row, num_gpus)
+    expected = naive.most_even(load, row, pace.tolist())
     peak = max(expected.values())
     by_split = np.zeros(num_gpus)
     shares = np.zeros(num_experts)
@@ -40,7 +43,8 @@ def test_gpus_are_as_even_as_a_placement_allows(data: st.DataObject) -> None:
             assert split[0, 0, slot] == 0.0
     assert split.min() >= 0.0
     assert shares == pytest.approx(np.ones(num_experts), abs=1e-12)
-    assert by_split == pytest.approx(gpu_load[0, 0], rel=1e-12, abs=1e-12 * peak)
+    by_split /= pace
+    assert by_split == pytest.approx(levels[0, 0], rel=1e-12, abs=1e-12 * peak)
     assert by_split.max() == pytest.approx(peak, rel=1e-11)
     assert bounds[0, 0] == pytest.approx(peak, rel=1e-11)
     if not only_peak:

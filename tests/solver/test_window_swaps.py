@@ -32,7 +32,7 @@ def _swap(
     state.loads[:] = loads
     state.target[:] = 0.0
     _begin(state, start, num_nodes)
-    _swap_under_norms(state.slots, state.holds, state.part, state.load, state.root, num_nodes)
+    _swap_under_norms(state.slots, state.holds, state.part, state.load, state.root, num_nodes, gpus)
     start[:] = state.slots
     held[:] = state.holds
     part[:] = state.part

@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.balance import mean_and_peak
 from eplb.checks import Immutable, number_of_threads, whole_number
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import RULES, TABLES, check_rule, split_of_table
 from eplb.errors import LoadsError, OptionError, PlacementError
 from eplb.loads import as_array, check_values
+
+if TYPE_CHECKING:  # numba is loaded when it is needed
+    from eplb.solver.packing import Gpus
 
 __all__ = ["Dispatch", "Placed", "dispatch", "gpu_load", "of_gpus", "slot_load"]
 
@@ -67,7 +71,7 @@ class Dispatch(Immutable):
         rule: the rule that made the split.
         split: [L, P] the part of its expert's tokens that each slot takes; over the slots of an
             expert it sums to 1.
-        peak: [L] load of the busiest GPU, the mean over windows.
+        peak: [L] load of the busiest GPU, over its speed where GPUs differ, the mean over windows.
         bound: [L] proven: no split of this placement, the same in all these windows, has a lower
             mean peak.
     """
@@ -115,8 +119,12 @@ class Dispatch(Immutable):
 
         Raises:
             OptionError: sources that neither divide the GPUs nor are divided by them, or that do
-                not divide over the nodes; an effort that is none.
+                not divide over the nodes; an effort that is none; GPUs of different speed.
         """
+        if self.placement.cluster.speed is not None:
+            raise OptionError(
+                "the GPUs differ in speed, and tables are for GPUs that are as fast: give the split"
+            )
         from eplb.solver.table import _STEPS, _table_layers
         from eplb.solver.threads import run_kernel
 
@@ -173,7 +181,8 @@ def dispatch(
 
     The best split of one window makes the loads of GPUs as even as the placement allows, so it is
     the optimum of the linear programme that minimises the peak; it is found by water-filling and
-    augmenting paths, which prove it. For several windows there is one split for all of them, of the
+    augmenting paths, which prove it. Where GPUs differ in speed, loads count by the time that they
+    take. For several windows there is one split for all of them, of the
     least mean peak that a smoothed descent finds, with a bound from its dual.
 
     Example:
@@ -224,7 +233,8 @@ def dispatch(
         bound = np.maximum(bound, proven)
     else:
         split = split[0]
-    peak = _shared(placement, windows, split).max(axis=-1).mean(axis=0)
+    load = _shared(placement, windows, split)
+    peak = mean_and_peak(load, placement.cluster.speeds)[1].mean(axis=0)
     made = Dispatch(placement, rule, split, peak, np.minimum(bound, peak), windows, shares, threads)
     for values in (made.split, made.peak, made.bound):
         values.flags.writeable = False
@@ -331,31 +341,42 @@ def _level(
     only_peak: bool = False,
     with_split: bool = True,
 ) -> tuple[F64, F64, F64]:
-    """The most even loads of GPUs [T, L, G], the splits [T, L, P] and the bounds [T, L].
-
-    Raises:
-        OptionError: GPUs of different speed.
+    """The most even loads of GPUs [T, L, G], the splits [T, L, P] and the bounds [T, L] of the
+    peak, load over speed.
     """
-    if placement.cluster.speed is not None:
-        raise OptionError(
-            'the GPUs differ in speed: "best" and tables are for GPUs that are as fast; give '
-            'another rule, such as "even"'
-        )
     from eplb.solver.level import _level_layers
     from eplb.solver.threads import run_kernel
 
     # A copy: kernels would be compiled once more for an array that is read-only.
-    phy2log, num_gpus = np.array(placement.phy2log), placement.cluster.num_gpus
+    phy2log, (gpus, speed) = np.array(placement.phy2log), _gpus_of(placement.cluster)
     num_windows, num_layers, _ = windows.shape
-    load = np.empty((num_windows, num_layers, num_gpus))
+    load = np.empty((num_windows, num_layers, placement.cluster.num_gpus))
     split = np.empty((num_windows if with_split else 0, *phy2log.shape))
     bounds = np.empty((num_windows, num_layers))
 
     def work(begin: int, end: int) -> None:
-        _level_layers(windows, begin, end, phy2log, num_gpus, only_peak, load, split, bounds)
+        _level_layers(windows, begin, end, phy2log, gpus, only_peak, load, split, bounds)
 
     run_kernel(_level_layers, work, num_layers, _LAYERS_AT_ONCE, threads)
+    if placement.cluster.speed is not None:
+        load *= gpus.pace
+        bounds /= speed
     return load, split, bounds
+
+
+def _gpus_of(cluster: Cluster) -> tuple["Gpus", float]:
+    """The GPUs, for kernels that read whole rows: their slots, and their pace, 1 on average and 1
+    for dead ones, which take part in nothing; and the speed that is a pace of 1.
+    """
+    from eplb.solver.packing import Gpus
+
+    alive = list(cluster.alive)
+    pace, speed = np.ones(cluster.num_gpus), 1.0
+    if cluster.speed is not None:
+        pace[alive] = np.array(cluster.speed)[alive]
+        speed = float(np.mean(pace[alive]))
+        pace[alive] /= speed
+    return Gpus(np.arange(cluster.num_gpus + 1) * cluster.slots_per_gpu, pace), speed
 
 
 def _share(placement: Placed, windows: F64, threads: int) -> tuple[F64, F64]:
@@ -363,15 +384,15 @@ def _share(placement: Placed, windows: F64, threads: int) -> tuple[F64, F64]:
     from eplb.solver.share import _share_layers
     from eplb.solver.threads import run_kernel
 
-    phy2log, num_gpus = np.array(placement.phy2log), placement.cluster.num_gpus
+    phy2log, (gpus, speed) = np.array(placement.phy2log), _gpus_of(placement.cluster)
     split = np.empty(phy2log.shape)
     peaks, bounds = np.empty((2, phy2log.shape[0]))
 
     def work(begin: int, end: int) -> None:
-        _share_layers(windows, begin, end, phy2log, num_gpus, split, peaks, bounds)
+        _share_layers(windows, begin, end, phy2log, gpus, split, peaks, bounds)
 
     run_kernel(_share_layers, work, phy2log.shape[0], _LAYERS_AT_ONCE, threads)
-    return split, bounds
+    return split, bounds / speed
 
 
 def _given(placement: Placed, split: Any) -> F64:

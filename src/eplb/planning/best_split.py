@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.cluster import check_pairs
 from eplb.planning.batches import Batch, draw_batches
 from eplb.planning.passes import Effort, Layers, Problem, gather, keep_better, solve
 from eplb.solver.threads import run_kernel
@@ -34,9 +35,13 @@ _LEVELLED_AT_ONCE = (1, 8)
 def solve_best_split(problem: Problem, effort: Effort, batch: Batch | None = None) -> Layers:
     """Plan every layer for windows of which each is split best, or for batches of that kind drawn
     from them, from the plans for an even split, and never worse than those.
+
+    Raises:
+        ClusterError: so many slots and experts that the search's tables would not fit memory.
     """
     from eplb.solver.level_search import _place_layers
 
+    check_pairs(problem.loads.shape[1], problem.cluster.num_held, "slots")
     even = solve(problem, effort)
     parts = None
     whole = planned = problem
@@ -51,7 +56,7 @@ def solve_best_split(problem: Problem, effort: Effort, batch: Batch | None = Non
     cluster, loaded = problem.cluster, problem.loaded
     num_windows = problem.windows.shape[0]
     bounds = split_bounds(problem)
-    steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS // cluster.num_slots))
+    steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS // cluster.num_held))
     many, alone = steps >= _HEATED, num_windows == 1
     heat = _HEAT if many and not alone else 0.0
     num_wide = max(1, round(_WINDOWS[effort] * (1 + (many and alone)) / num_windows))
@@ -60,7 +65,7 @@ def solve_best_split(problem: Problem, effort: Effort, batch: Batch | None = Non
     def work(begin: int, end: int) -> None:
         _place_layers(
             planned.windows, planned.weight, loaded[begin:end], _width(problem), num_wide,
-            problem.nodes, cluster.num_gpus, steps, heat, narrow, wide,
+            problem.nodes, problem.gpus, steps, heat, narrow, wide,
         )  # fmt: skip
 
     run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
@@ -80,13 +85,9 @@ def split_bounds(problem: Problem) -> NDArray[np.float64]:
     """[L] proven: no plan has a lower expected peak, however tokens are split."""
     from eplb.solver.level_search import _bound_levelled
 
-    cluster = problem.cluster
     bounds = np.zeros(problem.loads.shape[0])
     gather(problem, bounds)
-    _bound_levelled(
-        problem.windows, problem.weight, problem.loaded, cluster.num_gpus, cluster.slots_per_gpu,
-        bounds,
-    )  # fmt: skip
+    _bound_levelled(problem.windows, problem.weight, problem.loaded, problem.gpus, bounds)
     return bounds
 
 
@@ -95,7 +96,7 @@ def _width(problem: Problem) -> float:
     to spare, .15 with one on a GPU and .5 with two (docs/experiments.md, dispatch).
     """
     cluster, num_experts = problem.cluster, problem.loads.shape[1]
-    spare: float = (cluster.num_slots - num_experts) / cluster.num_gpus
+    spare: float = (cluster.num_held - num_experts) / cluster.num_gpus
     return min(0.5, max(0.15, 0.35 * spare - 0.2))
 
 
@@ -114,8 +115,8 @@ def levelled_peaks(
     only_peak = parts is None
 
     def work(begin: int, end: int) -> None:
-        num_gpus = problem.cluster.num_gpus
-        _level_layers(windows, begin, end, phy2log, num_gpus, only_peak, load, split, bounds)
+        gpus = problem.gpus
+        _level_layers(windows, begin, end, phy2log, gpus, only_peak, load, split, bounds)
 
     run_kernel(_level_layers, work, num_layers, _LEVELLED_AT_ONCE, problem.threads)
     load = load.reshape(len(problem.windows), -1, num_layers, problem.cluster.num_gpus).sum(axis=1)

@@ -155,7 +155,7 @@ def plan(
     or not its groups are on nodes.
 
     Where GPUs differ in slots or speed, loads count by the time that they take: peaks and bounds
-    are loads over speeds. Such plans are for an even split, and experts go to any node.
+    are loads over speeds. Such plans are for an even or a best split, and experts go to any node.
 
     Where GPUs are dead, in the cluster or in the current placement, the plan is for those alive.
     Where some have died since the current placement, and neither a budget nor a price is given, the
@@ -219,7 +219,7 @@ def plan(
             below 0; several windows of which none has any load; weights of another number, or
             below 0.
         ClusterError: fewer slots than experts, groups that do not divide the experts, or GPUs that
-            differ where the rule of dispatch is not "even".
+            differ where the rule of dispatch is that of an engine.
         PlacementError: a current placement of other layers or experts.
         OptionError: another effort; a negative number of moves or cost, or one of the two without
             a current placement; a budget with which not every expert would have a slot; weights
@@ -248,7 +248,7 @@ def plan(
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     if batch is not None:
         batch = batch.of(problem.loads.shape[1])
-    if dispatch != "even":
+    if dispatch not in _WALKED:
         check_even(problem.cluster)
     if current is None:
         if max_moves is not None or move_cost is not None:

@@ -308,8 +308,8 @@ def _walk(
 
     def walk_levelled(begin: int, end: int) -> None:
         _walk_levelled(
-            problem.windows, problem.weight, layers[begin:end], problem.nodes,
-            problem.cluster.num_gpus, start, held, drive.patience, enough, most_moves, price, steps,
+            problem.windows, problem.weight, layers[begin:end], problem.nodes, problem.gpus, start,
+            held, drive.patience, enough, most_moves, price, steps,
         )  # fmt: skip
 
     def walk(begin: int, end: int) -> None:

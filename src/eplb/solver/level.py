@@ -11,6 +11,10 @@ GPUs that can be reached from those above the mean hold nothing that could be an
 are a block of their own, and so are the others. A block that is level is done; the level of the
 highest one is the peak, and what it holds proves it.
 
+Where GPUs are not as fast, the level of one is its load over its pace: a block holds load as its
+GPUs are fast together, and what is pushed lowers the level of a fast GPU less than it raises that
+of a slow one.
+
 Source: decomposition of a base polytope (S. Fujishige, "Lexicographically optimal base of a
 polymatroid with respect to a weight vector", 1980), here with augmenting paths for the flow.
 """
@@ -20,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import F64, I64
+from eplb.solver.packing import F64, I64, Gpus
 
 __all__: list[str] = []
 
@@ -66,6 +70,9 @@ class Levelling(NamedTuple):
     """[7, G]"""
     blocks: I64
     """[G + 1, 2] scratch: blocks that are not done."""
+    pace: F64
+    """[G] how fast a GPU is, 1 on average, and 1 over that in the next."""
+    rate: F64
 
 
 @inner
@@ -83,8 +90,9 @@ def _new_edges(num_experts: int, num_slots: int) -> Edges:
 
 
 @inner
-def _new_levelling(num_experts: int, num_gpus: int, num_slots: int) -> Levelling:
+def _new_levelling(num_experts: int, gpus: Gpus, num_slots: int) -> Levelling:
     """Memory for levelling."""
+    num_gpus = gpus.pace.shape[0]
     return Levelling(
         _new_edges(num_experts, num_slots),
         np.empty(num_gpus + 1, np.int64),
@@ -93,17 +101,18 @@ def _new_levelling(num_experts: int, num_gpus: int, num_slots: int) -> Levelling
         np.empty(num_gpus, np.int64),
         np.empty((7, num_gpus), np.int64),
         np.empty((num_gpus + 1, 2), np.int64),
+        gpus.pace,
+        1.0 / gpus.pace,
     )
 
 
 @inner
-def _take_up(by: Levelling, row: I64) -> tuple[int, int]:
-    """Take up the slots [P] of a layer; return how many experts are on several GPUs, and how many
-    GPUs hold anything.
+def _take_up(by: Levelling, row: I64, gpu_slots: I64) -> tuple[int, int]:
+    """Take up the slots [P] of a layer, those of GPU g from `gpu_slots[g]` [G + 1] on; return how
+    many experts are on several GPUs, and how many GPUs hold anything.
     """
-    slots_per_gpu = row.shape[0] // by.alive.shape[0]
-    num_copied = _find_edges(row, slots_per_gpu, by.edges)
-    num_alive = _edges_of_gpus(row, slots_per_gpu, by.edges, by.gpu_first, by.gpu_edges, by.alive)
+    num_copied = _find_edges(row, gpu_slots, by.edges)
+    num_alive = _edges_of_gpus(row, gpu_slots, by.edges, by.gpu_first, by.gpu_edges, by.alive)
     return num_copied, num_alive
 
 
@@ -111,14 +120,17 @@ def _take_up(by: Levelling, row: I64) -> tuple[int, int]:
 def _level_window(
     by: Levelling, load: F64, num_copied: int, num_alive: int, only_peak: bool, level: F64
 ) -> float:
-    """Level a window of loads [E]: fill the flows and the `level` [G] of GPUs, and return what is
-    proven of the peak.
+    """Level a window of loads [E]: fill the flows and the `level` [G] of GPUs, load over pace, and
+    return what is proven of the peak.
     """
     edges = by.edges
-    _fill(load, edges.first, edges.gpu_of, edges.copied[:num_copied], by.flow, level, by.scratch[0])
+    _fill(
+        load, edges.first, edges.gpu_of, edges.copied[:num_copied], by.flow, level, by.pace,
+        by.rate, by.scratch[0],
+    )  # fmt: skip
     proven: float = _level(
         load, edges.first, edges.gpu_of, edges.expert_of, by.gpu_first, by.gpu_edges,
-        by.alive[:num_alive], by.flow, level, only_peak, by.blocks, by.scratch,
+        by.alive[:num_alive], by.flow, level, by.pace, by.rate, only_peak, by.blocks, by.scratch,
     )  # fmt: skip
     return proven
 
@@ -129,31 +141,31 @@ def _level_layers(
     begin: int,
     end: int,
     phy2log: I64,
-    num_gpus: int,
+    gpus: Gpus,
     only_peak: bool,
-    gpu_load: F64,
+    levels: F64,
     split: F64,
     bounds: F64,
 ) -> None:
     """Level layers `begin` to `end` of `loads` [T, L, E], each window for itself.
 
-    It fills `gpu_load` [T, L, G] and `bounds` [T, L], proven to be no higher than the peak, and
-    `split` [T, L, P], or nothing of it where its first axis is 0. With `only_peak`, GPUs below the
-    peak are left as they are then. Slots of -1 hold nothing, and a GPU of such slots takes part in
-    nothing.
+    It fills `levels` [T, L, G], loads over paces, `bounds` [T, L], proven to be no higher than the
+    highest of these, and `split` [T, L, P], or nothing of it where its first axis is 0. With
+    `only_peak`, GPUs below the peak are left as they are then. Slots of -1 hold nothing, and a GPU
+    of such slots takes part in nothing.
     """
     num_windows, _, num_experts = loads.shape
     num_slots = phy2log.shape[1]
-    by = _new_levelling(num_experts, num_gpus, num_slots)
+    by = _new_levelling(num_experts, gpus, num_slots)
     edges, flow = by.edges, by.flow
     first = edges.first
     for layer in range(begin, end):
         row = phy2log[layer]
-        num_copied, num_alive = _take_up(by, row)
+        num_copied, num_alive = _take_up(by, row, gpus.first)
         for window in range(num_windows):
             bounds[window, layer] = _level_window(
                 by, loads[window, layer], num_copied, num_alive, only_peak,
-                gpu_load[window, layer],
+                levels[window, layer],
             )  # fmt: skip
             if split.shape[0] > 0:
                 for slot in range(num_slots):
@@ -172,20 +184,21 @@ def _level_layers(
 
 
 @inner
-def _find_edges(row: I64, slots_per_gpu: int, edges: Edges) -> int:
-    """Fill the edges of a layer from its slots [P], -1 where a slot is empty; return how many
-    experts are on several GPUs.
+def _find_edges(row: I64, gpu_slots: I64, edges: Edges) -> int:
+    """Fill the edges of a layer from its slots [P], -1 where a slot is empty, those of GPU g from
+    `gpu_slots[g]` on; return how many experts are on several GPUs.
     """
     first, filled, gpu_of, expert_of, copies, edge_of_slot, copied = edges
-    num_experts = filled.shape[0]
+    num_experts, num_gpus = filled.shape[0], gpu_slots.shape[0] - 1
     for expert in range(num_experts):
         filled[expert] = 0
         first[expert] = -1  # the GPU that an edge was last counted on
-    for slot in range(row.shape[0]):
-        expert = row[slot]
-        if expert >= 0 and first[expert] != slot // slots_per_gpu:
-            first[expert] = slot // slots_per_gpu
-            filled[expert] += 1
+    for gpu in range(num_gpus):
+        for slot in range(gpu_slots[gpu], gpu_slots[gpu + 1]):
+            expert = row[slot]
+            if expert >= 0 and first[expert] != gpu:
+                first[expert] = gpu
+                filled[expert] += 1
     num_copied = 0
     start = 0
     for expert in range(num_experts):
@@ -196,26 +209,26 @@ def _find_edges(row: I64, slots_per_gpu: int, edges: Edges) -> int:
         start += filled[expert]
         filled[expert] = 0
     first[num_experts] = start
-    for slot in range(row.shape[0]):
-        expert = row[slot]
-        if expert < 0:
-            continue
-        gpu = slot // slots_per_gpu
-        edge = first[expert] + filled[expert] - 1
-        if filled[expert] == 0 or gpu_of[edge] != gpu:
-            edge += 1
-            filled[expert] += 1
-            gpu_of[edge] = gpu
-            expert_of[edge] = expert
-            copies[edge] = 0
-        copies[edge] += 1
-        edge_of_slot[slot] = edge
+    for gpu in range(num_gpus):
+        for slot in range(gpu_slots[gpu], gpu_slots[gpu + 1]):
+            expert = row[slot]
+            if expert < 0:
+                continue
+            edge = first[expert] + filled[expert] - 1
+            if filled[expert] == 0 or gpu_of[edge] != gpu:
+                edge += 1
+                filled[expert] += 1
+                gpu_of[edge] = gpu
+                expert_of[edge] = expert
+                copies[edge] = 0
+            copies[edge] += 1
+            edge_of_slot[slot] = edge
     return num_copied
 
 
 @inner
 def _edges_of_gpus(
-    row: I64, slots_per_gpu: int, edges: Edges, gpu_first: I64, gpu_edges: I64, alive: I64
+    row: I64, gpu_slots: I64, edges: Edges, gpu_first: I64, gpu_edges: I64, alive: I64
 ) -> int:
     """Edges of experts on several GPUs, those of GPU g at `gpu_first[g]` to `gpu_first[g + 1]`; and
     the GPUs that hold anything, in `alive`.
@@ -225,7 +238,7 @@ def _edges_of_gpus(
     for gpu in range(gpu_first.shape[0] - 1):
         gpu_first[gpu] = number
         holds = False
-        for slot in range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu):
+        for slot in range(gpu_slots[gpu], gpu_slots[gpu + 1]):
             expert = row[slot]
             if expert < 0:
                 continue
@@ -248,14 +261,23 @@ def _edges_of_gpus(
 
 @inner
 def _fill(
-    load: F64, first: I64, gpu_of: I64, copied: I64, flow: F64, level: F64, order: I64
+    load: F64,
+    first: I64,
+    gpu_of: I64,
+    copied: I64,
+    flow: F64,
+    level: F64,
+    pace: F64,
+    rate: F64,
+    order: I64,
 ) -> None:
     """Rounds of water-filling, from nothing."""
     level[:] = 0.0
     for expert in range(load.shape[0]):
         if first[expert + 1] - first[expert] == 1:
             flow[first[expert]] = load[expert]
-            level[gpu_of[first[expert]]] += load[expert]
+            gpu = gpu_of[first[expert]]
+            level[gpu] += load[expert] * rate[gpu]
         else:
             for edge in range(first[expert], first[expert + 1]):
                 flow[edge] = 0.0
@@ -266,7 +288,7 @@ def _fill(
             n = 0
             for edge in range(begin, end):
                 gpu = gpu_of[edge]
-                level[gpu] -= flow[edge]
+                level[gpu] -= flow[edge] * rate[gpu]
                 j = n
                 while j > 0 and level[gpu_of[order[j - 1]]] > level[gpu]:
                     order[j] = order[j - 1]
@@ -274,19 +296,21 @@ def _fill(
                 order[j] = edge
                 n += 1
             total = load[expert]
-            height = 0.0
+            height, width = 0.0, 0.0
             wet = 0
             for j in range(n):
-                total += level[gpu_of[order[j]]]
+                gpu = gpu_of[order[j]]
+                total += level[gpu] * pace[gpu]
+                width += pace[gpu]
                 wet = j + 1
-                height = total / wet
+                height = total / width
                 if wet < n and height <= level[gpu_of[order[wet]]]:
                     break
             for j in range(n):
                 edge = order[j]
                 gpu = gpu_of[edge]
-                flow[edge] = max(0.0, height - level[gpu]) if j < wet else 0.0
-                level[gpu] += flow[edge]
+                flow[edge] = max(0.0, (height - level[gpu]) * pace[gpu]) if j < wet else 0.0
+                level[gpu] += flow[edge] * rate[gpu]
 
 
 @inner
@@ -300,6 +324,8 @@ def _level(
     alive: I64,
     flow: F64,
     level: F64,
+    pace: F64,
+    rate: F64,
     only_peak: bool,
     blocks: I64,
     scratch: I64,
@@ -309,7 +335,7 @@ def _level(
     total = 0.0
     for i in range(alive.shape[0]):
         member[i] = alive[i]
-        total += level[alive[i]]
+        total += level[alive[i]] * pace[alive[i]]
     block_of[:] = -1
     for i in range(alive.shape[0]):
         block_of[alive[i]] = 0
@@ -325,11 +351,12 @@ def _level(
         waiting -= 1
         begin, end = blocks[waiting]
         block = block_of[member[begin]]
-        total = 0.0
+        total, width = 0.0, 0.0
         for i in range(begin, end):
-            total += level[member[i]]
+            total += level[member[i]] * pace[member[i]]
+            width += pace[member[i]]
             seen[member[i]] = -1
-        mean = total / (end - begin)
+        mean = total / width
         num_dead = 0
         for i in range(begin, end):
             source = member[i]
@@ -367,7 +394,9 @@ def _level(
                         seen[queue[j]] = -2
                     num_dead += tail
                     break
-                amount = min(level[source] - mean, mean - level[sink])
+                amount = min(
+                    (level[source] - mean) * pace[source], (mean - level[sink]) * pace[sink]
+                )
                 gpu = sink
                 while gpu != source:
                     amount = min(amount, flow[from_edge[gpu]])
@@ -377,14 +406,14 @@ def _level(
                     flow[from_edge[gpu]] -= amount
                     flow[to_edge[gpu]] += amount
                     gpu = gpu_of[from_edge[gpu]]
-                level[source] -= amount
-                level[sink] += amount
+                level[source] -= amount * rate[source]
+                level[sink] += amount * rate[sink]
                 for j in range(tail):
                     seen[queue[j]] = -1
         if num_dead == 0 or num_dead == end - begin:
             if mean > highest:
                 highest = mean
-                proven = _held_by(load, first, gpu_of, block_of, block) / (end - begin)
+                proven = _held_by(load, first, gpu_of, block_of, block) / width
             continue
         # The GPUs that hold too much first, in a block of their own; the others after them.
         kept = 0

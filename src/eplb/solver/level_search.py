@@ -5,7 +5,10 @@ A state is what the slots of one layer hold, and for each window the loads of GP
 leaves. Two changes lead from state to state: two copies *swap* their GPUs, or a copy is *given* to
 another expert. What falls is the norm of the loads of GPUs, a smooth peak:
 
-    sum over windows t of  weight[t] * (mean over GPUs g of level[t, g]^p)^(1/p)
+    sum over windows t of  weight[t] * (mean over GPUs g of pace[g] * level[t, g]^p)^(1/p)
+
+The level of a GPU is its load over its pace, which is 1 on average; so a token more raises the norm
+as much on any GPU of a level.
 
 Few windows are soon perfect, and then nothing says which placement bends well. So what is planned
 for is wider than what was seen: each window, and copies of it in which every expert's load is
@@ -28,7 +31,7 @@ import numpy as np
 from eplb.solver.bounds import _least_peak
 from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import F64, I32, I64
+from eplb.solver.packing import F64, I32, I64, Gpus
 from eplb.solver.share import _exponential
 
 __all__: list[str] = []
@@ -68,8 +71,8 @@ _TIGHT = 1e-3
 
 
 class Levelled(NamedTuple):
-    """Where the search through a layer stands: P copies of E experts on G GPUs of S slots, and
-    windows in K blocks of W. Loads are in units of the mean GPU's.
+    """Where the search through a layer stands: P copies of E experts on G GPUs of S slots at most,
+    and windows in K blocks of W. Loads are in units of the mean GPU's.
     """
 
     steep: bool
@@ -79,7 +82,7 @@ class Levelled(NamedTuple):
     flow: F64
     """[K, P, W] what a copy takes of it."""
     level: F64
-    """[K, G, W] load of a GPU."""
+    """[K, G, W] load of a GPU over its pace."""
     new_flow: F64
     """The same after a change, as far as it differs."""
     new_level: F64
@@ -92,12 +95,17 @@ class Levelled(NamedTuple):
     slope: F64
     """[K, G, W] slope of the norm by the load of a GPU, and half its curvature in the next."""
     curve: F64
+    first: I64
+    """[G + 1] first slot of a GPU, and the end."""
+    pace: F64
+    """[G] how fast a GPU is, 1 on average, and 1 over that in the next."""
+    rate: F64
     expert: I64
     """[P] expert of a copy."""
     gpu: I64
     """[P] where it is."""
     on: I64
-    """[G, S] the copies on a GPU."""
+    """[G, S] the copies on a GPU, as many as it has slots."""
     number: I64
     """[E] copies of an expert, and which they are in the next, [E, P]."""
     copies: I64
@@ -113,9 +121,13 @@ class Levelled(NamedTuple):
 
 @inner
 def _new_levelled(
-    num_experts: int, num_gpus: int, num_slots: int, num_blocks: int, steep: bool
+    num_experts: int, gpus: Gpus, num_slots: int, num_blocks: int, steep: bool
 ) -> Levelled:
     """Memory for a search."""
+    num_gpus = gpus.pace.shape[0]
+    size = 0
+    for gpu in range(num_gpus):
+        size = max(size, gpus.first[gpu + 1] - gpus.first[gpu])
     return Levelled(
         steep,
         np.empty((num_blocks, num_experts, _BLOCK)),
@@ -128,9 +140,12 @@ def _new_levelled(
         np.empty(_BLOCK),
         np.empty((num_blocks, num_gpus, _BLOCK)),
         np.empty((num_blocks, num_gpus, _BLOCK)),
+        gpus.first,
+        gpus.pace,
+        1.0 / gpus.pace,
         np.empty(num_slots, np.int64),
         np.empty(num_slots, np.int64),
-        np.empty((num_gpus, num_slots // num_gpus), np.int64),
+        np.empty((num_gpus, size), np.int64),
         np.empty(num_experts, np.int64),
         np.empty((num_experts, num_slots), np.int64),
         np.empty((num_gpus, num_experts), np.int32),
@@ -148,7 +163,7 @@ def _place_layers(
     width: float,
     num_wide: int,
     num_nodes: int,
-    num_gpus: int,
+    gpus: Gpus,
     steps: int,
     heat: float,
     narrow: I64,
@@ -165,11 +180,11 @@ def _place_layers(
     """
     num_windows, _, num_experts = windows.shape
     num_slots = narrow.shape[1]
-    node_gpus = num_gpus // num_nodes
+    node_gpus = gpus.pace.shape[0] // num_nodes
     num_blocks = (num_windows * (1 + num_wide) + _BLOCK - 1) // _BLOCK
     few = (num_windows + _BLOCK - 1) // _BLOCK
     longer = max(1, _SMALL // num_slots) * steps
-    at = _new_levelled(num_experts, num_gpus, num_slots, num_blocks, bool(_STEEP))
+    at = _new_levelled(num_experts, gpus, num_slots, num_blocks, bool(_STEEP))
     for layer in layers:
         _widen(at, windows[:, layer], width, num_wide)
         weight = weights[:, layer]
@@ -188,13 +203,14 @@ def _place_layers(
 
 
 @kernel
-def _bound_levelled(
-    windows: F64, weights: F64, layers: I64, num_gpus: int, slots_per_gpu: int, bounds: F64
-) -> None:
-    """Raise the proven `bounds` [L] of the expected peak in `layers`: a window's is no lower than
-    the mean, or than the largest part of an expert where each copy takes as much.
+def _bound_levelled(windows: F64, weights: F64, layers: I64, gpus: Gpus, bounds: F64) -> None:
+    """Raise the proven `bounds` [L] of the expected peak, of loads over paces, in `layers`: a
+    window's is no lower than the mean, or than what the fastest GPU takes for the largest part of
+    an expert where each copy takes as much.
     """
     num_windows, _, num_experts = windows.shape
+    num_gpus, fastest = gpus.pace.shape[0], gpus.pace.max()
+    slots_per_gpu = (gpus.first[num_gpus] + num_gpus - 1) // num_gpus
     count, heap = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
     share = np.empty(num_experts)
     for layer in layers:
@@ -203,6 +219,11 @@ def _bound_levelled(
             if weights[window, layer] > 0.0:
                 load = windows[window, layer]
                 least = _least_peak(load, num_gpus, slots_per_gpu, count, share, heap)
+                if fastest > 1.0:
+                    total = 0.0
+                    for expert in range(num_experts):
+                        total += load[expert]
+                    least = max(total / num_gpus, least / fastest)
                 bound += weights[window, layer] * least
         bounds[layer] = max(bounds[layer], bound)
 
@@ -251,30 +272,30 @@ def _weigh(at: Levelled, weight: F64, num_wide: int) -> None:
 @inner
 def _write(at: Levelled, row: I64) -> None:
     """Fill the slots [P] with what they hold."""
-    num_gpus, slots_per_gpu = at.on.shape
-    for gpu in range(num_gpus):
-        for slot in range(slots_per_gpu):
-            row[gpu * slots_per_gpu + slot] = at.expert[at.on[gpu, slot]]
+    for gpu in range(at.on.shape[0]):
+        begin = at.first[gpu]
+        for slot in range(begin, at.first[gpu + 1]):
+            row[slot] = at.expert[at.on[gpu, slot - begin]]
 
 
 @inner
 def _begin(at: Levelled, row: I64) -> None:
     """Take up a placement [P], split evenly."""
-    slots_per_gpu = at.on.shape[1]
     at.number[:] = 0
     at.holds[:] = 0
     at.level[:] = 0.0
-    for copy in range(row.shape[0]):
-        gpu = copy // slots_per_gpu
-        at.gpu[copy] = gpu
-        at.on[gpu, copy - gpu * slots_per_gpu] = copy
-        _add(at, row[copy], copy)
+    for gpu in range(at.on.shape[0]):
+        begin = at.first[gpu]
+        for copy in range(begin, at.first[gpu + 1]):
+            at.gpu[copy] = gpu
+            at.on[gpu, copy - begin] = copy
+            _add(at, row[copy], copy)
     for block in range(at.load.shape[0]):
         for copy in range(row.shape[0]):
             expert, gpu = row[copy], at.gpu[copy]
             for t in range(_BLOCK):
                 at.flow[block, copy, t] = at.load[block, expert, t] / at.number[expert]
-                at.level[block, gpu, t] += at.flow[block, copy, t]
+                at.level[block, gpu, t] += at.flow[block, copy, t] * at.rate[gpu]
 
 
 @inner
@@ -341,16 +362,21 @@ def _sweep(at: Levelled, num_links: int, flow: F64, level: F64, sweeps: int) -> 
             link = i if sweep % 2 == 0 else num_links - 1 - i
             one, two = at.links[link, 0], at.links[link, 1]
             mine, theirs = flow[one], flow[two]
-            here, there = level[at.gpu[one]], level[at.gpu[two]]
+            gpu, host = at.gpu[one], at.gpu[two]
+            here, there = level[gpu], level[host]
+            down, up = at.rate[gpu], at.rate[host]
+            share = 0.5
+            if down != 1.0 or up != 1.0:
+                share = 1.0 / (down + up)
             for t in range(_BLOCK):
-                shift = 0.5 * (here[t] - there[t])
+                shift = share * (here[t] - there[t])
                 most, least = mine[t], -theirs[t]
                 shift = shift if shift < most else most
                 shift = shift if shift > least else least
                 mine[t] = most - shift
                 theirs[t] = shift - least
-                here[t] -= shift
-                there[t] += shift
+                here[t] -= shift * down
+                there[t] += shift * up
 
 
 @inner
@@ -361,12 +387,12 @@ def _norms(at: Levelled, level: F64, weight: F64) -> float:
     for t in range(_BLOCK):
         norm[t] = 0.0
     for gpu in range(num_gpus):
-        row = level[gpu]
+        row, pace = level[gpu], at.pace[gpu]
         for t in range(_BLOCK):
             value = row[t]
             for _ in range(_DOUBLINGS):
                 value *= value
-            norm[t] += value * value if steep else value
+            norm[t] += pace * (value * value if steep else value)
     total = 0.0
     for t in range(_BLOCK):
         value = norm[t] / num_gpus
@@ -396,6 +422,7 @@ def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float
             norm[t] = at.weight[block, t] * value / (norm[t] + 1e-300)
         for gpu in range(num_gpus):
             slope, curve, row = at.slope[block, gpu], at.curve[block, gpu], level[gpu]
+            bend = 0.5 * (power - 1.0) / _JOINED * at.rate[gpu]
             for t in range(_BLOCK):
                 value = row[t]
                 for _ in range(_DOUBLINGS):
@@ -403,7 +430,7 @@ def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float
                 value *= value if steep else 1.0
                 now = row[t] + 1e-300
                 slope[t] = norm[t] * value / now
-                curve[t] = 0.5 * (power - 1.0) / _JOINED * slope[t] / now
+                curve[t] = bend * slope[t] / now
     return total
 
 
@@ -449,7 +476,7 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
     """A copy on a GPU that is busiest in some window, one elsewhere to swap with it, and -1; or to
     give to its expert, and then the copy that takes over what that one took. -1 for none.
     """
-    num_gpus, slots_per_gpu = at.on.shape
+    num_gpus = at.on.shape[0]
     none = np.int64(-1)
     block = _below(at.random, num_blocks)
     level = at.level[block, :, _below(at.random, int(_BLOCK))]
@@ -466,12 +493,13 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
         # One that is as busy is drawn again, once.
         if level[host] > peak * (1.0 - _TIGHT):
             host = gpu // node_gpus * node_gpus + _below(at.random, node_gpus)
-    copy = at.on[gpu, _below(at.random, slots_per_gpu)]
+    copy = at.on[gpu, _below(at.random, at.first[gpu + 1] - at.first[gpu])]
     if at.holds[host, at.expert[copy]] > 0:
         return copy, none, none
     best, found, heir = np.inf, none, none
+    size = at.first[host + 1] - at.first[host]
     if _below(at.random, int(_BOLD)) == 0:
-        other = at.on[host, _below(at.random, slots_per_gpu)]
+        other = at.on[host, _below(at.random, size)]
         expert = at.expert[other]
         number = at.number[expert]
         if number > 1 and _below(at.random, int(_SIDES)) == 0:
@@ -480,7 +508,7 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
                 return copy, other, third
         elif at.holds[gpu, expert] == 0:
             return copy, other, none
-    for i in range(slots_per_gpu):
+    for i in range(size):
         other = at.on[host, i]
         expert = at.expert[other]
         if at.holds[gpu, expert] == 0:
@@ -535,11 +563,8 @@ def _search(
         if gain > worse:
             _keep(at, num_blocks, num_links, partner, heir)
             if heir < 0:
-                for slot in range(at.on.shape[1]):
-                    if at.on[gpu, slot] == copy:
-                        at.on[gpu, slot] = other
-                    if at.on[host, slot] == other:
-                        at.on[host, slot] = copy
+                at.on[gpu, _place_of(at, gpu, copy)] = other
+                at.on[host, _place_of(at, host, other)] = copy
             now = _settle(at, num_blocks, num_links, int(_SWEEPS))
             if now < best:
                 best = now
@@ -551,6 +576,15 @@ def _search(
             _add(at, partner, other)
             num_links = _find_links(at)
     return first
+
+
+@inner
+def _place_of(at: Levelled, gpu: int, copy: int) -> int:
+    """Which of the slots of a GPU a copy is in."""
+    place = 0
+    while at.on[gpu, place] != copy:
+        place += 1
+    return place
 
 
 @inner
@@ -568,6 +602,7 @@ def _change(
     """Level a block as it is after a change that the copies have seen."""
     flow, new_flow = at.flow[block], at.new_flow[block]
     level, new_level = at.level[block], at.new_level[block]
+    down, up = at.rate[gpu], at.rate[host]
     for i in range(level.shape[0]):
         for t in range(_BLOCK):
             new_level[i, t] = level[i, t]
@@ -579,16 +614,17 @@ def _change(
     if heir < 0:
         for t in range(_BLOCK):
             shift = flow[copy, t] - flow[other, t]
-            new_level[gpu, t] -= shift
-            new_level[host, t] += shift
+            new_level[gpu, t] -= shift * down
+            new_level[host, t] += shift * up
     else:
         third = at.gpu[heir]
+        up_there = at.rate[third]
         for t in range(_BLOCK):
             lost = flow[other, t]
             new_flow[heir, t] = flow[heir, t] + lost
             new_flow[other, t] = 0.0
-            new_level[host, t] -= lost
-            new_level[third, t] += lost
+            new_level[host, t] -= lost * up
+            new_level[third, t] += lost * up_there
     _sweep(at, num_links, new_flow, new_level, sweeps)
 
 

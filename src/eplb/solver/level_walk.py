@@ -26,12 +26,13 @@ from eplb.solver.level_search import (
     _keep,
     _new_levelled,
     _norms,
+    _place_of,
     _price_of_swap,
     _settle,
     _weigh,
     _widen,
 )
-from eplb.solver.packing import F64, I64, B
+from eplb.solver.packing import F64, I64, B, Gpus
 from eplb.solver.search import Steps
 
 __all__: list[str] = []
@@ -72,7 +73,7 @@ def _walk_levelled(
     weights: F64,
     layers: I64,
     num_nodes: int,
-    num_gpus: int,
+    gpus: Gpus,
     start: I64,
     held: B,
     patience: bool,
@@ -91,10 +92,10 @@ def _walk_levelled(
     the node where they are.
     """
     num_windows, _, num_experts = windows.shape
-    num_slots = start.shape[1]
+    num_gpus, num_slots = gpus.pace.shape[0], start.shape[1]
     num_blocks = (num_windows + _BLOCK - 1) // _BLOCK
-    at = _new_levelled(num_experts, num_gpus, num_slots, num_blocks, bool(_STEEP))
-    by = _new_levelling(num_experts, num_gpus, num_slots)
+    at = _new_levelled(num_experts, gpus, num_slots, num_blocks, bool(_STEEP))
+    by = _new_levelling(num_experts, gpus, num_slots)
     level, slots = np.empty(num_gpus), np.empty(num_slots, np.int64)
     removal, heir_of = np.empty(num_slots), np.empty(num_slots, np.int64)
     own, here = np.empty(num_slots), np.empty(num_slots)
@@ -109,7 +110,7 @@ def _walk_levelled(
         _begin(at, slots)
         num_links = _find_links(at)
         _settle(at, num_blocks, num_links, int(_LAST_SWEEPS))
-        peak = _expected_peak(by, windows, layer, weight, slots, level)
+        peak = _expected_peak(by, windows, layer, weight, slots, gpus.first, level)
         steps.peaks[layer, 0] = peak
         length, cheapest, lowest = (
             int(_BEGIN),
@@ -133,7 +134,7 @@ def _walk_levelled(
                 at, num_blocks, num_links, copy, other, heir, slots, layer, length, steps
             )
             length += 1
-            peak = _expected_peak(by, windows, layer, weight, slots, level)
+            peak = _expected_peak(by, windows, layer, weight, slots, gpus.first, level)
             steps.moves[layer, length] = moves + cost
             steps.peaks[layer, length] = peak
             if peak + price[layer] * (moves + cost) < lowest:
@@ -143,10 +144,16 @@ def _walk_levelled(
 
 @inner
 def _expected_peak(
-    by: Levelling, windows: F64, layer: int, weight: F64, slots: I64, level: F64
+    by: Levelling,
+    windows: F64,
+    layer: int,
+    weight: F64,
+    slots: I64,
+    gpu_slots: I64,
+    level: F64,
 ) -> float:
     """The expected peak over the `windows` [T, L, E] of a layer, of slots [P]."""
-    num_copied, num_alive = _take_up(by, slots)
+    num_copied, num_alive = _take_up(by, slots, gpu_slots)
     expected = 0.0
     for window in range(windows.shape[0]):
         if weight[window] > 0.0:
@@ -174,23 +181,17 @@ def _step(
     steps: Steps,
 ) -> int:
     """Make a change for good, keep it as a step, and return how many links there are then."""
-    slots_per_gpu = at.on.shape[1]
     gpu, host = at.gpu[copy], at.gpu[other]
     expert, partner = at.expert[copy], at.expert[other]
-    place, there = 0, 0
-    for i in range(slots_per_gpu):
-        if at.on[gpu, i] == copy:
-            place = i
-        if at.on[host, i] == other:
-            there = i
-    slot = host * slots_per_gpu + there
+    place, there = _place_of(at, gpu, copy), _place_of(at, host, other)
+    slot = at.first[host] + there
     steps.slots[layer, length, 0] = steps.slots[layer, length, 1] = slot
     steps.experts[layer, length, 0] = steps.experts[layer, length, 1] = expert
     slots[slot] = expert
     if heir < 0:
-        steps.slots[layer, length, 1] = gpu * slots_per_gpu + place
+        steps.slots[layer, length, 1] = at.first[gpu] + place
         steps.experts[layer, length, 1] = partner
-        slots[gpu * slots_per_gpu + place] = partner
+        slots[at.first[gpu] + place] = partner
         _exchange(at, copy, other)
         at.on[gpu, place], at.on[host, there] = other, copy
     else:
@@ -231,6 +232,7 @@ def _best_step(
             slope, level = at.slope[block, gpu], at.level[block, gpu]
             for t in range(_BLOCK):
                 urgency[gpu] += slope[t] * level[t]
+        urgency[gpu] *= at.pace[gpu]
         total += urgency[gpu]
     _price_removals(at, removal, heir_of)
     for copy in range(removal.shape[0]):
@@ -295,13 +297,12 @@ def _list_changes(
     steep it would be on this GPU. A swap costs no less than these say, for the norm is convex: most
     need no price.
     """
-    slots_per_gpu = at.on.shape[1]
     begin = gpu // node_gpus * node_gpus
     none = np.int64(-1)
     last = worth.shape[0] - 1
     for copy in range(here.shape[0]):
         here[copy] = _steepness(at, copy, gpu)
-    for place in range(slots_per_gpu):
+    for place in range(at.first[gpu + 1] - at.first[gpu]):
         copy = at.on[gpu, place]
         expert = at.expert[copy]
         again = seen[expert] == 1
@@ -311,7 +312,7 @@ def _list_changes(
                 continue
             relief = 0.0 if again else _price_of_room(at, copy, host)
             there = _steepness(at, copy, host) - own[copy]
-            for i in range(slots_per_gpu):
+            for i in range(at.first[host + 1] - at.first[host]):
                 other = at.on[host, i]
                 partner = at.expert[other]
                 back = 0

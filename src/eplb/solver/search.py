@@ -390,7 +390,7 @@ def _search_layers(
         else:
             if drive.smooth:
                 _swap_under_norms(
-                    state.slots, state.holds, state.part, state.load, state.root, num_nodes
+                    state.slots, state.holds, state.part, state.load, state.root, num_nodes, gpus
                 )
                 for gpu in range(num_gpus):
                     _renew(state, gpu)

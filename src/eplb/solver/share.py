@@ -14,7 +14,7 @@ import numpy as np
 
 from eplb.solver.jit import inner, kernel
 from eplb.solver.level import _find_edges, _new_edges
-from eplb.solver.packing import F64, I64
+from eplb.solver.packing import F64, I64, Gpus
 
 __all__: list[str] = []
 
@@ -35,16 +35,17 @@ def _share_layers(
     begin: int,
     end: int,
     phy2log: I64,
-    num_gpus: int,
+    gpus: Gpus,
     split: F64,
     peaks: F64,
     bounds: F64,
 ) -> None:
     """Find one split for all windows in layers `begin` to `end` of `loads` [T, L, E]: fill `split`
-    [L, P], the mean peak over windows and its bound, `peaks` and `bounds` [L]. Slots of -1 hold
-    nothing.
+    [L, P], the mean peak over windows, of loads over paces, and its bound, `peaks` and `bounds`
+    [L]. Slots of -1 hold nothing.
     """
     num_windows, _, num_experts = loads.shape
+    num_gpus, rate = gpus.pace.shape[0], 1.0 / gpus.pace
     num_slots = phy2log.shape[1]
     edges = _new_edges(num_experts, num_slots)
     first, gpu_of = edges.first, edges.gpu_of
@@ -54,7 +55,7 @@ def _share_layers(
     slope = np.empty(num_slots)
     for layer in range(begin, end):
         row = phy2log[layer]
-        number = _find_edges(row, num_slots // num_gpus, edges)
+        number = _find_edges(row, gpus.first, edges)
         load = loads[:, layer]
         for window in range(num_windows):
             for gpu in range(num_gpus):
@@ -67,6 +68,7 @@ def _share_layers(
             first,
             gpu_of,
             edges.copied[:number],
+            rate,
             base,
             level,
             part,
@@ -89,6 +91,7 @@ def _share(
     first: I64,
     gpu_of: I64,
     copied: I64,
+    rate: F64,
     base: F64,
     level: F64,
     part: F64,
@@ -101,6 +104,7 @@ def _share(
     here, ahead, at, best, average = part
     num_windows, num_gpus = base.shape
     most = np.zeros(num_gpus, np.int64)
+    slowest = rate.max()
     crowd = 1
     for i in range(copied.shape[0]):
         expert = copied[i]
@@ -137,6 +141,7 @@ def _share(
                         level[window, gpu_of[edge]] += load[window, expert] * at[edge]
                 highest = 0.0
                 for gpu in range(num_gpus):
+                    level[window, gpu] *= rate[gpu]
                     highest = max(highest, level[window, gpu])
                 peak += highest / num_windows
             if scale == 0.0:
@@ -155,6 +160,7 @@ def _share(
                     total += level[window, gpu]
                 for gpu in range(num_gpus):
                     level[window, gpu] /= total * num_windows
+                    level[window, gpu] *= rate[gpu]
                     bound += level[window, gpu] * base[window, gpu]
                 for i in range(copied.shape[0]):
                     expert = copied[i]
@@ -181,7 +187,7 @@ def _share(
                 expert = copied[i]
                 heaviest = 0.0
                 for window in range(num_windows):
-                    heaviest = max(heaviest, load[window, expert])
+                    heaviest = max(heaviest, load[window, expert] * slowest)
                 if heaviest == 0.0:
                     continue
                 length = _STRIDE * smoothing / (pace * crowd * heaviest * heaviest)

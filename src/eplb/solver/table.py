@@ -65,6 +65,8 @@ def _table_layers(
         kind_of[source] = kind
         number_of[kind] += 1
     edges = _new_edges(num_experts, num_slots)
+    gpu_slots = np.arange(num_gpus + 1) * slots_per_gpu
+    gpu_slots = np.arange(num_gpus + 1) * (num_slots // num_gpus)
     first, gpu_of = edges.first, edges.gpu_of
     quota = np.empty((num_slots, num_sources), np.int64)
     taken = np.empty(num_slots)
@@ -79,7 +81,7 @@ def _table_layers(
     for layer in range(begin, end):
         row = phy2log[layer]
         load = loads[:, layer]
-        number = _find_edges(row, slots_per_gpu, edges)
+        number = _find_edges(row, gpu_slots, edges)
         level[:] = 0.0
         for window in range(num_windows):
             total = 0.0

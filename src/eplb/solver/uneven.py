@@ -1,10 +1,12 @@
 """The first pass where GPUs differ in slots and speed: loads in, slots out.
 
 A GPU of pace v is to have the load v * M, where M is the load of all GPUs over the sum of their
-paces. What it still lacks, divided by its free slots, is the replica that it *wants*. Experts are
-placed by falling load: the GPUs that want the largest replicas get the heaviest expert, in as many
-replicas as make each about as large as they want, while slots are to spare. Swaps follow, as where
-GPUs are alike: each GPU counts as so much lighter as it is to have more than the mean.
+paces. What it still lacks, divided by its free slots, is the replica that it *wants*. Replicas are
+placed by falling load, each on the GPU that wants the largest. Where GPUs do not differ by much,
+there are as many of each expert as where they are alike, none of them large: that also suits loads
+which were not seen. Otherwise experts are placed by falling load, in as many replicas as make each
+about as large as GPUs want, while slots are to spare. Swaps follow, as where GPUs are alike: each
+GPU counts as so much lighter as it is to have more than the mean.
 """
 
 import numpy as np
@@ -22,6 +24,7 @@ from eplb.solver.packing import (
     _new_packing,
     _new_search_scratch,
 )
+from eplb.solver.replicate import _replicate
 from eplb.solver.swap import _descend
 
 __all__ = ["NEAR_ENOUGH_UNEVEN"]
@@ -30,8 +33,10 @@ NEAR_ENOUGH_UNEVEN = 2e-3
 """Peak over bound, less 1, at which swaps end."""
 _WORK = 15_000
 """Looks at a replica, for one filling (docs/experiments.md, GPUs that differ)."""
-_SCALES = np.array([1.0, 1.1, 1.2, 0.95, 1.3, 1.05])
-"""Fillings are tried with replicas so many times as large as is wanted, until one is near."""
+_AS_ALIKE = 0.0
+_SCALES = np.array([_AS_ALIKE, 1.0, 1.1, 1.2, 0.95, 1.3, 1.05])
+"""Fillings are tried with replicas so many times as large as is wanted, until one is near; the
+first is with as many as where GPUs are alike."""
 _NEAR = 3e-3
 """Peak over bound, less 1, at which no other filling is tried."""
 
@@ -57,6 +62,7 @@ def _plan_uneven_layers(
     lacks, wants = np.empty(num_gpus), np.empty(num_gpus)
     free, line = np.empty(num_gpus, np.int64), np.empty(num_gpus, np.int64)
     holds = np.empty((num_gpus, num_experts), np.bool_)
+    most_slots = min(num_slots, num_experts * num_gpus)
     by_need = np.argsort(_need(gpus), kind="mergesort")
     for layer in range(begin, end):
         load = loads[layer]
@@ -69,7 +75,14 @@ def _plan_uneven_layers(
             continue
         peaks[layer] = np.inf
         for scale in _SCALES:
-            _fill(load, falling, gpus, bound, scale, count, lacks, wants, free, line, holds, slots)
+            by_load = falling
+            if scale == _AS_ALIKE:
+                _replicate(load, most_slots, num_gpus, count, packing.share, order)
+                _rank(load, count, packing, order, spare, histogram)
+                if not _may_fill(gpus, bound, packing.share[0]):
+                    continue
+                by_load = order
+            _fill(load, by_load, gpus, bound, scale, count, lacks, wants, free, line, holds, slots)
             _rank(load, count, packing, order, spare, histogram)
             _take_up(gpus, slots, bound, packing, order, spare, place)
             _descend(packing, bound, int(_WORK), swap_scratch)
@@ -96,6 +109,16 @@ def _need(gpus: Gpus) -> F64:
     for gpu in range(need.shape[0]):
         need[gpu] = (gpus.first[gpu + 1] - gpus.first[gpu]) / gpus.pace[gpu]
     return need
+
+
+@inner
+def _may_fill(gpus: Gpus, bound: float, largest: float) -> bool:
+    """Whether replicas no larger than this might load all GPUs up to the bound, or nearly."""
+    filled = 0.0
+    for gpu in range(gpus.pace.shape[0]):
+        slots = gpus.first[gpu + 1] - gpus.first[gpu]
+        filled += min(bound * gpus.pace[gpu], largest * slots)
+    return bool(filled >= bound * gpus.pace.shape[0] * (1.0 - _NEAR))
 
 
 @inner
@@ -145,8 +168,9 @@ def _fill(
     holds: B,
     slots: I64,
 ) -> None:
-    """Fill `slots` [P] and `count` [E], with replicas about `scale` times as large as is wanted.
-    The first GPUs in `line` [G] want the largest.
+    """Fill `slots` [P] and `count` [E], with replicas about `scale` times as large as is wanted, or
+    of a scale of 0 with as many as `count` says, by their `order` [E]. The first GPUs in `line` [G]
+    want the largest.
     """
     num_experts, num_gpus = load.shape[0], lacks.shape[0]
     spare, room = gpus.first[num_gpus] - num_experts, num_gpus
@@ -164,7 +188,9 @@ def _fill(
     for i in range(num_experts):
         expert = order[i]
         copies, wanted = np.int64(1), wants[line[0]]
-        if wanted > 0.0:
+        if scale == _AS_ALIKE:
+            copies = count[expert]
+        elif wanted > 0.0:
             copies = max(copies, np.int64(load[expert] / (wanted * scale) + 0.5))
         copies = min(copies, spare + 1, room)
         spare -= copies - 1

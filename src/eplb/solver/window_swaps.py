@@ -2,7 +2,8 @@
 
 The peak of a window, max over GPUs, says nothing of the GPUs just below it. The p-norm of the loads
 is near the peak for a large p, and smooth: each window counts by the p-norm of its GPU loads, and a
-swap is worth what it takes off the weighted sum of them. A sum of powers, whose factors are renewed
+swap is worth what it takes off the weighted sum of them. (Where GPUs are not as fast, loads are
+over their paces there, and a GPU counts as it is fast.) A sum of powers, whose factors are renewed
 from sweep to sweep, stands for that sum of norms; it is never below it and touches it where the
 swaps stand, so what lowers the one lowers the other (majorise and minimise).
 
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb.solver.jit import inner
-from eplb.solver.packing import F64, I32, I64
+from eplb.solver.packing import F64, I32, I64, Gpus
 
 __all__: list[str] = []
 
@@ -47,12 +48,15 @@ class Norm(NamedTuple):
     most: F64
     """[G] what a GPU's swaps with another take off at most."""
     change: F64
-    """[S] what a swap of a slot with each of another GPU changes."""
+    """[S] what a swap of a slot with each of another GPU changes; S the most slots of any."""
+    gpus: Gpus
+    rate: F64
+    """[G] 1 over the pace of a GPU."""
 
 
 @inner
 def _swap_under_norms(
-    slots: I64, holds: I32, part: F64, load: F64, root: F64, num_nodes: int
+    slots: I64, holds: I32, part: F64, load: F64, root: F64, num_nodes: int, gpus: Gpus
 ) -> None:
     """Swap under each norm in turn while that lowers the weighted sum of them over windows.
 
@@ -63,9 +67,13 @@ def _swap_under_norms(
         load: [T, G] load of a GPU, times the same.
         root: [T] that root.
         num_nodes: nodes that experts stay on.
+        gpus: the GPUs.
     """
     num_windows, num_gpus = load.shape
     slots_per_gpu, node_gpus = slots.shape[0] // num_gpus, num_gpus // num_nodes
+    size = 0
+    for gpu in range(num_gpus):
+        size = max(size, gpus.first[gpu + 1] - gpus.first[gpu])
     norm = Norm(
         np.empty(num_windows),
         np.empty((num_windows, num_gpus)),
@@ -73,7 +81,9 @@ def _swap_under_norms(
         np.empty(num_windows),
         np.empty(num_windows),
         np.empty(num_gpus),
-        np.empty(slots_per_gpu),
+        np.empty(size),
+        gpus,
+        1.0 / gpus.pace,
     )
     # Products of two slots' loads in a window that a sweep may take.
     in_a_sweep = 0.5 * num_gpus * (node_gpus - 1) * slots_per_gpu**2 * num_windows
@@ -93,7 +103,7 @@ def _swap_under_norms(
                     if not norm.most[host] > least:
                         continue
                     slot, other = _best_swap_with(norm, slots, holds, part, gpu, host, least)
-                    if slot < 0 or not _gains(norm, part, load, slot, other, doublings):
+                    if slot < 0 or not _gains(norm, part, load, gpu, host, slot, other, doublings):
                         continue
                     swapped = True
                     bounded = False
@@ -130,7 +140,7 @@ def _weigh(norm: Norm, load: F64, root: F64, doublings: int) -> float:
     for window in range(num_windows):
         powers = 0.0
         for gpu in range(num_gpus):
-            powers += _power(load[window, gpu], doublings)
+            powers += norm.gpus.pace[gpu] * _power(load[window, gpu] * norm.rate[gpu], doublings)
         # The inverse of a power by square roots, which are exact everywhere.
         length = powers
         for _ in range(doublings):
@@ -145,13 +155,13 @@ def _weigh(norm: Norm, load: F64, root: F64, doublings: int) -> float:
 @inner
 def _expand(norm: Norm, load: F64, gpu: int, doublings: int) -> None:
     """Renew the powers of a GPU's loads."""
-    power = float(2**doublings)
+    power, rate = float(2**doublings), norm.rate[gpu]
     for window in range(load.shape[0]):
-        now = load[window, gpu]
+        now = load[window, gpu] * rate
         steep, bent = 0.0, 0.0
         if now > 0.0:
             steep = norm.factor[window] * power * _power(now, doublings) / now
-            bent = 0.5 * (power - 1.0) * steep / now
+            bent = 0.5 * (power - 1.0) * steep / now * rate
         norm.slope[window, gpu], norm.curve[window, gpu] = steep, bent
 
 
@@ -160,25 +170,24 @@ def _best_swap_with(
     norm: Norm, slots: I64, holds: I32, part: F64, gpu: int, host: int, least: float
 ) -> tuple[int, int]:
     num_windows = part.shape[0]
-    slots_per_gpu = norm.change.shape[0]
-    change = norm.change
+    change, first_slot = norm.change, norm.gpus.first
     best, first, second = -least, np.int64(-1), np.int64(-1)
     for window in range(num_windows):
         norm.apart[window] = norm.slope[window, host] - norm.slope[window, gpu]
         norm.bent[window] = norm.curve[window, host] + norm.curve[window, gpu]
-    theirs = host * slots_per_gpu
-    for slot in range(gpu * slots_per_gpu, (gpu + 1) * slots_per_gpu):
+    theirs, size = first_slot[host], first_slot[host + 1] - first_slot[host]
+    for slot in range(first_slot[gpu], first_slot[gpu + 1]):
         if holds[host, slots[slot]] > 0:
             continue
-        for i in range(slots_per_gpu):
+        for i in range(size):
             change[i] = 0.0
         for window in range(num_windows):
             mine, steep, bent = part[window, slot], norm.apart[window], norm.bent[window]
-            parts = part[window, theirs : theirs + slots_per_gpu]
-            for i in range(slots_per_gpu):
+            parts = part[window, theirs : theirs + size]
+            for i in range(size):
                 shift = mine - parts[i]
                 change[i] += shift * (steep + bent * shift)
-        for i in range(slots_per_gpu):
+        for i in range(size):
             if change[i] < best and holds[gpu, slots[theirs + i]] == 0:
                 best, first, second = change[i], slot, theirs + i
     return first, second
@@ -202,15 +211,18 @@ def _bound_gains(norm: Norm, gpu: int, begin: int, node_gpus: int) -> None:
 
 
 @inner
-def _gains(norm: Norm, part: F64, load: F64, slot: int, other: int, doublings: int) -> bool:
-    """Whether a swap of two slots lowers the powers."""
-    slots_per_gpu = norm.change.shape[0]
-    gpu, host = slot // slots_per_gpu, other // slots_per_gpu
+def _gains(
+    norm: Norm, part: F64, load: F64, gpu: int, host: int, slot: int, other: int, doublings: int
+) -> bool:
+    """Whether a swap of two slots of two GPUs lowers the powers."""
+    pace, paces = norm.gpus.pace[gpu], norm.gpus.pace[host]
+    rate, rates = norm.rate[gpu], norm.rate[host]
     gain = 0.0
     for window in range(part.shape[0]):
         shift = part[window, slot] - part[window, other]
-        now = _power(load[window, gpu], doublings) + _power(load[window, host], doublings)
-        after = _power(load[window, gpu] - shift, doublings)
-        after += _power(load[window, host] + shift, doublings)
+        mine, theirs = load[window, gpu], load[window, host]
+        now = pace * _power(mine * rate, doublings) + paces * _power(theirs * rates, doublings)
+        after = pace * _power((mine - shift) * rate, doublings)
+        after += paces * _power((theirs + shift) * rates, doublings)
         gain += norm.factor[window] * (now - after)
     return gain > 0.0
