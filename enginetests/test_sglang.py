@@ -19,13 +19,18 @@ import numpy as np
 import pytest
 import torch
 from recorded import DEEPSEEK_V3, load_recorded
+from sglang.srt import runtime_context
 from sglang.srt.elastic_ep.elastic_ep import ElasticEPStateManager
 from sglang.srt.eplb import eplb_algorithms, expert_location
 from sglang.srt.eplb.expert_location import ExpertLocationMetadata, ModelConfigForExpertLocation
 from sglang.srt.plugins import hook_registry
+from torch.distributed import distributed_c10d
 
 import eplb
 from eplb.dispatching.rules import TABLES, split_of_table
+from eplb.engines import ranks
+from eplb.engines import sglang as sglang_plug_in
+from eplb.engines.settings import Settings
 from eplb.engines.sglang import register
 from eplb.formats.placements import save_placement
 
@@ -363,3 +368,33 @@ def test_rule_of_dispatch_is_the_engines_own(locate: Locate, traces: Path) -> No
 
     for rank in range(0, GPUS, 5):
         assert (locate(of_rank, rank).numpy() == table[:, rank]).all()
+
+
+def test_ranks_say_at_their_first_pass_who_is_set_otherwise(
+    switched_on: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = ModuleType("sglang.srt.eplb.eplb_manager")
+    methods = {"__init__": lambda _: None, "on_forward_pass_end": lambda _: None}
+    manager.EPLBManager = type("EPLBManager", (), methods)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, manager.__name__, manager)
+    register()
+    hook_registry.HookRegistry.reset()
+    sglang_plug_in._stages.cache_clear()
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    members = [
+        ranks.Member(store, distributed_c10d.PrefixStore("ranks", store), "world", rank, 2)
+        for rank in range(2)
+    ]
+    # As the first to come, which waits for nobody.
+    other = ranks._Ranks(members[1])
+    other.settle(ranks._of_settings(Settings(windows=3)), wait=False)
+    with (
+        patch.object(sglang_plug_in, "default_member", lambda: members[0]),
+        patch.object(runtime_context, "get_parallel", lambda: SimpleNamespace(pp_size=1)),
+    ):
+        for _ in range(2):
+            manager.EPLBManager().on_forward_pass_end()
+    sglang_plug_in._stages.cache_clear()
+    said = "rank 1 has EPLB_WINDOWS 3, rank 0 has EPLB_WINDOWS 16"
+    (line,) = [record.message for record in caplog.records if said in record.message]
+    assert "SGLang's own algorithm answers on all ranks" in line

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from eplb.engines import ranks
 from eplb.engines.ranks import _named, _verdict
+from eplb.engines.settings import Settings
 
 torch = pytest.importorskip("torch", reason="ranks compare through torch's stores")
 
@@ -272,6 +274,39 @@ def test_messages_of_a_rank_do_not_depend_on_their_number(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(60.0)
         assert all(not each.wrong for each in members)
         assert max(counted.asked for counted in counting) <= 5 + (step == 0)
+
+
+def test_ranks_that_meet_say_at_once_who_is_set_otherwise(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = torch.distributed.HashStore()
+    logger = logging.getLogger("sglang.eplb")
+    both = []
+    for rank, windows in enumerate((16, 3)):
+        # An object of each rank's own, as processes have.
+        mine = torch.distributed.PrefixStore("ranks", store)
+        member = ranks.Member(logger, mine, "x", rank, 2)
+        settings = Settings(windows=windows)
+        both.append(
+            ranks.Agreement(
+                lambda member=member: member,  # type: ignore[misc]
+                settings,
+                "SGLang",
+                logger,
+                lambda: None,
+            )
+        )
+        both[-1]._current()
+    for _ in range(2):
+        threads = [threading.Thread(target=each.meet) for each in both]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60.0)
+        assert not any(thread.is_alive() for thread in threads)
+    lines = [record.message for record in caplog.records]
+    said = "rank 1 has EPLB_WINDOWS 3, rank 0 has EPLB_WINDOWS 16; SGLang answers on all ranks"
+    assert lines == [f"eplb: {said}"] * 2

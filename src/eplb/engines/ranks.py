@@ -115,6 +115,7 @@ class Agreement:
         self._forget = forget
         self._lock = threading.Lock()
         self._ranks: _Ranks | None = None
+        self._met = False
 
     def refuse(self) -> None:
         """Tell other ranks that this one cannot plan, and wait for nothing. Never raises."""
@@ -130,6 +131,21 @@ class Agreement:
         ranks = self._current()
         if ranks is not None:
             ranks.stop(why)
+
+    def meet(self) -> None:
+        """Compare versions and settings where all ranks are at the same point; say what differs, at
+        the first call. Never raises.
+        """
+        if self._met:
+            return
+        self._met = True
+        try:
+            ranks = self._current()
+            wrong = "" if ranks is None else ranks.settle(self._settings)
+            if wrong:
+                self._logger.warning("eplb: %s; %s answers on all ranks", wrong, self._own)
+        except Exception as error:
+            failure(self._logger, error, f"{self._own} answers")
 
     def agreed(self) -> bool:
         """Whether all ranks plan, by the same settings; a call that plans says what differs."""

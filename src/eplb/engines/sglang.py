@@ -98,7 +98,15 @@ def _hook(settings: Settings) -> Callable[..., object]:
         batches.hook(version)
 
     metrics = Counted(rebalances, settings.role)
-    after(*_MANAGER, "on_forward_pass_end", lambda each: metrics.step(_interval(each)))
+
+    def stepped(manager: Any) -> None:
+        if _stages() == 1:
+            # Ranks end their first pass together. Stages of a pipeline do not: they meet at the
+            # first rebalance.
+            agreement.meet()
+        metrics.step(_interval(manager))
+
+    after(*_MANAGER, "on_forward_pass_end", stepped)
 
     def at_start(manager: Any, *_: Any, **__: Any) -> None:
         if batches is not None:
@@ -139,6 +147,18 @@ def difference() -> str:
 def _interval(manager: Any) -> int:
     """Steps between rebalances."""
     return int(getattr(manager, "_rebalance_num_iterations", 0))
+
+
+@functools.cache
+def _stages() -> int:
+    """Stages of the pipeline that the ranks are; 0 where that is not known."""
+    try:
+        from sglang.srt.runtime_context import get_parallel
+
+        return int(get_parallel().pp_size)
+    except Exception as error:
+        failure(_logger, error, "ranks meet at the first rebalance")
+        return 0
 
 
 def _expert_weights(manager: Any) -> Any:
