@@ -49,12 +49,19 @@ class Bar:
         needed: what it must be.
         found: what it is.
         met: whether that will do.
+        judged: whether that counts: on made loads it does not.
     """
 
     what: str
     needed: str
     found: str
     met: bool
+    judged: bool = True
+
+    @property
+    def missed(self) -> bool:
+        """Whether it counts and will not do."""
+        return self.judged and not self.met
 
 
 def judge(report: Report) -> list[Bar]:

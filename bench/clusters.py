@@ -88,7 +88,8 @@ def deaths(loads: list[NDArray[np.float64]], cases: int, *, judged: bool) -> Ite
                 f"{what}: {name}",
                 f"at {'least' if sign > 0.0 else 'most'} {bar:g}",
                 f"{worst:.4f} in the worst, {values.mean():.4f} on average",
-                not judged or sign * worst >= sign * bar - 1e-12,
+                sign * worst >= sign * bar - 1e-12,
+                judged=judged,
             )
 
 
@@ -179,7 +180,7 @@ def resizes(loads: list[NDArray[np.float64]], *, anywhere: bool, judged: bool) -
             ("moves of the least possible", max(moves), "most", _MOST_ABOVE),
         ):
             met = worst >= bar if sign == "least" else worst <= bar + 1e-12
-            yield Bar(f"{what}: {name}", f"at {sign} {bar:g}", f"{worst:.4f}", not judged or met)
+            yield Bar(f"{what}: {name}", f"at {sign} {bar:g}", f"{worst:.4f}", met, judged=judged)
 
 
 def uneven(loads: list[NDArray[np.float64]], cases: int, *, judged: bool) -> Iterator[Bar]:
@@ -203,20 +204,23 @@ def uneven(loads: list[NDArray[np.float64]], cases: int, *, judged: bool) -> Ite
         f"at most {_UNEVEN:g}",
         f"{peaks.max():.4f} in the worst layer, {peaks.mean():.4f} on average, "
         f"{np.mean(peaks > _UNEVEN):.2%} of {len(peaks)} layers above",
-        not judged or bool((peaks <= _UNEVEN).all()),
+        bool((peaks <= _UNEVEN).all()),
+        judged=judged,
     )
     yield Bar(
         f"{what}: time, in that of even clusters",
         f"at most {_UNEVEN_TIME:g}",
         f"{spent / even_spent:.2f}",
-        not judged or spent <= _UNEVEN_TIME * even_spent,
+        spent <= _UNEVEN_TIME * even_spent,
+        judged=judged,
     )
     worst = max(_above_optimum(rng) for _ in range(_SMALL_CASES))
     yield Bar(
         f"{_SMALL_CASES} layers of 4 or 5 experts on 3 GPUs that differ: peak / optimum",
         f"at most {_UNEVEN_SMALL:g}",
         f"{worst:.4f} in the worst",
-        not judged or worst <= _UNEVEN_SMALL,
+        worst <= _UNEVEN_SMALL,
+        judged=judged,
     )
 
 
@@ -285,7 +289,7 @@ def main() -> int:
         print(json.dumps({"bars": [asdict(bar) for bar in bars]}))
     else:
         show_bars(bars)
-    return 1 if options.check and not all(bar.met for bar in bars) else 0
+    return 1 if options.check and any(bar.missed for bar in bars) else 0
 
 
 def _bars(options: argparse.Namespace) -> Iterator[Bar]:

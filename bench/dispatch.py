@@ -254,7 +254,7 @@ def main() -> int:
         for part in placed_for_batches(arguments.traces, bars):
             console.print(part)
     show_bars(bars)
-    return int(arguments.check and not all(bar.met for bar in bars))
+    return int(arguments.check and any(bar.missed for bar in bars))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def main() -> int:
         show_bars(bars)
         if others is not None:
             print(f"processors that other programs kept busy meanwhile: {others:.2f}")
-    return 1 if options.check and not all(bar.met for bar in bars) else 0
+    return 1 if options.check and any(bar.missed for bar in bars) else 0
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def main() -> int:
         show_report(report)
         if options.check:
             show_bars(bars)
-    return 0 if all(bar.met for bar in bars) else 1
+    return 1 if any(bar.missed for bar in bars) else 0
 
 
 def _cells(options: argparse.Namespace) -> list[Cell]:

@@ -38,7 +38,8 @@ def show_bars(bars: list[Bar]) -> None:
     """Print what was met and missed."""
     table = Table("bar", "needed", "found", "", title="bars", title_justify="left")
     for bar in bars:
-        table.add_row(bar.what, bar.needed, bar.found, "met" if bar.met else "[bold]MISSED[/bold]")
+        said = "[bold]MISSED[/bold]" if bar.missed else "met" if bar.judged else "not judged"
+        table.add_row(bar.what, bar.needed, bar.found, said)
     console_for_tables().print(table)
 
 

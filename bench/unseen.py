@@ -176,7 +176,7 @@ def main() -> int:
             print("made loads: bars of balance are for recorded ones, and are not judged")
         if others is not None:
             print(f"processors that other programs kept busy meanwhile: {others:.2f}")
-    return 0 if all(bar.met for bar in bars) else 1
+    return 1 if any(bar.missed for bar in bars) else 0
 
 
 def _run(cells: list[Cell], peers: list[Contender], options: argparse.Namespace) -> list[Row]:
