@@ -10,7 +10,7 @@ Of gpt-oss, steps of up to 256 tokens are decode steps: a token from each runnin
 ones are prefill: whole sequences one after the other. A placement is planned for one half of the
 recording and scored on the other. Of DeepSeek-V3, it is planned for five workloads and scored on
 the sixth, whose tokens are drawn for each rank alike. The time of a layer is the estimate of
-`eplb.cost`. Layers are a sample, which the output names; `--only` takes one of the models.
+`eplb.cost`. All layers are scored; `--only` takes one of the models.
 """
 
 import json
@@ -48,8 +48,8 @@ LARGE = eplb.Cluster(num_gpus=32, num_nodes=4, slots_per_gpu=9)
 LARGE_SIZES = (256, 1024, 4096, 16384, 65536, 131072)
 _WINDOW, _WINDOWS = 2048, 32
 """Tokens of a window that is planned for, and how many there are at most."""
-_LAYERS, _LARGE_LAYERS = slice(None), slice(None)
-"""Layers of gpt-oss and of DeepSeek-V3 that are scored."""
+_ALL, _QUICK = slice(None), slice(1, 2)
+"""Layers that are scored."""
 _SCORED, _DRAWN = 16, 4
 """Steps of gpt-oss and of DeepSeek-V3 that are scored."""
 _POOL = 32768
@@ -221,14 +221,13 @@ def points_of(work: Work) -> Iterator[Point]:
 def every_point(traces: Path, only: str | None, *, quick: bool) -> list[Point]:
     """The points of all clusters and batch sizes, of one model or of all."""
     points: list[Point] = []
-    first = slice(1, 2)
+    layers = _QUICK if quick else _ALL
     if only in (None, "gpt-oss-20b"):
-        path, layers = traces / "gptoss20b_tokens.npz", first if quick else _LAYERS
+        path = traces / "gptoss20b_tokens.npz"
         for cluster in CLUSTERS[1:2] if quick else CLUSTERS:
             for tokens in SIZES[3::4] if quick else SIZES:
                 points += points_of(gpt_oss(path, cluster, tokens, layers))
     if only in (None, "DeepSeek-V3"):
-        layers = first if quick else _LARGE_LAYERS
         for tokens in LARGE_SIZES[:1] if quick else LARGE_SIZES:
             points += points_of(deepseek(traces / "deepseek_v3", LARGE, tokens, layers))
     return points
@@ -237,14 +236,13 @@ def every_point(traces: Path, only: str | None, *, quick: bool) -> list[Point]:
 def sampled(only: str | None, *, quick: bool) -> str:
     """What of the recordings is scored, in one line."""
     parts = []
-    for model, number, layers, steps in (
-        ("gpt-oss-20b", 24, _LAYERS, f"at most {_SCORED} steps of each size"),
-        ("DeepSeek-V3", 58, _LARGE_LAYERS, f"{_DRAWN} steps of each size"),
+    for model, number, steps in (
+        ("gpt-oss-20b", 24, f"at most {_SCORED} steps of each size"),
+        ("DeepSeek-V3", 58, f"{_DRAWN} steps of each size"),
     ):
         if only in (None, model):
-            scored = list(range(number))[slice(1, 2) if quick else layers]
-            numbers = ", ".join(map(str, scored))
-            parts.append(f"{model}: {len(scored)} of {number} layers ({numbers}), {steps}")
+            scored = len(range(number)[_QUICK if quick else _ALL])
+            parts.append(f"{model}: {scored} of {number} layers, {steps}")
     return "; ".join(parts)
 
 

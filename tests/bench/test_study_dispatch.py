@@ -76,7 +76,7 @@ def test_the_command_draws_and_prints(
     texts = " ".join(" ".join(ET.fromstring(out.read_bytes()).itertext()).split())
     assert title in texts
     assert "currentColor" in out.read_text()
-    assert "gpt-oss-20b: 1 of 24 layers (1), at most 16 steps of each size" in said
+    assert "gpt-oss-20b: 1 of 24 layers, at most 16 steps of each size" in said
     assert "| DeepSeek-V3, 32 ranks, 288 slots: balancedness | 256 |" in said
 
 
