@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from naive_batch import naive_slots
 from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import eplb
 from eplb.torch import BatchDispatch
@@ -176,6 +177,14 @@ def test_compiled_slots_are_the_same(backend: str) -> None:
             assert torch.equal(compiled(ids, torch.tensor(real)), dispatch(ids, torch.tensor(real)))
 
 
+def test_a_trace_of_it_is_no_constant() -> None:
+    """What records operations records the kernels of a CPU too."""
+    dispatch = BatchDispatch(planned(32, 8, 6), 0)
+    ids, others = (recorded_batch(64, 4, 32, seed) for seed in (1, 2))
+    traced = make_fx(dispatch)(ids)
+    assert torch.equal(traced(others), dispatch(others))
+
+
 def test_levels_wait_for_nothing() -> None:
     """No value is read on the host: tensors without values do."""
     dispatch = BatchDispatch(planned(32, 8, 6), 0)
@@ -210,9 +219,12 @@ def test_wrong_ids_are_refused(ids: Any, message: str) -> None:
         BatchDispatch(SMALL, 0)(ids)
 
 
-@pytest.mark.parametrize("number", [torch.tensor([1, 2]), torch.tensor(1.0)])
-def test_wrong_numbers_of_tokens_are_refused(number: torch.Tensor) -> None:
-    with pytest.raises(eplb.OptionError, match="num_tokens is no tensor of one whole number"):
+@pytest.mark.parametrize(
+    "number", [torch.tensor([1, 2]), torch.tensor(1.0), torch.tensor(True), -1, 1.5, "1"]
+)
+def test_wrong_numbers_of_tokens_are_refused(number: Any) -> None:
+    message = "num_tokens is no tensor of one whole number|num_tokens is .*give "
+    with pytest.raises(eplb.OptionError, match=message):
         BatchDispatch(SMALL, 0)(torch.tensor([[1], [2]]), number)
 
 

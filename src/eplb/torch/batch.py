@@ -10,6 +10,7 @@ from torch import Tensor
 from eplb.checks import whole_number
 from eplb.dispatching.dispatch import Placed
 from eplb.errors import OptionError
+from eplb.torch import on_cpu
 from eplb.torch.copies import Copies, copies_of, usual_room
 from eplb.torch.level import LARGEST, NO_GPU, level, level_as_one
 
@@ -181,30 +182,21 @@ class BatchDispatch(torch.nn.Module):
 
     def _on_cpu(self, topk_ids: Tensor, num_tokens: Tensor | int | None) -> Tensor:
         """The same slots, by the solver's kernels."""
-        from eplb.solver.whole_tokens import _count_batch, _place_batch
-
-        ids = topk_ids.to(torch.int64).reshape(-1)
-        rows = len(topk_ids) if num_tokens is None else min(max(int(num_tokens), 0), len(topk_ids))
-        num_ids = rows * topk_ids.shape[1]
-        counts = torch.empty(self._num_experts, dtype=torch.int64)
-        wrong = _count_batch(ids.numpy(), num_ids, counts.numpy())
-        if wrong >= 0:
-            raise OptionError(
-                f"topk_ids has {int(ids[wrong])}: experts are numbered 0 to "
-                f"{self._num_experts - 1}, and -1 pads"
-            )
+        rows = len(topk_ids) if num_tokens is None else num_tokens
+        limit = torch.as_tensor(rows).to(torch.int64).reshape(1)
+        counts = on_cpu.count(topk_ids, limit, self._num_experts)
         every = counts[None]
         if self._group is not None:
             every = _gathered(counts, self._num_ranks, self._group)
-        found = torch.empty_like(ids)
-        _place_batch(
-            ids.numpy(), num_ids, every.numpy(), self._rank, self.gpus.numpy(),
-            self.experts.numpy(), self.class_ends.numpy(), self.alone.numpy(), int(self.most),
-            self._num_gpus, self.of_slot.numpy(), self.part.numpy(), self.parts.numpy(),
-            self.slots.numpy(), self.first_slot.numpy(), self._objective == "activated",
-            found.numpy(),
-        )  # fmt: skip
-        return found.to(topk_ids.dtype).reshape(topk_ids.shape)
+        copies = [
+            self.gpus, self.experts, self.class_ends, self.alone, self.most, self.of_slot,
+            self.part, self.parts, self.slots, self.first_slot,
+        ]  # fmt: skip
+        activated = self._objective == "activated"
+        slots: Tensor = on_cpu.place(
+            topk_ids, limit, every, copies, self._rank, self._num_gpus, activated
+        )
+        return slots
 
     def _by_kernels(self, topk_ids: Tensor, num_tokens: Tensor | int | None) -> Tensor:
         """The same, by Triton's kernels."""
@@ -273,10 +265,11 @@ class BatchDispatch(torch.nn.Module):
                 f"topk_ids are {topk_ids.numel()} on each of {self._num_ranks} ranks: "
                 f"give fewer than {LARGEST} in all"
             )
-        if isinstance(num_tokens, Tensor) and (
-            num_tokens.numel() != 1 or num_tokens.is_floating_point()
-        ):
-            raise OptionError("num_tokens is no tensor of one whole number")
+        if isinstance(num_tokens, Tensor):
+            if num_tokens.numel() != 1 or num_tokens.dtype not in _TYPES:
+                raise OptionError("num_tokens is no tensor of one whole number")
+        elif num_tokens is not None and not torch.compiler.is_compiling():
+            whole_number(num_tokens, "num_tokens", least=0)
 
 
 def _arrays(copies: Copies, num_experts: int, num_gpus: int) -> dict[str, Any]:
