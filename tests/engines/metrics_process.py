@@ -14,7 +14,7 @@ from eplb.engines.rebalances import Outcome, Rebalances, Seen
 from eplb.engines.settings import Settings
 
 rebalances = Rebalances(logging.getLogger("an engine"), Settings(), "its own policy")
-counted = Counted(rebalances, *sys.argv[1:])
+counted = Counted(rebalances, next(iter(sys.argv[1:]), None))
 counted.begin(logging.getLogger("an engine"))
 counted.begin(logging.getLogger("an engine"))  # of a second model
 print("ready", flush=True)  # noqa: T201

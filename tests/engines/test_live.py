@@ -69,13 +69,14 @@ def test_what_is_said_is_done() -> None:
             "EPLB_DISPATCH": "table",
             "EPLB_ROLE": " prefill ",
             "EPLB_CONTROL": "/asks",
+            "EPLB_METRICS": "/metrics",
             "HOME": "/",
         }
     )
     assert (said.windows, said.effort, said.threads, said.record_files) == (3, "thorough", 2, 7)
     assert (str(said.record), said.dispatch, said.role) == ("/there", "table", "prefill")
     assert said.max_moves.of(58 * 288) == 40
-    assert str(said.control) == "/asks"
+    assert (str(said.control), str(said.metrics)) == ("/asks", "/metrics")
     assert settings_from({}) == Settings()
 
 

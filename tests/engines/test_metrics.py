@@ -178,3 +178,47 @@ def test_a_client_that_fails_costs_a_line(
     counted.begin(logging.getLogger("one"))
     counted.step(12)
     assert caplog.text.count("there are no metrics of eplb") == 1
+
+
+def test_a_file_has_the_same_series(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(metrics.FOLDER, raising=False)
+    monkeypatch.setattr(metrics, "_SECONDS", 0.0)
+    file = tmp_path / "eplb.prom"
+    logger = logging.getLogger("an engine")
+    counted = metrics.Counted(Rebalances(logger, Settings(), "its own"), "decode", file)
+    counted.begin(logger)
+    for _ in range(3):
+        counted.step(12)
+    lines = file.read_text().splitlines()
+    assert 'eplb_steps_since_plan{role="decode"} 3.0' in lines
+    assert sum('role="decode"' in line and "_created" not in line for line in lines) == 19
+    assert [each.name for each in tmp_path.iterdir()] == [file.name]
+    file.unlink()
+    tmp_path.rmdir()
+    for _ in range(3):
+        counted.step(12)
+    assert caplog.text.count("the file of metrics stays as it is, and serving goes on") == 1
+
+
+def test_a_folder_that_is_not_there_costs_a_line(tmp_path: Path) -> None:
+    """In a process of its own: the client looks at the variable when it is imported."""
+    code = (
+        "import logging; logging.basicConfig(); logger = logging.getLogger('an engine')\n"
+        "from eplb.engines.metrics import Counted\n"
+        "from eplb.engines.rebalances import Rebalances\n"
+        "from eplb.engines.settings import Settings\n"
+        "counted = Counted(Rebalances(logger, Settings(), 'its own'))\n"
+        "counted.begin(logger); counted.begin(logger); counted.step(12)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, metrics.FOLDER: str(tmp_path / "missing")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    (line,) = done.stderr.splitlines()
+    assert "there are no metrics of eplb" in line

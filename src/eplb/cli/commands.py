@@ -20,6 +20,7 @@ from eplb.cli import (
     migrate,
     plan,
     report,
+    serve_metrics,
     size,
     sweep,
     synthesize,
@@ -122,6 +123,11 @@ STORY: dict[str, dict[str, Command]] = {
             watch,
             "Show how GPUs are loaded now, live.",
             "eplb watch /var/loads/58x256 --gpus 32 --placement placement.json",
+        ),
+        "serve-metrics": Command(
+            serve_metrics,
+            "Serve what a plug-in counts, for Prometheus.",
+            "eplb serve-metrics /run/eplb.prom --port 9464",
         ),
     },
 }

@@ -1,14 +1,16 @@
 """Metrics for Prometheus: what the first rank knows of its rebalances, beside the engine's own.
 
 They are written into the folder PROMETHEUS_MULTIPROC_DIR, from which the engine's server reads what
-its processes count: planning happens in other processes than the one that is scraped. Where the
-variable is not set, there are none. There are as many series for any number of ranks and layers.
+its processes count: planning happens in other processes than the one that is scraped. Or they are
+written to a file, which `eplb serve-metrics` or a collector of text files serves. Where neither is
+named, there are none. There are as many series for any number of ranks and layers.
 """
 
 import logging
 import os
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from eplb.engines.rebalances import Rebalance, Rebalances
 __all__ = ["FOLDER", "Counted", "Metrics"]
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_SECONDS = 5.0
+"""From one writing of a file to the next, while the engine steps."""
 _DECISIONS = ("moved", "waited", "kept", "own")
 _STATISTICS = ("min", "p50", "p90", "avg")
 
@@ -29,40 +33,74 @@ class Counted:
     Args:
         rebalances: of the plug-in.
         role: of the engine, a label of every series; None for no label.
+        file: to write them to; None for none.
     """
 
-    def __init__(self, rebalances: Rebalances, role: str | None = None) -> None:
+    def __init__(
+        self, rebalances: Rebalances, role: str | None = None, file: Path | None = None
+    ) -> None:
         self._rebalances = rebalances
         self._role = role
+        self._file = file
+        self._written = 0.0
+        self._logger: logging.Logger | None = None
         self._metrics: Metrics | None = None
 
     def begin(self, logger: logging.Logger) -> None:
-        """Count from now on, where the engine's server reads what its processes count."""
-        if self._metrics is not None or not os.environ.get(FOLDER):
+        """Count from now on, where something reads what is counted."""
+        if self._metrics is not None or not (os.environ.get(FOLDER) or self._file):
             return
+        self._logger = logger
         try:
             self._metrics = Metrics(self._role)
-            self._rebalances.observers.append(self._metrics.see)
+            self._rebalances.observers.append(self._see)
         except Exception as error:
             failure(logger, error, "there are no metrics of eplb")
+            return
+        self._write()
 
     def step(self, interval: int) -> None:
         """Count a step of the engine's, which rebalances after so many. Never raises."""
+        if self._metrics is None:
+            return
+        with suppress(OSError, ValueError):  # of a folder that has vanished
+            self._metrics.step(interval)
+        if self._file is not None and time.monotonic() - self._written >= _SECONDS:
+            self._write()
+
+    def _see(self, rebalance: Rebalance) -> None:
         if self._metrics is not None:
-            with suppress(OSError, ValueError):  # of a folder that has vanished
-                self._metrics.step(interval)
+            self._metrics.see(rebalance)
+            self._write()
+
+    def _write(self) -> None:
+        """Write the file whole, or say once why not."""
+        if self._file is None or self._metrics is None or self._logger is None:
+            return
+        self._written = time.monotonic()
+        try:
+            from prometheus_client import write_to_textfile
+
+            write_to_textfile(str(self._file), self._metrics.registry)
+        except Exception as error:
+            failure(self._logger, error, "the file of metrics stays as it is, and serving goes on")
 
 
 class Metrics:
-    """The series of one process, all of them there from the start."""
+    """The series of one process, all of them there from the start.
+
+    Attributes:
+        registry: that has them, and nothing else.
+    """
 
     def __init__(self, role: str | None = None) -> None:
-        from prometheus_client import Counter, Gauge
+        from prometheus_client import CollectorRegistry, Counter, Gauge
 
+        self.registry = CollectorRegistry()
         names, values = ((), ()) if role is None else (("role",), (role,))
 
         def series(kind: Any, name: str, text: str, *more: str, **options: Any) -> Any:
-            made = kind(f"eplb_{name}", text, (*names, *more), **options)
+            made = kind(f"eplb_{name}", text, (*names, *more), registry=self.registry, **options)
             if more:
                 return lambda value: made.labels(*values, value)
             return made.labels(*values) if values else made

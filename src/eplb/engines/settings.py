@@ -28,6 +28,7 @@ VARIABLES = {
     "EPLB_RECORD_FILES": "maximum number of windows to keep there",
     "EPLB_INITIAL": "file of the placement that vLLM starts with",
     "EPLB_CONTROL": "file that pauses and resumes a running engine, or names a placement for it",
+    "EPLB_METRICS": "file to write metrics to, which eplb serve-metrics serves",
     "EPLB_ROLE": "name for this engine in logs, metrics and recordings, such as prefill or decode",
 }
 """What each variable sets, by name."""
@@ -57,6 +58,7 @@ class Settings:
         initial: file of the placement to start with, None for none.
         role: what this engine does for a service that has others too; None for no label.
         control: file that may ask for something else than a plan, None for none.
+        metrics: file of metrics, None for none.
     """
 
     windows: int = 16
@@ -69,6 +71,7 @@ class Settings:
     initial: Path | None = None
     role: str | None = None
     control: Path | None = None
+    metrics: Path | None = None
 
     def __str__(self) -> str:
         said = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -99,20 +102,22 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     """
     standard = Settings()
     moves = environment.get("EPLB_MAX_MOVES")
-    record, initial, control = (
-        environment.get(name) for name in ("EPLB_RECORD", "EPLB_INITIAL", "EPLB_CONTROL")
+    names = ("EPLB_RECORD", "EPLB_INITIAL", "EPLB_CONTROL", "EPLB_METRICS")
+    record, initial, control, metrics = (
+        Path(given) if (given := environment.get(name)) else None for name in names
     )
     return Settings(
         _number(environment, "EPLB_WINDOWS", standard.windows, _MOST_WINDOWS),
         standard.max_moves if moves is None else budget_from(moves, "EPLB_MAX_MOVES"),
         _choice(environment, "EPLB_EFFORT", standard.effort, get_args(Effort)),
         _number(environment, "EPLB_THREADS", standard.threads, _MOST_FILES),
-        Path(record) if record else None,
+        record,
         _number(environment, "EPLB_RECORD_FILES", standard.record_files, _MOST_FILES),
         _choice(environment, "EPLB_DISPATCH", standard.dispatch, get_args(Dispatching)),
-        Path(initial) if initial else None,
+        initial,
         _role(environment),
-        Path(control) if control else None,
+        control,
+        metrics,
     )
 
 

@@ -97,7 +97,7 @@ def _hook(settings: Settings) -> Callable[..., object]:
         batches = SglangBatches(agreement)
         batches.hook(version)
 
-    metrics = Counted(rebalances, settings.role)
+    metrics = Counted(rebalances, settings.role, settings.metrics)
 
     def stepped(manager: Any) -> None:
         if _stages() == 1:

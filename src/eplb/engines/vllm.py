@@ -105,7 +105,7 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
     policy = EPLB_POLICIES["default"] = make_policy(theirs, settings, rebalances, rows)
     initial = policy.eplb_initial
     batches = VllmBatches(policy.eplb_agreement, wanted=settings.dispatch == "batch")
-    metrics = Counted(rebalances, settings.role)
+    metrics = Counted(rebalances, settings.role, settings.metrics)
 
     def step(theirs: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
         batches.agree()
