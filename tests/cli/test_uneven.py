@@ -76,11 +76,12 @@ def test_from_plan_to_report(loads_file: Path, tmp_path: Path) -> None:
         (["--speed", "1,1,1,0"], "speed[3] is 0: give above 0"),
         (["--speed", "1,1,1,nan"], "speed[3] is nan: give above 0"),
         (["--speed", "1,1"], "speed has 2 numbers: give one for each of 4 GPUs"),
-        (["--slots-per-gpu", as_list(SLOTS), "--dispatch", "best"], "the GPUs differ in slots"),
+        (["--slots-per-gpu", as_list(SLOTS), "--dispatch", "sglang"], "the GPUs differ in slots"),
     ],
 )
 def test_wrong_lists(loads_file: Path, options: list[str], message: str) -> None:
-    done = run("plan", loads_file, "--gpus", 4, *options)
+    axes = ["--axes", "windows,layers,experts"]
+    done = run("plan", loads_file, *axes, "--gpus", 4, *options)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -60,7 +60,9 @@ _WORTH_A_SHORT_SEARCH = 1e-3
 """The same where a step of the search is at most so many looks that it hardly takes longer."""
 _SHORT_LOOKS = 1000
 _WORTH_A_SEARCH_UNEVEN = 4e-3
-"""The same where GPUs differ in slots or speed."""
+_LONGER_UNEVEN = 15
+"""The same where GPUs differ in slots or speed, and how many times as many steps such a search of
+one window has: few layers need it (docs/experiments.md, GPUs that differ)."""
 
 _UNEVEN_NODES = (
     "groups are not kept on nodes: the GPUs alive do not divide over them as the groups do"
@@ -414,6 +416,8 @@ def _search_again(problem: Problem, layers: Layers, effort: Effort, starts: slic
 def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
     """[L] steps that a search may make, for the windows in which a layer has load."""
     steps = _STEPS[effort]
+    if effort == "default" and problem.windows.shape[0] == 1 and not problem.cluster.even:
+        steps *= _LONGER_UNEVEN
     num_windows = np.maximum((problem.weight > 0.0).sum(axis=0), 1)
     all_looks = looks(problem) * num_windows
     most = np.maximum(
