@@ -243,7 +243,7 @@ def test_every_state_of_a_descent(seed: int) -> None:
     enough = np.array([float(windows.sum()) * float(rng.choice([0.0, 0.4]))])
     cluster = Cluster(num_gpus, num_nodes, size)
     problem = check_problem(windows, cluster, num_nodes, weight, 1)
-    descend = Drive(False, False, 4e-4, False)
+    descend = Drive(False, False, 4e-4, 0.0)
     stops = [most_moves // 2, most_moves]
     steps = searched(problem, start[None], held[None], descend, 2 * start.size, stops, enough)
 
@@ -306,7 +306,7 @@ def test_every_state_of_a_tabu_search(seed: int, smooth: bool) -> None:
     held = held_by(start, num_gpus, num_experts)
     begun, cluster = start[None].copy(), Cluster(num_gpus, num_nodes, size)
     problem = check_problem(windows, cluster, num_nodes, weight, 1)
-    drive = Drive(True, smooth, 0.0, True)
+    drive = Drive(True, smooth, 0.0, 0.0)
     steps = searched(problem, begun, held[None], drive, 40, [40], np.zeros(1))
     if not smooth:
         assert np.array_equal(begun[0], start)

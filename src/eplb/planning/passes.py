@@ -361,7 +361,7 @@ def _search(
         return
     steps = step_memory(problem.loads.shape[0], int(most_steps.max()))
     anywhere = np.ones((1, cluster.num_gpus, num_experts), np.bool_)
-    drive = Drive(True, smooth, 0.0, True)
+    drive = Drive(True, smooth, 0.0, 0.0)
     enough = layers.bounds * (1.0 + _near_enough(problem))
 
     def work(begin: int, end: int) -> None:

@@ -40,6 +40,12 @@ at the usual price would make twice as many where one GPU died (docs/experiments
 _MOST_STEPS = 2
 """Steps of a walk that are kept, in slots of a layer."""
 
+_PATIENCE = 0.25
+"""Share of its steps for which a walk goes on without a gain."""
+_PATIENCE_AT_A_PRICE = 0.1
+"""The same without a budget, where a plan is to take few times as long as one from scratch
+(docs/experiments.md)."""
+
 _SMALL = 20_000_000
 """Looks up to which layers are walked to the end whatever the budget, so that more is never worse;
 a few hundredths of a second at most."""
@@ -186,7 +192,8 @@ def relocate(
     from eplb.solver.layers import NEAR_ENOUGH
     from eplb.solver.search import Drive
 
-    drive = Drive(False, False, near or NEAR_ENOUGH, near is None)
+    patience = _PATIENCE if budget is not None else _PATIENCE_AT_A_PRICE
+    drive = Drive(False, False, near or NEAR_ENOUGH, patience if near is None else 0.0)
     nearest = layers.bounds * (1.0 + drive.near)
     enough = np.maximum(nearest, layers.peaks) if afresh and near is None else nearest
     before = _before(current, problem.whole)
@@ -309,7 +316,7 @@ def _walk(
     def walk_levelled(begin: int, end: int) -> None:
         _walk_levelled(
             problem.windows, problem.weight, layers[begin:end], problem.nodes, problem.gpus, start,
-            held, drive.patience, enough, most_moves, price, steps,
+            held, drive.patience > 0.0, enough, most_moves, price, steps,
         )  # fmt: skip
 
     def walk(begin: int, end: int) -> None:

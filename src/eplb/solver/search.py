@@ -55,9 +55,10 @@ _LONGEST_BAR = 24
 _PATIENCE = 0.25
 _LEAST_PATIENCE = 10
 """Tabu ends where it has found no lower peak for this share of its steps, and so many."""
-_PERSISTENCE = 200_000
-"""Descend ends where the peak and the price of the moves together have not fallen for `_PATIENCE`
-of its steps and so many looks, or `_LEAST_PATIENCE` steps; small layers are walked to the end."""
+_PERSISTENCE = 800_000
+"""Descend ends where the peak and the price of the moves together have not fallen for a share of
+its steps, and for the same share of so many looks, or `_LEAST_PATIENCE` steps; small layers are
+walked to the end."""
 _PROMISING = 0.5
 """Tabu swaps with GPUs that promise at least this share of what the most promising one does."""
 
@@ -71,8 +72,8 @@ class Drive(NamedTuple):
     """Whether to begin with swaps under norms."""
     near: float
     """For descend: loads up to this above the least peak, as a share, are no excess."""
-    patience: bool
-    """For descend: whether it ends where steps gain nothing for long."""
+    patience: float
+    """For descend: the share of its steps for which it goes on without a gain; 0 for to the end."""
 
 
 class Steps(NamedTuple):
@@ -408,7 +409,7 @@ def _descend(
     state: State,
     held: B,
     num_nodes: int,
-    patience: bool,
+    patience: float,
     enough: float,
     most_moves: int,
     price: float,
@@ -432,7 +433,7 @@ def _descend(
                 length = _make(state, change, held, layer, length, steps)
                 steps.tidy[layer] = length
     looks = state.part.size * (2 * slots_per_gpu + 1) + slots_per_gpu * state.loads.size
-    long = max(_LEAST_PATIENCE, _PERSISTENCE // looks)
+    long = max(_LEAST_PATIENCE, int(patience * _PERSISTENCE / looks))
     cheapest, lowest = length, np.inf
     for step in range(steps.tidy[layer], length + 1):
         cost = steps.peaks[layer, step] + price * steps.moves[layer, step]
@@ -441,7 +442,7 @@ def _descend(
     while length < most and steps.peaks[layer, length] > enough:
         if steps.moves[layer, length] >= most_moves:
             break
-        if patience and length - cheapest >= long + _PATIENCE * cheapest:
+        if patience > 0.0 and length - cheapest >= long + patience * cheapest:
             break
         excess = 0.0
         for gpu in range(num_gpus):
