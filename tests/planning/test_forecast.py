@@ -22,6 +22,7 @@ from eplb.planning.forecast import (
     Mean,
     Recent,
     Scenarios,
+    Smoothed,
     changed_at,
     named_forecast,
 )
@@ -83,6 +84,29 @@ def test_one_scenario_rules_are_their_formulas() -> None:
     age = np.arange(20)[::-1]
     weighted = (shares(loads)[:, 3] * 0.5 ** (age / 3.0)[:, None]).sum(axis=0)
     np.testing.assert_allclose(shares(Decay(3.0)(loads).loads)[0, 3], shares(weighted), rtol=1e-9)
+
+
+def test_windows_are_smoothed_as_far_as_they_are_noise() -> None:
+    """All count where loads stay, the last alone where they wander without noise, and some where
+    they do both; a layer without load lately is as it was.
+    """
+    random = np.random.default_rng(5)
+
+    def away(loads: Loads, share: Loads) -> list[float]:
+        rules = (Smoothed(), Mean(), Last())
+        return [float(((shares(rule(loads).loads[0]) - share) ** 2).sum()) for rule in rules]
+
+    logs = np.broadcast_to(random.normal(size=(3, 16)), (20, 3, 16))
+    smoothed, mean, last = away(counted(logs, 2000, 6), shares(np.exp(logs[0])))
+    assert smoothed < min(2.0 * mean, last / 8)
+    logs = np.cumsum(random.normal(size=(20, 3, 16)) * 0.15, axis=0)
+    wandering = np.exp(logs)
+    assert away(wandering, shares(wandering[-1]))[0] < 1e-20
+    smoothed, mean, last = away(counted(logs, 300, 7), shares(wandering[-1]))
+    assert smoothed < min(mean, last)
+    wandering[-3:, 1] = 0.0
+    idle = Smoothed()(wandering).loads[0]
+    np.testing.assert_allclose(shares(idle)[1], shares(wandering[16])[1], rtol=1e-9)
 
 
 def test_windows_as_scenarios() -> None:
@@ -149,7 +173,7 @@ def test_rules_pass_over_what_was_before_a_clear_change() -> None:
     random = np.random.default_rng(1)
     first, second = random.normal(size=(2, 3, 16))
     loads = counted(np.where(np.arange(20)[:, None, None] < 16, first, second), 4000, 2)
-    for rule in (Mean(), Decay(), Deviation(), Recent(), Extended(), Last()):
+    for rule in (Smoothed(), Mean(), Decay(), Deviation(), Recent(), Extended(), Last()):
         for each in (rule, FORECASTS["recent"]):
             assert np.array_equal(each(loads).loads, each(loads[16:]).loads)
     assert len(Clusters()(loads).loads) > len(Clusters()(loads[16:]).loads)
@@ -176,7 +200,7 @@ def test_a_change_that_comes_late_is_planned_for() -> None:
 
 def test_names() -> None:
     assert named_forecast("recent") is FORECASTS["recent"]
-    with pytest.raises(OptionError, match="no forecast is called 'luck': give last, mean, decay"):
+    with pytest.raises(OptionError, match="no forecast is called 'luck': give smoothed, last"):
         named_forecast("luck")
 
 

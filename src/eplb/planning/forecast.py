@@ -7,7 +7,7 @@ Where loads have clearly changed, to what was not there before, all rules but `C
 the windows from before the change: it can be too late for a backtest to show that.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ __all__ = [
     "Mean",
     "Recent",
     "Scenarios",
+    "Smoothed",
     "changed_at",
     "named_forecast",
 ]
@@ -62,6 +63,29 @@ class Scenarios:
 
 Forecast = Callable[[_Loads], Scenarios]
 """A rule: windows so far [T, L, E], the last one last, to windows to plan for."""
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """The mean of the last windows, in which one counts so many times as much as the one after it
+    as would have predicted each of them best from those before: exponential smoothing.
+
+    Where loads wander and windows are noisy, no other weights predict them better: few windows
+    count if they wander far, and all alike if nothing but noise differs.
+
+    Source: Muth, "Optimal properties of exponentially weighted forecasts", 1960.
+
+    Attributes:
+        windows: how many of them at most.
+    """
+
+    windows: int = HISTORY
+
+    def __call__(self, loads: _Loads) -> Scenarios:
+        """The windows to plan for."""
+        scaled = _of_one_total(_present(loads, self.windows))
+        *_, mean = _smoothed(scaled, _best_kept(scaled))
+        return _alike(_of_one_total(mean[None]))
 
 
 @dataclass(frozen=True)
@@ -192,6 +216,7 @@ class Clusters:
 
 
 FORECASTS: dict[str, Forecast] = {
+    "smoothed": Smoothed(),
     "last": Last(),
     "mean": Mean(),
     "decay": Decay(),
@@ -258,6 +283,47 @@ def _of_one_total(loads: _Loads) -> _Loads:
     total = loads.sum(axis=2, keepdims=True)
     loaded = np.maximum((total > 0.0).sum(axis=0), 1)
     return to_total(loads, total, total.sum(axis=0) / loaded)
+
+
+_KEPT = tuple(tenths / 10.0 for tenths in range(10, -1, -1))
+"""What a window may count of the one after it: from all alike to none but the last."""
+_FEWEST = 4
+"""Windows from which it can be told what to keep of those before."""
+_SAME = 1e-9
+"""Part of the windows' squares by which predictions must differ; less is rounding."""
+
+
+def _best_kept(scaled: _Loads) -> float:
+    """What a window is to count of the one after it, by squared errors of predictions."""
+    number = len(scaled)
+    if number < _FEWEST:
+        return 1.0
+    # The first ones have too little before them.
+    begin = number // 4
+    squares = float((scaled**2).sum())
+    loaded = np.asarray(scaled.any(axis=2))
+    best, least = 1.0, np.inf
+    for kept in _KEPT:
+        error = 0.0
+        for window, mean in enumerate(_smoothed(scaled[:-1], kept), start=1):
+            if window >= begin:
+                away = ((scaled[window] - mean) ** 2).sum(axis=1)
+                error += float(away[loaded[window]].sum())
+        if error < least - _SAME * squares:
+            best, least = kept, error
+    return best
+
+
+def _smoothed(scaled: _Loads, kept: float) -> Iterator[_Loads]:
+    """After each window the mean so far [L, E], in which one counts `kept` times the next; layers
+    without load in it keep the mean that they had.
+    """
+    total, count = np.zeros(scaled.shape[1:]), np.zeros((scaled.shape[1], 1))
+    for window in scaled:
+        loaded = window.any(axis=1, keepdims=True)
+        total = np.where(loaded, kept * total + window, total)
+        count = np.where(loaded, kept * count + 1.0, count)
+        yield total / np.maximum(count, 1.0)
 
 
 _MOST_ROUNDS = 10
