@@ -95,7 +95,8 @@ def _loads(traces: Path | None, workload: str) -> NDArray[np.float64]:
     if traces is None:
         return synthetic.deepseek_v3(seed=1)
     trace = eplb.load_trace(traces / "deepseek_v3" / f"{workload}.json")
-    return trace.loads[0][~trace.dense]
+    loads: NDArray[np.float64] = trace.loads[0][~trace.dense]
+    return loads
 
 
 def _points(loads: NDArray[np.float64], asked: argparse.Namespace) -> list[dict[str, object]]:

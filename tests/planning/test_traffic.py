@@ -103,7 +103,7 @@ def test_without_groups(copies: str, known: bool) -> None:
             by_node = loads * counts / counts.sum(axis=0)
         traffic = Traffic(top_k=3, sources=ranks if known else None, copies=copies)
         expected = others_of_every_token(row, by_node, [[1.0]] * 3, 1, 1, 3, copies == "near")
-        found = other_nodes(Placement([row], 5, cluster), loads, traffic)
+        found = other_nodes(Placement(np.array([row]), 5, cluster), loads, traffic)
         assert found == pytest.approx([expected], rel=1e-9)
 
 
@@ -118,7 +118,7 @@ def test_with_groups() -> None:
         by_node = np.repeat(loads, 2, axis=0) / 2
         expected = others_of_every_token(row, by_node, [odds[0].tolist()] * 2, 4, 2, 2, True)
         traffic = Traffic(top_k=4, topk_groups=2)
-        found = other_nodes(Placement([row], 8, cluster), loads, traffic, num_groups=4)
+        found = other_nodes(Placement(np.array([row]), 8, cluster), loads, traffic, num_groups=4)
         assert found == pytest.approx([expected], rel=1e-9)
 
 
@@ -135,7 +135,7 @@ def test_odds_give_each_group_its_chance() -> None:
 
 def test_a_token_stays_where_every_expert_is_and_goes_everywhere_at_most() -> None:
     cluster = Cluster(num_gpus=2, num_nodes=2, slots_per_gpu=4)
-    everywhere = Placement([[0, 1, 2, 3, 0, 1, 2, 3]], 4, cluster)
+    everywhere = Placement(np.array([[0, 1, 2, 3, 0, 1, 2, 3]]), 4, cluster)
     loads = np.array([[4.0, 3.0, 2.0, 1.0]])
     assert other_nodes(everywhere, loads, Traffic(top_k=2)).tolist() == [0.0]
     assert other_nodes(everywhere, loads, Traffic(top_k=2, copies="any")) == pytest.approx(0.75)
@@ -150,21 +150,24 @@ def test_a_token_stays_where_every_expert_is_and_goes_everywhere_at_most() -> No
 
 LOADS = deepseek_v3(seed=3)[:2]
 CLUSTER = Cluster(num_gpus=16, num_nodes=4, slots_per_gpu=18)
-ROUTED = {"top_k": 8, "topk_groups": 4}
+
+
+def routed(price: float | None = None) -> Traffic:
+    return Traffic(top_k=8, topk_groups=4, price=price)
 
 
 def test_no_price_no_change_and_no_price_for_what_is_free() -> None:
     bare = plan(LOADS, CLUSTER)
-    counted = plan(LOADS, CLUSTER, traffic=Traffic(**ROUTED), num_groups=8)
+    counted = plan(LOADS, CLUSTER, traffic=routed(), num_groups=8)
     grouped = plan(LOADS, CLUSTER, num_groups=8)
     assert counted.placement == grouped.placement
     assert counted.other_nodes is not None
     assert grouped.other_nodes is None
-    free = plan(LOADS, CLUSTER, num_groups=8, traffic=Traffic(**ROUTED, price=0))
+    free = plan(LOADS, CLUSTER, num_groups=8, traffic=routed(0))
     # The GPUs hold what they held, and stand on other nodes.
     for held, named in zip(bare.placement.phy2log, free.placement.phy2log, strict=True):
         assert sorted(held.reshape(16, 18).tolist()) == sorted(named.reshape(16, 18).tolist())
-    before = other_nodes(bare.placement, LOADS, Traffic(**ROUTED), num_groups=8)
+    before = other_nodes(bare.placement, LOADS, routed(), num_groups=8)
     assert free.other_nodes is not None
     assert (free.other_nodes < before).all()
 
@@ -190,12 +193,12 @@ def test_price(windows: F64) -> None:
     """
 
     def planned(price: float | None = None, threads: int = 1) -> eplb.Plan:
-        traffic = Traffic(**ROUTED, price=price)
+        traffic = routed(price)
         return plan(windows, CLUSTER, num_groups=8, traffic=traffic, effort="fast", threads=threads)
 
     apart, strict = plan(windows, CLUSTER, effort="fast"), planned()
     unit = windows.reshape(-1, *LOADS.shape).mean(axis=0).sum(axis=1) / 16
-    anywhere = other_nodes(apart.placement, windows, Traffic(**ROUTED), num_groups=8)
+    anywhere = other_nodes(apart.placement, windows, routed(), num_groups=8)
     assert strict.other_nodes is not None
     last = anywhere
     for price in (0.05, 5.0):
@@ -242,12 +245,12 @@ def test_what_is_refused() -> None:
         (LoadsError, "-1", {"sources": np.full((2, 3, 3), -1.0)}),
     ):
         with pytest.raises(error, match=message):
-            Traffic(**{"top_k": 8, **given})
+            Traffic(**{"top_k": 8, **given})  # type: ignore[arg-type]
     price = Traffic(top_k=8, price=0.1)
     refused(OptionError, "traffic is 3: give an eplb.Traffic", traffic=3)
     refused(OptionError, "top_k is 300: a layer has 256 experts", traffic=Traffic(top_k=300))
     refused(OptionError, "topk_groups is 4, and the model routes by 1",
-            traffic=Traffic(**ROUTED), num_groups=1)  # fmt: skip
+            traffic=routed(), num_groups=1)  # fmt: skip
     refused(OptionError, "top_k is 80: 2 groups have 64 experts", traffic=Traffic(80, 2))
     refused(LoadsError, "sources have 3 layers of 256 experts, the loads have 2 of 256",
             traffic=Traffic(8, sources=np.ones((4, 3, 256))))  # fmt: skip

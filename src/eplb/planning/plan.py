@@ -263,7 +263,8 @@ def plan(
     if dispatch not in _WALKED:
         check_even(problem.cluster)
     if traffic is not None:
-        check_traffic(traffic, *problem.loads.shape, problem.num_groups, cluster.num_nodes)
+        num_layers, num_experts = problem.loads.shape
+        check_traffic(traffic, num_layers, num_experts, problem.num_groups, cluster.num_nodes)
         if traffic.price is not None:
             problem = replace(check_price(problem, dispatch, current), nodes=1)
     if current is None:

@@ -89,7 +89,7 @@ class _Where(NamedTuple):
 
     copies: I64
     """[E, N] replicas of an expert on a node."""
-    count: I64
+    replicas: I64
     """[E] replicas."""
     sent: F64
     """[K, N, G] part of a group's tokens from a kind of source that is sent to a node."""
@@ -165,7 +165,7 @@ def _new_where(routes: Routes) -> _Where:
 def _parts(routes: Routes, layer: int, where: _Where, expert: int, parts: F64) -> None:
     """Fill `parts` [K, N] of an expert's tokens that are sent from a kind of source to a node."""
     num_kinds, num_nodes = parts.shape
-    count = where.count[expert]
+    count = where.replicas[expert]
     if not routes.near or count == 1:
         for node in range(num_nodes):
             part = where.copies[expert, node] / count
@@ -207,21 +207,21 @@ def _chance(routes: Routes, layer: int, kind: int, sent: F64, symmetric: F64) ->
 def _stand(routes: Routes, layer: int, phy2log: I64, where: _Where) -> float:
     """Take up where the replicas of `phy2log` [P] stand; return the other nodes of a token."""
     num_kinds, num_nodes = where.missed.shape
-    num_experts, num_groups = where.count.shape[0], where.sent.shape[2]
+    num_experts, num_groups = where.replicas.shape[0], where.sent.shape[2]
     size = num_experts // num_groups
     slots_per_node = phy2log.shape[0] // num_nodes
     where.copies[:] = 0
-    where.count[:] = 0
+    where.replicas[:] = 0
     where.load[:] = 0.0
     for slot in range(phy2log.shape[0]):
         if phy2log[slot] >= 0:
             where.copies[phy2log[slot], slot // slots_per_node] += 1
-            where.count[phy2log[slot]] += 1
+            where.replicas[phy2log[slot]] += 1
     for slot in range(phy2log.shape[0]):
         expert = phy2log[slot]
         if expert < 0:
             continue
-        part = routes.loads[layer, expert] / where.count[expert]
+        part = routes.loads[layer, expert] / where.replicas[expert]
         where.load[slot // slots_per_node] += part * num_nodes
     where.sent[:] = 0.0
     for expert in range(num_experts):
@@ -247,15 +247,15 @@ def _look(
     `come` has `came` more.
     """
     num_kinds, num_nodes = where.missed.shape
-    group = expert // (where.count.shape[0] // where.sent.shape[2])
+    group = expert // (where.replicas.shape[0] // where.sent.shape[2])
     _parts(routes, layer, where, expert, where.old)
     where.copies[expert, go] -= gone
     where.copies[expert, come] += came
-    where.count[expert] += came - gone
+    where.replicas[expert] += came - gone
     _parts(routes, layer, where, expert, where.new)
     where.copies[expert, go] += gone
     where.copies[expert, come] -= came
-    where.count[expert] -= came - gone
+    where.replicas[expert] -= came - gone
     for kind in range(num_kinds):
         inside = routes.inside[layer, kind, expert]
         for node in range(num_nodes):
@@ -273,7 +273,7 @@ def _change(
     `mist` have what follows from it.
     """
     num_kinds, num_nodes = where.missed.shape
-    size = where.count.shape[0] // where.sent.shape[2]
+    size = where.replicas.shape[0] // where.sent.shape[2]
     first, second = expert // size, partner // size
     where.trial[:] = where.sent
     swap = int(node != other)
@@ -294,7 +294,7 @@ def _change(
 @inner
 def _make(where: _Where, expert: int, node: int, partner: int, other: int) -> None:
     """Make the change that was looked at last."""
-    size = where.count.shape[0] // where.sent.shape[2]
+    size = where.replicas.shape[0] // where.sent.shape[2]
     first, second = expert // size, partner // size
     where.copies[expert, node] -= 1
     where.copies[partner, node] += 1
@@ -302,8 +302,8 @@ def _make(where: _Where, expert: int, node: int, partner: int, other: int) -> No
         where.copies[expert, other] += 1
         where.copies[partner, other] -= 1
     else:
-        where.count[expert] -= 1
-        where.count[partner] += 1
+        where.replicas[expert] -= 1
+        where.replicas[partner] += 1
     where.missed[:] = where.mist
     where.sent[:, :, first] = where.trial[:, :, first]
     where.sent[:, :, second] = where.trial[:, :, second]
@@ -447,11 +447,11 @@ def _try_change(
     """Draw a change of `slots` [P], and make it if no node that is over the limit becomes busier
     and it adds no more than is allowed to the other nodes of a token. `load` [N] is scratch.
     """
-    num_slots, num_experts = slots.shape[0], where.count.shape[0]
+    num_slots, num_experts = slots.shape[0], where.replicas.shape[0]
     slot = _below(random, num_slots)
     node, expert = slot // node_slots, slots[slot]
     target, partner = slot, _below(random, num_experts)
-    hand_over = where.count[expert] > 1 and _below(random, int(_SIDES)) == 0
+    hand_over = where.replicas[expert] > 1 and _below(random, int(_SIDES)) == 0
     if not hand_over:
         beyond = (node + 1) * node_slots + _below(random, num_slots - node_slots)
         target = beyond % num_slots
@@ -462,7 +462,7 @@ def _try_change(
     if not hand_over and where.copies[expert, other] >= per_node:
         return
     of_expert, of_partner = routes.loads[layer, expert], routes.loads[layer, partner]
-    count, more = where.count[expert], where.count[partner]
+    count, more = where.replicas[expert], where.replicas[partner]
     if hand_over and of_expert / (count - 1) > _HEAVIEST / num_slots:
         return
     over = 0.0
@@ -509,11 +509,11 @@ def _pack_node(
     num_gpus, per_gpu = packing.slots.shape
     num = 0
     total = 0.0
-    for expert in range(where.count.shape[0]):
+    for expert in range(where.replicas.shape[0]):
         copies = where.copies[expert, node]
         if copies > 0:
             lists[0, num], lists[1, num] = expert, copies
-            local[num] = routes.loads[layer, expert] / where.count[expert] * copies
+            local[num] = routes.loads[layer, expert] / where.replicas[expert] * copies
             total += local[num]
             num += 1
     experts, count, order, spare = lists[0], lists[1, :num], lists[2, :num], lists[3, :num]
