@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from eplb.planning.batches import Batch
     from eplb.planning.drop_in import rebalance_experts
     from eplb.planning.plan import Plan, plan, warmup
+    from eplb.planning.traffic import Traffic, other_nodes
     from eplb.replaying.compare import compare
     from eplb.replaying.replay import Replay, replay
     from eplb.replaying.sizing import size
@@ -67,6 +68,7 @@ __all__ = [
     "Rebalance",
     "Replay",
     "Service",
+    "Traffic",
     "UnsolvedError",
     "__version__",
     "backtest",
@@ -79,6 +81,7 @@ __all__ = [
     "load_placement",
     "load_trace",
     "migrate",
+    "other_nodes",
     "plan",
     "rebalance_experts",
     "replay",
@@ -104,6 +107,7 @@ _MODULE_OF = {
     "Plan": "eplb.planning.plan",
     "Replay": "eplb.replaying.replay",
     "Service": "eplb.moving.service",
+    "Traffic": "eplb.planning.traffic",
     "backtest": "eplb.planning.backtest",
     "compare": "eplb.replaying.compare",
     "decide": "eplb.moving.decide",
@@ -112,6 +116,7 @@ _MODULE_OF = {
     "load_placement": "eplb.formats",
     "load_trace": "eplb.formats",
     "migrate": "eplb.moving.migrate",
+    "other_nodes": "eplb.planning.traffic",
     "plan": "eplb.planning.plan",
     "rebalance_experts": "eplb.planning.drop_in",
     "replay": "eplb.replaying.replay",

@@ -179,7 +179,9 @@ def test_no_spare_slots() -> None:
 def test_fields_are_read_only() -> None:
     made = plan([[5.0, 4.0, 1.0, 2.0], [0.0] * 4], Cluster(3, 1, 2))
     names = [field.name for field in dataclasses.fields(made)]
-    assert names == ["placement", "peak", "bound", "moves", "notes", "dispatch", "lost"]
+    assert names == [
+        "placement", "peak", "bound", "moves", "notes", "dispatch", "lost", "other_nodes",
+    ]  # fmt: skip
     assert (made.moves, made.notes) == (0, ())
     placement = made.placement
     for figures in (made.peak, made.bound, made.gap):

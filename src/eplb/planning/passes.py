@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
 
 __all__ = [
     "Effort", "Layers", "Problem", "check_effort", "check_problem", "gather", "keep_better",
-    "looks", "peaks_of", "solve", "solve_mean", "step_memory",
+    "looks", "peaks_of", "refine", "solve", "solve_mean", "step_memory",
 ]  # fmt: skip
 
 Effort = Literal["fast", "default", "thorough"]
@@ -309,6 +309,15 @@ def _solve_windows(problem: Problem, layers: Layers, effort: Effort) -> None:
         )
         keep_better(layers, mean.phy2log, peaks_of(problem, loaded, mean.phy2log))
     keep_better(layers, found.phy2log, found.peaks)
+
+
+def refine(
+    problem: Problem, phy2log: NDArray[np.int64], bounds: NDArray[np.float64], effort: Effort
+) -> None:
+    """Search from slots [L, P] for better ones of which nodes hold nearly the same."""
+    loaded = problem.loaded
+    layers = Layers(phy2log, peaks_of(problem, loaded, phy2log), bounds)
+    _search(problem, layers, loaded, effort, smooth=True)
 
 
 def keep_better(layers: Layers, phy2log: NDArray[np.int64], peaks: NDArray[np.float64]) -> None:

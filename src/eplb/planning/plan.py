@@ -34,6 +34,7 @@ from eplb.planning.relocate import (
     relocate,
     settle,
 )
+from eplb.planning.traffic import Traffic, check_price, check_traffic, others_of, solve_at_price
 
 __all__ = [
     "DEFAULT_MOVE_COST", "Effort", "Plan", "check_batch", "check_shape", "plan", "planned_rule",
@@ -76,6 +77,8 @@ class Plan(Immutable):
         notes: what a user should know of the loads: what was planned for, and windows that count
             for nothing.
         dispatch: the rule of dispatch that was planned for.
+        other_nodes: [L] distinct other nodes that a token is sent to, as `eplb.other_nodes` has
+            them for the mean of the windows; None where the traffic is not known.
     """
 
     placement: Placement
@@ -85,6 +88,7 @@ class Plan(Immutable):
     notes: tuple[str, ...] = ()
     dispatch: str = "even"
     lost: NDArray[np.int64] = field(default_factory=_no_experts)
+    other_nodes: NDArray[np.float64] | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
@@ -134,6 +138,7 @@ def plan(
     move_cost: float | None = None,
     dispatch: str = "even",
     batch: Batch | None = None,
+    traffic: Traffic | None = None,
     effort: Effort = "default",
     threads: int | None = None,
 ) -> Plan:
@@ -175,6 +180,10 @@ def plan(
     starts from the plan for an even split, and over all layers it is never worse. Of tokens that
     SGLang draws a copy for, it plans for what is expected, and avoids what chance decides.
 
+    With `traffic` that has a price, nodes are a preference, between groups that must stay on nodes
+    and experts that go anywhere: each layer has the least peak and price of the other nodes that
+    its tokens are sent to, together. Naming GPUs so that these are few costs no balance.
+
     Example:
         >>> import numpy as np
         >>> import eplb
@@ -210,6 +219,8 @@ def plan(
             "best" for placements of which each batch is split best, as `eplb.dispatch` does; or
             "sglang" or "ascend", the rules of these engines.
         batch: the batches that are split, where they are smaller than windows; with "best" alone.
+        traffic: how tokens are routed and what it is worth that they cross fewer nodes. With a
+            price, groups need not stay on their nodes; without one, other nodes are counted.
         effort: "fast", "default" or "thorough": fixed amounts of work, each several times the one
             before. "fast" with a current placement and several windows plans nothing afresh.
         threads: most threads to use, None for one a processor.
@@ -242,6 +253,7 @@ def plan(
             move_cost=move_cost,
             dispatch=dispatch,
             batch=batch,
+            traffic=traffic,
             effort=effort,
             threads=threads,
         )
@@ -250,13 +262,20 @@ def plan(
         batch = batch.of(problem.loads.shape[1])
     if dispatch not in _WALKED:
         check_even(problem.cluster)
+    if traffic is not None:
+        num_layers, num_experts = problem.loads.shape
+        check_traffic(traffic, num_layers, num_experts, problem.num_groups, cluster.num_nodes)
+        if traffic.price is not None:
+            problem = replace(check_price(problem, dispatch, current), nodes=1)
     if current is None:
         if max_moves is not None or move_cost is not None:
             raise OptionError("max_moves and move_cost need a current placement to move from")
         layers = solve_for(problem, effort, dispatch, batch)
+        if traffic is not None and traffic.price is not None:
+            layers = solve_at_price(problem, layers, effort, traffic)
         peaks = np.ldexp(layers.peaks, problem.exponent)
         made = _plan_of(problem, layers.bounds, layers.phy2log, peaks)
-        return replace(made, dispatch=dispatch)
+        return _counted(replace(made, dispatch=dispatch), problem, traffic)
     if dispatch not in _WALKED:
         raise OptionError(
             f'dispatch is "{dispatch}" with a current placement: give "even" or "best", plans for '
@@ -287,7 +306,7 @@ def plan(
     chosen = choose(relocation, max_moves, price)
     settled = settle(relocation, chosen)
     made = _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
-    made = replace(made, dispatch=dispatch)
+    made = _counted(replace(made, dispatch=dispatch), problem, traffic)
     return replace(made, lost=current.lost_on(cluster)) if cluster.dead else made
 
 
@@ -420,6 +439,17 @@ def _at_layers_of(trace: LoadTrace, current: Placement | None) -> Placement | No
     return Placement(rows, current.num_experts, current.cluster, trace.layers)
 
 
+def _counted(made: Plan, problem: Problem, traffic: Traffic | None) -> Plan:
+    """The plan with the other nodes of a token, where the traffic is known."""
+    if traffic is None:
+        return made
+    num_nodes = problem.whole.num_nodes
+    slots = made.placement.phy2log
+    others = others_of(problem.loads, slots, traffic, problem.num_groups, num_nodes)
+    others.flags.writeable = False
+    return replace(made, other_nodes=others)
+
+
 def _plan_of(
     problem: Problem,
     bounds: NDArray[np.float64],
@@ -445,8 +475,8 @@ def warmup(dispatch: str = "even") -> None:
 
     Args:
         dispatch: the rule that plans and figures are made under: `"even"`, `"best"`, `"sglang"` or
-            `"ascend"`. The kernels of every other rule, and those for GPUs that differ, are
-            compiled when they are first used, and kept too.
+            `"ascend"`. The kernels of every other rule, those for GPUs that differ and those for a
+            price of nodes are compiled when they are first used, and kept too.
 
     Raises:
         OptionError: an unknown rule.
