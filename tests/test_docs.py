@@ -38,6 +38,7 @@ NOT_RUN = {
     "study.md": [_STUDY] * 4,
     "vllm.md": [
         _ENGINE,
+        "serves until Ctrl-C",
         "compiles for a minute",
         _ENGINE,
         "reads what an engine recorded",
