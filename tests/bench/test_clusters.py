@@ -16,7 +16,7 @@ def test_bars(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     bars = json.loads(done.stdout)["bars"]
     assert len(bars) == 35
-    assert all(bar["met"] for bar in bars)
+    assert all(bar["met"] or not bar["judged"] for bar in bars)
     assert "16 slots are missing" in bars[12]["found"]
 
 
