@@ -17,6 +17,7 @@ from command_line import run
 from rich.console import Console
 
 import eplb
+from eplb.cli.nodes import traffic_of
 from eplb.cli.options import batch_of
 from eplb.cli.terminal import print_summary
 from eplb.planning.summary import summarize
@@ -262,3 +263,77 @@ def test_plan_for_batches(tmp_path: Path) -> None:
 def test_batches_that_are_no_batches(text: str, rule: str, message: str) -> None:
     with pytest.raises(eplb.OptionError, match=message):
         batch_of(text, rule)
+
+
+def test_nodes_are_a_preference(tmp_path: Path) -> None:
+    """The figures are those of the plan, and groups leave their nodes where nodes have a price."""
+    loads = deepseek_v3(seed=4)[:2]
+    path = tmp_path / "loads.npy"
+    np.save(path, loads)
+    words = ("plan", path, "--gpus", 16, "--nodes", 4, "--slots", 288, "--groups", 8,
+             "--effort", "fast")  # fmt: skip
+    done = run(*words, "--traffic", "8,4", "--node-price", 0.1, "--json")
+    assert done.returncode == 0, done.stderr
+    cluster, traffic = eplb.Cluster(16, 4, 18), eplb.Traffic(8, 4, 0.1)
+    made = eplb.plan(loads, cluster, num_groups=8, traffic=traffic, effort="fast")
+    figures = json.loads(done.stdout)
+    assert made.other_nodes is not None
+    assert figures["other_nodes"]["plan"] == pytest.approx(made.other_nodes.mean())
+    assert figures["plan"] == made.placement.balancedness(loads)
+    assert (figures["policy"], figures["node_price"]) == ("global", 0.1)
+    anywhere = eplb.plan(loads, cluster, effort="fast").placement.balancedness(loads)
+    strict = eplb.plan(loads, cluster, num_groups=8, effort="fast").placement.balancedness(loads)
+    done = run(*words, "--traffic", "8,4")
+    assert "Each of the 8 expert groups stays on one node." in done.stdout
+    assert f"That costs {anywhere - strict:.4f} of balancedness" in done.stdout
+    assert "A token is sent to 2." in done.stdout
+
+
+def test_what_nodes_do_is_said() -> None:
+    """Groups that cost little balance say nothing of it; nodes without a use say so."""
+    rng = np.random.default_rng(2)
+    even = rng.integers(90, 110, (1, 2, 64)).astype(float)
+
+    def said(cluster: eplb.Cluster, groups: int, **asked: Any) -> list[str]:
+        made = eplb.plan(even, cluster, num_groups=groups, **asked)
+        found = summarize(even, made, groups, 0.0, traffic=asked.get("traffic"))
+        return [*found.of_nodes(), *found.of_tokens()]
+
+    four = eplb.Cluster(8, 4, 10)
+    assert said(eplb.Cluster(8, 1, 10), 1) == []
+    assert said(four, 8) == ["Each of the 8 expert groups stays on one node."]
+    assert said(four, 1)[0].startswith("The 4 nodes change nothing in this plan: --groups keeps")
+    assert said(four, 2)[0].startswith("2 expert groups do not divide over 4 nodes")
+    assert said(four.without([3]), 8)[0].startswith("The GPUs differ, or do not divide over 4")
+    assert said(four, 1, dispatch="sglang") == []
+    counted = said(four, 1, traffic=eplb.Traffic(4))
+    assert [line.startswith("A token is sent to ") for line in counted] == [True]
+    priced = said(four, 8, traffic=eplb.Traffic(4, 4, 0.2))
+    assert priced[0].endswith("one node fewer may cost 0.2 of a GPU's mean load.")
+
+
+@pytest.mark.parametrize(
+    ("text", "price", "nodes", "message"),
+    [
+        (None, 0.1, 4, "--node-price needs --traffic"),
+        (None, 0.1, 1, "--node-price is for tokens that cross nodes, and there is one"),
+        ("8,4", None, 1, "--traffic is for tokens that cross nodes, and there is one"),
+        ("8,4,2", None, 4, "--traffic is '8,4,2': give top_k, or top_k and topk_groups as 8,4"),
+        ("many", None, 4, "--traffic is 'many'"),
+        ("8,3", None, 4, "topk_groups is 3, which does not divide top_k"),
+        ("8", -1.0, 4, "the price of a node is -1.0: give 0 or more"),
+    ],
+)
+def test_traffic_that_is_none(
+    text: str | None, price: float | None, nodes: int, message: str
+) -> None:
+    with pytest.raises(eplb.OptionError, match=message):
+        traffic_of(text, price, eplb.LoadTrace(np.ones((1, 8))), eplb.Cluster(8, nodes, 2))
+
+
+def test_loads_may_say_how_tokens_are_routed() -> None:
+    trace, cluster = eplb.LoadTrace(np.ones((1, 8)), top_k=2), eplb.Cluster(8, 2, 2)
+    assert traffic_of(None, None, trace, cluster) is None
+    known = traffic_of(None, 0.5, trace, cluster)
+    assert known is not None
+    assert (known.top_k, known.topk_groups, known.price) == (2, None, 0.5)

@@ -5,11 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 
 from eplb.checks import budget_from, gpus_from, in_few_words, printable
 from eplb.cli.interrupts import quitting_on_interrupt
+from eplb.cli.nodes import NodePrice, RoutedBy, traffic_of
 from eplb.cli.options import (
     AsJson,
     BatchSize,
@@ -59,6 +61,7 @@ from eplb.planning.batches import Batch
 from eplb.planning.forecast import FORECASTS, HISTORY, Recent, Scenarios, named_forecast
 from eplb.planning.plan import Effort, Plan, check_batch, plan, planned_rule
 from eplb.planning.summary import Summary, summarize
+from eplb.planning.traffic import Traffic
 from eplb.replaying.policies import Forecasted, Moving, warm_up
 
 __all__ = ["command", "timed_plan"]
@@ -127,6 +130,8 @@ def command(
     placement_layers: PlacementLayers = None,
     dispatch: DispatchRule = None,
     batch: BatchSize = None,
+    traffic: RoutedBy = None,
+    node_price: NodePrice = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -158,13 +163,14 @@ def command(
         num_slots = moe_slots(loads, cluster)
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
         moves = RunningPlacement(current, running, num_slots, budget, move_cost, rule)
+    routed = traffic_of(traffic, node_price, loads, cluster)
     # An engine's format says how its plans are scored; what they are made for is asked for.
     afresh = "even" if dispatch is None else rule
     what = _expected(loads, cluster, groups, forecast, effort, rule, afresh, threads)
     expected, tried = what.scenarios, what.tried
     planned = planned_rule(afresh, None if moves is None else moves.placement)
     made, summary = timed_plan(
-        expected, cluster, groups, effort, threads, what.words, moves, rule, planned, step
+        expected, cluster, groups, effort, threads, what.words, moves, rule, planned, step, routed
     )
     verdict = None
     if not loads.dense.all():
@@ -172,7 +178,7 @@ def command(
             loads.loads[-HISTORY:],
             cluster,
             None if moves is None else moves.placement,
-            num_groups=groups,
+            num_groups=groups if node_price is None else 1,
             dispatch=rule,
             max_moves=None if moves is None else moves.most,
             move_cost=None if moves is None else moves.cost,
@@ -214,6 +220,8 @@ def command(
             placement_layers=placement_layers,
             current_gpus=current_gpus,
             dispatch=dispatch,
+            traffic=traffic,
+            node_price=node_price,
         )
         command = next_command(traces, cluster, groups, reading, current, verdict.moves)
         print_verdict(Console(), verdict, None if done else command)
@@ -260,6 +268,7 @@ def timed_plan(
     dispatch: str = "even",
     planned: str = "even",
     batch: Batch | None = None,
+    traffic: Traffic | None = None,
 ) -> tuple[Plan, Summary]:
     """Plan for a rule, and say what that gains under one and how long it took, once kernels are
     there.
@@ -271,6 +280,8 @@ def timed_plan(
     ):
         policy = Forecasted if moves is None else Moving
         warm_up(policy(Recent(), dispatch=planned))
+        if traffic is not None:
+            plan(np.ones((1, 4)), Cluster(4, 2, 1), traffic=Traffic(1, price=traffic.price))
         begin = time.perf_counter()
         made = plan(
             expected.loads,
@@ -282,9 +293,10 @@ def timed_plan(
             move_cost=None if moves is None else moves.cost,
             dispatch=planned,
             batch=batch,
+            traffic=traffic,
             effort=effort,
             threads=threads,
         )
         seconds = time.perf_counter() - begin
     running = None if moves is None else moves.placement
-    return made, summarize(expected.loads, made, groups, seconds, said, dispatch, running)
+    return made, summarize(expected.loads, made, groups, seconds, said, dispatch, running, traffic)

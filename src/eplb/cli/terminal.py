@@ -145,14 +145,8 @@ def print_summary(
     _line(console, setting)
     if summary.planned_for is not None:
         _line(console, summary.planned_for)
-    if summary.policy == "hierarchical":
-        _line(console, f"Each of the {summary.groups} expert groups stays on one node.")
-    elif summary.groups > 1 and summary.nodes > 1:
-        _line(
-            console,
-            f"{summary.groups} expert groups do not divide over {summary.nodes} nodes, so experts "
-            "may go to any node.",
-        )
+    for line in summary.of_nodes():
+        _line(console, line)
     if dense == summary.layers:
         _line(console, "No layer has any load, so the experts are spread evenly.")
     else:
@@ -179,6 +173,8 @@ def print_summary(
             f"{line} No plan can improve on this one{split} by more than "
             f"{summary.gap_mean:.3%} on average, or {summary.gap_worst:.3%} in any layer.",
         )
+    for line in summary.of_tokens():
+        _line(console, line)
     if summary.duplicates:
         _line(console, _second_copies(summary, why_duplicates))
     _line(console, f"Planned in {_duration(summary.seconds)}.")

@@ -7,14 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.balance import balancedness, mean_and_peak, ratios
+from eplb.cluster import check_shape
 from eplb.dispatching.rules import name_of
 from eplb.placement import Placement
 from eplb.planning.engine import engine_placement
-from eplb.planning.plan import Plan
+from eplb.planning.plan import Plan, plan
+from eplb.planning.traffic import Traffic, other_nodes
 
 __all__ = ["LayerSummary", "Summary", "summarize"]
 
 _WORST = 5
+_COSTS = 0.02
+"""Balancedness that groups on nodes may cost before it is said."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ class Summary:
         duplicates: slots that hold an expert a second time on a GPU.
         worst_layers: the least balanced of the plan, the worst first.
         seconds: time of planning, kernels loaded before.
+        other_nodes: distinct other nodes that a token is sent to, mean over layers, by the names of
+            the placements above; None where the traffic is not known.
+        node_price: what it may cost at most that a token is sent to one node fewer, None without a
+            price.
+        anywhere: balancedness, under the rule planned for, of a fast plan with experts anywhere,
+            where groups stay on nodes; else None.
     """
 
     layers: int
@@ -79,6 +89,51 @@ class Summary:
     duplicates: int
     worst_layers: list[LayerSummary]
     seconds: float
+    other_nodes: dict[str, float] | None = None
+    node_price: float | None = None
+    anywhere: float | None = None
+
+    def of_nodes(self) -> list[str]:
+        """What nodes do in the plan, in sentences."""
+        groups = f"{self.groups} expert groups"
+        if self.nodes == 1:
+            return []
+        if self.policy == "hierarchical":
+            lines = [f"Each of the {groups} stays on one node."]
+            if self.anywhere is not None and self.anywhere - self.as_planned > _COSTS:
+                lines.append(
+                    f"That costs {self.anywhere - self.as_planned:.4f} of balancedness: plans with "
+                    f"experts anywhere have {self.anywhere:.4f}, this one {self.as_planned:.4f}. "
+                    "--node-price weighs balance against the nodes that tokens are sent to."
+                )
+            return lines
+        if self.node_price is not None:
+            return [
+                f"Experts may go to any node. That a token is sent to one node fewer may cost "
+                f"{self.node_price:g} of a GPU's mean load."
+            ]
+        if self.groups > 1:
+            why = f"{groups} do not divide over {self.nodes} nodes"
+            if self.groups % self.nodes == 0:
+                why = f"The GPUs differ, or do not divide over {self.nodes} nodes as {groups} do"
+            return [f"{why}, so experts may go to any node."]
+        if self.other_nodes is None and self.planned_dispatch in ("even", "best"):
+            return [
+                f"The {self.nodes} nodes change nothing in this plan: --groups keeps each expert "
+                "group on one, and --traffic with --node-price has tokens sent to fewer."
+            ]
+        return []
+
+    def of_tokens(self) -> list[str]:
+        """How many nodes tokens are sent to, in a sentence, where that is known."""
+        nodes = self.other_nodes
+        if nodes is None:
+            return []
+        now = f", and {nodes['running']:.2f} now" if "running" in nodes else ""
+        return [
+            f"A token is sent to {nodes['plan']:.2f} other nodes, for {nodes['engine']:.2f} by the "
+            f"engine's own planner{now}, if copies take the tokens of their own node first."
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain values."""
@@ -87,18 +142,19 @@ class Summary:
 
 def summarize(
     loads: NDArray[np.float64],
-    plan: Plan,
+    made: Plan,
     num_groups: int,
     seconds: float,
     planned_for: str | None = None,
     dispatch: Any = "even",
     running: Placement | None = None,
+    traffic: Traffic | None = None,
 ) -> Summary:
     """Compare a plan with what runs, with what engines plan by themselves, and with the contiguous
     layout, on the windows [T, L, E] that it was made for, under a rule of dispatch as for
     `Placement.gpu_load`.
     """
-    placement = plan.placement
+    placement = made.placement
     cluster = placement.cluster
     others = {
         "engine": engine_placement(loads, cluster, num_groups),
@@ -114,9 +170,21 @@ def summarize(
         for name, each in load.items()
     }
     peak = {name: mean_and_peak(each, cluster.speeds)[1] for name, each in load.items()}
-    gap = plan.gap[loaded]
+    gap = made.gap[loaded]
     worst = np.argsort(ratio["plan"], kind="stable")[:_WORST]
-    hierarchical = cluster.num_nodes > 1 and num_groups % cluster.num_nodes == 0
+    price = None if traffic is None else traffic.price
+    on_nodes = check_shape(loads.shape[2], cluster, num_groups)
+    hierarchical = on_nodes > 1 and cluster.survivors.even and price is None
+    anywhere = None
+    if hierarchical and loaded.size:
+        apart = plan(loads, cluster, dispatch=made.dispatch, effort="fast").placement
+        anywhere = apart.balancedness(loads, made.dispatch)
+    nodes = None
+    if traffic is not None and loaded.size:
+        nodes = {
+            name: float(other_nodes(each, loads, traffic, num_groups=num_groups)[loaded].mean())
+            for name, each in others.items()
+        }
     return Summary(
         layers=placement.num_layers,
         experts=placement.num_experts,
@@ -136,8 +204,8 @@ def summarize(
         engine=balancedness(load["engine"], speeds=cluster.speeds),
         contiguous=balancedness(load["contiguous"], speeds=cluster.speeds),
         plan=balancedness(load["plan"], speeds=cluster.speeds),
-        planned_dispatch=plan.dispatch,
-        as_planned=placement.balancedness(loads, plan.dispatch),
+        planned_dispatch=made.dispatch,
+        as_planned=placement.balancedness(loads, made.dispatch),
         busiest_gpu_saves=_spared(peak.get("running", peak["contiguous"]), peak["plan"]),
         engine_saves=_spared(peak["engine"], peak["plan"]),
         gap_mean=float(gap.mean()) if loaded.size else 0.0,
@@ -155,6 +223,9 @@ def summarize(
             for i in worst
         ],
         seconds=seconds,
+        other_nodes=nodes,
+        node_price=price,
+        anywhere=anywhere,
     )
 
 
