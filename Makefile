@@ -72,7 +72,7 @@ test-engines: $(VENV)/engines $(DEV)  ## the plug-ins, in the engines' own code 
 
 test-engines-smoke: $(VENV)/engines $(DEV)  ## two whole vLLM engines: experts move now, and meanwhile
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -rs -o filterwarnings=default \
-		enginetests/test_whole_vllm.py -k eplb
+		enginetests/test_whole_vllm.py -k "eplb and not batch"
 
 test-browser: $(DEV)  ## the report's page in a real Chromium
 	$(BIN)/python -m pytest tests/browser/pages_in_chromium.py

@@ -205,16 +205,18 @@ def peak(did: dict[str, Any]) -> float:
     return float(np.maximum(second, 1.0 - second).mean())
 
 
-def test_each_batch_is_split_by_its_own_tokens(tmp_path: Path) -> None:
+def test_tokens_are_dispatched_by_a_table_or_by_batch_in_its_own_kernel(tmp_path: Path) -> None:
     """By vLLM's router, kernel and state: every token goes to its expert and is counted there."""
     by_batch = {"EPLB_DISPATCH": "batch"}
     both = [case(background, by_batch) for background in (False, True)]
     for each in both:
         each[0]["environment"] |= by_batch
     unlike, failing = case(False, by_batch), [both[0][0], both[0][1] | {"fault": "tries"}]
-    cases = [case(False, {}), both[0], failing, unlike, both[1]]
+    table = case(False, {"EPLB_DISPATCH": "table"})
+    table[0] = table[1]
+    cases = [case(False, {}), both[0], failing, unlike, both[1], table]
     did = ranks(tmp_path, *cases, interpreted=True)
-    engine, now, fails, odd, meanwhile = did
+    engine, now, fails, odd, meanwhile, by_table = did
     for each in did:
         assert each[0]["maps"] == each[1]["maps"]
         assert each[0]["wrong"] == each[1]["wrong"] == 0
@@ -231,7 +233,17 @@ def test_each_batch_is_split_by_its_own_tokens(tmp_path: Path) -> None:
         [0, 0],
         [0, 0],
         [1, 0],
+        [0, 0],
     ]
+    for did_by_table in by_table:
+        parts, logical = (np.array(did_by_table[name][-1]) for name in ("parts", "maps"))
+        rows = [
+            [of_layer[experts == expert].sum() for expert in experts]
+            for of_layer, experts in zip(parts, logical, strict=True)
+        ]
+        # Each expert's tokens are at as many places as its row has entries, or that row has one.
+        assert np.max(rows) == 1024
+        assert np.array_equal(did_by_table["taken"], parts * 1024 // np.array(rows))
     assert any("rank 1 has EPLB_DISPATCH batch" in line for line in odd[0]["lines"])
     assert any("none is left; vLLM's own choice" in line for line in fails[1]["lines"])
     assert any(

@@ -39,11 +39,13 @@ def run(
     *,
     policy: str | None,
     background: bool = False,
+    dispatch: str = "engine",
     rounds: int,
     odd: dict[str, str] | None = None,
 ) -> list[Any]:
     """What each rank did; without EPLB where no policy is given. The second has odd variables."""
     environment = {"EPLB_POLICY": policy or "default", "EPLB_MAX_MOVES": "10%"}
+    environment["EPLB_DISPATCH"] = dispatch
     case: dict[str, Any] = {
         "environment": environment,
         "model": str(engine / "model"),
@@ -80,16 +82,30 @@ def tokens(engine: Path) -> Any:
     return answered
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("policy", ["eplb", "default"])
+_CASES = [
+    ("eplb", False, "table"),
+    ("eplb", True, "engine"),
+    ("eplb", True, "batch"),
+    ("default", False, "engine"),
+    ("default", True, "engine"),
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "background", "dispatch"),
+    _CASES,
+    ids=[f"{policy}-{'a' * moving}sync-{dispatch}" for policy, moving, dispatch in _CASES],
+)
 def test_answers_stay_while_experts_move(
-    policy: str, background: bool, engine: Path, tokens: Any
+    policy: str, background: bool, dispatch: str, engine: Path, tokens: Any
 ) -> None:
-    ranks = run(engine, policy=policy, background=background, rounds=4)
+    ranks = run(engine, policy=policy, background=background, dispatch=dispatch, rounds=4)
     for rank in ranks:
         assert rank["tokens"] == [tokens] * 4
         assert rank["policy"] == ("EplbPolicy" if policy == "eplb" else "DefaultEplbPolicy")
     maps = checked(ranks)
+    for rank in ranks:
+        assert_dispatched(dispatch, **rank["chosen"])
     lines = [sum("rebalance " in line for line in rank["lines"]) for rank in ranks]
     if policy == "default":
         assert lines == [0, 0]
@@ -102,6 +118,21 @@ def test_answers_stay_while_experts_move(
     placements = [Placement(each, EXPERTS, cluster) for each in maps]
     for old, new in itertools.pairwise(placements[1:]):
         assert new.moves_from(old) <= 2 * 0.1 * maps[0].size  # two rebalances in a round at most
+
+
+def assert_dispatched(dispatch: str, **sums: float) -> None:
+    """As EPLB_DISPATCH says, by what whole_vllm.Chosen has."""
+    assert sums["wrong"] == 0
+    assert sums["peak"] > 0
+    if dispatch == "batch":
+        assert sums["peak"] < sums["own"]
+    else:
+        assert sums["peak"] == sums["own"]
+    if dispatch == "table":
+        assert sums["longest"] == 1024
+        assert sums["by_rows"] < 0.5 * sums["evenly"]
+    else:
+        assert sums["longest"] <= SPARE + 1
 
 
 @pytest.mark.parametrize(

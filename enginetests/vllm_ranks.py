@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import vllm.distributed.eplb.eplb_state
 from no_accelerator import without_accelerator
+from to_slots import to_physical_and_record
 from vllm.distributed import parallel_state
 from vllm.distributed.eplb import eplb_communicator
 from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
@@ -86,10 +87,11 @@ def layers() -> Iterator[Any]:
 
 def route(state: Any, model: Any, named: Any, ids: Any, real: int) -> tuple[Any, int]:
     """Slots [L, tokens, k] of experts that tokens chose, by the engine's router, and how many
-    loads of slots it counted wrongly.
+    loads of slots it counted wrongly. Where vLLM's own kernel chooses, what stands in for it in
+    whole engines must choose the same.
     """
     state.prepare_forward(named, real)
-    before = model.load.clone()
+    before, again = model.load.clone(), model.load.clone()
     slots = torch.stack(
         [layer.to_slots(mine) for layer, mine in zip(model.moe_layers, ids, strict=True)]
     )
@@ -97,7 +99,14 @@ def route(state: Any, model: Any, named: Any, ids: Any, real: int) -> tuple[Any,
         [np.bincount(each.ravel(), minlength=before.shape[1]) for each in slots[:, :real].numpy()]
     )
     counted *= bool(state.should_record_tensor)
-    return slots, int(((model.load - before).numpy() != counted).sum())
+    wrong = int(((model.load - before).numpy() != counted).sum())
+    if os.environ.get("EPLB_DISPATCH") != "batch":
+        for layer, rows in enumerate(zip(again, model.log2phy, model.logcnt, strict=True)):
+            record = state.should_record_tensor
+            same = to_physical_and_record(ids[layer], *rows, record, torch.tensor(real))
+            wrong += int((same != slots[layer]).sum())
+        wrong += int((again != model.load).sum())
+    return slots, wrong
 
 
 def parts_of(model: Model, phy2log: Any) -> tuple[Any, Any]:
@@ -251,6 +260,10 @@ def run(rank: int, num_ranks: int, store: Path, case: dict[str, Any]) -> dict[st
         parts, counts = parts_of(model, phy2log)
         said["wrong"] += int((parts == 0).sum()) if counts.max() < SPARE else 0
         said["parts"].append(parts.tolist())
+    if model.moe_layers and os.environ.get("EPLB_DISPATCH") == "table":
+        every = torch.arange(EXPERTS).repeat(1024, 1)
+        slots = [layer.to_slots(every).numpy().ravel() for layer in model.moe_layers]
+        said["taken"] = [np.bincount(each, minlength=phy2log.shape[1]).tolist() for each in slots]
     logging.getLogger("vllm.eplb").removeHandler(handler)
     live.next_placement, vars(batches)["_tried"] = theirs, tried
     for name, method in own.items():

@@ -5,7 +5,7 @@ EPLB on CPUs, so this fills in what is missing there, and nothing else:
 - the check of the configuration that there is a GPU;
 - `torch.Event` and streams (no_accelerator.py);
 - the step from logical to physical experts, which vLLM has as a Triton kernel alone: the same in
-  torch's operations;
+  torch's operations (to_slots.py);
 - experts of other ranks: vLLM's CPU kernel takes every id for one of its own;
 - `EplbState` in the CPU's runner, made and started as the GPU's runner does.
 """
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from no_accelerator import without_accelerator
 from tiny_model import SPARE, WORDS
+from to_slots import to_physical_and_record
 from vllm import LLM, SamplingParams
 from vllm.config import parallel
 from vllm.distributed.eplb import eplb_state
@@ -27,6 +28,11 @@ from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 from vllm.model_executor.layers.fused_moe.router import base_router
 from vllm.model_executor.models.interfaces import get_mixture_of_experts_model
 from vllm.v1.worker import cpu_model_runner
+
+_MANY = 32
+"""Tokens of a batch that is long enough to have shares of."""
+_NEVER = torch.tensor(False)
+"""Whether loads are counted."""
 
 
 def stand_in() -> None:
@@ -69,23 +75,48 @@ def stand_in() -> None:
     cpu_model_runner.CPUModelRunner.load_model = load_model
 
 
-def to_physical_and_record(
-    topk_ids: torch.Tensor,
-    expert_load_view: torch.Tensor,
-    logical_to_physical_map: torch.Tensor,
-    logical_replica_count: torch.Tensor,
-    record_enabled: torch.Tensor,
-    num_unpadded_tokens: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """As vLLM's kernel: a copy by the token's place in the batch, and a count for its slot."""
-    experts = topk_ids.long()
-    place = torch.arange(len(experts))[:, None] * 2654435769 & 0xFFFFFFFF
-    slots = logical_to_physical_map[experts, place % logical_replica_count[experts].clamp(min=1)]
-    if record_enabled:
-        number = len(slots) if num_unpadded_tokens is None else int(num_unpadded_tokens)
-        counted = torch.bincount(slots[:number].flatten(), minlength=len(expert_load_view))
-        expert_load_view += counted.to(expert_load_view.dtype)
-    return slots.to(topk_ids.dtype)
+class Chosen:
+    """The slots that vLLM's router has given tokens, in batches of some size.
+
+    Args:
+        ranks: that the slots are on.
+
+    Attributes:
+        sums: `wrong`, slots of another expert than the token's; `longest`, entries of the longest
+            row of slots; `peak`, tokens of the busier rank, and `own`, what they would be by
+            vLLM's own choice; `by_rows` and `evenly`, squares of how far each slot's tokens are
+            from its part of the row, and from an even part.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+        self.sums = dict.fromkeys(("wrong", "longest", "peak", "own", "by_rows", "evenly"), 0.0)
+        theirs = base_router.BaseRouter._apply_eplb_mapping
+
+        def to_slots(router: Any, experts: torch.Tensor) -> torch.Tensor:
+            slots: torch.Tensor = theirs(router, experts)
+            if router.eplb_state is not None and len(experts) >= _MANY:
+                self.see(router.eplb_state, experts.long(), slots.long())
+            return slots
+
+        base_router.BaseRouter._apply_eplb_mapping = to_slots
+
+    def see(self, state: Any, experts: torch.Tensor, slots: torch.Tensor) -> None:
+        """Add the experts and slots [tokens, k] of a batch in a layer."""
+        rows, counts = state.logical_to_physical_map, state.logical_replica_count
+        number, sums = len(state.expert_load_view), self.sums
+        own = to_physical_and_record(experts, slots.new_zeros(number), rows, counts, _NEVER)
+        sums["wrong"] += int((rows[experts] != slots[..., None]).all(dim=-1).sum())
+        sums["longest"] = max(sums["longest"], int(counts.max()))
+        for name, each in (("peak", slots), ("own", own)):
+            of_rank = torch.bincount(each.flatten() * self.ranks // number, minlength=self.ranks)
+            sums[name] += int(of_rank.max())
+        taken = torch.bincount(slots.flatten(), minlength=number)
+        for expert, count in enumerate(counts.tolist()):
+            copies, entries = rows[expert, :count].unique(return_counts=True)
+            mine = taken[copies].double()
+            for name, part in (("by_rows", entries / count), ("evenly", 1.0 / len(copies))):
+                sums[name] += float(((mine - mine.sum() * part) ** 2).sum())
 
 
 def held(runner: Any) -> tuple[list[Any], list[list[str]]]:
@@ -113,6 +144,7 @@ def serve(answers: Connection, rank: int, ranks: int, port: int, case: dict[str,
         }
     )
     stand_in()
+    chosen = Chosen(ranks)
     lines: list[str] = []
     # The engine takes away handlers when it configures its logs.
     logging.getLogger("vllm.eplb").addFilter(lambda each: not lines.append(each.getMessage()))  # type: ignore[func-returns-value]
@@ -150,4 +182,5 @@ def serve(answers: Connection, rank: int, ranks: int, port: int, case: dict[str,
     if case["eplb"]:
         said["held"].append(held(runner))
         said["policy"] = runner.eplb_state.policy.__name__
+        said["chosen"] = chosen.sums
     answers.send(said | {"lines": lines})
