@@ -99,6 +99,19 @@ def test_to_another_cluster_the_first_point_is_the_least_that_would_do(
             eplb.plan(some_loads(seed, 2, 8), cluster, current=old, max_moves=least - 1)
 
 
+def test_other_nodes_are_counted_at_each_point() -> None:
+    loads = some_loads(4, 3, 8)
+    loads[1] = 0.0
+    old, traffic = some_placement(4, 3, 8, SMALL), eplb.Traffic(top_k=2)
+    found = eplb.frontier(loads, SMALL, old, traffic=traffic)
+    assert found.other_nodes is not None
+    expected = [eplb.other_nodes(each, loads, traffic)[[0, 2]].mean() for each in found.placements]
+    assert found.other_nodes == pytest.approx(expected)
+    assert eplb.frontier(loads, SMALL, old).other_nodes is None
+    with pytest.raises(eplb.OptionError, match="give traffic without a price"):
+        eplb.frontier(loads, SMALL, old, traffic=eplb.Traffic(top_k=2, price=0.1))
+
+
 def test_two_points_are_the_ends() -> None:
     loads, old = some_loads(0, 3, 16), Placement.contiguous(3, 16, Cluster(4, 1, 5))
     found = eplb.frontier(loads, old.cluster, old, points=2)

@@ -18,6 +18,7 @@ from eplb.replaying.policies import Forecasted
 from eplb.report import Figures, Missing, measure, render_page
 from eplb.report.figures import Splits
 from eplb.report.sample import evenly
+from eplb.report.story import tell
 from eplb.solver.greedy import greedy
 
 
@@ -369,6 +370,31 @@ def test_what_cannot_be_reported_is_refused(trace: eplb.LoadTrace) -> None:
         measure(trace, eplb.Cluster(2, 1, 8))
     with pytest.raises(OptionError, match="the GPU 'H1000' is not known"):
         measure(trace, CLUSTER, gpu="H1000")
+
+
+def test_nodes_are_reported_where_traffic_is_known(trace: eplb.LoadTrace) -> None:
+    """Each point is that of the placement it names; nodes have no section otherwise."""
+    cluster = eplb.Cluster(8, 4, -(-trace.num_experts // 8) + 1)
+    traffic = eplb.Traffic(top_k=2)
+    found = measure(trace, cluster, num_groups=4, traffic=traffic)
+    assert found.nodes is not None
+    start = eplb.Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
+    now = found.nodes.others[0]
+    assert now.name == "now"
+    assert now.balancedness == start.balancedness(trace.loads)
+    others = eplb.other_nodes(start, trace.loads, traffic)[~trace.dense]
+    assert now.other_nodes == pytest.approx(others.mean())
+    names = [each.name for each in found.nodes.others]
+    assert names == ["now", "the engine's own", "experts anywhere", "groups on nodes"]
+    free, *_, dear = found.nodes.priced
+    assert free.other_nodes >= dear.other_nodes
+    assert dear.other_nodes < found.nodes.others[2].other_nodes
+    headings = [section.heading for section in tell(found).sections]
+    assert "Nodes" in headings
+    uneven = eplb.Cluster(8, 4, cluster.slots_per_gpu, speed=[1.0] * 7 + [0.5])
+    counted = measure(trace.pick([0]), uneven, traffic=traffic).nodes
+    assert counted is not None
+    assert counted.priced == ()
 
 
 def test_samples_end_with_the_last_window() -> None:

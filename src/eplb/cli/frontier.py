@@ -9,6 +9,7 @@ from rich.console import Console
 
 from eplb.checks import in_few_words
 from eplb.cli.interrupts import quitting_on_interrupt
+from eplb.cli.nodes import RoutedBy, traffic_of
 from eplb.cli.options import (
     AsJson,
     Current,
@@ -75,6 +76,7 @@ def command(
     placement_layers: PlacementLayers = None,
     merge: Merge = "auto",
     dispatch: DispatchRule = None,
+    traffic: RoutedBy = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -96,6 +98,7 @@ def command(
         raise LoadsError(
             f"{in_few_words(traces)}: no layer has any load: there is nothing to balance"
         )
+    routed = traffic_of(traffic, None, loads, cluster)
     expected = Recent()(loads.loads)
     if loads.num_windows == 1:
         expected = Scenarios(loads.loads, np.ones(1))
@@ -113,6 +116,7 @@ def command(
             points=points,
             effort=effort,
             dispatch=rule,
+            traffic=routed,
             threads=threads,
         )
     # Printed before it is drawn, for a disk may be full.
@@ -129,13 +133,20 @@ def command(
 
 
 def _to_json(found: Frontier, num_slots: int, plot: Path | None) -> dict[str, Any]:
-    columns = (found.moves, found.moves / num_slots, found.balancedness, found.peak)
+    columns = {
+        "moves": found.moves,
+        "moved": found.moves / num_slots,
+        "balancedness": found.balancedness,
+        "peak": found.peak,
+    }
+    if found.other_nodes is not None:
+        columns["other_nodes"] = found.other_nodes
     return {
         "slots_of_layers_with_load": num_slots,
         "dispatch": found.dispatch,
         "points": [
-            dict(zip(("moves", "moved", "balancedness", "peak"), row, strict=True))
-            for row in zip(*(column.tolist() for column in columns), strict=True)
+            dict(zip(columns, row, strict=True))
+            for row in zip(*(column.tolist() for column in columns.values()), strict=True)
         ],
         "plot": None if plot is None else str(plot),
     }

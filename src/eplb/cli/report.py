@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from eplb.checks import printable, real_number, whole_number
 from eplb.cli.interrupts import quitting_on_interrupt
+from eplb.cli.nodes import RoutedBy, traffic_of
 from eplb.cli.options import (
     AsJson,
     Between,
@@ -113,6 +114,7 @@ def command(
     placement_layers: PlacementLayers = None,
     merge: Merge = "auto",
     dispatch: DispatchRule = None,
+    traffic: RoutedBy = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -157,6 +159,7 @@ def command(
             current_name=None if current is None else str(current),
             num_groups=groups,
             dispatch=rule,
+            traffic=traffic_of(traffic, None, loads, cluster),
             least_gain=least_gain,
             confidence=confidence,
             model=_model(model, expert_bytes, loads),

@@ -548,16 +548,20 @@ def print_frontier(
     _line(console, in_words(found.dispatch))
     console.print()
     mark = _HEAT[-1] if _can_print(console, _HEAT[-1]) else _PLAIN_HEAT[-1]
-    table = _table(None, "moves", "of slots", "balancedness", "of the gain")
+    counted = [] if found.other_nodes is None else ["other nodes"]
+    table = _table(None, "moves", "of slots", "balancedness", "of the gain", *counted)
     table.add_column("")
     first, last = found.balancedness[0], found.balancedness[-1]
-    for moves, balancedness in zip(found.moves.tolist(), found.balancedness.tolist(), strict=True):
+    for point, (moves, balancedness) in enumerate(
+        zip(found.moves.tolist(), found.balancedness.tolist(), strict=True)
+    ):
         gain = (balancedness - first) / (last - first) if last > first else 1.0
         table.add_row(
             f"{moves:,}",
             f"{moves / num_slots:.2%}",
             f"{balancedness:.4f}",
             f"{gain:.0%}",
+            *([] if found.other_nodes is None else [f"{found.other_nodes[point]:.3f}"]),
             mark * round(_BAR * max(0.0, gain)),
         )
     console.print(table)

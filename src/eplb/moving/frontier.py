@@ -15,6 +15,7 @@ from eplb.placement import Placement
 from eplb.planning.passes import Effort, check_effort, check_problem
 from eplb.planning.plan import planned_rule, solve_for
 from eplb.planning.relocate import check_current, choose, moves, relocate, settle
+from eplb.planning.traffic import Traffic, check_traffic, others_of
 
 __all__ = ["Frontier", "frontier"]
 
@@ -37,6 +38,8 @@ class Frontier(Immutable):
         peak: [K] sum over layers of the expected load of the busiest GPU, which falls.
         placements: [K] the placements.
         dispatch: name of the rule of dispatch that balancedness and peak are under.
+        other_nodes: [K] distinct other nodes that a token is sent to, as `eplb.other_nodes` has
+            them, mean over layers with load; None where the traffic is not known.
     """
 
     moves: NDArray[np.int64]
@@ -44,6 +47,7 @@ class Frontier(Immutable):
     peak: NDArray[np.float64]
     placements: tuple[Placement, ...]
     dispatch: str = "even"
+    other_nodes: NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -67,6 +71,7 @@ def frontier(
     points: int = 20,
     effort: Effort = "default",
     dispatch: str = "even",
+    traffic: Traffic | None = None,
     threads: int | None = None,
 ) -> Frontier:
     """What so many moves would give, for all numbers of moves in one go.
@@ -94,11 +99,12 @@ def frontier(
         dispatch: how points are scored, as for `Placement.gpu_load`. Moves are chosen for "even"
             and "best". For the rules of engines and for a split they are chosen as for an even
             split, and fewer points may be left.
+        traffic: how tokens are routed, to count the other nodes of a token at each point.
         threads: most threads to use.
 
     Raises:
         EplbError: as for `eplb.plan`.
-        OptionError: fewer than 2 points, or a rule that is not known.
+        OptionError: fewer than 2 points, a rule that is not known, or traffic with a price.
     """
     points = whole_number(points, "points")
     if points < 2:
@@ -107,6 +113,13 @@ def frontier(
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
+    if traffic is not None:
+        check_traffic(traffic, num_layers, num_experts, problem.num_groups, cluster.num_nodes)
+        if traffic.price is not None:
+            raise OptionError(
+                "a frontier is of balancedness against moves, whatever nodes cost: give traffic "
+                "without a price, which counts other nodes"
+            )
     planned = planned_rule(dispatch, current)
     layers = solve_for(problem, check_effort(effort), planned)
     relocation = relocate(problem, current, layers, afresh=True, rule=planned, near=_NEAR)
@@ -129,6 +142,16 @@ def frontier(
             found.append((moves(relocation, chosen), score, peak, placement))
     moves_of, balancedness_of, peak_of, placements = zip(*found, strict=True)
     arrays = np.array(moves_of), np.array(balancedness_of), np.array(peak_of)
-    for array in arrays:
-        array.flags.writeable = False
-    return Frontier(*arrays, placements, dispatch)
+    others = None
+    if traffic is not None:
+        rows = (
+            others_of(problem.loads, each.phy2log, traffic, problem.num_groups, cluster.num_nodes)
+            for each in placements
+        )
+        others = np.array(
+            [row[problem.loaded].mean() if problem.loaded.size else 0.0 for row in rows]
+        )
+    for array in (*arrays, others):
+        if array is not None:
+            array.flags.writeable = False
+    return Frontier(*arrays, placements, dispatch, others)

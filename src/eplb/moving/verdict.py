@@ -22,6 +22,7 @@ from eplb.balance import Interval, paced
 from eplb.checks import real_number, share_of_one
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named, under
+from eplb.errors import OptionError
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
 from eplb.planning.engine import engine_placement
@@ -289,7 +290,10 @@ def judge(
             whole = _mean(later[0][-sum(held.size for _, held in last) :])
             for share in _BUDGETS if whole > 0.0 else ():
                 budget = math.ceil(share * made.moves)
-                kept = _mean(trials.of(last, max_moves=budget)[0]) / whole
+                try:
+                    kept = _mean(trials.of(last, max_moves=budget)[0]) / whole
+                except OptionError:  # groups that come home to their nodes take more moves
+                    continue
                 if kept >= _ENOUGH and kept * gain >= least_gain:
                     made, action = trials.plan(order, max_moves=budget), "move n"
                     scale = min(kept, 1.0)

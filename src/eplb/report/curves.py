@@ -1,9 +1,10 @@
-"""Curves of a report: balancedness against spare slots, windows planned for, and moves.
+"""Curves of a report: balancedness against spare slots, windows planned for, moves, and nodes.
 
 Each is a sample of bounded size, so that a long trace costs as much as one of some tens of windows.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,24 @@ from eplb.dispatching.rules import TABLES
 from eplb.moving.frontier import frontier
 from eplb.placement import Placement
 from eplb.planning.forecast import HISTORY, Forecast, Recent
+from eplb.planning.plan import plan
+from eplb.planning.traffic import Traffic, other_nodes
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import Forecasted
 from eplb.replaying.sizing import SPARE, fewest_slots, size
-from eplb.report.figures import Missing, MoveCurve, Moved, Spare, Splits, Windows
+from eplb.report.figures import (
+    Missing,
+    MoveCurve,
+    Moved,
+    NodeCurve,
+    NodePoint,
+    Spare,
+    Splits,
+    Windows,
+)
 from eplb.report.sample import Asked, evenly
 
-__all__ = ["measure_moves", "measure_spare", "measure_splits", "measure_windows"]
+__all__ = ["measure_moves", "measure_nodes", "measure_spare", "measure_splits", "measure_windows"]
 
 _PLANS = 8
 """Plans of each point of a curve, at most."""
@@ -31,6 +43,8 @@ _SPLIT_PLANS = 4
 """Plans of each figure on rules of dispatch, at most."""
 _POINTS = 16
 _ENOUGH = 0.9
+_PRICES = (0.0, 0.01, 0.1, 1.0)
+"""Of a node: from what costs no balance to where balance gives way (docs/nodes.md)."""
 
 
 def measure_splits(asked: Asked, rule: Forecast) -> Splits | Missing:
@@ -145,6 +159,43 @@ def measure_moves(
     goal = reached[0] + _ENOUGH * (max(reached) - reached[0])
     enough = next(index for index, each in enumerate(reached) if each >= goal)
     return MoveCurve(tuple(points), enough, command(points[enough].moves))
+
+
+def measure_nodes(
+    asked: Asked, traffic: Traffic, rule: Forecast, named: dict[str, Placement]
+) -> NodeCurve:
+    """Balancedness against other nodes of a token: of placements by name, and of fast plans with
+    experts anywhere, with groups on nodes and at rising prices.
+    """
+    cluster, moe = asked.cluster, ~asked.trace.dense
+    expected = rule(asked.trace.loads)
+
+    def point(name: str, placement: Placement) -> NodePoint:
+        others = other_nodes(placement, asked.seen, traffic, num_groups=asked.num_groups)
+        score = placement.balancedness(asked.seen, asked.dispatch)
+        return NodePoint(name, score, float(others[moe].mean()))
+
+    def planned(name: str, num_groups: int, price: float | None) -> NodePoint:
+        made = plan(
+            expected.loads,
+            cluster,
+            num_groups=num_groups,
+            weights=expected.weights,
+            traffic=None if price is None else replace(traffic, price=price),
+            effort="fast",
+            threads=asked.threads,
+        )
+        return point(name, made.placement)
+
+    others = [point(*each) for each in named.items()]
+    if not expected.loads.any():
+        return NodeCurve(tuple(others), ())
+    others.append(planned("experts anywhere", 1, None))
+    if asked.num_groups > 1 and asked.num_groups % cluster.num_nodes == 0 and cluster.even:
+        others.append(planned("groups on nodes", asked.num_groups, None))
+    alike = cluster.even and not cluster.dead
+    priced = [planned(f"price {price:g}", asked.num_groups, price) for price in _PRICES if alike]
+    return NodeCurve(tuple(others), tuple(priced))
 
 
 def _frontier(

@@ -25,6 +25,8 @@ __all__ = [
     "Moment",
     "MoveCurve",
     "Moved",
+    "NodeCurve",
+    "NodePoint",
     "Setting",
     "Spare",
     "Splits",
@@ -237,6 +239,29 @@ class MoveCurve:
 
 
 @dataclass(frozen=True)
+class NodePoint:
+    """A placement, by its name: balancedness, and other nodes that a token is sent to."""
+
+    name: str
+    balancedness: float
+    other_nodes: float
+
+
+@dataclass(frozen=True)
+class NodeCurve:
+    """Balancedness against the other nodes of a token, on the windows that plans are made from.
+
+    Attributes:
+        others: what runs, what the engine plans, and plans with groups on nodes, where there are
+            any, and with experts anywhere.
+        priced: plans at rising prices of a node; none where there can be none.
+    """
+
+    others: tuple[NodePoint, ...]
+    priced: tuple[NodePoint, ...]
+
+
+@dataclass(frozen=True)
 class Moment:
     """A decision: whether to move now, by `eplb.decide`.
 
@@ -330,6 +355,7 @@ class Figures:
         standings: the way that runs now first.
         unsure: why intervals are missing, where they are.
         verdict: what to do, by the last windows.
+        nodes: None where it was not asked for.
     """
 
     setting: Setting
@@ -347,6 +373,7 @@ class Figures:
     moves: MoveCurve | Missing
     through: Through | Missing
     estimated: Estimated | Missing
+    nodes: NodeCurve | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain values; a part that could not be computed says `why`."""

@@ -20,10 +20,17 @@ from eplb.planning.backtest import expected_of
 from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import Forecast, Recent, named_forecast
 from eplb.planning.plan import check_shape, plan, planned_rule
+from eplb.planning.traffic import Traffic, check_traffic
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import Policy, Staying, named_policy
 from eplb.report.commands import compare_command, plan_command
-from eplb.report.curves import measure_moves, measure_spare, measure_splits, measure_windows
+from eplb.report.curves import (
+    measure_moves,
+    measure_nodes,
+    measure_spare,
+    measure_splits,
+    measure_windows,
+)
 from eplb.report.figures import Choice, Figures, Setting
 from eplb.report.sample import Asked
 from eplb.report.standings import heat_of, hottest, standings_of, why_unsure
@@ -34,7 +41,16 @@ __all__ = ["STEPS", "measure"]
 
 _MOST_PLANS, _PLANS = 32, 16
 """Plans of a replay: one a window up to so many; of longer traces fewer, evenly apart."""
-STEPS = ("trying forecasts", "replaying", "spare slots", "windows", "moves", "time", "estimating")
+STEPS = (
+    "trying forecasts",
+    "replaying",
+    "spare slots",
+    "windows",
+    "moves",
+    "time",
+    "nodes",
+    "estimating",
+)
 """What is done, in order, as `progress` is told."""
 
 
@@ -47,6 +63,7 @@ def measure(
     current_name: str | None = None,
     num_groups: int = 1,
     dispatch: str = "even",
+    traffic: Traffic | None = None,
     least_gain: float = LEAST_GAIN,
     confidence: float = CONFIDENCE,
     model: Model | str | None = None,
@@ -70,6 +87,8 @@ def measure(
         current_name: its path.
         num_groups: groups that the model routes by.
         dispatch: the rule by which tokens are split over replicas, as for `Placement.gpu_load`.
+        traffic: how tokens are routed, for a section on the nodes that they are sent to; None for
+            none. A price is passed over: there are plans at several.
         least_gain: balancedness that the verdict asks for, as `eplb.decide` does.
         confidence: how sure it asks a gain to be.
         model: whose figures times are estimated by, by its name or as figures; None for the
@@ -96,6 +115,8 @@ def measure(
         find_overhead(engine)
     trace = trace.merged()
     _check(trace, cluster, current, num_groups)
+    if traffic is not None:
+        check_traffic(traffic, trace.num_layers, trace.num_experts, num_groups, cluster.num_nodes)
     card = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
     assumed = assumptions or Assumptions()
     known = model if isinstance(model, Model) else known_model(model or trace.model, trace)
@@ -161,6 +182,11 @@ def measure(
         lambda *done: say(STEPS[5], *done),
     )
     say(STEPS[6], 0, 1)
+    nodes = None
+    if traffic is not None:
+        named = {"now": running, "the engine's own": planned_by_engine}
+        nodes = measure_nodes(asked, traffic, rule, named)
+    say(STEPS[7], 0, 1)
     estimated = estimate_times(
         asked,
         running,
@@ -208,6 +234,7 @@ def measure(
         moves=moves,
         through=through,
         estimated=estimated,
+        nodes=nodes,
     )
 
 

@@ -4,8 +4,12 @@ from eplb.checks import printable
 from eplb.report.figures import Figures, Missing, Moment, Splits, Through
 from eplb.report.words import NAMES, Section, Table, counted, percent, rows_of, score
 
-__all__ = ["balance", "drift", "estimated", "heat", "hot", "moves", "spare", "through", "windows"]
+__all__ = [
+    "balance", "drift", "estimated", "heat", "hot", "moves", "nodes", "spare", "through", "windows",
+]  # fmt: skip
 
+_NEAR_BEST = 0.01
+"""Balancedness below the best in which a finding looks for the fewest nodes."""
 _MOST_CELLS = 50_000
 """Figures of a table up to which all are listed: a page has to open on a phone."""
 
@@ -357,6 +361,40 @@ def moves(figures: Figures) -> Section:
     if found.enough and figures.verdict.advised:
         command = (f"Make the plan with {enough.moves:,} moves", printable(found.command))
     return Section("moves", heading, finding, notes, (table,), command=command)
+
+
+def nodes(figures: Figures) -> list[Section]:
+    """Balancedness against the nodes that tokens are sent to; no section where nobody asked."""
+    found = figures.nodes
+    if found is None:
+        return []
+    of = {each.name: each for each in (*found.others, *found.priced)}
+    now, plans = of["now"], found.priced or found.others[-1:]
+    least = max(each.balancedness for each in plans) - _NEAR_BEST
+    even = (each for each in plans if each.balancedness >= least)
+    best = min(even, key=lambda each: each.other_nodes)
+    finding = (
+        f"A token is sent to {now.other_nodes:.2f} other nodes now, and to {best.other_nodes:.2f} "
+        f"with a plan of balancedness {best.balancedness:.4f}"
+    )
+    rows = [
+        (name, score(each.balancedness), f"{each.other_nodes:.3f}") for name, each in of.items()
+    ]
+    table = Table(
+        "Balancedness and the other nodes of a token",
+        ("placement", "balancedness", "other nodes"),
+        rows_of(rows),
+    )
+    notes = [
+        "Other nodes: the distinct nodes beside its own that a token is sent to, as expected, if "
+        "copies take the tokens of their own node first; mean over layers.",
+        "A price is the peak that it may cost, as a share of the mean GPU load, that a token is "
+        "sent to one node fewer (`eplb plan --node-price`). Plans are fast ones, scored on the "
+        "windows that they are made from.",
+    ]
+    if not found.priced:
+        notes[1] = "GPUs differ or are dead, so there are no plans at a price of nodes."
+    return [Section("nodes", "Nodes", finding, tuple(notes), (table,))]
 
 
 def through(figures: Figures) -> Section:

@@ -51,6 +51,7 @@ def tell(figures: Figures) -> Story:
             sections.spare(figures),
             sections.windows(figures),
             sections.moves(figures),
+            *sections.nodes(figures),
             sections.through(figures),
             sections.drift(figures),
         ),
