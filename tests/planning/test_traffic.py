@@ -218,6 +218,43 @@ def test_price(windows: F64) -> None:
             assert planned(price, threads=2) == made
 
 
+@pytest.mark.parametrize("num_windows", [1, 2])
+def test_price_from_what_runs(num_windows: int) -> None:
+    """More moves never cost more, peak and price together, and no more than a plan for peaks alone;
+    with moves enough and for nothing a plan is as good as one from scratch.
+    """
+    first = LOADS[:1]
+    windows = np.stack([first + number * first[:, ::-1] for number in range(num_windows)])
+    old, price = plan(LOADS[1:], CLUSTER, effort="fast").placement, 0.5
+    unit = windows.mean(axis=0).sum(axis=1) / 16
+
+    def cost(made: eplb.Plan) -> float:
+        nodes = other_nodes(made.placement, windows, routed(), num_groups=8)
+        return float((made.peak / unit + price * nodes).sum())
+
+    def planned(price: float | None, most: int | None, **asked: float) -> eplb.Plan:
+        made = plan(windows, CLUSTER, num_groups=8 if price else 1,
+                    traffic=routed(price) if price else None,
+                    current=old, max_moves=most, effort="fast", **asked)  # type: ignore[arg-type] # fmt: skip
+        assert made.moves == made.placement.moves_from(old)
+        assert made.moves <= (most if most is not None else 288)
+        assert Placement(made.placement.phy2log, 256, CLUSTER) == made.placement
+        return made
+
+    last = np.inf
+    for most in (0, 20, 75, 288):
+        made = planned(price, most)
+        assert cost(made) <= min(last, cost(planned(None, most))) + 1e-9
+        last = cost(made)
+    afresh = plan(windows, CLUSTER, num_groups=8, traffic=routed(price), effort="fast")
+    assert last <= cost(afresh) + 1e-9
+    assert cost(planned(price, None, move_cost=0.0)) == pytest.approx(last)
+    # At the usual price of a move it makes fewer, and is still better than what runs.
+    usual = planned(price, None)
+    assert usual.moves <= made.moves
+    assert cost(usual) < cost(planned(price, 0))
+
+
 def test_sources_decide_which_node() -> None:
     """Where each node asks for experts of its own, they come to it."""
     loads = np.array([[30.0, 20.0, 20.0, 30.0, 30.0, 20.0, 20.0, 30.0]])
@@ -258,8 +295,6 @@ def test_what_is_refused() -> None:
             traffic=Traffic(8, sources=np.ones((3, 2, 256))))  # fmt: skip
     refused(OptionError, 'dispatch is "best" with a price of nodes', traffic=price, dispatch="best")
     running = plan(LOADS, CLUSTER).placement
-    refused(OptionError, "a price of nodes is for plans from scratch", traffic=price,
-            current=running)  # fmt: skip
     with pytest.raises(ClusterError, match="GPUs are alike and alive"):
         plan(LOADS, CLUSTER.without([3]), traffic=price)
     # Counting is for every cluster and every plan.

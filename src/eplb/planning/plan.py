@@ -34,7 +34,14 @@ from eplb.planning.relocate import (
     relocate,
     settle,
 )
-from eplb.planning.traffic import Traffic, check_price, check_traffic, others_of, solve_at_price
+from eplb.planning.traffic import (
+    Traffic,
+    check_price,
+    check_traffic,
+    others_of,
+    solve_at_price,
+    walk_at_price,
+)
 
 __all__ = [
     "DEFAULT_MOVE_COST", "Effort", "Plan", "check_batch", "check_shape", "plan", "planned_rule",
@@ -182,7 +189,8 @@ def plan(
 
     With `traffic` that has a price, nodes are a preference, between groups that must stay on nodes
     and experts that go anywhere: each layer has the least peak and price of the other nodes that
-    its tokens are sent to, together. Naming GPUs so that these are few costs no balance.
+    its tokens are sent to, together. Naming GPUs so that these are few costs no balance. From a
+    current placement, moves are to lower the two together.
 
     Example:
         >>> import numpy as np
@@ -262,17 +270,19 @@ def plan(
         batch = batch.of(problem.loads.shape[1])
     if dispatch not in _WALKED:
         check_even(problem.cluster)
+    at_price = None
     if traffic is not None:
         num_layers, num_experts = problem.loads.shape
         check_traffic(traffic, num_layers, num_experts, problem.num_groups, cluster.num_nodes)
-        if traffic.price is not None:
-            problem = replace(check_price(problem, dispatch, current), nodes=1)
+        at_price = None if traffic.price is None else traffic
+    if at_price is not None:
+        problem = replace(check_price(problem, dispatch), nodes=1)
     if current is None:
         if max_moves is not None or move_cost is not None:
             raise OptionError("max_moves and move_cost need a current placement to move from")
         layers = solve_for(problem, effort, dispatch, batch)
-        if traffic is not None and traffic.price is not None:
-            layers = solve_at_price(problem, layers, effort, traffic)
+        if at_price is not None:
+            layers = solve_at_price(problem, layers, effort, at_price)
         peaks = np.ldexp(layers.peaks, problem.exponent)
         made = _plan_of(problem, layers.bounds, layers.phy2log, peaks)
         return _counted(replace(made, dispatch=dispatch), problem, traffic)
@@ -294,7 +304,7 @@ def plan(
     if move_cost is None and max_moves is None:
         price = DEFAULT_MOVE_COST * problem.loads.sum(axis=1) / problem.cluster.num_gpus
     # A plan made afresh for many windows takes longer than all that follows.
-    afresh = effort != "fast" or problem.windows.shape[0] == 1
+    afresh = effort != "fast" or problem.windows.shape[0] == 1 or at_price is not None
     layers = solve_for(problem, effort, dispatch, batch) if afresh else solve_mean(problem, effort)
     if batch is not None:
         problem = draw_batches(problem, batch).problem
@@ -303,6 +313,9 @@ def plan(
     relocation = relocate(
         problem, current, layers, afresh=afresh, rule=dispatch, budget=max_moves, price=price
     )
+    if at_price is not None:
+        layers = solve_at_price(problem, layers, effort, at_price)
+        relocation = walk_at_price(relocation, current, layers, effort, at_price, max_moves)
     chosen = choose(relocation, max_moves, price)
     settled = settle(relocation, chosen)
     made = _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))

@@ -19,12 +19,16 @@ from eplb.errors import ClusterError, LoadsError, OptionError
 from eplb.loads import as_array, check_values, check_windows
 from eplb.placement import Placement, check_placement
 from eplb.planning.passes import Effort, Layers, Problem, peaks_of, refine, solve
+from eplb.planning.relocate import Relocation
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.node_trades import Routes
 
-__all__ = ["Traffic", "check_price", "check_traffic", "other_nodes", "others_of", "solve_at_price"]
+__all__ = [
+    "Traffic", "check_price", "check_traffic", "other_nodes", "others_of",
+    "solve_at_price", "walk_at_price",
+]  # fmt: skip
 
 _RUNGS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
 """What the load of a node may be above the mean, as a share of it, rung by rung: down from the plan
@@ -39,6 +43,9 @@ _HEAT = 1e-4
 """Other nodes of a token that a change may add at first (docs/experiments.md, nodes)."""
 _NEARLY_ALL = 0.999
 """Highest chance that a token chooses a group: loads may say more, of groups with many picks."""
+
+_STEPS = {"fast": 30, "default": 100, "thorough": 500}
+"""Steps of a walk on to fewer nodes from a placement that runs, at most."""
 
 _AT_ONCE = (1, 1)
 """Layers that a thread takes at a time, least and most."""
@@ -291,22 +298,17 @@ def _capped(chances: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.minimum(capped, _NEARLY_ALL)
 
 
-def check_price(problem: Problem, dispatch: str, current: Placement | None) -> Problem:
+def check_price(problem: Problem, dispatch: str) -> Problem:
     """A problem that can be planned for at a price of nodes.
 
     Raises:
-        OptionError: a rule other than an even split, or a current placement.
+        OptionError: a rule other than an even split.
         ClusterError: GPUs that differ or are dead.
     """
     if dispatch != "even":
         raise OptionError(
             f'dispatch is "{dispatch}" with a price of nodes: give "even", or traffic without a '
             "price, which counts other nodes"
-        )
-    if current is not None:
-        raise OptionError(
-            "a price of nodes is for plans from scratch: with a current placement, give traffic "
-            "without a price, which counts other nodes"
         )
     if not (problem.whole.full and problem.whole.even):
         raise ClusterError(
@@ -373,3 +375,62 @@ def solve_at_price(problem: Problem, layers: Layers, effort: Effort, traffic: Tr
         layers.phy2log[loaded[better]] = phy2log[better]
         layers.peaks[loaded[better]] = peaks[better]
     return layers
+
+
+def walk_at_price(
+    relocation: Relocation,
+    current: Placement,
+    layers: Layers,
+    effort: Effort,
+    traffic: Traffic,
+    budget: int | None,
+) -> Relocation:
+    """Walks from what runs at a price of nodes: those to lower peaks go on to fewer nodes, and
+    what a budget or a price of moves picks from is peak and price of the other nodes together.
+
+    Args:
+        relocation: walks to lower peaks.
+        current: the placement that runs.
+        layers: plans made afresh at this price.
+        effort: how far walks go on.
+        traffic: with the price.
+        budget: most moves in all that will be asked for, None for any.
+    """
+    from eplb.solver.curve import hulls
+    from eplb.solver.match import name_gpus
+    from eplb.solver.node_walk import _walk_nodes
+
+    problem, steps = relocation.problem, relocation.steps
+    loaded, num_nodes = problem.loaded, problem.whole.num_nodes
+    num_layers, num_gpus = len(relocation.start), problem.cluster.num_gpus
+    if not traffic.price or num_nodes == 1 or not loaded.size:
+        return relocation
+    routes = _routes(problem.loads, loaded, traffic, problem.num_groups, num_nodes)
+    price = traffic.price * problem.loads.sum(axis=1) / num_gpus
+    held = current.held_by(num_gpus)
+    most = steps.moves[:, 0] + steps.slots.shape[1]
+    if budget is not None:
+        most = np.minimum(most, steps.moves[:, 0] + budget - int(steps.moves[:, 0].sum()))
+    costs = steps.peaks.copy()
+
+    def walk(begin: int, end: int) -> None:
+        _walk_nodes(
+            routes, loaded, begin, end, problem.windows, problem.weight, held, price, most,
+            _STEPS[effort], relocation.start, steps, costs,
+        )  # fmt: skip
+
+    run_kernel(_walk_nodes, walk, loaded.size, _AT_ONCE, problem.threads)
+    # Nodes keep their places: what tokens come from one may be known.
+    named = layers.phy2log.reshape(num_layers, num_nodes, -1).copy()
+    hosts = held.reshape(num_layers, num_nodes, num_gpus // num_nodes, -1)
+    named_moves, named_costs = np.full(num_layers, -1), np.zeros(num_layers)
+    for layer in loaded:
+        for node in range(num_nodes):
+            named[layer, node] = name_gpus(named[layer, node], hosts[layer, node], 1)
+    slots = named.reshape(num_layers, -1)
+    made = Placement(slots, problem.loads.shape[1], replace(problem.whole, num_nodes=1))
+    named_moves[loaded] = (made.held_by(num_gpus) & ~held).sum(axis=(1, 2))[loaded]
+    named_costs[loaded] = layers.peaks[loaded] + price[loaded] * _count(routes, slots[loaded])
+    costed = steps._replace(peaks=costs)
+    pieces = hulls(costed, named_moves, named_costs)
+    return replace(relocation, steps=costed, pieces=pieces, afresh=slots)
