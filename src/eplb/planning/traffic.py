@@ -308,6 +308,11 @@ def check_price(problem: Problem, dispatch: str, current: Placement | None) -> P
             "a price of nodes is for plans from scratch: with a current placement, give traffic "
             "without a price, which counts other nodes"
         )
+    if problem.pinned is not None:
+        raise OptionError(
+            "a price of nodes does not go with pins: give traffic without a price, which counts "
+            "other nodes"
+        )
     if not (problem.whole.full and problem.whole.even):
         raise ClusterError(
             "a price of nodes is for clusters whose GPUs are alike and alive: give traffic without "
