@@ -487,8 +487,8 @@ def warmup(dispatch: str = "even") -> None:
 
     Args:
         dispatch: the rule that plans and figures are made under: `"even"`, `"best"`, `"sglang"` or
-            `"ascend"`. The kernels of every other rule, those for GPUs that differ and those for a
-            price of nodes are compiled when they are first used, and kept too.
+            `"ascend"`. The kernels of every other rule, and those for GPUs that differ, for pins
+            and for a price of nodes, are compiled when they are first used, and kept too.
 
     Raises:
         OptionError: an unknown rule.
