@@ -53,6 +53,7 @@ def test_names_are_locked() -> None:
         "Migration",
         "MissingExtraError",
         "OptionError",
+        "Pins",
         "Placement",
         "PlacementError",
         "Plan",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from eplb.planning.backtest import backtest
     from eplb.planning.batches import Batch
     from eplb.planning.drop_in import rebalance_experts
+    from eplb.planning.pins import Pins
     from eplb.planning.plan import Plan, plan, warmup
     from eplb.planning.traffic import Traffic, other_nodes
     from eplb.replaying.compare import compare
@@ -61,6 +62,7 @@ __all__ = [
     "Migration",
     "MissingExtraError",
     "OptionError",
+    "Pins",
     "Placement",
     "PlacementError",
     "Plan",
@@ -103,6 +105,7 @@ _MODULE_OF = {
     "Frontier": "eplb.moving.frontier",
     "LoadTrace": "eplb.loads",
     "Migration": "eplb.moving.migrate",
+    "Pins": "eplb.planning.pins",
     "Placement": "eplb.placement",
     "Plan": "eplb.planning.plan",
     "Replay": "eplb.replaying.replay",

@@ -337,3 +337,30 @@ def test_loads_may_say_how_tokens_are_routed() -> None:
     known = traffic_of(None, 0.5, trace, cluster)
     assert known is not None
     assert (known.top_k, known.topk_groups, known.price) == (2, None, 0.5)
+
+
+def test_pins(loads_file: Path, tmp_path: Path) -> None:
+    """Of a file and of options: kept in what is written, and named where they conflict."""
+    pins, placement = tmp_path / "pins.json", tmp_path / "placement.json"
+    pins.write_text(json.dumps({"copies": {"9": 2}, "layers": {"3": {"least_copies": {"1": 4}}}}))
+    what = ["plan", loads_file, "--gpus", 32, "--slots", 320, "--pins", pins]
+    options = ["--pin", "3=5,6", "--pin", "4=7", "--apart", "1,2", "--most-copies", 6]
+    done = run(*what, *options, "-o", placement, "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["pins"]["gpus"] == {"3": [5, 6], "4": [7]}
+    assert figures["verdict"] is None
+    made = eplb.load_placement(placement, num_gpus=32)
+    assert (made.logcnt[:, [9, 3, 4]] == [2, 2, 1]).all()
+    assert made.logcnt[3, 1] >= 4
+    assert made.logcnt.max() <= 6
+    assert not any({1, 2} <= set(gpu) for gpu in made.phy2log.reshape(-1, 10).tolist())
+    done = run(*what, "--hottest", 3)
+    assert done.returncode == 2
+    assert "no placement keeps these pins of layer 2 together: " in done.stderr
+    pins.write_text('{"gpu": {}}')
+    done = run(*what)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pins.json: pins have 'gpu': give gpus, nodes, apart" in done.stderr
+    done = run(*what[:-2], "--pin", "3:4")
+    assert "--pin is '3:4': give numbers as 3=0,1" in done.stderr

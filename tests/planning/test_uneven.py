@@ -146,9 +146,9 @@ def test_every_state_of_a_search(seed: int) -> None:
     for tabu in (False, True):
         steps = step_memory(1, 20)
         _search_layers(
-            problem.windows, problem.weight, np.arange(1), 1, problem.gpus, start, held,
-            Drive(tabu, False, 0.0, 0.1), np.zeros(1), np.zeros(1), np.array([20]), np.zeros(1),
-            steps,
+            problem.windows, problem.weight, np.arange(1), 1, problem.gpus, problem.wishes, start,
+            held, Drive(tabu, False, 0.0, 0.1), np.zeros(1), np.zeros(1), np.array([20]),
+            np.zeros(1), steps,
         )  # fmt: skip
         for step in range(int(steps.length[0]) + 1):
             slots = start.copy()

@@ -108,7 +108,7 @@ def _best_changes(
     num_windows, num_experts = loads.shape
     num_gpus = held.shape[0]
     size = start.shape[0] // num_gpus
-    state = _new_state(num_experts, Gpus(np.arange(num_gpus + 1) * size, pace), num_windows)
+    state = _new_state(num_experts, Gpus(np.arange(num_gpus + 1) * size, pace), num_windows, 0)
     for window in range(num_windows):
         state.root[window] = np.sqrt(weight[window])
         state.loads[window] = loads[window] * state.root[window]
@@ -206,8 +206,9 @@ def searched(
     steps.moves[0, 0] = naive_moves.received(start[0].tolist(), sets_of(held[0]))
     for moves in most_moves:
         _search_layers(
-            problem.windows, problem.weight, np.arange(1), problem.nodes, problem.gpus, start, held,
-            drive, np.zeros(1), enough, np.array([moves]), np.zeros(1), steps,
+            problem.windows, problem.weight, np.arange(1), problem.nodes, problem.gpus,
+            problem.wishes, start, held, drive, np.zeros(1), enough, np.array([moves]), np.zeros(1),
+            steps,
         )  # fmt: skip
     return steps
 

@@ -27,12 +27,15 @@ def _swap(
     num_windows, num_experts = loads.shape
     num_gpus = held.shape[0]
     gpus = Gpus(np.arange(num_gpus + 1) * (start.shape[0] // num_gpus), np.ones(num_gpus))
-    state = _new_state(num_experts, gpus, num_windows)
+    state = _new_state(num_experts, gpus, num_windows, 0)
     state.root[:] = root
     state.loads[:] = loads
     state.target[:] = 0.0
     _begin(state, start, num_nodes)
-    _swap_under_norms(state.slots, state.holds, state.part, state.load, state.root, num_nodes, gpus)
+    _swap_under_norms(
+        state.slots, state.holds, state.barred, state.apart, state.part, state.load, state.root,
+        num_nodes, gpus,
+    )  # fmt: skip
     start[:] = state.slots
     held[:] = state.holds
     part[:] = state.part

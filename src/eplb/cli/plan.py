@@ -40,6 +40,7 @@ from eplb.cli.options import (
     target_of,
     with_speed,
 )
+from eplb.cli.pins import Apart, Hottest, MostCopies, Pin, PinsFile, pins_of
 from eplb.cli.reading import (
     Axes,
     Counters,
@@ -59,6 +60,7 @@ from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.planning.backtest import BEST, Expected, expected_of
 from eplb.planning.batches import Batch
 from eplb.planning.forecast import FORECASTS, HISTORY, Recent, Scenarios, named_forecast
+from eplb.planning.pins import Pins
 from eplb.planning.plan import Effort, Plan, check_batch, plan, planned_rule
 from eplb.planning.summary import Summary, summarize
 from eplb.planning.traffic import Traffic
@@ -132,6 +134,11 @@ def command(
     batch: BatchSize = None,
     traffic: RoutedBy = None,
     node_price: NodePrice = None,
+    pins: PinsFile = None,
+    pin: Pin = None,
+    apart: Apart = None,
+    most_copies: MostCopies = None,
+    hottest: Hottest = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -141,6 +148,7 @@ def command(
     that follow. The plan is then for what the best forecast expects.
     """
     target, rule = target_of(output, to), rule_of(dispatch, to)
+    wished = pins_of(pins, pin, apart, most_copies, hottest)
     step = batch_of(batch, rule)
     if step is not None:
         check_batch(step, rule, current)
@@ -169,11 +177,14 @@ def command(
     what = _expected(loads, cluster, groups, forecast, effort, rule, afresh, threads)
     expected, tried = what.scenarios, what.tried
     planned = planned_rule(afresh, None if moves is None else moves.placement)
+    kept = None if wished is None else wished.at_layers(loads.layers)
     made, summary = timed_plan(
-        expected, cluster, groups, effort, threads, what.words, moves, rule, planned, step, routed
-    )
+        expected, cluster, groups, effort, threads, what.words, moves, rule, planned, step,
+        routed, kept,
+    )  # fmt: skip
     verdict = None
-    if not loads.dense.all():
+    # What a verdict weighs are plans without pins.
+    if kept is None and not loads.dense.all():
         verdict = judge(
             loads.loads[-HISTORY:],
             cluster,
@@ -193,6 +204,7 @@ def command(
             {
                 **summary.to_json(),
                 "batch": None if step is None else asdict(step),
+                "pins": None if wished is None else wished.to_json(),
                 "output": None if output is None else str(output),
                 **({} if moves is None else moves.to_json(made, expected)),
                 "to": None if target is None else target.engine,
@@ -225,6 +237,8 @@ def command(
         )
         command = next_command(traces, cluster, groups, reading, current, verdict.moves)
         print_verdict(Console(), verdict, None if done else command)
+    if kept is not None:
+        say("The plan keeps the pins. What to do is not judged with pins: give none for a verdict.")
     if target is not None:
         target.say(made.placement, loads)
 
@@ -269,6 +283,7 @@ def timed_plan(
     planned: str = "even",
     batch: Batch | None = None,
     traffic: Traffic | None = None,
+    pins: Pins | None = None,
 ) -> tuple[Plan, Summary]:
     """Plan for a rule, and say what that gains under one and how long it took, once kernels are
     there.
@@ -294,6 +309,7 @@ def timed_plan(
             dispatch=planned,
             batch=batch,
             traffic=traffic,
+            pins=pins,
             effort=effort,
             threads=threads,
         )

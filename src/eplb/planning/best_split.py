@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from eplb.cluster import check_pairs
 from eplb.planning.batches import Batch, draw_batches
 from eplb.planning.passes import Effort, Layers, Problem, gather, keep_better, solve
+from eplb.planning.pins import pinned_bounds
 from eplb.solver.threads import run_kernel
 
 __all__ = ["levelled_peaks", "solve_best_split", "split_bounds"]
@@ -65,7 +66,7 @@ def solve_best_split(problem: Problem, effort: Effort, batch: Batch | None = Non
     def work(begin: int, end: int) -> None:
         _place_layers(
             planned.windows, planned.weight, loaded[begin:end], _width(problem), num_wide,
-            problem.nodes, problem.gpus, steps, heat, narrow, wide,
+            problem.nodes, problem.gpus, problem.wishes, steps, heat, narrow, wide,
         )  # fmt: skip
 
     run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
@@ -88,7 +89,7 @@ def split_bounds(problem: Problem) -> NDArray[np.float64]:
     bounds = np.zeros(problem.loads.shape[0])
     gather(problem, bounds)
     _bound_levelled(problem.windows, problem.weight, problem.loaded, problem.gpus, bounds)
-    return bounds
+    return np.maximum(bounds, pinned_bounds(problem))
 
 
 def _width(problem: Problem) -> float:

@@ -17,10 +17,11 @@ from eplb.checks import number_of_threads, whole_number
 from eplb.cluster import Cluster, check_shape
 from eplb.errors import ClusterError, LoadsError, OptionError
 from eplb.loads import as_array, check_weights, check_windows, to_total
+from eplb.planning.pins import Pinned, heed, must_heed, pinned_bounds
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
-    from eplb.solver.packing import Gpus
+    from eplb.solver.packing import Gpus, Wishes
     from eplb.solver.search import Steps
 
 __all__ = [
@@ -63,6 +64,10 @@ _WORTH_A_SEARCH_UNEVEN = 4e-3
 _LONGER_UNEVEN = 15
 """The same where GPUs differ in slots or speed, and how many times as many steps such a search of
 one window has: few layers need it (docs/experiments.md, GPUs that differ)."""
+_STEPS_FROM_PINS = 2
+_PATIENCE_FROM_PINS = 0.25
+"""Most steps from plans that came to keep pins, in slots of a layer, and the share of them for
+which they go on without a gain."""
 
 _UNEVEN_NODES = (
     "groups are not kept on nodes: the GPUs alive do not divide over them as the groups do"
@@ -98,6 +103,7 @@ class Problem:
         nodes: nodes that groups are kept on, 1 if they go anywhere.
         threads: most threads to use.
         notes: what a user should know of the loads.
+        pinned: what placements must keep to, None for nothing.
     """
 
     windows: NDArray[np.float64]
@@ -110,6 +116,7 @@ class Problem:
     nodes: int
     threads: int
     notes: tuple[str, ...]
+    pinned: Pinned | None = None
 
     @property
     def loaded(self) -> NDArray[np.int64]:
@@ -130,6 +137,26 @@ class Problem:
         np.cumsum(self.cluster.capacity, out=first[1:])
         speed = self.cluster.speed or (1.0,) * self.cluster.num_gpus
         return Gpus(first, np.array(speed) / self.speed)
+
+    @cached_property
+    def wishes(self) -> Wishes:
+        """What placements must keep to, for kernels."""
+        from eplb.solver.packing import Wishes
+
+        num_experts = self.loads.shape[1]
+        pinned = self.pinned or Pinned.nothing(num_experts, self.cluster.num_held)
+        return Wishes(pinned.barred, pinned.least, pinned.most, pinned.apart)
+
+    def of_layers(self, rows: NDArray[np.int64]) -> Problem:
+        """The same of some layers [K], in that order, of which one may come again."""
+        # `[:, rows]` would be of another layout, for which kernels are compiled anew.
+        return replace(
+            self,
+            windows=self.windows.take(rows, axis=1),
+            weight=self.weight.take(rows, axis=1),
+            loads=self.loads[rows],
+            pinned=None if self.pinned is None else self.pinned.of_layers(rows),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,6 +295,9 @@ def solve_mean(problem: Problem, effort: Effort) -> Layers:
     )
     expert_of = gather(_of_mean(problem), layers.bounds)
     _first_pass(problem, layers, expert_of)
+    if problem.pinned is not None:
+        _heed_pins(problem, layers)
+        return layers
     far = _above(layers, FEW_SLOTS)
     if far.any() and problem.cluster.even and effort != "fast":
         _raise_bounds(problem, layers, np.flatnonzero(far))
@@ -280,6 +310,39 @@ def solve_mean(problem: Problem, effort: Effort) -> Layers:
 
         run_kernel(_recount_layers, work, again.size, _SLOW, problem.threads)
     return layers
+
+
+def _heed_pins(problem: Problem, layers: Layers) -> None:
+    """Change plans so that they keep the pins, and search from there; peaks are the mean's."""
+    must_heed(problem, layers.phy2log)
+    mean = _of_mean(problem)
+    np.maximum(layers.bounds, pinned_bounds(mean), out=layers.bounds)
+    _descend(mean, layers)
+
+
+def _descend(problem: Problem, layers: Layers) -> None:
+    """Go on from plans by changes that lower the excess, as long as there are any."""
+    from eplb.solver.layers import NEAR_ENOUGH
+    from eplb.solver.search import Drive, _follow_layers, _search_layers
+
+    num_layers, num_experts = problem.loads.shape
+    which = problem.loaded
+    steps = step_memory(num_layers, _STEPS_FROM_PINS * problem.cluster.num_held)
+    anywhere = np.ones((1, problem.cluster.num_gpus, num_experts), np.bool_)
+    drive = Drive(False, False, NEAR_ENOUGH, _PATIENCE_FROM_PINS)
+    enough = layers.bounds * (1.0 + NEAR_ENOUGH)
+    most, price = np.full(num_layers, problem.cluster.num_held), np.zeros(num_layers)
+    bounds = np.zeros(num_layers)
+
+    def work(begin: int, end: int) -> None:
+        _search_layers(
+            problem.windows, problem.weight, which[begin:end], problem.nodes, problem.gpus,
+            problem.wishes, layers.phy2log, anywhere, drive, bounds, enough, most, price, steps,
+        )  # fmt: skip
+
+    run_kernel(_search_layers, work, which.size, _SLOW, problem.threads)
+    _follow_layers(steps, steps.peaks.argmin(axis=1), layers.phy2log)
+    layers.peaks[:] = peaks_of(problem, which, layers.phy2log)
 
 
 def _solve_windows(problem: Problem, layers: Layers, effort: Effort) -> None:
@@ -296,6 +359,10 @@ def _solve_windows(problem: Problem, layers: Layers, effort: Effort) -> None:
     expert_of = gather(problem, bounds)
     np.maximum(layers.bounds, bounds, out=layers.bounds)
     _first_pass(replace(problem, loads=_varied(problem)), varied, expert_of)
+    if problem.pinned is not None:
+        np.maximum(layers.bounds, pinned_bounds(problem), out=layers.bounds)
+        must_heed(problem, varied.phy2log)
+        _descend(_of_mean(replace(problem, loads=_varied(problem))), varied)
     found = Layers(varied.phy2log, peaks_of(problem, loaded, varied.phy2log), layers.bounds)
     _search(problem, found, loaded, effort, smooth=True)
     if effort != "fast":
@@ -376,7 +443,7 @@ def _search(
     def work(begin: int, end: int) -> None:
         _search_layers(
             problem.windows, problem.weight, which[begin:end], problem.nodes, problem.gpus,
-            layers.phy2log, anywhere, drive, layers.bounds, enough, most_steps,
+            problem.wishes, layers.phy2log, anywhere, drive, layers.bounds, enough, most_steps,
             enough, steps,
         )  # fmt: skip
 
@@ -409,12 +476,18 @@ def _search_again(problem: Problem, layers: Layers, effort: Effort, starts: slic
         return
     numbers = np.concatenate([np.arange(starts.start, end) for end in ends])
     phy2log = layers.phy2log[rows]
-    num_groups = problem.num_groups if problem.nodes > 1 else 1
+    # What groups trade their slots for would have other copies than were wished.
+    num_groups = problem.num_groups if problem.nodes > 1 and problem.pinned is None else 1
     num_experts = problem.loads.shape[1]
-    _shake_rows(numbers, num_experts, num_groups, problem.nodes, problem.gpus, phy2log)
-    # `[:, rows]` would be of another layout, for which kernels are compiled anew.
-    windows, weight = problem.windows.take(rows, axis=1), problem.weight.take(rows, axis=1)
-    again = replace(problem, windows=windows, weight=weight, loads=problem.loads[rows])
+    again = problem.of_layers(rows)
+    cluster = (num_experts, num_groups, problem.nodes, problem.gpus)
+    _shake_rows(numbers, *cluster, again.wishes, phy2log)
+    if again.pinned is not None:
+        # Changes that break no pin lead to few others: half of the starts come to keep them anew.
+        anew = phy2log.copy()
+        _shake_rows(numbers, *cluster, replace(again, pinned=None).wishes, anew)
+        kept = heed(again, anew, layers=np.flatnonzero(numbers % 2)) & (numbers % 2 == 1)
+        phy2log[kept] = anew[kept]
     found = Layers(phy2log, np.empty(rows.size), layers.bounds[rows])
     _search(again, found, np.arange(rows.size), effort)
     for row, layer in enumerate(rows):

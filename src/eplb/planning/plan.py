@@ -25,6 +25,7 @@ from eplb.planning.passes import (
     solve,
     solve_mean,
 )
+from eplb.planning.pins import Pins, check_pins
 from eplb.planning.relocate import (
     budget_of_deaths,
     check_current,
@@ -146,6 +147,7 @@ def plan(
     dispatch: str = "even",
     batch: Batch | None = None,
     traffic: Traffic | None = None,
+    pins: Pins | None = None,
     effort: Effort = "default",
     threads: int | None = None,
 ) -> Plan:
@@ -192,6 +194,8 @@ def plan(
     its tokens are sent to, together. Naming GPUs so that these are few costs no balance. From a
     current placement, moves are to lower the two together.
 
+    With `pins` every placement on the way keeps them, from scratch and from what runs.
+
     Example:
         >>> import numpy as np
         >>> import eplb
@@ -229,6 +233,9 @@ def plan(
         batch: the batches that are split, where they are smaller than windows; with "best" alone.
         traffic: how tokens are routed and what it is worth that they cross fewer nodes. With a
             price, groups need not stay on their nodes; without one, other nodes are counted.
+        pins: what placements must keep to: experts on GPUs or nodes, pairs apart, numbers of
+            copies. For an even or a best split, and without a price of nodes. Where GPUs have died
+            too, moves have the usual price, and no budget of their own.
         effort: "fast", "default" or "thorough": fixed amounts of work, each several times the one
             before. "fast" with a current placement and several windows plans nothing afresh.
         threads: most threads to use, None for one a processor.
@@ -245,7 +252,7 @@ def plan(
             of a LoadTrace, whose windows a forecast weighs; a rule of dispatch that is not known,
             or that of an engine with a current placement; a batch with another rule than "best",
             without a `top_k` that is known, or, from a current placement, of ranks that split for
-            themselves.
+            themselves; pins that no placement keeps, or that do not go with what is planned for.
     """
     check_effort(effort)
     check_dispatch(dispatch)
@@ -262,6 +269,7 @@ def plan(
             dispatch=dispatch,
             batch=batch,
             traffic=traffic,
+            pins=pins,
             effort=effort,
             threads=threads,
         )
@@ -270,6 +278,8 @@ def plan(
         batch = batch.of(problem.loads.shape[1])
     if dispatch not in _WALKED:
         check_even(problem.cluster)
+    if pins is not None:
+        problem = check_pins(problem, pins, dispatch)
     at_price = None
     if traffic is not None:
         num_layers, num_experts = problem.loads.shape
@@ -402,6 +412,7 @@ def _plan_trace(
     num_groups: int,
     current: Placement | None,
     batch: Batch | None,
+    pins: Pins | None,
     effort: Effort,
     threads: int | None,
     **moving: Any,
@@ -424,6 +435,7 @@ def _plan_trace(
         weights=expected.scenarios.weights,
         current=_at_layers_of(trace, current),
         batch=None if batch is None else batch.of(trace.num_experts, trace.top_k),
+        pins=pins.at_layers(trace.layers) if isinstance(pins, Pins) else pins,
         effort=effort,
         threads=threads,
         **moving,
@@ -488,8 +500,8 @@ def warmup(dispatch: str = "even") -> None:
 
     Args:
         dispatch: the rule that plans and figures are made under: `"even"`, `"best"`, `"sglang"` or
-            `"ascend"`. The kernels of every other rule, those for GPUs that differ and those for a
-            price of nodes are compiled when they are first used, and kept too.
+            `"ascend"`. The kernels of every other rule, and those for GPUs that differ, for pins
+            and for a price of nodes, are compiled when they are first used, and kept too.
 
     Raises:
         OptionError: an unknown rule.

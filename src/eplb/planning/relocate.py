@@ -19,6 +19,7 @@ from eplb.errors import OptionError, PlacementError
 from eplb.placement import Placement, empty_slots
 from eplb.planning.best_split import levelled_peaks
 from eplb.planning.passes import Layers, Problem, looks, peaks_of, step_memory
+from eplb.planning.pins import must_heed
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
@@ -136,12 +137,14 @@ def check_current(current: object, num_layers: int, num_experts: int) -> Placeme
 def budget_of_deaths(problem: Problem, current: Placement) -> int | None:
     """The moves that a plan may make where nothing is said and GPUs have died: so many times the
     slots that died with them. None where none has died, and where more has changed, which may take
-    more: other GPUs or slots, GPUs alive again, or groups that are to stay on nodes.
+    more: other GPUs or slots, GPUs alive again, groups that are to stay on nodes, or pins.
     """
     whole, had = problem.whole, current.cluster
     lost = had.num_held - whole.num_held
     died = len(whole.dead) - len(had.dead)
     only_deaths = replace(whole, num_nodes=1, dead=()) == replace(had, num_nodes=1, dead=())
+    if problem.pinned is not None:
+        return None
     if problem.nodes > 1 or died <= 0 or not only_deaths or not set(had.dead) <= set(whole.dead):
         return None
     return int(_MOVES_OF_DEATHS * lost * current.num_layers)
@@ -201,12 +204,18 @@ def relocate(
     if problem.whole.dead:
         held = np.ascontiguousarray(held[:, list(problem.whole.alive)])
     start = _start(problem, current, before, held)
+    if problem.pinned is not None:
+        loaded = problem.loads.any(axis=1)
+        must_heed(problem, start, held, problem.nodes, np.flatnonzero(loaded))
+        must_heed(problem, start, held, 1, np.flatnonzero(~loaded))
     least = _received(problem, start, held)
     spare = None if budget is None else budget - int(least.sum())
     if spare is not None and spare < 0:
         # Groups come home with the fewest moves, but then may lack room.
         proven = "are the least that" if problem.nodes == 1 else "are enough to"
         what = "give every expert a slot on this cluster"
+        if problem.pinned is not None:
+            proven, what = "are enough to", "keep every pin"
         if problem.nodes > 1:
             what = "put each expert group on one node"
         raise OptionError(f"max_moves is {budget}: {int(least.sum())} {proven} {what}")
@@ -315,14 +324,14 @@ def _walk(
 
     def walk_levelled(begin: int, end: int) -> None:
         _walk_levelled(
-            problem.windows, problem.weight, layers[begin:end], problem.nodes, problem.gpus, start,
-            held, drive.patience > 0.0, enough, most_moves, price, steps,
+            problem.windows, problem.weight, layers[begin:end], problem.nodes, problem.gpus,
+            problem.wishes, start, held, drive.patience > 0.0, enough, most_moves, price, steps,
         )  # fmt: skip
 
     def walk(begin: int, end: int) -> None:
         _search_layers(
-            problem.windows, problem.weight, layers[begin:end], problem.nodes, problem.gpus, start,
-            held, drive, bounds, enough, most_moves, price, steps,
+            problem.windows, problem.weight, layers[begin:end], problem.nodes, problem.gpus,
+            problem.wishes, start, held, drive, bounds, enough, most_moves, price, steps,
         )  # fmt: skip
 
     if rule == "best":
@@ -347,7 +356,9 @@ def _named(
     from eplb.solver.match import name_gpus
 
     named = layers.phy2log.copy()
-    for layer in which if problem.cluster.even else ():
+    # Pins are to GPUs of these names.
+    alike = problem.cluster.even and not problem.wishes.barred.shape[1]
+    for layer in which if alike else ():
         named[layer] = name_gpus(layers.phy2log[layer], held[layer], problem.nodes)
     named_moves = np.full(len(named), -1)
     named_moves[which] = _received(problem, named[which], held[which])

@@ -310,6 +310,11 @@ def check_price(problem: Problem, dispatch: str) -> Problem:
             f'dispatch is "{dispatch}" with a price of nodes: give "even", or traffic without a '
             "price, which counts other nodes"
         )
+    if problem.pinned is not None:
+        raise OptionError(
+            "a price of nodes does not go with pins: give traffic without a price, which counts "
+            "other nodes"
+        )
     if not (problem.whole.full and problem.whole.even):
         raise ClusterError(
             "a price of nodes is for clusters whose GPUs are alike and alive: give traffic without "

@@ -31,7 +31,7 @@ import numpy as np
 from eplb.solver.bounds import _least_peak
 from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import F64, I32, I64, Gpus
+from eplb.solver.packing import F64, I32, I64, B, Gpus, Wishes
 from eplb.solver.share import _exponential
 
 __all__: list[str] = []
@@ -66,6 +66,8 @@ _UNIFORM = 8
 _DEVIATION = 0.816496580927726
 """Uniform numbers whose sum is nearly normal, and the standard deviation of it: the root of their
 number / 12."""
+_FORBIDDEN = 1 << 20
+"""Copies that count as held where an expert may not come to a GPU."""
 _TIGHT = 1e-3
 """What is nearer to the peak than this, as a share of it, is as busy."""
 
@@ -110,7 +112,14 @@ class Levelled(NamedTuple):
     """[E] copies of an expert, and which they are in the next, [E, P]."""
     copies: I64
     holds: I32
-    """[G, E] copies of an expert on a GPU."""
+    """[G, E] copies of an expert on a GPU, and `_FORBIDDEN` for each reason why it may not come."""
+    barred: B
+    """[G, E] experts that a GPU may not hold, [0, 0] for none; the fewest and the most copies of an
+    expert in the next, [E]; and the experts that no GPU may hold beside one, [E, D].
+    """
+    least: I64
+    most: I64
+    apart: I64
     links: I64
     """[3 P, 2] pairs of copies between which load is levelled."""
     best: I64
@@ -121,7 +130,7 @@ class Levelled(NamedTuple):
 
 @inner
 def _new_levelled(
-    num_experts: int, gpus: Gpus, num_slots: int, num_blocks: int, steep: bool
+    num_experts: int, gpus: Gpus, wishes: Wishes, num_slots: int, num_blocks: int, steep: bool
 ) -> Levelled:
     """Memory for a search."""
     num_gpus = gpus.pace.shape[0]
@@ -149,6 +158,10 @@ def _new_levelled(
         np.empty(num_experts, np.int64),
         np.empty((num_experts, num_slots), np.int64),
         np.empty((num_gpus, num_experts), np.int32),
+        np.empty(wishes.barred.shape[1:], np.bool_),
+        np.empty(num_experts, np.int64),
+        np.empty(num_experts, np.int64),
+        np.empty(wishes.apart.shape[1:], np.int64),
         np.empty((3 * num_slots, 2), np.int64),
         np.empty(num_slots, np.int64),
         np.empty(1, np.int64),
@@ -164,6 +177,7 @@ def _place_layers(
     num_wide: int,
     num_nodes: int,
     gpus: Gpus,
+    wishes: Wishes,
     steps: int,
     heat: float,
     narrow: I64,
@@ -173,7 +187,8 @@ def _place_layers(
     load. Leave there what is found for these windows, and in `wide` [L, P] what is found for them
     and `num_wide` copies of each, which are of this `width`.
 
-    `weights` [T, L] are what windows count. Experts stay on the node where they are. Each search
+    `weights` [T, L] are what windows count. Experts stay on the node where they are, and the wishes
+    that `narrow` keeps stay kept. Each search
     makes so many `steps`, changes that are tried; the wide one begins with some `heat`, and ends
     with as many steps for the windows alone, until those are split no worse than they were at
     first.
@@ -184,8 +199,9 @@ def _place_layers(
     num_blocks = (num_windows * (1 + num_wide) + _BLOCK - 1) // _BLOCK
     few = (num_windows + _BLOCK - 1) // _BLOCK
     longer = max(1, _SMALL // num_slots) * steps
-    at = _new_levelled(num_experts, gpus, num_slots, num_blocks, bool(_STEEP))
+    at = _new_levelled(num_experts, gpus, wishes, num_slots, num_blocks, bool(_STEEP))
     for layer in layers:
+        _wish(at, wishes, layer)
         _widen(at, windows[:, layer], width, num_wide)
         weight = weights[:, layer]
         _weigh(at, weight, int(_ALONE))
@@ -279,10 +295,23 @@ def _write(at: Levelled, row: I64) -> None:
 
 
 @inner
+def _wish(at: Levelled, wishes: Wishes, layer: int) -> None:
+    """Take up the wishes of a layer."""
+    row = layer % wishes.least.shape[0]
+    at.barred[:] = wishes.barred[row]
+    at.least[:] = wishes.least[row]
+    at.most[:] = wishes.most[row]
+    at.apart[:] = wishes.apart[row]
+
+
+@inner
 def _begin(at: Levelled, row: I64) -> None:
     """Take up a placement [P], split evenly."""
     at.number[:] = 0
     at.holds[:] = 0
+    for gpu in range(at.barred.shape[0]):
+        for expert in range(at.barred.shape[1]):
+            at.holds[gpu, expert] = _FORBIDDEN if at.barred[gpu, expert] else 0
     at.level[:] = 0.0
     for gpu in range(at.on.shape[0]):
         begin = at.first[gpu]
@@ -304,7 +333,16 @@ def _add(at: Levelled, expert: int, copy: int) -> None:
     at.copies[expert, at.number[expert]] = copy
     at.number[expert] += 1
     at.expert[copy] = expert
-    at.holds[at.gpu[copy], expert] += 1
+    _hold(at, at.gpu[copy], expert, np.int64(1))
+
+
+@inner
+def _hold(at: Levelled, gpu: int, expert: int, by: int) -> None:
+    """Count a copy of an expert on a GPU, or no longer; what must be apart from it may not come."""
+    at.holds[gpu, expert] += by
+    for i in range(at.apart.shape[1]):
+        if at.apart[expert, i] >= 0:
+            at.holds[gpu, at.apart[expert, i]] += by * _FORBIDDEN
 
 
 @inner
@@ -316,7 +354,7 @@ def _drop(at: Levelled, copy: int) -> None:
     for i in range(last):
         if at.copies[expert, i] == copy:
             at.copies[expert, i] = at.copies[expert, last]
-    at.holds[at.gpu[copy], expert] -= 1
+    _hold(at, at.gpu[copy], expert, np.int64(-1))
 
 
 @inner
@@ -324,10 +362,10 @@ def _exchange(at: Levelled, copy: int, other: int) -> None:
     """Two copies change their GPUs; `on` is left to the caller."""
     gpu, host = at.gpu[copy], at.gpu[other]
     at.gpu[copy], at.gpu[other] = host, gpu
-    at.holds[gpu, at.expert[copy]] -= 1
-    at.holds[host, at.expert[copy]] += 1
-    at.holds[host, at.expert[other]] -= 1
-    at.holds[gpu, at.expert[other]] += 1
+    _hold(at, gpu, at.expert[copy], np.int64(-1))
+    _hold(at, host, at.expert[copy], np.int64(1))
+    _hold(at, host, at.expert[other], np.int64(-1))
+    _hold(at, gpu, at.expert[other], np.int64(1))
 
 
 @inner
@@ -496,13 +534,14 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
     copy = at.on[gpu, _below(at.random, at.first[gpu + 1] - at.first[gpu])]
     if at.holds[host, at.expert[copy]] > 0:
         return copy, none, none
+    more = at.number[at.expert[copy]] < at.most[at.expert[copy]]
     best, found, heir = np.inf, none, none
     size = at.first[host + 1] - at.first[host]
     if _below(at.random, int(_BOLD)) == 0:
         other = at.on[host, _below(at.random, size)]
         expert = at.expert[other]
         number = at.number[expert]
-        if number > 1 and _below(at.random, int(_SIDES)) == 0:
+        if more and number > at.least[expert] and _below(at.random, int(_SIDES)) == 0:
             third = at.copies[expert, _below(at.random, number)]
             if third != other:
                 return copy, other, third
@@ -515,7 +554,7 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
             price = _price_of_swap(at, block, copy, other)
             if price < best:
                 best, found, heir = price, other, none
-        if at.number[expert] > 1:
+        if more and at.number[expert] > at.least[expert]:
             for j in range(at.number[expert]):
                 third = at.copies[expert, j]
                 if third != other:

@@ -31,8 +31,9 @@ from eplb.solver.level_search import (
     _settle,
     _weigh,
     _widen,
+    _wish,
 )
-from eplb.solver.packing import F64, I64, B, Gpus
+from eplb.solver.packing import F64, I64, B, Gpus, Wishes
 from eplb.solver.search import Steps
 
 __all__: list[str] = []
@@ -74,6 +75,7 @@ def _walk_levelled(
     layers: I64,
     num_nodes: int,
     gpus: Gpus,
+    wishes: Wishes,
     start: I64,
     held: B,
     patience: bool,
@@ -89,12 +91,12 @@ def _walk_levelled(
     no step helps, where there is no memory for more steps, and with some `patience` where steps
     have not been worth their `price` [L] for long. `windows` have one total in a layer, and
     `weights` [T, L] add up to 1 in it. `held` [L, G, E] is what GPUs held before. Experts stay on
-    the node where they are.
+    the node where they are, and the wishes that `start` keeps stay kept.
     """
     num_windows, _, num_experts = windows.shape
     num_gpus, num_slots = gpus.pace.shape[0], start.shape[1]
     num_blocks = (num_windows + _BLOCK - 1) // _BLOCK
-    at = _new_levelled(num_experts, gpus, num_slots, num_blocks, bool(_STEEP))
+    at = _new_levelled(num_experts, gpus, wishes, num_slots, num_blocks, bool(_STEEP))
     by = _new_levelling(num_experts, gpus, num_slots)
     level, slots = np.empty(num_gpus), np.empty(num_slots, np.int64)
     removal, heir_of = np.empty(num_slots), np.empty(num_slots, np.int64)
@@ -105,6 +107,7 @@ def _walk_levelled(
     for layer in layers:
         of_layer, loads, weight = held[layer], windows[:, layer], weights[:, layer]
         slots[:] = start[layer]
+        _wish(at, wishes, layer)
         _widen(at, loads, _NO_WIDTH, int(_ALONE))
         _weigh(at, weight, int(_ALONE))
         _begin(at, slots)
@@ -261,6 +264,8 @@ def _price_removals(at: Levelled, removal: F64, heir_of: I64) -> None:
     for copy in range(removal.shape[0]):
         removal[copy], heir_of[copy] = np.inf, -1
         expert, gpu = at.expert[copy], at.gpu[copy]
+        if at.number[expert] <= at.least[expert]:
+            continue
         for i in range(at.number[expert]):
             heir = at.copies[expert, i]
             if heir == copy:
@@ -319,7 +324,8 @@ def _list_changes(
                 if at.holds[host, partner] == 1 and not held[host, partner]:
                     back = 1
                 cost = int(not held[host, expert]) - back
-                if not again and heir_of[other] >= 0:
+                more = at.number[expert] < at.most[expert]
+                if not again and more and heir_of[other] >= 0:
                     price = (removal[other] + relief) / max(np.float64(cost), _FREE)
                     _list(worth, changes, price, copy, other, heir_of[other], cost)
                 if at.holds[gpu, partner] > 0:

@@ -22,6 +22,7 @@ __all__ = [
     "Gpus",
     "Packing",
     "SearchScratch",
+    "Wishes",
 ]
 
 F64 = NDArray[np.float64]
@@ -45,6 +46,19 @@ class Gpus(NamedTuple):
     """[G + 1] first slot of a GPU, and the end."""
     pace: F64
     """[G] how fast a GPU is, 1 on average."""
+
+
+class Wishes(NamedTuple):
+    """What placements must keep to, of each of K layers, or of all alike where K is 1."""
+
+    barred: B
+    """[K, G, E] experts that a GPU may not hold; [K, 0, 0] where each may be anywhere."""
+    least: I64
+    """[K, E] fewest copies of an expert; all on GPUs of their own where that is above 1."""
+    most: I64
+    """[K, E] most copies."""
+    apart: I64
+    """[K, E, D] experts that no GPU may hold beside one, -1 behind the last of them."""
 
 
 class Packing(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 
 from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import I64, Gpus
+from eplb.solver.packing import I64, Gpus, Wishes
 
 __all__: list[str] = []
 
@@ -22,13 +22,20 @@ _SIDES = 2
 
 @kernel
 def _shake_rows(
-    numbers: I64, num_experts: int, num_groups: int, num_nodes: int, gpus: Gpus, phy2log: I64
+    numbers: I64,
+    num_experts: int,
+    num_groups: int,
+    num_nodes: int,
+    gpus: Gpus,
+    wishes: Wishes,
+    phy2log: I64,
 ) -> None:
     """Make a start of each row of `phy2log` [K, P], the one of its number in `numbers` [K].
 
     Slots swap their experts, and experts with replicas to spare hand slots over to others, on the
-    same node. No GPU gets a second copy of an expert. If there are several groups, some trade all
-    their slots with groups of other nodes before that, in three of four starts.
+    same node. No GPU gets a second copy of an expert, and `wishes` that rows keep stay kept. If
+    there are several groups, some trade all their slots with groups of other nodes before that, in
+    three of four starts.
     """
     random = np.empty(1, np.int64)
     copies = np.empty(num_experts, np.int64)
@@ -42,7 +49,7 @@ def _shake_rows(
         random[0] = numbers[row]
         if num_groups > 1 and numbers[row] % int(_TRADES) != 0:
             _trade(random, num_experts // num_groups, num_nodes, phy2log[row])
-        _shake(random, num_nodes, gpu_of, phy2log[row], copies, holds)
+        _shake(random, num_nodes, gpu_of, wishes, row, phy2log[row], copies, holds)
 
 
 @inner
@@ -72,15 +79,30 @@ def _trade(random: I64, group_size: int, num_nodes: int, slots: I64) -> None:
 
 
 @inner
-def _shake(random: I64, num_nodes: int, gpu_of: I64, slots: I64, copies: I64, holds: I64) -> None:
+def _shake(
+    random: I64,
+    num_nodes: int,
+    gpu_of: I64,
+    wishes: Wishes,
+    row: int,
+    slots: I64,
+    copies: I64,
+    holds: I64,
+) -> None:
     """Shake `slots` [P], on the GPUs `gpu_of` [P]; `copies` [E] and `holds` [G, E] are scratch."""
     num_slots = slots.shape[0]
     slots_per_node = num_slots // num_nodes
+    row %= wishes.least.shape[0]
+    least, most = wishes.least[row], wishes.most[row]
     copies[:] = 0
     holds[:] = 0
+    # What a GPU may not hold counts as held.
+    for gpu in range(wishes.barred.shape[1]):
+        for expert in range(copies.shape[0]):
+            holds[gpu, expert] = np.int64(wishes.barred[row, gpu, expert])
     for slot in range(num_slots):
         copies[slots[slot]] += 1
-        holds[gpu_of[slot], slots[slot]] += 1
+        _hold(wishes.apart[row], holds[gpu_of[slot]], slots[slot], np.int64(1))
     for _ in range(_SHAKES * num_slots):
         slot = _below(random, num_slots)
         other = slot // slots_per_node * slots_per_node + _below(random, slots_per_node)
@@ -88,15 +110,25 @@ def _shake(random: I64, num_nodes: int, gpu_of: I64, slots: I64, copies: I64, ho
         old, new = slots[slot], slots[other]
         if holds[gpu, new] > 0:
             continue
-        if copies[old] > 1 and _below(random, int(_SIDES)) == 0:
+        spare = copies[old] > least[old] and copies[new] < most[new]
+        if spare and _below(random, int(_SIDES)) == 0:
             copies[old] -= 1
             copies[new] += 1
         elif holds[host, old] == 0:
             slots[other] = old
-            holds[host, new] -= 1
-            holds[host, old] += 1
+            _hold(wishes.apart[row], holds[host], new, np.int64(-1))
+            _hold(wishes.apart[row], holds[host], old, np.int64(1))
         else:
             continue
         slots[slot] = new
-        holds[gpu, old] -= 1
-        holds[gpu, new] += 1
+        _hold(wishes.apart[row], holds[gpu], old, np.int64(-1))
+        _hold(wishes.apart[row], holds[gpu], new, np.int64(1))
+
+
+@inner
+def _hold(apart: I64, holds: I64, expert: int, by: int) -> None:
+    """Count an expert, and those that it must be apart from, as held by a GPU, or no longer."""
+    holds[expert] += by
+    for i in range(apart.shape[1]):
+        if apart[expert, i] >= 0:
+            holds[apart[expert, i]] += by

@@ -35,8 +35,8 @@ import numpy as np
 
 from eplb.solver.bounds import _least_peak
 from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import F64, I32, I64, B, Gpus, _excess
-from eplb.solver.window_swaps import _swap_under_norms
+from eplb.solver.packing import F64, I32, I64, B, Gpus, Wishes, _excess
+from eplb.solver.window_swaps import FORBIDDEN, _swap_under_norms
 
 __all__ = ["Drive", "State", "Steps"]
 
@@ -61,6 +61,10 @@ its steps, and for the same share of so many looks, or `_LEAST_PATIENCE` steps; 
 walked to the end."""
 _PROMISING = 0.5
 """Tabu swaps with GPUs that promise at least this share of what the most promising one does."""
+
+
+_NEVER = 1 << 30
+"""A bar that no step and no change takes away."""
 
 
 class Drive(NamedTuple):
@@ -173,13 +177,21 @@ class State(NamedTuple):
     gain: F64
     """[max(P, E)] scratch: what changes take off the excess."""
     barred: I32
-    """[G, E] last step at which an expert may not come onto a GPU."""
+    """[G, E] last step at which an expert may not come onto a GPU. Where that is a wish it is
+    `_NEVER`, and `FORBIDDEN` is added for each expert there that it must be apart from.
+    """
     clock: I64
     """[1] steps tried so far, in all layers, so that `barred` need not be cleared."""
+    least: I64
+    """[E] fewest copies of an expert, the most in the next, and in `apart` [E, D] the experts that
+    no GPU may hold beside it, -1 behind the last of them.
+    """
+    most_copies: I64
+    apart: I64
 
 
 @inner
-def _new_state(num_experts: int, gpus: Gpus, num_windows: int) -> State:
+def _new_state(num_experts: int, gpus: Gpus, num_windows: int, num_apart: int) -> State:
     """Memory for a search, with nothing in it."""
     num_gpus = gpus.pace.shape[0]
     num_slots = int(gpus.first[num_gpus])
@@ -218,7 +230,48 @@ def _new_state(num_experts: int, gpus: Gpus, num_windows: int) -> State:
         np.empty(max(num_slots, num_experts)),
         np.zeros((num_gpus, num_experts), np.int32),
         np.ones(1, np.int64),
+        np.ones(num_experts, np.int64),
+        np.full(num_experts, num_slots),
+        np.empty((num_experts, num_apart), np.int64),
     )
+
+
+@inner
+def _wish(state: State, wishes: Wishes, layer: int) -> None:
+    """Take up the wishes of a layer, before a placement that keeps them."""
+    row = layer % wishes.least.shape[0]
+    for expert in range(state.copies.shape[0]):
+        state.least[expert] = wishes.least[row, expert]
+        state.most_copies[expert] = wishes.most[row, expert]
+        for i in range(state.apart.shape[1]):
+            state.apart[expert, i] = wishes.apart[row, expert, i]
+    some = wishes.barred.shape[1] > 0
+    if some or state.apart.shape[1] > 0:
+        for gpu in range(state.barred.shape[0]):
+            for expert in range(state.copies.shape[0]):
+                never = some and wishes.barred[row, gpu, expert]
+                state.barred[gpu, expert] = _NEVER if never else 0
+
+
+@inner
+def _keep_apart(state: State, gpu: int, expert: int, by: int) -> None:
+    """Note for those that an expert must be apart from that it comes to a GPU, or leaves it."""
+    for i in range(state.apart.shape[1]):
+        other = state.apart[expert, i]
+        if other < 0:
+            break
+        state.barred[gpu, other] += by
+
+
+@inner
+def _may_come(state: State, gpu: int, expert: int, leaving: int) -> bool:
+    """Whether an expert may come onto a GPU that another leaves."""
+    bar = state.barred[gpu, expert]
+    if bar >= FORBIDDEN:
+        for i in range(state.apart.shape[1]):
+            if state.apart[leaving, i] == expert:
+                bar -= FORBIDDEN
+    return bool(bar < state.clock[0])
 
 
 @inner
@@ -231,6 +284,7 @@ def _begin(state: State, start: I64, num_nodes: int) -> None:
         state.slots[slot] = expert
         state.copies[expert] += 1
         state.holds[gpu, expert] += 1
+        _keep_apart(state, gpu, expert, np.int64(FORBIDDEN))
         state.home[expert] = gpu // (num_gpus // num_nodes)
     for expert in range(state.copies.shape[0]):
         _recount_one(state, expert)
@@ -314,6 +368,7 @@ def _search_layers(
     layers: I64,
     num_nodes: int,
     gpus: Gpus,
+    wishes: Wishes,
     start: I64,
     held: B,
     drive: Drive,
@@ -332,7 +387,8 @@ def _search_layers(
     what they make of it.
 
     `windows` have one total in a layer, and `weights` [T, L] add up to 1 in it. `held` [L, G, E] is
-    what GPUs held before, or [1, G, E] for all layers alike. `bounds` [L] are proven, and become
+    what GPUs held before, or [1, G, E] for all layers alike. `start` keeps the wishes, and so does
+    every state. `bounds` [L] are proven, and become
     what the windows prove. Experts stay on the node where they are, equally many GPUs on each.
     Peaks, bounds and `enough` are of loads over paces.
     """
@@ -343,7 +399,7 @@ def _search_layers(
     for gpu in range(num_gpus):
         of_gpu = gpus.first[gpu + 1] - gpus.first[gpu]
         alike = alike and of_gpu == slots_per_gpu and gpus.pace[gpu] == 1.0
-    state = _new_state(num_experts, gpus, num_windows)
+    state = _new_state(num_experts, gpus, num_windows, wishes.apart.shape[2])
     count, heap = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
     share, slots = np.empty(num_experts), np.empty(num_slots, np.int64)
     for layer in layers:
@@ -373,6 +429,7 @@ def _search_layers(
             slots[slot] = start[layer, slot]
         done = steps.length[layer]
         _follow(steps, layer, done, slots)
+        _wish(state, wishes, layer)
         _begin(state, slots, num_nodes)
         of_layer = held[layer % held.shape[0]]
         goal = enough[layer] / unit * (1.0 + _ROUNDING)
@@ -391,8 +448,9 @@ def _search_layers(
         else:
             if drive.smooth:
                 _swap_under_norms(
-                    state.slots, state.holds, state.part, state.load, state.root, num_nodes, gpus
-                )
+                    state.slots, state.holds, state.barred, state.apart, state.part, state.load,
+                    state.root, num_nodes, gpus,
+                )  # fmt: skip
                 for gpu in range(num_gpus):
                     _renew(state, gpu)
                 for slot in range(num_slots):
@@ -425,8 +483,9 @@ def _descend(
     steps.peaks[layer, length] = _expected(state)
     slots_per_gpu = state.slots.shape[0] // num_gpus
     for slot in range(state.slots.shape[0]):
-        gpu = state.gpu_of[slot]
-        if length < most and state.holds[gpu, state.slots[slot]] > 1:
+        gpu, expert = state.gpu_of[slot], state.slots[slot]
+        spare = state.copies[expert] > state.least[expert]
+        if length < most and state.holds[gpu, expert] > 1 and spare:
             _sum_up(state)
             change = _best_of_taking(state, slot, held, num_nodes, _none(-np.inf))
             if change.slot >= 0:
@@ -530,7 +589,7 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
         best = _none(floor)
         best = _best_of_giving(state, gpu, held, num_nodes, best)
         for slot in range(state.first[gpu], state.first[gpu + 1]):
-            if state.copies[state.slots[slot]] > 1:
+            if state.copies[state.slots[slot]] > state.least[state.slots[slot]]:
                 best = _best_of_taking(state, slot, held, num_nodes, best)
         best = _best_of_swapping(state, gpu, held, num_nodes, share, best)
         if best.slot >= 0 or share > 0.0:
@@ -548,7 +607,7 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
     givers = np.int64(0)
     for slot in range(state.first[begin], state.first[begin + node_gpus]):
         expert, host = state.slots[slot], state.gpu_of[slot]
-        if state.copies[expert] > 1 and host != gpu:
+        if state.copies[expert] > state.least[expert] and host != gpu:
             state.listed[givers] = slot
             kept[givers] = state.burden[slot] - state.all_burden[expert] + state.above[host]
             for window in range(state.part.shape[0]):
@@ -558,7 +617,7 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
     for slot in range(state.first[gpu], state.first[gpu + 1]):
         expert = state.slots[slot]
         relief = state.all_relief[expert]
-        if relief <= 0.0:
+        if relief <= 0.0 or state.copies[expert] >= state.most_copies[expert]:
             continue
         for i in range(givers):
             gain[i] = relief + kept[i]
@@ -582,7 +641,7 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
             if gain[i] <= _FREE * worth:
                 continue
             other = state.gpu_of[target]
-            if state.holds[other, expert] > 0 or state.barred[other, expert] >= state.clock[0]:
+            if state.holds[other, expert] > 0 or not _may_come(state, other, expert, giver):
                 continue
             moves = int(not held[other, expert]) - int(not held[other, giver])
             each = gain[i] / (moves if moves > 0 else _FREE)
@@ -613,7 +672,9 @@ def _best_of_taking(state: State, slot: int, held: B, num_nodes: int, best: Chan
     for other in range(num_experts):
         if gain[other] <= _FREE * worth or state.holds[gpu, other] > 0:
             continue
-        if state.home[other] != node or state.barred[gpu, other] >= state.clock[0]:
+        if state.home[other] != node or not _may_come(state, gpu, other, expert):
+            continue
+        if count[other] >= state.most_copies[other]:
             continue
         moves = int(not held[gpu, other]) - back
         each = gain[other] / (moves if moves > 0 and gain[other] > 0.0 else _FREE)
@@ -662,8 +723,8 @@ def _best_of_swapping(
             if (
                 state.holds[host, expert] == 0
                 and state.holds[gpu, state.slots[target]] == 0
-                and state.barred[host, expert] < state.clock[0]
-                and state.barred[gpu, state.slots[target]] < state.clock[0]
+                and _may_come(state, host, expert, state.slots[target])
+                and _may_come(state, gpu, state.slots[target], expert)
             ):
                 coming = int(not held[host, expert]) - back
                 each = gain[i] * state.rate[1 + coming, i]
@@ -764,6 +825,8 @@ def _make(state: State, change: Change, held: B, layer: int, length: int, steps:
         state.slots[slot] = new
         state.holds[gpu, old] -= 1
         state.holds[gpu, new] += 1
+        _keep_apart(state, gpu, old, np.int64(-FORBIDDEN))
+        _keep_apart(state, gpu, new, np.int64(FORBIDDEN))
         moves += int(state.holds[gpu, new] == 1 and not held[gpu, new])
         moves -= int(state.holds[gpu, old] == 0 and not held[gpu, old])
         if not swap:

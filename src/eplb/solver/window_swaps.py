@@ -23,7 +23,10 @@ import numpy as np
 from eplb.solver.jit import inner
 from eplb.solver.packing import F64, I32, I64, Gpus
 
-__all__: list[str] = []
+__all__ = ["FORBIDDEN"]
+
+FORBIDDEN = 1 << 20
+"""Bars from which on they are wishes that no step takes away."""
 
 _DOUBLINGS = np.array([1, 3])
 """Norms to swap under, one after the other, of the powers 2 ** doublings."""
@@ -56,13 +59,23 @@ class Norm(NamedTuple):
 
 @inner
 def _swap_under_norms(
-    slots: I64, holds: I32, part: F64, load: F64, root: F64, num_nodes: int, gpus: Gpus
+    slots: I64,
+    holds: I32,
+    barred: I32,
+    apart: I64,
+    part: F64,
+    load: F64,
+    root: F64,
+    num_nodes: int,
+    gpus: Gpus,
 ) -> None:
     """Swap under each norm in turn while that lowers the weighted sum of them over windows.
 
     Args:
         slots: [P] expert in a slot.
         holds: [G, E] slots of a GPU with an expert.
+        barred: [G, E] `FORBIDDEN` or more where an expert must not come onto a GPU.
+        apart: [E, D] experts that no GPU may hold beside one, -1 behind the last of them.
         part: [T, P] load of a slot, times the root of what the window counts.
         load: [T, G] load of a GPU, times the same.
         root: [T] that root.
@@ -102,7 +115,9 @@ def _swap_under_norms(
                         bounded = True
                     if not norm.most[host] > least:
                         continue
-                    slot, other = _best_swap_with(norm, slots, holds, part, gpu, host, least)
+                    slot, other = _best_swap_with(
+                        norm, slots, holds, barred, part, gpu, host, least
+                    )
                     if slot < 0 or not _gains(norm, part, load, gpu, host, slot, other, doublings):
                         continue
                     swapped = True
@@ -113,6 +128,15 @@ def _swap_under_norms(
                     holds[gpu, partner] += 1
                     holds[host, partner] -= 1
                     holds[host, expert] += 1
+                    for i in range(apart.shape[1]):
+                        rival = apart[expert, i]
+                        if rival >= 0:
+                            barred[gpu, rival] -= FORBIDDEN
+                            barred[host, rival] += FORBIDDEN
+                        rival = apart[partner, i]
+                        if rival >= 0:
+                            barred[host, rival] -= FORBIDDEN
+                            barred[gpu, rival] += FORBIDDEN
                     for window in range(num_windows):
                         mine, theirs = part[window, slot], part[window, other]
                         part[window, slot], part[window, other] = theirs, mine
@@ -167,7 +191,14 @@ def _expand(norm: Norm, load: F64, gpu: int, doublings: int) -> None:
 
 @inner
 def _best_swap_with(
-    norm: Norm, slots: I64, holds: I32, part: F64, gpu: int, host: int, least: float
+    norm: Norm,
+    slots: I64,
+    holds: I32,
+    barred: I32,
+    part: F64,
+    gpu: int,
+    host: int,
+    least: float,
 ) -> tuple[int, int]:
     num_windows = part.shape[0]
     change, first_slot = norm.change, norm.gpus.first
@@ -177,7 +208,7 @@ def _best_swap_with(
         norm.bent[window] = norm.curve[window, host] + norm.curve[window, gpu]
     theirs, size = first_slot[host], first_slot[host + 1] - first_slot[host]
     for slot in range(first_slot[gpu], first_slot[gpu + 1]):
-        if holds[host, slots[slot]] > 0:
+        if holds[host, slots[slot]] > 0 or barred[host, slots[slot]] >= FORBIDDEN:
             continue
         for i in range(size):
             change[i] = 0.0
@@ -188,7 +219,11 @@ def _best_swap_with(
                 shift = mine - parts[i]
                 change[i] += shift * (steep + bent * shift)
         for i in range(size):
-            if change[i] < best and holds[gpu, slots[theirs + i]] == 0:
+            if (
+                change[i] < best
+                and holds[gpu, slots[theirs + i]] == 0
+                and barred[gpu, slots[theirs + i]] < FORBIDDEN
+            ):
                 best, first, second = change[i], slot, theirs + i
     return first, second
 

@@ -1,0 +1,105 @@
+"""Options about pins, and what they mean."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eplb.errors import OptionError
+from eplb.formats.safe import check_regular, naming, read_json_text, read_text
+from eplb.planning.pins import Pins
+
+__all__ = ["Apart", "Hottest", "MostCopies", "Pin", "PinsFile", "pins_of"]
+
+PinsFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="JSON",
+        help='File of what placements must keep to, as {"gpus": {"3": [0, 1]}, "nodes": {"5": 0}, '
+        '"apart": [[1, 2]], "copies": {"4": 2}, "most_copies": 8, "hottest": 1, "layers": {"7": '
+        "{...}}}.",
+        show_default=False,
+    ),
+]
+Pin = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="EXPERT=GPUS",
+        help="GPUs on which an expert has its copies, as 3=0,1; may be given several times.",
+        show_default=False,
+    ),
+]
+Apart = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="A,B",
+        help="Two experts that no GPU may hold together; may be given several times.",
+        show_default=False,
+    ),
+]
+MostCopies = Annotated[
+    int | None,
+    typer.Option(help="Most copies that an expert may have.", show_default=False),
+]
+Hottest = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of experts, those with the most load in each layer, that have a copy on every "
+        "GPU.",
+        show_default=False,
+    ),
+]
+
+
+def pins_of(
+    path: Path | None,
+    pin: list[str] | None,
+    apart: list[str] | None,
+    most_copies: int | None,
+    hottest: int | None,
+) -> Pins | None:
+    """The pins of a file and of options, which add to the file or stand in its place; None without
+    any.
+
+    Raises:
+        FormatError: a file that cannot be read as JSON.
+        OptionError: what are no pins.
+    """
+    given = (pin, apart, most_copies, hottest)
+    if path is None and all(each is None for each in given):
+        return None
+    pins = Pins() if path is None else _pins_in(path)
+    gpus = dict(pins.gpus)
+    for text in pin or ():
+        expert, _, of = text.partition("=")
+        gpus[_numbers(expert, "--pin", "3=0,1", text)[0]] = _numbers(of, "--pin", "3=0,1", text)
+    pairs = [*pins.apart, *(_numbers(text, "--apart", "1,2", text) for text in apart or ())]
+    changes: dict[str, Any] = {"gpus": gpus, "apart": pairs}
+    if most_copies is not None:
+        changes["most_copies"] = most_copies
+    if hottest is not None:
+        changes["hottest"] = hottest
+    return replace(pins, **changes)
+
+
+def _pins_in(path: Path) -> Pins:
+    with naming(path):
+        check_regular(path)
+        content = read_json_text(path, read_text(path))
+    try:
+        return Pins.from_json(content)
+    except OptionError as error:
+        raise OptionError(f"{path}: {error}") from None
+
+
+def _numbers(part: str, name: str, example: str, text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them.
+
+    Raises:
+        OptionError: anything else.
+    """
+    words = [word.strip() for word in part.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise OptionError(f"{name} is {text!r}: give numbers as {example}")
+    return tuple(map(int, words))
