@@ -27,6 +27,8 @@ _BAR = 2.0
 _ROUNDS = 400
 _FIRST = 20
 """Rounds that are not timed."""
+_SECONDS = 300.0
+"""For ranks to start, and to end."""
 
 
 def work(rank: int, size: int, port: int, told: Any) -> None:
@@ -69,11 +71,15 @@ def main() -> None:
         processes = [
             spawning.Process(target=work, args=(rank, size, port, told)) for rank in range(size)
         ]
-        for process in processes:
-            process.start()
-        took = sorted(each for _ in processes for each in told.get(timeout=300))
-        for process in processes:
-            process.join()
+        try:
+            for process in processes:
+                process.start()
+            took = sorted(each for _ in processes for each in told.get(timeout=_SECONDS))
+            for process in processes:
+                process.join(_SECONDS)
+        finally:
+            for process in processes:
+                process.kill()
         median = statistics.median(took)
         table.add_row(
             str(size), f"{median:.2f}", f"{took[int(0.95 * len(took))]:.2f}", f"{took[-1]:.2f}"

@@ -142,7 +142,8 @@ def serve(given: dict[str, Any], policy: Any, said: list[str]) -> dict[str, Any]
                 threads[-1].start()
                 time.sleep(0.2)
             for thread in threads:
-                thread.join()
+                thread.join(60.0)
+                assert not thread.is_alive(), "a call of the engine's hangs"
             by_ranks = zip((one["ranks"] for one in wanted), answers, strict=True)
             answers = [answer for _, answer in sorted(by_ranks, key=lambda pair: pair[0])]
         else:

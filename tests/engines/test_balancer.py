@@ -64,6 +64,43 @@ def test_a_gain_too_small_is_left() -> None:
     assert balancer.current == eplb.Placement.contiguous(3, 16, CLUSTER)
 
 
+def test_a_plan_that_is_worse_in_two_windows_is_taken_back() -> None:
+    first, after = np.full((2, 3, 16), 1000)
+    first[:, :4] *= 10  # half of these begin on the first GPU
+    after[:, ::5] *= 10  # and each of these on a GPU of its own
+    start = eplb.Placement.contiguous(3, 16, CLUSTER)
+    balancer = eplb.Balancer(16, CLUSTER)
+    planned = balancer.step(first)
+    assert planned is not None
+    # One that begins with the plan knows nothing better.
+    other = eplb.Balancer(16, CLUSTER, current=planned.placement)
+    assert other.step(first) is None
+    assert np.array_equal(other.windows, balancer.windows)
+    assert other.current == balancer.current
+    assert other.digest != balancer.digest
+    assert balancer.step(after) is None
+    assert balancer.current is planned.placement
+    back = balancer.step(after)
+    assert back is not None
+    assert back.taken_back
+    assert not planned.taken_back
+    assert balancer.current is back.placement
+    assert np.array_equal(back.placement.phy2log, start.phy2log)
+    assert back.moves == start.moves_from(planned.placement)
+    assert np.array_equal(balancer.windows, [after, after])
+    assert back.before == planned.placement.balancedness(balancer.windows) < back.after
+    again = balancer.step(after)
+    assert again is not None
+    assert not again.taken_back
+    # Nor does one that has been told to forget.
+    forgetful = eplb.Balancer(16, CLUSTER)
+    forgetful.step(first)
+    forgetful.forget()
+    for each in (other, forgetful):
+        moved = [each.step(after) for _ in range(2)]
+        assert not any(answer is not None and answer.taken_back for answer in moved)
+
+
 def test_balancers_shown_the_same_agree_and_their_digest_says_so() -> None:
     one, other = (eplb.Balancer(16, CLUSTER, threads=threads) for threads in (1, 2))
     for window in windows(3):

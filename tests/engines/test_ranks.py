@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,18 @@ def begun() -> "subprocess.Popen[str]":
     )
 
 
+def told(process: "subprocess.Popen[str]") -> str:
+    """The next line of a process, or the test fails: one that hangs would be waited for."""
+    assert process.stdout is not None
+    assert connection.wait([process.stdout.fileno()], timeout=300.0), "a rank hangs"
+    return process.stdout.readline()
+
+
 @pytest.fixture(scope="module")
 def processes() -> Iterator[list["subprocess.Popen[str]"]]:
     started = [begun() for _ in range(3)]
     for each in started:
-        assert each.stdout is not None
-        assert each.stdout.readline() == "ready\n"
+        assert told(each) == "ready\n"
     yield started
     for each in started:
         each.kill()
@@ -56,7 +63,7 @@ def group(processes: list["subprocess.Popen[str]"], tmp_path: Path) -> Group:
             assert process.stdin is not None
             process.stdin.write(json.dumps(line | {"size": len(given)} | each) + "\n")
             process.stdin.flush()
-        return [json.loads(process.stdout.readline()) for process in chosen if process.stdout]
+        return [json.loads(told(process)) for process in chosen]
 
     return run
 

@@ -15,6 +15,7 @@ from eplb.checks import Budget, budget_from, real_number, whole_number
 from eplb.cluster import Cluster, check_shape
 from eplb.engines.live import next_placement
 from eplb.engines.settings import Settings
+from eplb.engines.trial import INTERVALS, Trials
 from eplb.errors import ClusterError, LoadsError, PlacementError
 from eplb.loads import check_loads
 from eplb.moving.verdict import LEAST_GAIN
@@ -34,12 +35,15 @@ class Rebalance:
         placement: to run next; experts that stay on a GPU keep their slot.
         moves: experts that GPUs must receive.
         before, after: balancedness on the windows remembered, of what runs and of the new one.
+        taken_back: whether it goes back to what ran before the last plan, which two windows have
+            found worse than that.
     """
 
     placement: Placement
     moves: int
     before: float
     after: float
+    taken_back: bool = False
 
 
 class Balancer:
@@ -47,6 +51,10 @@ class Balancer:
 
     What it answers is a function of the calls so far, the same on every host: ranks that each have
     one and are shown the same loads agree, and `digest` lets them check that they do.
+
+    Each plan is measured on the windows that follow it, beside what ran before it. If it is worse
+    beyond noise, what runs is kept for a window more; if that one finds it worse too, the plan is
+    taken back, and the windows from before it are forgotten.
 
     Example:
         >>> import eplb
@@ -108,6 +116,7 @@ class Balancer:
         )
         self._least_gain = real_number(least_gain, "least_gain", above=False)
         self._windows: deque[NDArray[np.float64]] = deque(maxlen=self._settings.windows)
+        self._trials = Trials()
         self._current: Placement | None = None
         self.current = current
 
@@ -165,6 +174,7 @@ class Balancer:
             digest.update(repr(window.shape).encode() + window.tobytes())
         if self._current is not None:
             digest.update(self._current.phy2log.tobytes())
+        digest.update(self._trials.state())
         return digest.hexdigest()[:16]
 
     def step(self, loads: Any) -> Rebalance | None:
@@ -193,17 +203,32 @@ class Balancer:
         running = self._current
         if running is None:
             running = Placement.contiguous(window.shape[0], self.num_experts, self.cluster)
-        windows = self.windows
-        phy2log = next_placement(windows, self.cluster, self.num_groups, running, self._settings)
-        placement = Placement(phy2log, self.num_experts, self.cluster)
         self._current = running
-        moves = placement.moves_from(running)
-        before, after = running.balancedness(windows), placement.balancedness(windows)
-        if not moves or after - before < self._least_gain:
+        asked = self._trials.judge("", running, window[None])
+        if asked is None:
+            phy2log = next_placement(
+                self.windows, self.cluster, self.num_groups, running, self._settings
+            )
+        elif asked.phy2log is None:
             return None
+        else:
+            phy2log = asked.phy2log
+            # From the windows before it the plan would be made again.
+            while len(self._windows) > INTERVALS:
+                self._windows.popleft()
+        placement = Placement(phy2log, self.num_experts, self.cluster)
+        moves = placement.moves_from(running)
+        before, after = (each.balancedness(self.windows) for each in (running, placement))
+        if asked is None and (not moves or after - before < self._least_gain):
+            return None
+        if asked is None:
+            self._trials.begin("", running, placement)
         self._current = placement
-        return Rebalance(placement, moves, before, after)
+        return Rebalance(placement, moves, before, after, taken_back=asked is not None)
 
     def forget(self) -> None:
-        """Forget the windows: the traffic has changed for good."""
+        """Forget the windows, and what ran before the last plan: the traffic has changed for
+        good.
+        """
         self._windows.clear()
+        self._trials.clear()

@@ -96,6 +96,14 @@ class Trials:
         """Try nothing any more."""
         self._on.clear()
 
+    def state(self) -> bytes:
+        """What two of them share if they judge the same from now on."""
+        tried = [
+            (kind, each.worse, each.before.phy2log.tobytes(), each.plan.phy2log.tobytes())
+            for kind, each in self._on.items()
+        ]
+        return repr(tried).encode()
+
 
 def _peaks(
     one: Placement, other: Placement, windows: NDArray[np.float64]
