@@ -33,7 +33,7 @@ def _swap(
     state.target[:] = 0.0
     _begin(state, start, num_nodes)
     _swap_under_norms(
-        state.slots, state.holds, state.barred, state.apart, state.part, state.load, state.root,
+        state.slots, state.holds, state.barred, state.rules, state.part, state.load, state.root,
         num_nodes, gpus,
     )  # fmt: skip
     start[:] = state.slots

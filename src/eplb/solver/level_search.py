@@ -113,13 +113,10 @@ class Levelled(NamedTuple):
     copies: I64
     holds: I32
     """[G, E] copies of an expert on a GPU, and `_FORBIDDEN` for each reason why it may not come."""
-    barred: B
-    """[G, E] experts that a GPU may not hold, [0, 0] for none; the fewest and the most copies of an
-    expert in the next, [E]; and the experts that no GPU may hold beside one, [E, D].
+    rules: I64
+    """[E, 2 + D] fewest copies of an expert, the most, and the experts that no GPU may hold beside
+    it, -1 behind the last of them.
     """
-    least: I64
-    most: I64
-    apart: I64
     links: I64
     """[3 P, 2] pairs of copies between which load is levelled."""
     best: I64
@@ -130,7 +127,7 @@ class Levelled(NamedTuple):
 
 @inner
 def _new_levelled(
-    num_experts: int, gpus: Gpus, wishes: Wishes, num_slots: int, num_blocks: int, steep: bool
+    num_experts: int, gpus: Gpus, num_apart: int, num_slots: int, num_blocks: int, steep: bool
 ) -> Levelled:
     """Memory for a search."""
     num_gpus = gpus.pace.shape[0]
@@ -158,10 +155,7 @@ def _new_levelled(
         np.empty(num_experts, np.int64),
         np.empty((num_experts, num_slots), np.int64),
         np.empty((num_gpus, num_experts), np.int32),
-        np.empty(wishes.barred.shape[1:], np.bool_),
-        np.empty(num_experts, np.int64),
-        np.empty(num_experts, np.int64),
-        np.empty(wishes.apart.shape[1:], np.int64),
+        np.empty((num_experts, 2 + num_apart), np.int64),
         np.empty((3 * num_slots, 2), np.int64),
         np.empty(num_slots, np.int64),
         np.empty(1, np.int64),
@@ -199,21 +193,23 @@ def _place_layers(
     num_blocks = (num_windows * (1 + num_wide) + _BLOCK - 1) // _BLOCK
     few = (num_windows + _BLOCK - 1) // _BLOCK
     longer = max(1, _SMALL // num_slots) * steps
-    at = _new_levelled(num_experts, gpus, wishes, num_slots, num_blocks, bool(_STEEP))
+    num_apart = wishes.apart.shape[2]
+    at = _new_levelled(num_experts, gpus, num_apart, num_slots, num_blocks, bool(_STEEP))
     for layer in layers:
         _wish(at, wishes, layer)
+        barred = wishes.barred[layer % wishes.barred.shape[0]]
         _widen(at, windows[:, layer], width, num_wide)
         weight = weights[:, layer]
         _weigh(at, weight, int(_ALONE))
-        _begin(at, narrow[layer])
+        _begin(at, barred, narrow[layer])
         first = _search(at, few, longer, node_gpus, _HEAT, 0.0)
         narrow[layer] = at.best
         _weigh(at, weight, num_wide)
-        _begin(at, narrow[layer])
+        _begin(at, barred, narrow[layer])
         _search(at, num_blocks, steps, node_gpus, heat, 0.0)
         wide[layer] = at.best
         _weigh(at, weight, int(_ALONE))
-        _begin(at, wide[layer])
+        _begin(at, barred, wide[layer])
         _search(at, few, longer, node_gpus, 0.0, first)
         wide[layer] = at.best
 
@@ -298,20 +294,21 @@ def _write(at: Levelled, row: I64) -> None:
 def _wish(at: Levelled, wishes: Wishes, layer: int) -> None:
     """Take up the wishes of a layer."""
     row = layer % wishes.least.shape[0]
-    at.barred[:] = wishes.barred[row]
-    at.least[:] = wishes.least[row]
-    at.most[:] = wishes.most[row]
-    at.apart[:] = wishes.apart[row]
+    at.rules[:, 0] = wishes.least[row]
+    at.rules[:, 1] = wishes.most[row]
+    at.rules[:, 2:] = wishes.apart[row]
 
 
 @inner
-def _begin(at: Levelled, row: I64) -> None:
-    """Take up a placement [P], split evenly."""
+def _begin(at: Levelled, barred: B, row: I64) -> None:
+    """Take up a placement [P], split evenly; `barred` [G, E] is what GPUs may not hold, [0, 0] for
+    nothing.
+    """
     at.number[:] = 0
     at.holds[:] = 0
-    for gpu in range(at.barred.shape[0]):
-        for expert in range(at.barred.shape[1]):
-            at.holds[gpu, expert] = _FORBIDDEN if at.barred[gpu, expert] else 0
+    for gpu in range(barred.shape[0]):
+        for expert in range(barred.shape[1]):
+            at.holds[gpu, expert] = _FORBIDDEN if barred[gpu, expert] else 0
     at.level[:] = 0.0
     for gpu in range(at.on.shape[0]):
         begin = at.first[gpu]
@@ -340,9 +337,9 @@ def _add(at: Levelled, expert: int, copy: int) -> None:
 def _hold(at: Levelled, gpu: int, expert: int, by: int) -> None:
     """Count a copy of an expert on a GPU, or no longer; what must be apart from it may not come."""
     at.holds[gpu, expert] += by
-    for i in range(at.apart.shape[1]):
-        if at.apart[expert, i] >= 0:
-            at.holds[gpu, at.apart[expert, i]] += by * _FORBIDDEN
+    for i in range(2, at.rules.shape[1]):
+        if at.rules[expert, i] >= 0:
+            at.holds[gpu, at.rules[expert, i]] += by * _FORBIDDEN
 
 
 @inner
@@ -534,14 +531,14 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
     copy = at.on[gpu, _below(at.random, at.first[gpu + 1] - at.first[gpu])]
     if at.holds[host, at.expert[copy]] > 0:
         return copy, none, none
-    more = at.number[at.expert[copy]] < at.most[at.expert[copy]]
+    more = at.number[at.expert[copy]] < at.rules[at.expert[copy], 1]
     best, found, heir = np.inf, none, none
     size = at.first[host + 1] - at.first[host]
     if _below(at.random, int(_BOLD)) == 0:
         other = at.on[host, _below(at.random, size)]
         expert = at.expert[other]
         number = at.number[expert]
-        if more and number > at.least[expert] and _below(at.random, int(_SIDES)) == 0:
+        if more and number > at.rules[expert, 0] and _below(at.random, int(_SIDES)) == 0:
             third = at.copies[expert, _below(at.random, number)]
             if third != other:
                 return copy, other, third
@@ -554,7 +551,7 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
             price = _price_of_swap(at, block, copy, other)
             if price < best:
                 best, found, heir = price, other, none
-        if more and at.number[expert] > at.least[expert]:
+        if more and at.number[expert] > at.rules[expert, 0]:
             for j in range(at.number[expert]):
                 third = at.copies[expert, j]
                 if third != other:

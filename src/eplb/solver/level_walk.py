@@ -96,7 +96,8 @@ def _walk_levelled(
     num_windows, _, num_experts = windows.shape
     num_gpus, num_slots = gpus.pace.shape[0], start.shape[1]
     num_blocks = (num_windows + _BLOCK - 1) // _BLOCK
-    at = _new_levelled(num_experts, gpus, wishes, num_slots, num_blocks, bool(_STEEP))
+    num_apart = wishes.apart.shape[2]
+    at = _new_levelled(num_experts, gpus, num_apart, num_slots, num_blocks, bool(_STEEP))
     by = _new_levelling(num_experts, gpus, num_slots)
     level, slots = np.empty(num_gpus), np.empty(num_slots, np.int64)
     removal, heir_of = np.empty(num_slots), np.empty(num_slots, np.int64)
@@ -110,7 +111,7 @@ def _walk_levelled(
         _wish(at, wishes, layer)
         _widen(at, loads, _NO_WIDTH, int(_ALONE))
         _weigh(at, weight, int(_ALONE))
-        _begin(at, slots)
+        _begin(at, wishes.barred[layer % wishes.barred.shape[0]], slots)
         num_links = _find_links(at)
         _settle(at, num_blocks, num_links, int(_LAST_SWEEPS))
         peak = _expected_peak(by, windows, layer, weight, slots, gpus.first, level)
@@ -264,7 +265,7 @@ def _price_removals(at: Levelled, removal: F64, heir_of: I64) -> None:
     for copy in range(removal.shape[0]):
         removal[copy], heir_of[copy] = np.inf, -1
         expert, gpu = at.expert[copy], at.gpu[copy]
-        if at.number[expert] <= at.least[expert]:
+        if at.number[expert] <= at.rules[expert, 0]:
             continue
         for i in range(at.number[expert]):
             heir = at.copies[expert, i]
@@ -324,7 +325,7 @@ def _list_changes(
                 if at.holds[host, partner] == 1 and not held[host, partner]:
                     back = 1
                 cost = int(not held[host, expert]) - back
-                more = at.number[expert] < at.most[expert]
+                more = at.number[expert] < at.rules[expert, 1]
                 if not again and more and heir_of[other] >= 0:
                     price = (removal[other] + relief) / max(np.float64(cost), _FREE)
                     _list(worth, changes, price, copy, other, heir_of[other], cost)

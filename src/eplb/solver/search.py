@@ -182,12 +182,10 @@ class State(NamedTuple):
     """
     clock: I64
     """[1] steps tried so far, in all layers, so that `barred` need not be cleared."""
-    least: I64
-    """[E] fewest copies of an expert, the most in the next, and in `apart` [E, D] the experts that
-    no GPU may hold beside it, -1 behind the last of them.
+    rules: I64
+    """[E, 2 + D] fewest copies of an expert, the most, and the experts that no GPU may hold beside
+    it, -1 behind the last of them. One array, since a state is passed on array by array.
     """
-    most_copies: I64
-    apart: I64
 
 
 @inner
@@ -199,6 +197,8 @@ def _new_state(num_experts: int, gpus: Gpus, num_windows: int, num_apart: int) -
     for gpu in range(num_gpus):
         for slot in range(gpus.first[gpu], gpus.first[gpu + 1]):
             gpu_of[slot] = gpu
+    rules = np.full((num_experts, 2 + num_apart), -1)
+    rules[:, 0], rules[:, 1] = 1, num_slots
     return State(
         gpus.first,
         gpus.pace,
@@ -230,9 +230,7 @@ def _new_state(num_experts: int, gpus: Gpus, num_windows: int, num_apart: int) -
         np.empty(max(num_slots, num_experts)),
         np.zeros((num_gpus, num_experts), np.int32),
         np.ones(1, np.int64),
-        np.ones(num_experts, np.int64),
-        np.full(num_experts, num_slots),
-        np.empty((num_experts, num_apart), np.int64),
+        rules,
     )
 
 
@@ -241,12 +239,12 @@ def _wish(state: State, wishes: Wishes, layer: int) -> None:
     """Take up the wishes of a layer, before a placement that keeps them."""
     row = layer % wishes.least.shape[0]
     for expert in range(state.copies.shape[0]):
-        state.least[expert] = wishes.least[row, expert]
-        state.most_copies[expert] = wishes.most[row, expert]
-        for i in range(state.apart.shape[1]):
-            state.apart[expert, i] = wishes.apart[row, expert, i]
+        state.rules[expert, 0] = wishes.least[row, expert]
+        state.rules[expert, 1] = wishes.most[row, expert]
+        for i in range(wishes.apart.shape[2]):
+            state.rules[expert, 2 + i] = wishes.apart[row, expert, i]
     some = wishes.barred.shape[1] > 0
-    if some or state.apart.shape[1] > 0:
+    if some or wishes.apart.shape[2] > 0:
         for gpu in range(state.barred.shape[0]):
             for expert in range(state.copies.shape[0]):
                 never = some and wishes.barred[row, gpu, expert]
@@ -256,21 +254,20 @@ def _wish(state: State, wishes: Wishes, layer: int) -> None:
 @inner
 def _keep_apart(state: State, gpu: int, expert: int, by: int) -> None:
     """Note for those that an expert must be apart from that it comes to a GPU, or leaves it."""
-    for i in range(state.apart.shape[1]):
-        other = state.apart[expert, i]
+    for i in range(2, state.rules.shape[1]):
+        other = state.rules[expert, i]
         if other < 0:
             break
         state.barred[gpu, other] += by
 
 
 @inner
-def _may_come(state: State, gpu: int, expert: int, leaving: int) -> bool:
-    """Whether an expert may come onto a GPU that another leaves."""
+def _makes_room(state: State, gpu: int, expert: int, leaving: int) -> bool:
+    """Whether nothing but an expert that leaves a GPU keeps another from it."""
     bar = state.barred[gpu, expert]
-    if bar >= FORBIDDEN:
-        for i in range(state.apart.shape[1]):
-            if state.apart[leaving, i] == expert:
-                bar -= FORBIDDEN
+    for i in range(2, state.rules.shape[1]):
+        if state.rules[leaving, i] == expert:
+            bar -= FORBIDDEN
     return bool(bar < state.clock[0])
 
 
@@ -448,7 +445,7 @@ def _search_layers(
         else:
             if drive.smooth:
                 _swap_under_norms(
-                    state.slots, state.holds, state.barred, state.apart, state.part, state.load,
+                    state.slots, state.holds, state.barred, state.rules, state.part, state.load,
                     state.root, num_nodes, gpus,
                 )  # fmt: skip
                 for gpu in range(num_gpus):
@@ -484,7 +481,7 @@ def _descend(
     slots_per_gpu = state.slots.shape[0] // num_gpus
     for slot in range(state.slots.shape[0]):
         gpu, expert = state.gpu_of[slot], state.slots[slot]
-        spare = state.copies[expert] > state.least[expert]
+        spare = state.copies[expert] > state.rules[expert, 0]
         if length < most and state.holds[gpu, expert] > 1 and spare:
             _sum_up(state)
             change = _best_of_taking(state, slot, held, num_nodes, _none(-np.inf))
@@ -589,7 +586,7 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
         best = _none(floor)
         best = _best_of_giving(state, gpu, held, num_nodes, best)
         for slot in range(state.first[gpu], state.first[gpu + 1]):
-            if state.copies[state.slots[slot]] > state.least[state.slots[slot]]:
+            if state.copies[state.slots[slot]] > state.rules[state.slots[slot], 0]:
                 best = _best_of_taking(state, slot, held, num_nodes, best)
         best = _best_of_swapping(state, gpu, held, num_nodes, share, best)
         if best.slot >= 0 or share > 0.0:
@@ -601,13 +598,13 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
 @inner
 def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Change) -> Change:
     """The best of that and one more replica of an expert of a GPU in another GPU's slot."""
-    gain, kept, rest = state.gain, state.fixed, state.their_rest
+    gain, kept, rest, clock = state.gain, state.fixed, state.their_rest, state.clock[0]
     node_gpus = state.above.shape[0] // num_nodes
     begin = gpu // node_gpus * node_gpus
     givers = np.int64(0)
     for slot in range(state.first[begin], state.first[begin + node_gpus]):
         expert, host = state.slots[slot], state.gpu_of[slot]
-        if state.copies[expert] > state.least[expert] and host != gpu:
+        if state.copies[expert] > state.rules[expert, 0] and host != gpu:
             state.listed[givers] = slot
             kept[givers] = state.burden[slot] - state.all_burden[expert] + state.above[host]
             for window in range(state.part.shape[0]):
@@ -617,7 +614,7 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
     for slot in range(state.first[gpu], state.first[gpu + 1]):
         expert = state.slots[slot]
         relief = state.all_relief[expert]
-        if relief <= 0.0 or state.copies[expert] >= state.most_copies[expert]:
+        if relief <= 0.0 or state.copies[expert] >= state.rules[expert, 1]:
             continue
         for i in range(givers):
             gain[i] = relief + kept[i]
@@ -641,7 +638,10 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
             if gain[i] <= _FREE * worth:
                 continue
             other = state.gpu_of[target]
-            if state.holds[other, expert] > 0 or not _may_come(state, other, expert, giver):
+            if state.holds[other, expert] > 0:
+                continue
+            barred = state.barred[other, expert] >= clock
+            if barred and not _makes_room(state, other, expert, giver):
                 continue
             moves = int(not held[other, expert]) - int(not held[other, giver])
             each = gain[i] / (moves if moves > 0 else _FREE)
@@ -656,7 +656,7 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
 def _best_of_taking(state: State, slot: int, held: B, num_nodes: int, best: Change) -> Change:
     """The best of that and another expert in a slot whose expert has replicas to spare."""
     expert = state.slots[slot]
-    gain, count = state.gain, state.copies
+    gain, count, clock = state.gain, state.copies, state.clock[0]
     num_experts, num_gpus = count.shape[0], state.above.shape[0]
     gpu = state.gpu_of[slot]
     left = state.burden[slot] - state.all_burden[expert] + state.above[gpu]
@@ -672,9 +672,9 @@ def _best_of_taking(state: State, slot: int, held: B, num_nodes: int, best: Chan
     for other in range(num_experts):
         if gain[other] <= _FREE * worth or state.holds[gpu, other] > 0:
             continue
-        if state.home[other] != node or not _may_come(state, gpu, other, expert):
+        if state.home[other] != node or count[other] >= state.rules[other, 1]:
             continue
-        if count[other] >= state.most_copies[other]:
+        if state.barred[gpu, other] >= clock and not _makes_room(state, gpu, other, expert):
             continue
         moves = int(not held[gpu, other]) - back
         each = gain[other] / (moves if moves > 0 and gain[other] > 0.0 else _FREE)
@@ -690,7 +690,7 @@ def _best_of_swapping(
     state: State, gpu: int, held: B, num_nodes: int, share: float, best: Change
 ) -> Change:
     """The best of that and a swap of a slot of a GPU with another's."""
-    fixed, part, rest = state.fixed, state.their_part, state.their_rest
+    fixed, part, rest, clock = state.fixed, state.their_part, state.their_rest, state.clock[0]
     num, begin, end = _list_partners(state, gpu, held, num_nodes, share, best.worth)
     gain = state.gain[:num]
     worth, first, second = best.worth, np.int64(-1), np.int64(-1)
@@ -720,12 +720,12 @@ def _best_of_swapping(
                 continue
             target = state.listed[i]
             host = state.gpu_of[target]
+            partner = state.slots[target]
+            if state.holds[host, expert] > 0 or state.holds[gpu, partner] > 0:
+                continue
             if (
-                state.holds[host, expert] == 0
-                and state.holds[gpu, state.slots[target]] == 0
-                and _may_come(state, host, expert, state.slots[target])
-                and _may_come(state, gpu, state.slots[target], expert)
-            ):
+                state.barred[host, expert] < clock or _makes_room(state, host, expert, partner)
+            ) and (state.barred[gpu, partner] < clock or _makes_room(state, gpu, partner, expert)):
                 coming = int(not held[host, expert]) - back
                 each = gain[i] * state.rate[1 + coming, i]
                 if each > worth and (share == 0.0 or _relieves(state, gpu, slot, target)):
@@ -825,8 +825,9 @@ def _make(state: State, change: Change, held: B, layer: int, length: int, steps:
         state.slots[slot] = new
         state.holds[gpu, old] -= 1
         state.holds[gpu, new] += 1
-        _keep_apart(state, gpu, old, np.int64(-FORBIDDEN))
-        _keep_apart(state, gpu, new, np.int64(FORBIDDEN))
+        if state.rules.shape[1] > 2:
+            _keep_apart(state, gpu, old, np.int64(-FORBIDDEN))
+            _keep_apart(state, gpu, new, np.int64(FORBIDDEN))
         moves += int(state.holds[gpu, new] == 1 and not held[gpu, new])
         moves -= int(state.holds[gpu, old] == 0 and not held[gpu, old])
         if not swap:

@@ -62,7 +62,7 @@ def _swap_under_norms(
     slots: I64,
     holds: I32,
     barred: I32,
-    apart: I64,
+    rules: I64,
     part: F64,
     load: F64,
     root: F64,
@@ -75,7 +75,8 @@ def _swap_under_norms(
         slots: [P] expert in a slot.
         holds: [G, E] slots of a GPU with an expert.
         barred: [G, E] `FORBIDDEN` or more where an expert must not come onto a GPU.
-        apart: [E, D] experts that no GPU may hold beside one, -1 behind the last of them.
+        rules: [E, 2 + D] whose columns from the third on are the experts that no GPU may hold
+            beside one, -1 behind the last of them.
         part: [T, P] load of a slot, times the root of what the window counts.
         load: [T, G] load of a GPU, times the same.
         root: [T] that root.
@@ -128,12 +129,12 @@ def _swap_under_norms(
                     holds[gpu, partner] += 1
                     holds[host, partner] -= 1
                     holds[host, expert] += 1
-                    for i in range(apart.shape[1]):
-                        rival = apart[expert, i]
+                    for i in range(2, rules.shape[1]):
+                        rival = rules[expert, i]
                         if rival >= 0:
                             barred[gpu, rival] -= FORBIDDEN
                             barred[host, rival] += FORBIDDEN
-                        rival = apart[partner, i]
+                        rival = rules[partner, i]
                         if rival >= 0:
                             barred[host, rival] -= FORBIDDEN
                             barred[gpu, rival] += FORBIDDEN
