@@ -11,9 +11,9 @@ from eplb.checks import Immutable, ranges
 from eplb.cluster import Cluster, check_even, check_shape
 from eplb.dispatching.rules import RULES
 from eplb.errors import OptionError, PlacementError
-from eplb.loads import LoadTrace
+from eplb.loads import LoadTrace, check_windows
 from eplb.placement import Placement
-from eplb.planning.batches import Batch, draw_batches
+from eplb.planning.batches import Batch, activated, check_objective, draw_batches
 from eplb.planning.best_split import solve_best_split, split_bounds
 from eplb.planning.engine_rule import solve_engine_rule
 from eplb.planning.passes import (
@@ -146,6 +146,7 @@ def plan(
     move_cost: float | None = None,
     dispatch: str = "even",
     batch: Batch | None = None,
+    objective: str = "tokens",
     traffic: Traffic | None = None,
     pins: Pins | None = None,
     effort: Effort = "default",
@@ -189,6 +190,11 @@ def plan(
     starts from the plan for an even split, and over all layers it is never worse. Of tokens that
     SGLang draws a copy for, it plans for what is expected, and avoids what chance decides.
 
+    With `objective="activated"` the peak is the experts that the busiest GPU is expected to touch
+    in a step of the size of `batch`, which is what decoding few tokens takes time for. An expert is
+    touched where any token of the step is routed to it, and goes to one of its copies then, as
+    `eplb.torch.BatchDispatch` sends it with the same objective.
+
     With `traffic` that has a price, nodes are a preference, between groups that must stay on nodes
     and experts that go anywhere: each layer has the least peak and price of the other nodes that
     its tokens are sent to, together. Naming GPUs so that these are few costs no balance. From a
@@ -230,7 +236,10 @@ def plan(
         dispatch: the rule by which tokens are split over the copies of their expert: "even";
             "best" for placements of which each batch is split best, as `eplb.dispatch` does; or
             "sglang" or "ascend", the rules of these engines.
-        batch: the batches that are split, where they are smaller than windows; with "best" alone.
+        batch: the batches that are split, where they are smaller than windows; with "best" alone,
+            or with the objective "activated".
+        objective: what is kept low on the busiest GPU: "tokens", or "activated", the experts that
+            it touches in a step.
         traffic: how tokens are routed and what it is worth that they cross fewer nodes. With a
             price, groups need not stay on their nodes; without one, other nodes are counted.
         pins: what placements must keep to: experts on GPUs or nodes, pairs apart, numbers of
@@ -256,7 +265,9 @@ def plan(
     """
     check_effort(effort)
     check_dispatch(dispatch)
-    check_batch(batch, dispatch, current)
+    check_objective(objective, batch)
+    if objective == "tokens":
+        check_batch(batch, dispatch, current)
     if isinstance(loads, LoadTrace):
         return _plan_trace(
             loads,
@@ -268,11 +279,15 @@ def plan(
             move_cost=move_cost,
             dispatch=dispatch,
             batch=batch,
+            objective=objective,
             traffic=traffic,
             pins=pins,
             effort=effort,
             threads=threads,
         )
+    if objective == "activated" and batch is not None:
+        windows = check_windows(loads)
+        loads, batch = activated(windows, batch.of(windows.shape[2])), None
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     if batch is not None:
         batch = batch.of(problem.loads.shape[1])
