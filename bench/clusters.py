@@ -77,8 +77,9 @@ def deaths(loads: list[NDArray[np.float64]], cases: int, *, judged: bool) -> Ite
         for column, (name, bar, sign) in enumerate(
             (
                 ("even split", least, 1.0),
-                ("split best", _BEST, 1.0),
-                ("moves for each slot lost", _MOST_MOVES, -1.0),
+                ("the same, split best", _BEST, 1.0),
+                ("planned for the best split", _BEST, 1.0),
+                ("moves for each slot lost, of both", _MOST_MOVES, -1.0),
                 ("experts lost and not listed, or without a slot", 0.0, -1.0),
             )
         ):
@@ -98,12 +99,15 @@ def _one_death(
     running: list[Placement],
     died: int,
     rng: np.random.Generator,
-) -> tuple[float, float, float, float]:
-    """Balancedness of an even and of the best split, moves a slot lost, and experts amiss."""
+) -> tuple[float, float, float, float, float]:
+    """Balancedness of a plan for an even split, under it and split best, and of one for the best
+    split; moves a slot lost, and experts amiss.
+    """
     case = int(rng.integers(len(loads)))
     load, old = loads[case], running[case]
     dead = rng.choice(_CLUSTER.num_gpus, died, replace=False)
     made = eplb.plan(load, _CLUSTER.without(dead), current=old)
+    for_best = eplb.plan(load, _CLUSTER.without(dead), current=old, dispatch="best")
     by_gpu = old.phy2log.reshape(len(load), _CLUSTER.num_gpus, -1)
     left = np.delete(by_gpu, dead, axis=1).reshape(len(load), -1)
     lost = {
@@ -111,13 +115,22 @@ def _one_death(
         for layer, row in enumerate(left)
         for expert in np.setdiff1d(np.arange(load.shape[1]), row).tolist()
     }
-    new = made.placement.phy2log.reshape(len(load), _CLUSTER.num_gpus, -1)
-    amiss = len(lost ^ set(map(tuple, made.lost.tolist())))
-    amiss += int((new[:, dead] != -1).sum())
-    amiss += sum(load.shape[1] - np.unique(row[row >= 0]).size for row in new)
+    amiss = 0
+    for each in (made, for_best):
+        new = each.placement.phy2log.reshape(len(load), _CLUSTER.num_gpus, -1)
+        amiss += len(lost ^ set(map(tuple, each.lost.tolist())))
+        amiss += int((new[:, dead] != -1).sum())
+        amiss += sum(load.shape[1] - np.unique(row[row >= 0]).size for row in new)
     lost_slots = died * _CLUSTER.slots_per_gpu * len(load)
     even, best = (made.placement.balancedness(load, dispatch=rule) for rule in ("even", "best"))
-    return even, best, made.placement.moves_from(old) / lost_slots, float(amiss)
+    moves = max(each.placement.moves_from(old) for each in (made, for_best))
+    return (
+        even,
+        best,
+        for_best.placement.balancedness(load, dispatch="best"),
+        moves / lost_slots,
+        float(amiss),
+    )
 
 
 def too_many(load: NDArray[np.float64]) -> Iterator[Bar]:

@@ -15,9 +15,9 @@ def test_bars(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     bars = json.loads(done.stdout)["bars"]
-    assert len(bars) == 35
+    assert len(bars) == 38
     assert all(bar["met"] or not bar["judged"] for bar in bars)
-    assert "16 slots are missing" in bars[12]["found"]
+    assert "16 slots are missing" in bars[15]["found"]
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
