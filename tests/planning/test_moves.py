@@ -26,6 +26,7 @@ from eplb import (
     frontier,
     plan,
 )
+from eplb.synthetic import deepseek_v3
 
 F64 = NDArray[np.float64]
 
@@ -543,3 +544,16 @@ def test_rows_of_what_runs_are_taken_by_number() -> None:
     # Without numbers, counts must agree.
     with pytest.raises(PlacementError, match="current has 5 layers of 8 experts, the loads have 4"):
         plan(LoadTrace(loads), cluster, current=running)
+
+
+def test_a_larger_budget_after_growth_is_never_worse() -> None:
+    """With few moves, with just as many as fill the GPUs that came, and with more."""
+    loads = deepseek_v3(seed=6)[:2]
+    old = plan(loads, Cluster(16, slots_per_gpu=18)).placement
+    budgets = [part * 2 * 4 * 18 // 100 for part in (50, 99, 100, 110, 130)]
+    last = np.inf
+    for most in budgets:
+        made = plan(loads, Cluster(20, slots_per_gpu=18), current=old, max_moves=most)
+        assert made.moves == made.placement.moves_from(old) <= most
+        assert made.peak.sum() <= last
+        last = made.peak.sum()

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from solver.test_search import held_by, sets_of, some_loads
 from strategies import COMPILED
 
-from eplb.solver.adopt import _adopt_layers, homes
+from eplb.solver.adopt import _adopt_layers, _fill_new, homes
 from eplb.solver.match import _keep_slots, name_gpus
+from eplb.solver.packing import Gpus
 
 pytestmark = pytest.mark.oracle
 
@@ -112,3 +113,50 @@ def test_groups_come_home_with_the_fewest_moves(seed: int) -> None:
         for order in itertools.permutations(range(num_nodes))
     )
     assert there == best
+
+
+def filled_plainly(
+    load: list[float], row: list[list[int]], held: list[set[int]]
+) -> list[list[int]]:
+    """GPUs that held nothing, without second copies, filled one by one by fourth powers of loads,
+    all of which are computed anew for every choice.
+    """
+    had = [
+        list(gpu) if has else list(dict.fromkeys(gpu)) for gpu, has in zip(row, held, strict=True)
+    ]
+    size = [len(gpu) for gpu in row]
+
+    def cost(gpus: list[list[int]]) -> float:
+        copies = [sum(gpu.count(expert) for gpu in gpus) for expert in range(len(load))]
+        return sum(sum(load[each] / copies[each] for each in gpu) ** 4 for gpu in gpus)
+
+    while True:
+        choices = [
+            (gpu, expert)
+            for expert in range(len(load))
+            for gpu in range(len(had))
+            if len(had[gpu]) < size[gpu] and expert not in had[gpu]
+        ]
+        if not choices:
+            return had
+
+        def after(choice: tuple[int, int]) -> float:
+            return cost([[*g, choice[1]] if n == choice[0] else g for n, g in enumerate(had)])
+
+        gpu, expert = min(choices, key=after)
+        had[gpu].append(expert)
+
+
+def test_new_gpus_are_filled_so_that_fourth_powers_are_least() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        load = rng.lognormal(0.0, 1.0, (1, 9))
+        row = np.concatenate([rng.permutation(9), rng.integers(0, 9, 3), [4] * 4, [7] * 4])
+        held = np.zeros((1, 5, 9), np.bool_)
+        held[0, np.arange(12) // 4, row[:12]] = True
+        start = row[None].copy()
+        gpus = Gpus(np.arange(0, 21, 4), np.ones(5))
+        _fill_new(load, np.array([0]), held, gpus, start)
+        sets = [set(np.flatnonzero(each).tolist()) for each in held[0]]
+        wanted = filled_plainly(load[0].tolist(), row.reshape(5, 4).tolist(), sets)
+        assert [sorted(gpu) for gpu in start.reshape(5, 4).tolist()] == [sorted(g) for g in wanted]

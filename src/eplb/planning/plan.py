@@ -1,7 +1,7 @@
 """The planner: loads and a cluster in, a placement with its peak and proven bound out."""
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from eplb.planning.relocate import (
     check_current,
     check_moves,
     choose,
+    come_empty,
     moves,
     relocate,
     settle,
@@ -335,14 +336,23 @@ def plan(
         problem = draw_batches(problem, batch).problem
     if not afresh and dispatch == "best":
         layers = replace(layers, bounds=split_bounds(problem))
-    relocation = relocate(
-        problem, current, layers, afresh=afresh, rule=dispatch, budget=max_moves, price=price
-    )
+    walked = partial(
+        relocate, problem, current, layers,
+        afresh=afresh, rule=dispatch, budget=max_moves, price=price,
+    )  # fmt: skip
+    relocation = walked()
     if at_price is not None:
         layers = solve_at_price(problem, layers, effort, at_price)
         relocation = walk_at_price(relocation, current, layers, effort, at_price, max_moves)
     chosen = choose(relocation, max_moves, price)
     settled = settle(relocation, chosen)
+    only_budget = max_moves is not None and move_cost is None
+    if only_budget and at_price is None and pins is None and come_empty(problem, current):
+        full = walked(filled=True)
+        instead = choose(full, max_moves, price)
+        of_full = settle(full, instead)
+        if of_full[1].sum() < settled[1].sum():
+            relocation, chosen, settled = full, instead, of_full
     made = _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
     made = _counted(replace(made, dispatch=dispatch), problem, traffic)
     return replace(made, lost=current.lost_on(cluster)) if cluster.dead else made

@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.search import Drive, Steps
 
 __all__ = [
-    "Relocation", "budget_of_deaths", "check_current", "check_moves", "choose", "moves", "relocate",
-    "settle",
+    "Relocation", "budget_of_deaths", "check_current", "check_moves", "choose", "come_empty",
+    "moves", "relocate", "settle",
 ]  # fmt: skip
 
 _AT_ONCE = (1, 4)
@@ -116,6 +116,12 @@ def settle(
     return phy2log, np.ldexp(_peaks(problem, phy2log, relocation.rule), problem.exponent)
 
 
+def come_empty(problem: Problem, current: Placement) -> bool:
+    """Whether GPUs have come that hold nothing, and experts may go to any of them."""
+    held = current.held_by(problem.whole.num_gpus)[:, list(problem.whole.alive)]
+    return problem.nodes == 1 and not bool(np.all(held.any(axis=(0, 2))))
+
+
 def check_current(current: object, num_layers: int, num_experts: int) -> Placement:
     """A placement of so many layers and experts.
 
@@ -173,6 +179,7 @@ def relocate(
     budget: int | None = None,
     price: NDArray[np.float64] | None = None,
     near: float | None = None,
+    filled: bool = False,
 ) -> Relocation:
     """Walk from a placement through all layers, as far as may be chosen.
 
@@ -186,6 +193,7 @@ def relocate(
         price: [L] least that a move is to gain that will be asked for, None for any.
         near: peak over bound, less 1, at which a layer needs no further step, whatever the peaks of
             plans made afresh and however little is gained; None for what is near enough.
+        filled: whether walks start with GPUs that held nothing full, where the budget allows it.
 
     Raises:
         OptionError: a budget with which not every expert would have a slot.
@@ -209,6 +217,11 @@ def relocate(
         must_heed(problem, start, held, problem.nodes, np.flatnonzero(loaded))
         must_heed(problem, start, held, 1, np.flatnonzero(~loaded))
     least = _received(problem, start, held)
+    if filled:
+        full = _filled(problem, start, held)
+        received = _received(problem, full, held)
+        if budget is None or int(received.sum()) <= budget:
+            start, least = full, received
     spare = None if budget is None else budget - int(least.sum())
     if spare is not None and spare < 0:
         # Groups come home with the fewest moves, but then may lack room.
@@ -292,6 +305,21 @@ def _start(
             _adopt_layers(*of_them, num_nodes, problem.gpus.first, adopted)
             start[which] = adopted
     return start
+
+
+def _filled(
+    problem: Problem, start: NDArray[np.int64], held: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """[L, P] the same with GPUs that held nothing full of experts that balance the others: where a
+    budget is more than enough for that, walks end lower (docs/experiments.md, when GPUs come).
+    """
+    from eplb.solver.adopt import _fill_new
+
+    new = np.flatnonzero(~np.all(held.any(axis=2), axis=1) & problem.loads.any(axis=1))
+    filled: NDArray[np.int64] = start.copy()
+    if new.size:
+        _fill_new(problem.loads, new, held, problem.gpus, filled)
+    return filled
 
 
 def _received(

@@ -10,7 +10,7 @@ import numpy as np
 
 from eplb.solver.jit import inner, kernel
 from eplb.solver.match import assign
-from eplb.solver.packing import F64, I64, B
+from eplb.solver.packing import F64, I64, B, Gpus
 
 __all__ = ["homes"]
 
@@ -70,6 +70,78 @@ def _adopt_layers(
         _make_room(held[layer], copies, home[layer], node_gpus, first, slots, filled)
         _bring_missing(loads[layer], copies, home[layer], node_gpus, first, slots, filled)
         _fill_up(loads[layer], copies, home[layer], node_gpus, first, slots, filled)
+
+
+@kernel
+def _fill_new(loads: F64, layers: I64, held: B, gpus: Gpus, start: I64) -> None:
+    """Put experts where GPUs that held nothing have second copies, in some layers of `start`
+    [L, P]: one by one that of which the fourth powers of all loads over paces then add up to least.
+    """
+    _, num_gpus, num_experts = held.shape
+    first, pace = gpus.first, gpus.pace
+    replicas, free = np.empty(num_experts, np.int64), np.empty(num_gpus, np.int64)
+    holds, load = np.empty((num_gpus, num_experts), np.bool_), np.empty(num_gpus)
+    for layer in layers:
+        slots, total, left = start[layer], 0.0, 0
+        for expert in range(num_experts):
+            replicas[expert] = 0
+            total += loads[layer, expert]
+        for gpu in range(num_gpus):
+            free[gpu] = 0
+            load[gpu] = 0.0
+            new = True
+            for expert in range(num_experts):
+                holds[gpu, expert] = False
+                new = new and not held[layer, gpu, expert]
+            for slot in range(first[gpu], first[gpu + 1]):
+                if new and holds[gpu, slots[slot]]:
+                    slots[slot] = -1
+                    free[gpu] += 1
+                    left += 1
+                else:
+                    replicas[slots[slot]] += 1
+                    holds[gpu, slots[slot]] = True
+        for gpu in range(num_gpus):
+            for slot in range(first[gpu], first[gpu + 1]):
+                expert = slots[slot]
+                if expert >= 0:
+                    load[gpu] += loads[layer, expert] / total * num_gpus / replicas[expert]
+        for _ in range(left):
+            least, target, chosen = np.inf, -1, -1
+            for expert in range(num_experts):
+                of_expert = loads[layer, expert] / total * num_gpus
+                share = of_expert / (replicas[expert] + 1)
+                falls = of_expert / replicas[expert] - share
+                change = 0.0
+                for gpu in range(num_gpus):
+                    if holds[gpu, expert]:
+                        change += ((load[gpu] - falls) / pace[gpu]) ** 4
+                        change -= (load[gpu] / pace[gpu]) ** 4
+                for gpu in range(num_gpus):
+                    if free[gpu] > 0 and not holds[gpu, expert]:
+                        more = ((load[gpu] + share) / pace[gpu]) ** 4 - (load[gpu] / pace[gpu]) ** 4
+                        if change + more < least:
+                            least, target, chosen = change + more, gpu, expert
+            if target < 0:
+                break
+            of_expert = loads[layer, chosen] / total * num_gpus
+            falls = of_expert / replicas[chosen] - of_expert / (replicas[chosen] + 1)
+            for gpu in range(num_gpus):
+                if holds[gpu, chosen]:
+                    load[gpu] -= falls
+            replicas[chosen] += 1
+            load[target] += of_expert / replicas[chosen]
+            holds[target, chosen] = True
+            free[target] -= 1
+            for slot in range(first[target], first[target + 1]):
+                if slots[slot] < 0:
+                    slots[slot] = chosen
+                    break
+        # A GPU that holds every expert has second copies.
+        for gpu in range(num_gpus):
+            for slot in range(first[gpu], first[gpu + 1]):
+                if slots[slot] < 0:
+                    slots[slot] = slots[first[gpu]]
 
 
 @inner
