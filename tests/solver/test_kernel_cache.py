@@ -378,3 +378,6 @@ def test_one_process_of_a_machine_compiles_and_the_others_wait(tmp_path: Path) -
     (waited,) = (float(when) for first, when in said if first == "False")
     assert waited > compiled
     assert begun().communicate(timeout=60)[0].startswith("False")
+    # The mark lies with the solver's kernels, and goes where they go.
+    (mark,) = tmp_path.rglob("filled.*")
+    assert mark.parent.name.split("_")[0] == "solver"

@@ -82,7 +82,7 @@ def filling() -> Iterator[bool]:
     Others who share the folder wait until it has. Where nothing can be kept, nobody is the first.
     """
     try:
-        folder = Path(_KernelCache(filling).cache_path)
+        folder = Path(_KernelCache(kernel).cache_path)
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         yield False
