@@ -44,7 +44,9 @@ def tables_and_parts() -> None:
 
 
 def rules_and_uneven() -> None:
-    """For GPUs that differ, and for an engine's rule."""
+    """For GPUs that differ, an engine's rule, and pins."""
+    for dispatch in ("even", "best"):
+        eplb.plan(LOADS, CLUSTER, dispatch=dispatch, pins=eplb.Pins(gpus={0: 1}, apart=[(1, 2)]))
     eplb.plan(LOADS, eplb.Cluster(4, 1, slots_per_gpu=(4, 3, 3, 2)))
     eplb.warmup("sglang")
     eplb.warmup("ascend")
@@ -53,7 +55,8 @@ def rules_and_uneven() -> None:
 def levels_and_nodes() -> None:
     """For the best split, and at a price of nodes."""
     eplb.warmup("best")
-    eplb.plan(WINDOWS, CLUSTER, num_groups=4, traffic=TRAFFIC)
+    for current in (None, PLACEMENT):
+        eplb.plan(WINDOWS, CLUSTER, num_groups=4, traffic=TRAFFIC, current=current)
 
 
 ROUNDS: tuple[tuple[Callable[[], None], ...], ...] = (
