@@ -48,7 +48,7 @@ demo: $(RUN)  ## what balancing gains, on loads that behave like DeepSeek-V3's
 # Compiled once, before processes that would each wait for it.
 .PHONY: kernels
 kernels: $(DEV)
-	@$(BIN)/python -c "import eplb; list(map(eplb.warmup, ('even', 'best', 'sglang', 'ascend')))"
+	@$(BIN)/python tests/compile_kernels.py
 
 smoke: kernels  ## what breaks first, in under a minute
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(SMOKE)
