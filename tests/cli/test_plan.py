@@ -364,3 +364,5 @@ def test_pins(loads_file: Path, tmp_path: Path) -> None:
     assert "pins.json: pins have 'gpu': give gpus, nodes, apart" in done.stderr
     done = run(*what[:-2], "--pin", "3:4")
     assert "--pin is '3:4': give numbers as 3=0,1" in done.stderr
+    done = run(*what[:-2], "--apart", "5")
+    assert "--apart is '5': give two experts as 1,2" in done.stderr

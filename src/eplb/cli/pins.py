@@ -74,7 +74,7 @@ def pins_of(
     for text in pin or ():
         expert, _, of = text.partition("=")
         gpus[_numbers(expert, "--pin", "3=0,1", text)[0]] = _numbers(of, "--pin", "3=0,1", text)
-    pairs = [*pins.apart, *(_numbers(text, "--apart", "1,2", text) for text in apart or ())]
+    pairs = [*pins.apart, *map(_pair, apart or ())]
     changes: dict[str, Any] = {"gpus": gpus, "apart": pairs}
     if most_copies is not None:
         changes["most_copies"] = most_copies
@@ -91,6 +91,18 @@ def _pins_in(path: Path) -> Pins:
         return Pins.from_json(content)
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from None
+
+
+def _pair(text: str) -> tuple[int, ...]:
+    """Two experts of `--apart`.
+
+    Raises:
+        OptionError: anything else.
+    """
+    pair = _numbers(text, "--apart", "1,2", text)
+    if len(pair) != 2:
+        raise OptionError(f"--apart is {text!r}: give two experts as 1,2")
+    return pair
 
 
 def _numbers(part: str, name: str, example: str, text: str) -> tuple[int, ...]:

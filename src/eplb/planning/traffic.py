@@ -171,8 +171,9 @@ def check_traffic(
             raise ClusterError(f"{num_experts} experts do not divide into {num_groups} groups")
         if traffic.topk_groups > num_groups:
             raise OptionError(
-                f"topk_groups is {traffic.topk_groups}, and the model routes by {num_groups}: give "
-                "its num_groups too"
+                f"topk_groups is {traffic.topk_groups}, and the model routes by "
+                f"{num_groups} group{'' if num_groups == 1 else 's'}: give how many it has, as "
+                "num_groups or --groups"
             )
         if traffic.top_k // traffic.topk_groups > num_experts // num_groups:
             raise OptionError(
