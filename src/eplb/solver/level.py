@@ -128,42 +128,6 @@ def _level_window(
         load, edges.first, edges.gpu_of, edges.copied[:num_copied], by.flow, level, by.pace,
         by.rate, by.scratch[0],
     )  # fmt: skip
-    proven: float = _level_flows(by, load, num_alive, only_peak, level)
-    return proven
-
-
-@inner
-def _level_again(
-    by: Levelling, load: F64, taken: F64, num_alive: int, only_peak: bool, level: F64
-) -> None:
-    """Level a window of loads [E] from what each slot [P] took of it in a placement a change away:
-    little is left to move. Leave in `taken` what each slot takes then.
-    """
-    edges = by.edges
-    for edge in range(edges.first[load.shape[0]]):
-        by.flow[edge] = 0.0
-    for slot in range(taken.shape[0]):
-        by.flow[edges.of_slot[slot]] += taken[slot]
-    level[:] = 0.0
-    for edge in range(edges.first[load.shape[0]]):
-        gpu = edges.gpu_of[edge]
-        level[gpu] += by.flow[edge] * by.rate[gpu]
-    _level_flows(by, load, num_alive, only_peak, level)
-    _taken_by_slots(by, taken)
-
-
-@inner
-def _taken_by_slots(by: Levelling, taken: F64) -> None:
-    """Fill what each slot [P] takes, none of which is empty."""
-    for slot in range(taken.shape[0]):
-        edge = by.edges.of_slot[slot]
-        taken[slot] = by.flow[edge] / by.edges.copies[edge]
-
-
-@inner
-def _level_flows(by: Levelling, load: F64, num_alive: int, only_peak: bool, level: F64) -> float:
-    """Level a window of loads [E] from the flows and levels as they are."""
-    edges = by.edges
     proven: float = _level(
         load, edges.first, edges.gpu_of, edges.expert_of, by.gpu_first, by.gpu_edges,
         by.alive[:num_alive], by.flow, level, by.pace, by.rate, only_peak, by.blocks, by.scratch,

@@ -43,9 +43,9 @@ _ALONE = 0
 """So many copies of windows count where the windows count alone."""
 _SIDES = 2
 """Of a coin."""
-_POWER = 16
-"""The norm has this power, or where it is steep twice that: in searches of what is nearly level.
-With so high a power, changes of what is far from level are priced too high."""
+_DOUBLINGS = 4
+"""The norm has the power 2 ** doublings, or where it is steep twice that: in searches of what is
+nearly level. With so high a power, changes of what is far from level are priced too high."""
 _STEEP = True
 _FIRST_SWEEPS = 12
 """Sweeps that level a placement from an even split."""
@@ -93,11 +93,7 @@ class Levelled(NamedTuple):
     part: F64
     """[K] norms of a block, as they are."""
     norm: F64
-    """[W] scratch, and so is the next. Processors do several windows at a time in loops that run as
-    far as its length, which the compiler does not know and so does not write out, and that add up
-    nothing over windows.
-    """
-    each: F64
+    """[W] scratch."""
     slope: F64
     """[K, G, W] slope of the norm by the load of a GPU, and half its curvature in the next."""
     curve: F64
@@ -147,7 +143,6 @@ def _new_levelled(
         np.empty((num_blocks, num_gpus, _BLOCK)),
         np.empty((num_blocks, _BLOCK)),
         np.empty(num_blocks),
-        np.empty(_BLOCK),
         np.empty(_BLOCK),
         np.empty((num_blocks, num_gpus, _BLOCK)),
         np.empty((num_blocks, num_gpus, _BLOCK)),
@@ -420,38 +415,25 @@ def _sweep(at: Levelled, num_links: int, flow: F64, level: F64, sweeps: int) -> 
 
 
 @inner
-def _powered(value: float, steep: bool) -> float:
-    """A number to the power of the norm."""
-    value *= value
-    value *= value
-    value *= value
-    value *= value
-    return value * value if steep else value
-
-
-@inner
-def _root(value: float, steep: bool) -> float:
-    """The number of which that is the power."""
-    value = np.sqrt(np.sqrt(np.sqrt(np.sqrt(value))))
-    return np.sqrt(value) if steep else value
-
-
-@inner
 def _norms(at: Levelled, level: F64, weight: F64) -> float:
     """Weighted sum of the norms of a block; leaves the sums of powers, over GPUs, in `norm`."""
-    norm, each, steep = at.norm, at.each, at.steep
+    norm, steep = at.norm, at.steep
     num_gpus = level.shape[0]
-    for t in range(at.norm.shape[0]):
+    for t in range(_BLOCK):
         norm[t] = 0.0
     for gpu in range(num_gpus):
         row, pace = level[gpu], at.pace[gpu]
-        for t in range(at.norm.shape[0]):
-            norm[t] += pace * _powered(row[t], steep)
-    for t in range(at.norm.shape[0]):
-        each[t] = _root(norm[t] / num_gpus, steep)
+        for t in range(_BLOCK):
+            value = row[t]
+            for _ in range(_DOUBLINGS):
+                value *= value
+            norm[t] += pace * (value * value if steep else value)
     total = 0.0
-    for t in range(at.norm.shape[0]):
-        total += weight[t] * each[t]
+    for t in range(_BLOCK):
+        value = norm[t] / num_gpus
+        for _ in range(_DOUBLINGS):
+            value = np.sqrt(value)
+        total += weight[t] * (np.sqrt(value) if steep else value)
     return total
 
 
@@ -459,7 +441,7 @@ def _norms(at: Levelled, level: F64, weight: F64) -> float:
 def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float:
     """Level what stands, renew norms and slopes, and return the weighted sum of norms."""
     steep = at.steep
-    power = float(_POWER) * (2.0 if steep else 1.0)
+    power = float(2**_DOUBLINGS) * (2.0 if steep else 1.0)
     num_gpus = at.level.shape[1]
     total = 0.0
     for block in range(num_blocks):
@@ -467,15 +449,22 @@ def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float
         _sweep(at, num_links, at.flow[block], level, sweeps)
         at.part[block] = _norms(at, level, at.weight[block])
         total += at.part[block]
-        for t in range(at.norm.shape[0]):
-            value = _root(norm[t] / num_gpus, steep)
+        for t in range(_BLOCK):
+            value = norm[t] / num_gpus
+            for _ in range(_DOUBLINGS):
+                value = np.sqrt(value)
+            value = np.sqrt(value) if steep else value
             norm[t] = at.weight[block, t] * value / (norm[t] + 1e-300)
         for gpu in range(num_gpus):
             slope, curve, row = at.slope[block, gpu], at.curve[block, gpu], level[gpu]
             bend = 0.5 * (power - 1.0) / _JOINED * at.rate[gpu]
-            for t in range(at.norm.shape[0]):
+            for t in range(_BLOCK):
+                value = row[t]
+                for _ in range(_DOUBLINGS):
+                    value *= value
+                value *= value if steep else 1.0
                 now = row[t] + 1e-300
-                slope[t] = norm[t] * _powered(row[t], steep) / now
+                slope[t] = norm[t] * value / now
                 curve[t] = bend * slope[t] / now
     return total
 
@@ -483,16 +472,14 @@ def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float
 @inner
 def _price_of_swap(at: Levelled, block: int, copy: int, other: int) -> float:
     """What a swap adds to the sum of norms of a block, to the second order."""
-    gpu, host, each = at.gpu[copy], at.gpu[other], at.each
+    gpu, host = at.gpu[copy], at.gpu[other]
+    total = 0.0
     mine, theirs = at.flow[block, copy], at.flow[block, other]
     steep, steep_there = at.slope[block, gpu], at.slope[block, host]
     bent, bent_there = at.curve[block, gpu], at.curve[block, host]
-    for t in range(at.norm.shape[0]):
+    for t in range(_BLOCK):
         shift = mine[t] - theirs[t]
-        each[t] = shift * (steep_there[t] - steep[t] + shift * (bent_there[t] + bent[t]))
-    total = 0.0
-    for t in range(at.norm.shape[0]):
-        total += each[t]
+        total += shift * (steep_there[t] - steep[t] + shift * (bent_there[t] + bent[t]))
     return total
 
 
@@ -502,23 +489,20 @@ def _price_of_gift(at: Levelled, block: int, copy: int, slot: int, heir: int) ->
     `heir`, another copy of the expert that it was of.
     """
     gpu, host, third = at.gpu[copy], at.gpu[slot], at.gpu[heir]
-    lost, gained = at.norm, at.each
+    total = 0.0
     mine, theirs = at.flow[block, copy], at.flow[block, slot]
     steep, bent = at.slope[block, gpu], at.curve[block, gpu]
     steep_there, bent_there = at.slope[block, host], at.curve[block, host]
     steep_heir, bent_heir = at.slope[block, third], at.curve[block, third]
-    for t in range(at.norm.shape[0]):
-        part = theirs[t]
-        lost[t] = part * (steep_heir[t] - steep_there[t] + part * (bent_heir[t] + bent_there[t]))
-    for t in range(at.norm.shape[0]):
+    for t in range(_BLOCK):
+        lost = theirs[t]
+        total += lost * (steep_heir[t] - steep_there[t])
+        total += lost * lost * (bent_heir[t] + bent_there[t])
         apart, sum_bent = steep[t] - steep_there[t], bent[t] + bent_there[t]
         shift = 0.5 * apart / (sum_bent + 1e-300)
         shift = shift if shift < mine[t] else mine[t]
         shift = shift if shift > 0.0 else 0.0
-        gained[t] = shift * (shift * sum_bent - apart)
-    total = 0.0
-    for t in range(at.norm.shape[0]):
-        total += lost[t] + gained[t]
+        total += shift * (shift * sum_bent - apart)
     return total
 
 

@@ -14,14 +14,7 @@ Every state on the way may be chosen: how far to go is left to who knows the pri
 import numpy as np
 
 from eplb.solver.jit import inner, kernel
-from eplb.solver.level import (
-    Levelling,
-    _level_again,
-    _level_window,
-    _new_levelling,
-    _take_up,
-    _taken_by_slots,
-)
+from eplb.solver.level import Levelling, _level_window, _new_levelling, _take_up
 from eplb.solver.level_search import (
     Levelled,
     _add,
@@ -72,7 +65,6 @@ _BEGIN = 0
 _ALONE = 0
 _NO_WIDTH = 0.0
 _ONLY_PEAK = True
-_ANEW, _AGAIN = False, True
 _STEEP = False
 
 
@@ -108,7 +100,6 @@ def _walk_levelled(
     at = _new_levelled(num_experts, gpus, num_apart, num_slots, num_blocks, bool(_STEEP))
     by = _new_levelling(num_experts, gpus, num_slots)
     level, slots = np.empty(num_gpus), np.empty(num_slots, np.int64)
-    taken = np.empty((num_windows, num_slots))
     removal, heir_of = np.empty(num_slots), np.empty(num_slots, np.int64)
     own, here = np.empty(num_slots), np.empty(num_slots)
     urgency, seen = np.empty(num_gpus), np.empty(num_experts, np.int64)
@@ -123,9 +114,7 @@ def _walk_levelled(
         _begin(at, wishes.barred[layer % wishes.barred.shape[0]], slots)
         num_links = _find_links(at)
         _settle(at, num_blocks, num_links, int(_LAST_SWEEPS))
-        peak = _expected_peak(
-            by, windows, layer, weight, slots, gpus.first, bool(_ANEW), taken, level
-        )
+        peak = _expected_peak(by, windows, layer, weight, slots, gpus.first, level)
         steps.peaks[layer, 0] = peak
         length, cheapest, lowest = (
             int(_BEGIN),
@@ -146,12 +135,10 @@ def _walk_levelled(
                 break
             copy, other, heir, cost = changes[found]
             num_links = _step(
-                at, num_blocks, num_links, copy, other, heir, slots, taken, layer, length, steps
-            )  # fmt: skip
-            length += 1
-            peak = _expected_peak(
-                by, windows, layer, weight, slots, gpus.first, bool(_AGAIN), taken, level
+                at, num_blocks, num_links, copy, other, heir, slots, layer, length, steps
             )
+            length += 1
+            peak = _expected_peak(by, windows, layer, weight, slots, gpus.first, level)
             steps.moves[layer, length] = moves + cost
             steps.peaks[layer, length] = peak
             if peak + price[layer] * (moves + cost) < lowest:
@@ -167,23 +154,16 @@ def _expected_peak(
     weight: F64,
     slots: I64,
     gpu_slots: I64,
-    again: bool,
-    taken: F64,
     level: F64,
 ) -> float:
-    """The expected peak over the `windows` [T, L, E] of a layer, of slots [P]; and what each takes
-    of each window, `taken` [T, P], where that is known a change before.
-    """
+    """The expected peak over the `windows` [T, L, E] of a layer, of slots [P]."""
     num_copied, num_alive = _take_up(by, slots, gpu_slots)
     expected = 0.0
     for window in range(windows.shape[0]):
         if weight[window] > 0.0:
-            load = windows[window, layer]
-            if again:
-                _level_again(by, load, taken[window], num_alive, bool(_ONLY_PEAK), level)
-            else:
-                _level_window(by, load, num_copied, num_alive, bool(_ONLY_PEAK), level)
-                _taken_by_slots(by, taken[window])
+            _level_window(
+                by, windows[window, layer], num_copied, num_alive, bool(_ONLY_PEAK), level
+            )
             peak = 0.0
             for gpu in range(level.shape[0]):
                 peak = max(peak, level[gpu])
@@ -200,7 +180,6 @@ def _step(
     other: int,
     heir: int,
     slots: I64,
-    taken: F64,
     layer: int,
     length: int,
     steps: Steps,
@@ -217,18 +196,9 @@ def _step(
         steps.slots[layer, length, 1] = at.first[gpu] + place
         steps.experts[layer, length, 1] = partner
         slots[at.first[gpu] + place] = partner
-        for window in range(taken.shape[0]):
-            mine = taken[window, at.first[gpu] + place]
-            taken[window, at.first[gpu] + place] = taken[window, slot]
-            taken[window, slot] = mine
         _exchange(at, copy, other)
         at.on[gpu, place], at.on[host, there] = other, copy
     else:
-        third = at.gpu[heir]
-        of_heir = at.first[third] + _place_of(at, third, heir)
-        for window in range(taken.shape[0]):
-            taken[window, of_heir] += taken[window, slot]
-            taken[window, slot] = 0.0
         _drop(at, other)
         _add(at, expert, other)
         num_links = _find_links(at)
@@ -292,7 +262,6 @@ def _price_removals(at: Levelled, removal: F64, heir_of: I64) -> None:
     """What the norm rises by if a copy [P] is taken away, and the copy that then takes over what
     it took where that is least; -1 where it is the only one.
     """
-    each = at.each
     for copy in range(removal.shape[0]):
         removal[copy], heir_of[copy] = np.inf, -1
         expert, gpu = at.expert[copy], at.gpu[copy]
@@ -307,11 +276,9 @@ def _price_removals(at: Levelled, removal: F64, heir_of: I64) -> None:
                 flow = at.flow[block, copy]
                 steep, steep_heir = at.slope[block, gpu], at.slope[block, third]
                 bent, bent_heir = at.curve[block, gpu], at.curve[block, third]
-                for t in range(at.norm.shape[0]):
+                for t in range(_BLOCK):
                     lost = flow[t]
-                    each[t] = lost * (steep_heir[t] - steep[t] + lost * (bent_heir[t] + bent[t]))
-                for t in range(at.norm.shape[0]):
-                    price += each[t]
+                    price += lost * (steep_heir[t] - steep[t] + lost * (bent_heir[t] + bent[t]))
             if price < removal[copy]:
                 removal[copy], heir_of[copy] = price, heir
 
@@ -379,13 +346,11 @@ def _list_changes(
 @inner
 def _steepness(at: Levelled, copy: int, gpu: int) -> float:
     """How steep the norm would be in what a copy takes, were it on this GPU."""
-    total, each = 0.0, at.each
+    total = 0.0
     for block in range(at.load.shape[0]):
         flow, slope = at.flow[block, copy], at.slope[block, gpu]
-        for t in range(at.norm.shape[0]):
-            each[t] = flow[t] * slope[t]
-        for t in range(at.norm.shape[0]):
-            total += each[t]
+        for t in range(_BLOCK):
+            total += flow[t] * slope[t]
     return total
 
 
@@ -395,26 +360,24 @@ def _price_of_room(at: Levelled, copy: int, host: int) -> float:
     level as much as they have, until both are as steep.
     """
     expert, gpu = at.expert[copy], at.gpu[copy]
-    price, most, gained = 0.0, at.norm, at.each
+    price, most = 0.0, at.norm
     for block in range(at.load.shape[0]):
         level = at.level[block, gpu]
         steep, steep_there = at.slope[block, gpu], at.slope[block, host]
         bent, bent_there = at.curve[block, gpu], at.curve[block, host]
-        for t in range(at.norm.shape[0]):
+        for t in range(_BLOCK):
             most[t] = 0.0
         for i in range(at.number[expert]):
-            mine = at.copies[expert, i]
-            flow, level_there = at.flow[block, mine], at.level[block, at.gpu[mine]]
-            for t in range(at.norm.shape[0]):
+            each = at.copies[expert, i]
+            flow, level_there = at.flow[block, each], at.level[block, at.gpu[each]]
+            for t in range(_BLOCK):
                 most[t] += flow[t] if level_there[t] >= level[t] * (1.0 - _JOINED) else 0.0
-        for t in range(at.norm.shape[0]):
+        for t in range(_BLOCK):
             apart, sum_bent = steep[t] - steep_there[t], bent[t] + bent_there[t]
             shift = 0.5 * apart / (sum_bent + 1e-300)
             shift = shift if shift < most[t] else most[t]
             shift = shift if shift > 0.0 else 0.0
-            gained[t] = shift * (shift * sum_bent - apart)
-        for t in range(at.norm.shape[0]):
-            price += gained[t]
+            price += shift * (shift * sum_bent - apart)
     return price
 
 
