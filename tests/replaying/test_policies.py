@@ -1,5 +1,8 @@
 """Policies that move little, in replays, and the net benefit that `eplb.compare` tells."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,3 +162,24 @@ def test_recorded_windows(traces: Path) -> None:
     moving = eplb.replay(trace, cluster, "moving", every=4)
     assert moving.average() >= 0.97 * afresh.average()
     assert moving.moves[1:].sum() <= 0.15 * afresh.moves[1:].sum()
+
+
+def test_second_process_compiles_what_the_best_split_takes_and_no_more() -> None:
+    script = """
+import json
+from eplb.planning.forecast import Recent
+from eplb.replaying.policies import Moving, compile_bending, warm_up
+from eplb.solver import layers, level, level_search, search
+
+compile_bending()
+own = (level_search._bound_levelled, level_search._place_layers, level._level_layers)
+compiled = [each.signatures for each in own]
+others = [len(each.signatures) for each in (layers._plan_layers, search._search_layers)]
+warm_up(Moving(Recent(), dispatch="best"))
+same = compiled == [each.signatures for each in own]
+print(json.dumps([[len(each) for each in compiled], others, same]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [[1, 1, 1], [0, 0], True]

@@ -9,7 +9,7 @@ from eplb.planning.passes import Effort, Layers, Problem, gather, keep_better, s
 from eplb.planning.pins import pinned_bounds
 from eplb.solver.threads import run_kernel
 
-__all__ = ["levelled_peaks", "solve_best_split", "split_bounds"]
+__all__ = ["bend", "levelled_peaks", "solve_best_split", "split_bounds"]
 
 _EFFORT = {"fast": 0.3, "default": 1.0, "thorough": 8.0}
 _STEPS, _MORE_STEPS = 350, 50_000
@@ -40,10 +40,14 @@ def solve_best_split(problem: Problem, effort: Effort, batch: Batch | None = Non
     Raises:
         ClusterError: so many slots and experts that the search's tables would not fit memory.
     """
+    check_pairs(problem.loads.shape[1], problem.cluster.num_held, "slots")
+    return bend(problem, solve(problem, effort), effort, batch)
+
+
+def bend(problem: Problem, even: Layers, effort: Effort, batch: Batch | None = None) -> Layers:
+    """Change plans for an even split so that they suit the best one."""
     from eplb.solver.level_search import _place_layers
 
-    check_pairs(problem.loads.shape[1], problem.cluster.num_held, "slots")
-    even = solve(problem, effort)
     parts = None
     whole = planned = problem
     if batch is not None:

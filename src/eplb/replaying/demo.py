@@ -5,11 +5,15 @@ where an expert's tokens are split evenly over its copies, and this planner wher
 best. Each re-plans before every window from what came before, and is scored on that window.
 """
 
+import os
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from eplb import synthetic
-from eplb.checks import Budget
+from eplb.checks import Budget, number_of_threads
 from eplb.cluster import Cluster
 from eplb.cost import estimate
 from eplb.cost.gpus import GPUS
@@ -20,6 +24,7 @@ from eplb.planning.forecast import Recent
 from eplb.replaying.compare import score
 from eplb.replaying.policies import POLICIES, Moving, warm_up
 from eplb.replaying.replay import replay
+from eplb.solver.jit import is_kept
 
 __all__ = ["GPU", "MODEL", "PRESET", "TOKENS", "WINDOWS", "Demo", "Way", "demo", "warm_up_demo"]
 
@@ -94,10 +99,26 @@ class Demo:
 
 
 def warm_up_demo() -> None:
-    """Compile the kernels that the demo needs, or load them."""
+    """Compile the kernels that the demo needs, or load them.
+
+    What only the best split needs is compiled by a second process meanwhile, where nothing is kept
+    yet; if that fails, this one compiles it after all.
+    """
+    from eplb.solver.level_search import _place_layers
+
+    beside = None
+    if not is_kept(_place_layers) and number_of_threads(None) > 1:
+        with suppress(OSError):
+            beside = subprocess.Popen(
+                [sys.executable, "-c", "import eplb.replaying.policies as p; p.compile_bending()"],
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
     warm_up(POLICIES["deepseek"])
-    for dispatch in ("even", "best"):
-        warm_up(Moving(Recent(), dispatch=dispatch))
+    warm_up(Moving(Recent(), dispatch="even"))
+    if beside is not None:
+        beside.wait()
+    warm_up(Moving(Recent(), dispatch="best"))
 
 
 def demo(

@@ -26,8 +26,10 @@ from eplb.loads import is_tensor
 from eplb.moving.decide import decide
 from eplb.moving.service import DEFAULT_SERVICE, Service
 from eplb.placement import Placement, spread
+from eplb.planning.best_split import bend
 from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import FORECASTS, Forecast, Recent
+from eplb.planning.passes import Layers, check_problem
 from eplb.planning.plan import _WALKED, Effort, plan, planned_rule
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Peer",
     "Policy",
     "Staying",
+    "compile_bending",
     "list_of",
     "load_peer",
     "load_peers",
@@ -273,10 +276,7 @@ def warm_up(policy: Policy) -> None:
 
 @cache
 def _plan_once(how: Literal["greedy", "afresh", "moving"], dispatch: str = "even") -> None:
-    hot = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
-    loads = np.stack([hot, hot[:, ::-1]])
-    cluster = Cluster(num_gpus=8, slots_per_gpu=2)
-    start = Placement.contiguous(1, 8, cluster)
+    loads, cluster, start = _small_layer()
     if how == "greedy":
         for swaps in (False, True):
             _Greedy(swaps)(loads, cluster, current=start, num_groups=1)
@@ -284,6 +284,20 @@ def _plan_once(how: Literal["greedy", "afresh", "moving"], dispatch: str = "even
     made = plan(loads, cluster, dispatch=planned_rule(dispatch)).placement
     if how == "moving":
         plan(loads[::-1], cluster, current=made)
+
+
+def compile_bending() -> None:
+    """Compile what plans for the best split take beyond those for an even one, and only that."""
+    loads, cluster, start = _small_layer()
+    problem = check_problem(loads, cluster, 1, None, None)
+    bend(problem, Layers(start.phy2log.copy(), np.zeros(1), np.zeros(1)), "fast")
+
+
+def _small_layer() -> tuple[NDArray[np.float64], Cluster, Placement]:
+    """Two windows of one layer, uneven, and where its experts may be."""
+    hot = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
+    cluster = Cluster(num_gpus=8, slots_per_gpu=2)
+    return np.stack([hot, hot[:, ::-1]]), cluster, Placement.contiguous(1, 8, cluster)
 
 
 @dataclass(frozen=True)

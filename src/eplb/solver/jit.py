@@ -11,6 +11,7 @@ written, the kernel is compiled again and kept again; where that fails, one warn
 
 import ast
 import functools
+import glob
 import hashlib
 import logging
 import os
@@ -29,7 +30,7 @@ from numba.core.serialize import dumps
 
 from eplb.files import locked, whole_file
 
-__all__ = ["filling", "inner", "is_ready", "kernel"]
+__all__ = ["filling", "inner", "is_kept", "is_ready", "kernel"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -73,6 +74,12 @@ def inner(function: _Function) -> _Function:
 def is_ready(compiled: Callable[..., Any]) -> bool:
     """Whether a kernel has been compiled or loaded in this process, or needs no compiling."""
     return bool(getattr(compiled, "signatures", True))
+
+
+def is_kept(compiled: Callable[..., Any]) -> bool:
+    """Whether a kernel seems to be on disk; what stands there may be of older sources."""
+    cache = getattr(compiled, "_cache", None)
+    return not isinstance(cache, _KernelCache) or cache.has_any()
 
 
 @contextmanager
@@ -140,6 +147,10 @@ class _KernelCache(FunctionCache):
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]
         except Exception as error:
             _warn(f"{self.cache_path} ({getattr(error, 'strerror', None) or error})")
+
+    def has_any(self) -> bool:
+        """Whether there is a file of the kernel's."""
+        return any(Path(self.cache_path).glob(f"{glob.escape(self._impl.filename_base)}.*.nbc"))
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[str, str]:
         """What a file is called after, and what it must be for besides."""
