@@ -26,6 +26,7 @@ from eplb.cli import (
     synthesize,
     watch,
 )
+from eplb.cli.bundles import taken_apart
 
 __all__ = ["STORY", "Command", "app"]
 
@@ -163,7 +164,9 @@ app = typer.Typer(
 for _commands in STORY.values():
     for _name, _each in _commands.items():
         _example = _each.example.replace("\n", "\n  ")
-        app.command(_name, epilog=f"Example:\n\n\b\n  {_example}")(_each.module.command)
+        app.command(_name, epilog=f"Example:\n\n\b\n  {_example}")(
+            taken_apart(_each.module.command)
+        )
 
 
 def _print_version(wanted: bool) -> None:

@@ -10,41 +10,21 @@ from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_
 from eplb.cli.options import (
     DEFAULT_POLICIES,
     AsJson,
-    Between,
-    EngineName,
-    ExpertBytes,
-    ExpertShare,
+    ClusterOptions,
     First,
-    GpuName,
-    Gpus,
     Groups,
     History,
-    LayerDelay,
-    LayerSeconds,
-    ModelName,
-    Nodes,
     Policies,
-    RebalanceSeconds,
     Record,
-    Slots,
-    SlotsPerGpu,
-    Speed,
-    Stall,
     TraceFiles,
-    Within,
-    cluster_of,
     listed,
     rule_of,
-    service_of,
-    with_speed,
 )
 from eplb.cli.reading import (
-    Axes,
-    Counters,
-    Merge,
-    read_loads,
+    ReadingOptions,
 )
 from eplb.cli.records import check_ending, write_comparison
+from eplb.cli.service import ServiceOptions
 from eplb.cli.terminal import print_comparison, print_json, printing_to_stderr, progress_bar, say
 from eplb.dispatching.rules import RULES
 from eplb.errors import EplbError
@@ -57,20 +37,14 @@ __all__ = ["command"]
 
 def command(
     traces: TraceFiles,
-    gpus: Gpus,
+    *,
+    asked: ClusterOptions,
     policy: Policies = None,
-    nodes: Nodes = 1,
-    slots: Slots = None,
-    slots_per_gpu: SlotsPerGpu = None,
-    speed: Speed = None,
     groups: Groups = 1,
     every: Annotated[int, typer.Option(help="Number of windows between plans.")] = 1,
     history: History = HISTORY,
     first: First = 1,
-    axes: Axes = None,
-    counters: Counters = False,
-    merge: Merge = "auto",
-    expert_bytes: ExpertBytes = None,
+    reading: ReadingOptions,
     dispatch: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,16 +63,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    model: ModelName = None,
-    gpu: GpuName = None,
-    bandwidth_within: Within = None,
-    bandwidth_between: Between = None,
-    engine: EngineName = None,
-    rebalance_seconds: RebalanceSeconds = None,
-    layer_seconds: LayerSeconds = None,
-    layer_delay: LayerDelay = None,
-    stall: Stall = None,
-    expert_share: ExpertShare = None,
+    costs: ServiceOptions,
     output: Record = None,
     as_json: AsJson = False,
 ) -> None:
@@ -112,24 +77,11 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), printing_to_stderr():
         policies = named_policies(listed(policy) or DEFAULT_POLICIES)
-        loads = read_loads(traces, axes, counters, merge, to_stderr=as_json)
-    cluster = cluster_of(loads.num_experts, gpus, nodes, slots, slots_per_gpu=slots_per_gpu)
-    cluster = with_speed(cluster, speed)
+        loads = reading.loads(traces, to_stderr=as_json)
+    cluster = asked.cluster(loads.num_experts)
     service = None
-    more = (window_seconds, model, gpu, bandwidth_within, bandwidth_between, stall, expert_share)
-    overhead = (engine, rebalance_seconds, layer_seconds, layer_delay)
-    if any(value is not None for value in (*more, *overhead)):
-        service = service_of(
-            cluster,
-            loads,
-            (model, gpu, expert_bytes, bandwidth_within, bandwidth_between),
-            engine,
-            stall=stall,
-            expert_share=expert_share,
-            rebalance_seconds=rebalance_seconds,
-            layer_seconds=layer_seconds,
-            layer_delay=layer_delay,
-        )
+    if window_seconds is not None or costs.are_given():
+        service = costs.service(cluster, loads)
     failures: list[EplbError] = []
     with (
         printing_to_stderr(),
@@ -149,7 +101,7 @@ def command(
             every=every,
             history=history,
             first=first,
-            expert_bytes=expert_bytes,
+            expert_bytes=costs.expert_bytes,
             service=service,
             window_seconds=window_seconds,
             dispatch=rules,

@@ -1,11 +1,11 @@
 """`eplb convert`: a trace in another form."""
 
+from dataclasses import dataclass
+
 from eplb.cli.options import AsJson, TraceFiles, TraceTarget
 from eplb.cli.reading import (
-    Axes,
-    Counters,
     Merge,
-    read_loads,
+    ReadingOptions,
 )
 from eplb.cli.terminal import say_written
 from eplb.files import check_writable
@@ -14,16 +14,22 @@ from eplb.formats import save_trace
 __all__ = ["command"]
 
 
+@dataclass(frozen=True)
+class _Unmerged(ReadingOptions):
+    """The windows as they are, unless something else is asked for."""
+
+    merge: Merge = "none"
+
+
 def command(
     traces: TraceFiles,
     target: TraceTarget,
-    axes: Axes = None,
-    counters: Counters = False,
-    merge: Merge = "none",
+    *,
+    reading: _Unmerged,
     as_json: AsJson = False,
 ) -> None:
     """Write loads in another format. The ending of OUT chooses the format."""
     check_writable(target, *traces)
-    loads = read_loads(traces, axes, counters, merge, to_stderr=as_json)
+    loads = reading.loads(traces, to_stderr=as_json)
     save_trace(loads, target)
     say_written(loads, target, as_json=as_json)

@@ -10,54 +10,27 @@ from rich.console import Console
 from eplb.checks import budget_from, in_few_words, whole_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
+    AdviceOptions,
     AsJson,
-    Between,
-    Confidence,
-    Current,
-    CurrentGpus,
-    Dead,
     DispatchRule,
-    EngineName,
-    ExpertBytes,
-    ExpertShare,
-    GpuName,
     Groups,
-    LayerDelay,
-    LayerSeconds,
-    LeastGain,
     MaxMoves,
-    ModelName,
-    RebalanceSeconds,
-    SlotsPerGpu,
-    SomeGpus,
-    SomeNodes,
-    SomeSlots,
-    Speed,
-    Stall,
     Threads,
     TraceFiles,
-    Within,
     given,
     moe_slots,
     next_command,
     rule_of,
-    service_of,
 )
 from eplb.cli.reading import (
-    Axes,
-    Counters,
-    FirstLayer,
-    Layers,
-    Merge,
-    PlacementLayers,
-    load_current,
-    read_loads,
+    LayerOptions,
 )
+from eplb.cli.running import RunningOptions
+from eplb.cli.service import ServiceOptions
 from eplb.cli.terminal import print_decision, print_json, say
 from eplb.files import check_writable
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide
-from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.planning.forecast import HISTORY
 
 __all__ = ["command"]
@@ -65,32 +38,16 @@ __all__ = ["command"]
 
 def command(
     traces: TraceFiles,
-    current: Current,
+    *,
+    running: RunningOptions,
     seconds: Annotated[float, typer.Option(help="Seconds until the next decision.")],
-    gpus: SomeGpus = None,
-    nodes: SomeNodes = None,
-    slots: SomeSlots = None,
-    slots_per_gpu: SlotsPerGpu = None,
-    speed: Speed = None,
-    dead: Dead = None,
     groups: Groups = 1,
-    model: ModelName = None,
-    gpu: GpuName = None,
-    expert_bytes: ExpertBytes = None,
-    bandwidth_within: Within = None,
-    bandwidth_between: Between = None,
-    engine: EngineName = None,
-    rebalance_seconds: RebalanceSeconds = None,
-    layer_seconds: LayerSeconds = None,
-    layer_delay: LayerDelay = None,
-    stall: Stall = None,
-    expert_share: ExpertShare = None,
+    costs: ServiceOptions,
     margin: Annotated[
         float, typer.Option(help="Minimum ratio of gain to cost for a move.")
     ] = MARGIN,
     max_moves: MaxMoves = None,
-    least_gain: LeastGain = LEAST_GAIN,
-    confidence: Confidence = CONFIDENCE,
+    advice: AdviceOptions,
     history: Annotated[
         int, typer.Option(help="Maximum number of windows to use, the last ones.")
     ] = HISTORY,
@@ -102,13 +59,7 @@ def command(
             help="Write the new placement to this file, as JSON that SGLang loads.",
         ),
     ] = None,
-    current_gpus: CurrentGpus = None,
-    axes: Axes = None,
-    counters: Counters = False,
-    first_layer: FirstLayer = None,
-    layers: Layers = None,
-    placement_layers: PlacementLayers = None,
-    merge: Merge = "auto",
+    reading: LayerOptions,
     dispatch: DispatchRule = None,
     threads: Threads = None,
     exit_code: Annotated[
@@ -126,22 +77,9 @@ def command(
         check_writable(output, *traces)
     whole_number(history, "--history")
     rule = rule_of(dispatch)
-    loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
-    running, cluster = load_current(
-        current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead,
-        slots_per_gpu, speed,
-    )  # fmt: skip
-    service = service_of(
-        cluster,
-        loads,
-        (model, gpu, expert_bytes, bandwidth_within, bandwidth_between),
-        engine,
-        stall=stall,
-        expert_share=expert_share,
-        rebalance_seconds=rebalance_seconds,
-        layer_seconds=layer_seconds,
-        layer_delay=layer_delay,
-    )
+    loads = reading.loads(traces, to_stderr=as_json)
+    placement, cluster = running.load(loads, reading)
+    service = costs.service(cluster, loads)
     budget = None
     if max_moves is not None:
         budget = budget_from(max_moves, "--max-moves").of(moe_slots(loads, cluster))
@@ -153,15 +91,14 @@ def command(
         found = decide(
             loads.loads[-history:],
             cluster,
-            running,
+            placement,
             service,
             seconds,
             num_groups=groups,
             max_moves=budget,
             margin=margin,
             dispatch=rule,
-            least_gain=least_gain,
-            confidence=confidence,
+            **vars(advice),
             threads=threads,
         )
     goes = output if found.placement is not None else None
@@ -170,19 +107,10 @@ def command(
         service_figures = {"service": asdict(service), "seconds": seconds, "margin": margin}
         print_json({**_to_json(found), **service_figures, "output": written})
     else:
-        reading = given(
-            axes=axes,
-            counters=counters,
-            merge=merge,
-            first_layer=first_layer,
-            layers=layers,
-            placement_layers=placement_layers,
-            current_gpus=current_gpus,
-            dispatch=dispatch,
-        )
-        command = None
+        said = given(**vars(reading), current_gpus=running.current_gpus, dispatch=dispatch)
+        command, current = None, running.current
         if goes is None and found.placement is not None:
-            command = next_command(traces, cluster, groups, reading, current, found.moves)
+            command = next_command(traces, cluster, groups, said, current, found.moves)
         print_decision(Console(), f"{in_few_words(traces)}, {current} running", found, command)
         if service.lost_seconds(0.0, 1) == 0.0 == service.layer_delay:
             say("Only transfers are counted; --engine adds the time that an engine itself takes.")

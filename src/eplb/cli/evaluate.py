@@ -10,12 +10,11 @@ from rich.console import Console
 from eplb.checks import gpus_from, in_few_words
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
+    AdviceOptions,
     AsJson,
-    Confidence,
     Dead,
     DispatchRule,
     Groups,
-    LeastGain,
     Speed,
     Threads,
     given,
@@ -24,17 +23,9 @@ from eplb.cli.options import (
     with_speed,
 )
 from eplb.cli.reading import (
-    Axes,
-    Counters,
-    FirstLayer,
-    Layers,
-    Merge,
-    PlacementLayers,
-    read_loads,
-    read_placement,
+    LayerOptions,
 )
 from eplb.cli.terminal import print_evaluation, print_json, say
-from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.planning.plan import what_is_left
 from eplb.replaying.evaluate import evaluate_placement
 
@@ -55,6 +46,7 @@ def command(
         list[Path],
         typer.Argument(metavar="LOADS...", help="Loads to score it on, as for other commands."),
     ],
+    *,
     gpus: Annotated[
         int | None,
         typer.Option(
@@ -72,22 +64,16 @@ def command(
     dead: Dead = None,
     speed: Speed = None,
     groups: Groups = 1,
-    least_gain: LeastGain = LEAST_GAIN,
-    confidence: Confidence = CONFIDENCE,
-    axes: Axes = None,
-    counters: Counters = False,
-    first_layer: FirstLayer = None,
-    layers: Layers = None,
-    placement_layers: PlacementLayers = None,
-    merge: Merge = "auto",
+    advice: AdviceOptions,
+    reading: LayerOptions,
     dispatch: DispatchRule = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the placement that runs now, and show what a plan for the same slots would gain."""
     rule = rule_of(dispatch)
-    loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
-    running = read_placement(placement, loads, gpus, nodes, placement_layers)
+    loads = reading.loads(traces, to_stderr=as_json)
+    running = reading.placement(placement, loads, gpus, nodes)
     running = replace(running, cluster=with_speed(running.cluster, speed))
     if dead is not None:
         cluster = running.cluster.without(gpus_from(dead, "--dead"))
@@ -109,22 +95,13 @@ def command(
             loads,
             num_groups=groups,
             dispatch=rule,
-            least_gain=least_gain,
-            confidence=confidence,
+            **vars(advice),
             threads=threads,
         )
     if as_json:
         print_json(found.to_json())
     else:
-        reading = given(
-            axes=axes,
-            counters=counters,
-            merge=merge,
-            first_layer=first_layer,
-            layers=layers,
-            placement_layers=placement_layers,
-            dispatch=dispatch,
-        )
+        said = given(**vars(reading), dispatch=dispatch)
         moves = 0 if found.verdict is None else found.verdict.moves
-        command = next_command(traces, running.cluster, groups, reading, placement, moves)
+        command = next_command(traces, running.cluster, groups, said, placement, moves)
         print_evaluation(Console(), f"{placement} on {in_few_words(traces)}", found, command)

@@ -12,16 +12,8 @@ from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.nodes import RoutedBy, traffic_of
 from eplb.cli.options import (
     AsJson,
-    Current,
-    CurrentGpus,
-    Dead,
     DispatchRule,
     Groups,
-    SlotsPerGpu,
-    SomeGpus,
-    SomeNodes,
-    SomeSlots,
-    Speed,
     Threads,
     TraceFiles,
     moe_slots,
@@ -29,15 +21,9 @@ from eplb.cli.options import (
 )
 from eplb.cli.plot import check_plot_path, plot_frontier
 from eplb.cli.reading import (
-    Axes,
-    Counters,
-    FirstLayer,
-    Layers,
-    Merge,
-    PlacementLayers,
-    load_current,
-    read_loads,
+    LayerOptions,
 )
+from eplb.cli.running import RunningOptions
 from eplb.cli.terminal import print_frontier, print_json, say
 from eplb.errors import LoadsError
 from eplb.files import check_writable
@@ -50,13 +36,8 @@ __all__ = ["command"]
 
 def command(
     traces: TraceFiles,
-    current: Current,
-    gpus: SomeGpus = None,
-    nodes: SomeNodes = None,
-    slots: SomeSlots = None,
-    slots_per_gpu: SlotsPerGpu = None,
-    speed: Speed = None,
-    dead: Dead = None,
+    *,
+    running: RunningOptions,
     groups: Groups = 1,
     points: Annotated[
         int, int, typer.Option(help="Maximum number of points. They are denser at few moves.")
@@ -68,13 +49,7 @@ def command(
     effort: Annotated[
         Effort, typer.Option(help="Work that the plan from scratch may take.")
     ] = "default",
-    current_gpus: CurrentGpus = None,
-    axes: Axes = None,
-    counters: Counters = False,
-    first_layer: FirstLayer = None,
-    layers: Layers = None,
-    placement_layers: PlacementLayers = None,
-    merge: Merge = "auto",
+    reading: LayerOptions,
     dispatch: DispatchRule = None,
     traffic: RoutedBy = None,
     threads: Threads = None,
@@ -88,11 +63,8 @@ def command(
         check_plot_path(plot)
         check_writable(plot, *traces)
     rule = rule_of(dispatch)
-    loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
-    running, cluster = load_current(
-        current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead,
-        slots_per_gpu, speed,
-    )  # fmt: skip
+    loads = reading.loads(traces, to_stderr=as_json)
+    placement, cluster = running.load(loads, reading)
     num_slots = moe_slots(loads, cluster)
     if not num_slots:
         raise LoadsError(
@@ -110,7 +82,7 @@ def command(
         found = frontier(
             expected.loads,
             cluster,
-            running,
+            placement,
             num_groups=groups,
             weights=expected.weights,
             points=points,
@@ -124,7 +96,7 @@ def command(
         print_json(_to_json(found, num_slots, plot))
     else:
         print_frontier(
-            Console(), f"{in_few_words(traces)}, from {current}", loads, found, num_slots
+            Console(), f"{in_few_words(traces)}, from {running.current}", loads, found, num_slots
         )
     if plot is not None:
         plot_frontier(plot, found, num_slots)

@@ -13,24 +13,12 @@ from eplb.checks import gpus_from, ranges
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
-    Between,
     Dead,
-    ExpertBytes,
-    GpuName,
-    ModelName,
-    Within,
-    rates_of,
 )
 from eplb.cli.reading import (
-    Axes,
-    Counters,
-    FirstLayer,
-    Layers,
-    Merge,
-    PlacementLayers,
-    read_loads,
-    read_placement,
+    LayerOptions,
 )
+from eplb.cli.service import TransferOptions
 from eplb.cli.terminal import print_json, print_migration, say
 from eplb.errors import FormatError
 from eplb.files import check_writable, write_text
@@ -46,6 +34,7 @@ _ENDING = ".json"
 def command(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="File of the placement that runs.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="File of the placement to reach.")],
+    *,
     gpus: Annotated[
         int | None,
         typer.Option(
@@ -100,17 +89,8 @@ def command(
             show_default=False,
         ),
     ] = None,
-    model: ModelName = None,
-    gpu: GpuName = None,
-    expert_bytes: ExpertBytes = None,
-    bandwidth_within: Within = None,
-    bandwidth_between: Between = None,
-    axes: Axes = None,
-    counters: Counters = False,
-    merge: Merge = "auto",
-    first_layer: FirstLayer = None,
-    layers: Layers = None,
-    placement_layers: PlacementLayers = None,
+    transfers: TransferOptions,
+    reading: LayerOptions,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write every transfer and copy to this .json file."),
@@ -130,25 +110,17 @@ def command(
     after_nodes = nodes if new_nodes is None else new_nodes
     trace = None
     if loads:
-        trace = read_loads(loads, axes, counters, merge, first_layer, layers, to_stderr=as_json)
-        before = read_placement(old, trace, gpus, nodes, placement_layers)
-        after = read_placement(new, trace, after_gpus, after_nodes, placement_layers)
+        trace = reading.loads(loads, to_stderr=as_json)
+        before = reading.placement(old, trace, gpus, nodes)
+        after = reading.placement(new, trace, after_gpus, after_nodes)
     else:
         before = load_placement(old, gpus, nodes)
         after = load_placement(new, after_gpus, after_nodes, num_experts=before.num_experts)
         _check_same_layers(before, after, new)
     if dead is not None:
         after = after.without(gpus_from(dead, "--dead"))
-    rates = rates_of(
-        after.cluster,
-        model,
-        gpu,
-        expert_bytes,
-        bandwidth_within,
-        bandwidth_between,
-        after.num_experts,
-        None if trace is None else trace.model,
-    )
+    model = None if trace is None else trace.model
+    rates = transfers.rates(after.cluster, after.num_experts, model)
     console = Console(stderr=True)
     with quitting_on_interrupt(console), console.status("ordering transfers"):
         found = migrate(

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -11,8 +11,6 @@ import typer
 from eplb.checks import in_one_line, printable, ranges
 from eplb.cli.terminal import say
 from eplb.cluster import Cluster
-from eplb.cost.gpus import GPUS, find_gpu
-from eplb.cost.models import EXPERT_BYTES, MODELS, find_model
 from eplb.dispatching.rules import RULES, TABLES, check_rule
 from eplb.errors import OptionError
 from eplb.formats.placements import (
@@ -24,66 +22,46 @@ from eplb.formats.placements import (
     save_placement,
 )
 from eplb.loads import LoadTrace
-from eplb.moving.service import OVERHEADS, Service
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.placement import Placement
 from eplb.planning.batches import Batch
-from eplb.planning.forecast import Scenarios
-from eplb.planning.plan import Plan, what_is_left
 from eplb.replaying.policies import POLICIES
 
 __all__ = [
     "DEFAULT_POLICIES",
+    "AdviceOptions",
     "AsJson",
-    "Between",
+    "BatchSize",
+    "ClusterOptions",
     "Confidence",
-    "Current",
-    "CurrentGpus",
     "Dead",
     "DispatchRule",
-    "EngineName",
-    "ExpertBytes",
-    "ExpertShare",
     "First",
-    "GpuName",
     "Gpus",
     "Groups",
     "History",
-    "LayerDelay",
-    "LayerSeconds",
     "LeastGain",
     "MaxMoves",
-    "ModelName",
     "Nodes",
     "Output",
-    "PlainExpertBytes",
     "Policies",
-    "Rates",
-    "RebalanceSeconds",
     "Record",
-    "RunningPlacement",
     "Slots",
     "SlotsPerGpu",
-    "SomeGpus",
-    "SomeNodes",
-    "SomeSlots",
     "Speed",
-    "Stall",
     "SweepRecord",
     "Target",
     "Threads",
     "TraceFiles",
     "TraceTarget",
-    "Within",
-    "check_moves_options",
+    "batch_of",
     "cluster_of",
     "given",
     "listed",
     "moe_slots",
     "next_command",
     "numbers",
-    "rates_of",
     "rule_of",
-    "service_of",
     "target_of",
     "with_speed",
 ]
@@ -137,6 +115,15 @@ Threads = Annotated[
     int | None,
     typer.Option(help="Maximum number of threads. [default: one per processor]"),
 ]
+Dead = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Numbers of the GPUs that have failed, as 13,14 or 8-15; none if all are alive. "
+        "[default: those that hold nothing in the placement that runs]",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 DispatchRule = Annotated[
     str | None,
@@ -176,9 +163,6 @@ TraceTarget = Annotated[
 ]
 
 
-_SHOWN = 5
-"""Layers whose lost experts are printed."""
-
 DEFAULT_POLICIES = ["deepseek", "eplb", "contiguous", "oracle"]
 
 Policies = Annotated[
@@ -211,9 +195,6 @@ Record = Annotated[
 SweepRecord = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Write every figure to this file, .csv or .json."),
-]
-PlainExpertBytes = Annotated[
-    int | None, typer.Option(help="Bytes of one expert's weights in one layer.")
 ]
 
 
@@ -271,6 +252,24 @@ def batch_of(text: str | None, rule: str) -> Batch | None:
         raise OptionError("--batch goes with --dispatch best: other rules split all sizes alike")
     tokens, top_k, ranks = map(int, sizes)
     return Batch(tokens, top_k, ranks, together)
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """The GPUs that are planned for."""
+
+    gpus: Gpus
+    nodes: Nodes = 1
+    slots: Slots = None
+    slots_per_gpu: SlotsPerGpu = None
+    speed: Speed = None
+
+    def cluster(self, num_experts: int) -> Cluster:
+        """The cluster for layers of so many experts, as `cluster_of` has it."""
+        made = cluster_of(
+            num_experts, self.gpus, self.nodes, self.slots, slots_per_gpu=self.slots_per_gpu
+        )
+        return with_speed(made, self.speed)
 
 
 def cluster_of(
@@ -340,51 +339,6 @@ def _number(word: str, name: str) -> float:
         ) from None
 
 
-Current = Annotated[
-    Path,
-    typer.Option(
-        metavar="PLACEMENT",
-        help="File of the placement that runs, in any format that `eplb evaluate` reads.",
-    ),
-]
-CurrentGpus = Annotated[
-    int | None,
-    typer.Option(
-        help="Number of GPUs of --current. [default: what the file says, or --gpus]",
-        show_default=False,
-    ),
-]
-SomeGpus = Annotated[
-    int | None,
-    typer.Option(
-        help="Number of GPUs (EP ranks) to plan for. [default: as in --current]",
-        show_default=False,
-    ),
-]
-SomeNodes = Annotated[
-    int | None,
-    typer.Option(
-        help="Number of nodes that hold the GPUs. [default: what --current says, or 1]",
-        show_default=False,
-    ),
-]
-SomeSlots = Annotated[
-    int | None,
-    typer.Option(
-        help="Physical experts of a layer on all GPUs, a multiple of --gpus. "
-        "[default: the same number on each GPU as in --current]",
-        show_default=False,
-    ),
-]
-Dead = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LIST",
-        help="Numbers of the GPUs that have failed, as 13,14 or 8-15; none if all are alive. "
-        "[default: those that hold nothing in the placement that runs]",
-        show_default=False,
-    ),
-]
 MaxMoves = Annotated[
     str | None,
     typer.Option(
@@ -405,6 +359,14 @@ Confidence = Annotated[
         help="How sure it must be, from 0.5 to 1, that a change gains anything, to be advised."
     ),
 ]
+
+
+@dataclass(frozen=True)
+class AdviceOptions:
+    """What a change must gain to be advised."""
+
+    least_gain: LeastGain = LEAST_GAIN
+    confidence: Confidence = CONFIDENCE
 
 
 def given(**options: object) -> list[str]:
@@ -444,260 +406,6 @@ def next_command(
 def moe_slots(trace: LoadTrace, cluster: Cluster) -> int:
     """Slots of all layers that have load."""
     return int((~trace.dense).sum()) * cluster.num_held
-
-
-def check_moves_options(
-    current: Path | None, max_moves: str | None, move_cost: float | None, gpus: int | None
-) -> None:
-    """Tell before any work that options need --current."""
-    if current is not None:
-        return
-    options = {"--max-moves": max_moves, "--move-cost": move_cost, "--current-gpus": gpus}
-    for name, value in options.items():
-        if value is not None:
-            raise OptionError(f"{name} needs the placement that runs: give --current too")
-
-
-@dataclass(frozen=True)
-class RunningPlacement:
-    """What runs, and what may be moved.
-
-    Attributes:
-        path: of the placement.
-        placement: that runs.
-        num_slots: those of all layers that have load.
-        most, cost: the budget and the price of a move, None where none was given.
-        dispatch: the rule that its balancedness is under.
-    """
-
-    path: Path
-    placement: Placement
-    num_slots: int
-    most: int | None
-    cost: float | None
-    dispatch: str = "even"
-
-    def to_json(self, made: Plan, expected: Scenarios) -> dict[str, object]:
-        """Figures for scripts."""
-        return {
-            "current": str(self.path),
-            "current_balancedness": self._now(made, expected),
-            "lost": made.lost.tolist(),
-            "moves": made.moves,
-            "moved": made.moves / max(1, self.num_slots),
-        }
-
-    def said(self, made: Plan, expected: Scenarios) -> str:
-        """The same in words."""
-        share = made.moves / max(1, self.num_slots)
-        now = self._now(made, expected)
-        alive = " on the GPUs that are left" if self._died(made) else ""
-        return (
-            f"{printable(self.path)} has balancedness {now:.4f}{alive}. To get from there to the "
-            f"plan, GPUs receive {made.moves:,} experts ({share:.2%} of {self.num_slots:,} slots). "
-            "Experts that stay on a GPU keep their slot."
-        )
-
-    def lost(self, made: Plan, trace: LoadTrace) -> str | None:
-        """Which experts are to be read from the checkpoint, in words; None where none has died."""
-        if not self._died(made):
-            return None
-        if not len(made.lost):
-            return "Every expert has a copy that is left."
-        numbers = trace.layers or range(trace.num_layers)
-        of_layer: dict[int, list[int]] = {}
-        for layer, expert in made.lost.tolist():
-            of_layer.setdefault(numbers[layer], []).append(expert)
-        some = [f"layer {layer}: {ranges(of_layer[layer])}" for layer in list(of_layer)[:_SHOWN]]
-        more = f"; and {len(of_layer) - _SHOWN} more layers" if len(of_layer) > _SHOWN else ""
-        return (
-            f"{len(made.lost):,} of them died with their last copy and are to be read from the "
-            f"checkpoint ({'; '.join(some)}{more}; --json lists all)."
-        )
-
-    def _died(self, made: Plan) -> bool:
-        """Whether any GPU is dead that was not in what runs."""
-        return not set(made.placement.cluster.dead) <= set(self.placement.cluster.dead)
-
-    def _now(self, made: Plan, expected: Scenarios) -> float:
-        """Balancedness of what runs, or of what is left of it."""
-        left = what_is_left(self.placement, made.placement.cluster, expected.loads)
-        return left.balancedness(expected.loads, self.dispatch)
-
-    def why_duplicates(self, made: Plan) -> str:
-        """Why a plan keeps second copies of experts on a GPU that has room for others."""
-        if self.most is not None and made.moves >= self.most:
-            return f"The budget of {self.most:,} moves (--max-moves) does not replace them."
-        return "Replacing them gains less than a move costs, or their layers have no load."
-
-
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        help=f"Name of the model, for the bytes of an expert: {', '.join(MODELS)}. "
-        "[default: what the loads say]",
-        show_default=False,
-    ),
-]
-GpuName = Annotated[
-    str | None,
-    typer.Option("--gpu", help=f"Name of the GPU, for its bandwidths: {', '.join(GPUS)}."),
-]
-ExpertBytes = Annotated[
-    int | None,
-    typer.Option(help="Bytes of one expert's weights in one layer. Overrides --model."),
-]
-Within = Annotated[
-    float | None,
-    typer.Option(help="GB/s that a GPU receives from within its node. Overrides --gpu."),
-]
-Between = Annotated[
-    float | None,
-    typer.Option(
-        help="GB/s that a node receives from other nodes, all its GPUs together. Overrides --gpu."
-    ),
-]
-Stall = Annotated[
-    float | None,
-    typer.Option(
-        help="Share of a transfer's time in which the service is stopped. "
-        "[default: the engine's, or 1]",
-        show_default=False,
-    ),
-]
-EngineName = Annotated[
-    str | None,
-    typer.Option(
-        "--engine",
-        help="Engine whose own time for a rebalance is counted, beside that of the transfers: "
-        f"{', '.join(OVERHEADS)}. [default: transfers alone]",
-        show_default=False,
-    ),
-]
-RebalanceSeconds = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds that the service stops at each rebalance, beside the transfers. "
-        "Overrides --engine.",
-        show_default=False,
-    ),
-]
-LayerSeconds = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds that the service stops for each layer that moves, beside the transfers. "
-        "Overrides --engine.",
-        show_default=False,
-    ),
-]
-LayerDelay = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds from when one layer has moved until the next has: a forward pass, where the "
-        "engine moves a layer at a time. Overrides --engine.",
-        show_default=False,
-    ),
-]
-ExpertShare = Annotated[
-    float | None,
-    typer.Option(
-        help="Share of the service's time that each layer's busiest GPU determines. "
-        f"[default: {Service.expert_share:g}]",
-        show_default=False,
-    ),
-]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Bytes of an expert, and GB/s within a node and between nodes; None where nothing says."""
-
-    expert_bytes: int | None
-    within: float | None
-    between: float | None
-
-
-def rates_of(
-    cluster: Cluster,
-    model: str | None,
-    gpu: str | None,
-    expert_bytes: int | None,
-    within: float | None,
-    between: float | None,
-    num_experts: int,
-    trace_model: str | None = None,
-) -> Rates:
-    """The rates that options give, directly or by the names of a model and of a GPU.
-
-    Args:
-        cluster: the GPUs and nodes.
-        model: --model.
-        gpu: --gpu.
-        expert_bytes: --expert-bytes.
-        within: --bandwidth-within.
-        between: --bandwidth-between.
-        num_experts: E of the loads or of the placement.
-        trace_model: the model that the loads name. It is passed over if its layers do not have
-            `num_experts` experts.
-
-    Raises:
-        OptionError: a name is not known, or the model named has another number of experts.
-    """
-    size = expert_bytes
-    if size is None and model is not None:
-        known_model = find_model(model, "--expert-bytes")
-        if known_model.num_experts != num_experts:
-            raise OptionError(
-                f"--model {known_model.name} has {known_model.num_experts} experts in a layer, "
-                f"not {num_experts}: give another model, or --expert-bytes"
-            )
-        size = known_model.expert_bytes
-    elif size is None and trace_model in MODELS:
-        known_model = MODELS[trace_model]
-        size = known_model.expert_bytes if known_model.num_experts == num_experts else None
-    if gpu is not None:
-        find_gpu(gpu, "--bandwidth-within and --bandwidth-between")
-        # Bandwidths are the GPU's, whatever the model.
-        known = Service.of(next(iter(EXPERT_BYTES)), gpu, cluster)
-        within = known.bandwidth_within if within is None else within
-        between = known.bandwidth_between if between is None else between
-    return Rates(size, within, between)
-
-
-def service_of(
-    cluster: Cluster,
-    loads: LoadTrace,
-    said: tuple[str | None, str | None, int | None, float | None, float | None],
-    engine: str | None,
-    **fields: float | None,
-) -> Service:
-    """The service that options say.
-
-    Args:
-        cluster: the GPUs and nodes.
-        loads: what the model has.
-        said: --model, --gpu, --expert-bytes, --bandwidth-within and --bandwidth-between.
-        engine: whose overheads are counted.
-        fields: of a `Service`, where they are given.
-
-    Raises:
-        EplbError: a figure that is missing, or as for `Service`.
-    """
-    rates = rates_of(cluster, *said, loads.num_experts, loads.model)
-    if rates.expert_bytes is None:
-        raise OptionError("the size of an expert is not known: give --model or --expert-bytes")
-    between = rates.between
-    if between is None and cluster.num_nodes == 1:
-        between = rates.within  # nothing enters a node
-    if rates.within is None or between is None:
-        missing = "--bandwidth-within" if rates.within is None else "--bandwidth-between"
-        raise OptionError(f"the bandwidth of the GPUs is not known: give --gpu or {missing}")
-    service = Service(rates.expert_bytes, rates.within, between)
-    if engine is not None:
-        service = service.in_engine(engine)
-    known: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-    return replace(service, **known)
 
 
 @dataclass(frozen=True)

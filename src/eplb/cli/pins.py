@@ -1,6 +1,6 @@
 """Options about pins, and what they mean."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from eplb.errors import OptionError
 from eplb.formats.safe import check_regular, naming, read_json_text, read_text
 from eplb.planning.pins import Pins
 
-__all__ = ["Apart", "Hottest", "MostCopies", "Pin", "PinsFile", "pins_of"]
+__all__ = ["PinOptions"]
 
 PinsFile = Annotated[
     Path | None,
@@ -52,35 +52,38 @@ Hottest = Annotated[
 ]
 
 
-def pins_of(
-    path: Path | None,
-    pin: list[str] | None,
-    apart: list[str] | None,
-    most_copies: int | None,
-    hottest: int | None,
-) -> Pins | None:
-    """The pins of a file and of options, which add to the file or stand in its place; None without
-    any.
+@dataclass(frozen=True)
+class PinOptions:
+    """What placements must keep to."""
 
-    Raises:
-        FormatError: a file that cannot be read as JSON.
-        OptionError: what are no pins.
-    """
-    given = (pin, apart, most_copies, hottest)
-    if path is None and all(each is None for each in given):
-        return None
-    pins = Pins() if path is None else _pins_in(path)
-    gpus = dict(pins.gpus)
-    for text in pin or ():
-        expert, _, of = text.partition("=")
-        gpus[_numbers(expert, "--pin", "3=0,1", text)[0]] = _numbers(of, "--pin", "3=0,1", text)
-    pairs = [*pins.apart, *map(_pair, apart or ())]
-    changes: dict[str, Any] = {"gpus": gpus, "apart": pairs}
-    if most_copies is not None:
-        changes["most_copies"] = most_copies
-    if hottest is not None:
-        changes["hottest"] = hottest
-    return replace(pins, **changes)
+    pins: PinsFile = None
+    pin: Pin = None
+    apart: Apart = None
+    most_copies: MostCopies = None
+    hottest: Hottest = None
+
+    def wished(self) -> Pins | None:
+        """The pins of the file and of the options, which add to the file or stand in its place;
+        None without any.
+
+        Raises:
+            FormatError: a file that cannot be read as JSON.
+            OptionError: what are no pins.
+        """
+        if all(each is None for each in vars(self).values()):
+            return None
+        pins = Pins() if self.pins is None else _pins_in(self.pins)
+        gpus = dict(pins.gpus)
+        for text in self.pin or ():
+            expert, _, of = text.partition("=")
+            gpus[_numbers(expert, "--pin", "3=0,1", text)[0]] = _numbers(of, "--pin", "3=0,1", text)
+        pairs = [*pins.apart, *map(_pair, self.apart or ())]
+        changes: dict[str, Any] = {"gpus": gpus, "apart": pairs}
+        if self.most_copies is not None:
+            changes["most_copies"] = self.most_copies
+        if self.hottest is not None:
+            changes["hottest"] = self.hottest
+        return replace(pins, **changes)
 
 
 def _pins_in(path: Path) -> Pins:

@@ -13,50 +13,36 @@ from eplb.checks import budget_from, gpus_from, in_few_words, printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.nodes import NodePrice, RoutedBy, traffic_of
 from eplb.cli.options import (
+    AdviceOptions,
     AsJson,
     BatchSize,
-    Confidence,
-    CurrentGpus,
+    ClusterOptions,
     Dead,
     DispatchRule,
-    Gpus,
     Groups,
-    LeastGain,
     MaxMoves,
-    Nodes,
-    RunningPlacement,
-    Slots,
-    SlotsPerGpu,
-    Speed,
     Threads,
     TraceFiles,
     batch_of,
-    check_moves_options,
-    cluster_of,
     given,
     moe_slots,
     next_command,
     rule_of,
     target_of,
-    with_speed,
 )
-from eplb.cli.pins import Apart, Hottest, MostCopies, Pin, PinsFile, pins_of
+from eplb.cli.pins import (
+    PinOptions,
+)
 from eplb.cli.reading import (
-    Axes,
-    Counters,
-    FirstLayer,
-    Layers,
-    Merge,
-    PlacementLayers,
-    load_current,
-    read_loads,
+    LayerOptions,
 )
+from eplb.cli.running import CurrentGpus, RunningPlacement, check_moves_options, load_current
 from eplb.cli.terminal import print_json, print_summary, print_verdict, say
 from eplb.cluster import Cluster
 from eplb.files import check_writable
 from eplb.formats.placements import ENGINES
 from eplb.loads import LoadTrace
-from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
+from eplb.moving.verdict import judge
 from eplb.planning.backtest import BEST, Expected, expected_of
 from eplb.planning.batches import Batch
 from eplb.planning.forecast import FORECASTS, HISTORY, Recent, Scenarios, named_forecast
@@ -71,11 +57,8 @@ __all__ = ["command", "timed_plan"]
 
 def command(
     traces: TraceFiles,
-    gpus: Gpus,
-    nodes: Nodes = 1,
-    slots: Slots = None,
-    slots_per_gpu: SlotsPerGpu = None,
-    speed: Speed = None,
+    *,
+    asked: ClusterOptions,
     dead: Dead = None,
     groups: Groups = 1,
     forecast: Annotated[
@@ -109,8 +92,7 @@ def command(
         ),
     ] = None,
     current_gpus: CurrentGpus = None,
-    least_gain: LeastGain = LEAST_GAIN,
-    confidence: Confidence = CONFIDENCE,
+    advice: AdviceOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -124,21 +106,12 @@ def command(
             show_default=False,
         ),
     ] = None,
-    axes: Axes = None,
-    counters: Counters = False,
-    merge: Merge = "auto",
-    first_layer: FirstLayer = None,
-    layers: Layers = None,
-    placement_layers: PlacementLayers = None,
+    reading: LayerOptions,
     dispatch: DispatchRule = None,
     batch: BatchSize = None,
     traffic: RoutedBy = None,
     node_price: NodePrice = None,
-    pins: PinsFile = None,
-    pin: Pin = None,
-    apart: Apart = None,
-    most_copies: MostCopies = None,
-    hottest: Hottest = None,
+    pins: PinOptions,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -148,7 +121,7 @@ def command(
     that follow. The plan is then for what the best forecast expects.
     """
     target, rule = target_of(output, to), rule_of(dispatch, to)
-    wished = pins_of(pins, pin, apart, most_copies, hottest)
+    wished = pins.wished()
     step = batch_of(batch, rule)
     if step is not None:
         check_batch(step, rule, current)
@@ -157,17 +130,13 @@ def command(
     check_moves_options(current, max_moves, move_cost, current_gpus)
     if forecast != BEST:
         named_forecast(forecast)
-    loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=as_json)
+    loads = reading.loads(traces, to_stderr=as_json)
     moves: RunningPlacement | None = None
     if current is None:
-        cluster = cluster_of(loads.num_experts, gpus, nodes, slots, slots_per_gpu=slots_per_gpu)
-        cluster = with_speed(cluster, speed)
+        cluster = asked.cluster(loads.num_experts)
         cluster = cluster if dead is None else cluster.without(gpus_from(dead, "--dead"))
     else:
-        running, cluster = load_current(
-            current, loads, gpus, nodes, slots, current_gpus, placement_layers, dead,
-            slots_per_gpu, speed,
-        )  # fmt: skip
+        running, cluster = load_current(current, loads, reading, asked, current_gpus, dead)
         num_slots = moe_slots(loads, cluster)
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
         moves = RunningPlacement(current, running, num_slots, budget, move_cost, rule)
@@ -193,8 +162,7 @@ def command(
             dispatch=rule,
             max_moves=None if moves is None else moves.most,
             move_cost=None if moves is None else moves.cost,
-            least_gain=least_gain,
-            confidence=confidence,
+            **vars(advice),
             threads=threads,
         )
     if target is not None:
@@ -223,19 +191,14 @@ def command(
     if verdict is not None:
         # What is written already needs no command.
         done = target is not None and (moves is None or made.moves <= verdict.moves)
-        reading = given(
-            axes=axes,
-            counters=counters,
-            merge=merge,
-            first_layer=first_layer,
-            layers=layers,
-            placement_layers=placement_layers,
+        said = given(
+            **vars(reading),
             current_gpus=current_gpus,
             dispatch=dispatch,
             traffic=traffic,
             node_price=node_price,
         )
-        command = next_command(traces, cluster, groups, reading, current, verdict.moves)
+        command = next_command(traces, cluster, groups, said, current, verdict.moves)
         print_verdict(Console(), verdict, None if done else command)
     if kept is not None:
         say("The plan keeps the pins. What to do is not judged with pins: give none for a verdict.")

@@ -5,33 +5,21 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eplb.checks import LAYERS, gpus_from, layers_from, rising_layers
-from eplb.cli.options import cluster_of, with_speed
+from eplb.checks import LAYERS, layers_from, rising_layers
 from eplb.cli.terminal import say
-from eplb.cluster import Cluster
 from eplb.errors import FormatError, OptionError
 from eplb.formats import load_placement, load_trace
 from eplb.loads import LoadTrace
 from eplb.merging import check_merge
 from eplb.placement import Placement
 
-__all__ = [
-    "Axes",
-    "Counters",
-    "FirstLayer",
-    "Layers",
-    "Merge",
-    "PlacementLayers",
-    "load_current",
-    "read_loads",
-    "read_placement",
-]
+__all__ = ["LayerOptions", "ReadingOptions"]
 
 FirstLayer = Annotated[
     int | None,
@@ -87,39 +75,73 @@ _SHOWN = 6
 """Sources whose order is told in full."""
 
 
-def read_loads(
-    paths: list[Path],
-    axes: str | None,
-    counters: bool,
-    merge: str,
-    first_layer: int | None = None,
-    layers: str | None = None,
-    *,
-    to_stderr: bool = False,
-) -> LoadTrace:
-    """The loads in files and folders, one after another, or on standard input where a path is `-`,
-    with the numbers that options give their layers.
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How loads are read."""
 
-    The order of several, and what the rule merged, are told, on standard error where that is asked
-    for.
+    axes: Axes = None
+    counters: Counters = False
+    merge: Merge = "auto"
 
-    Raises:
-        EplbError: as for `eplb.load_trace`, and options that do not fit.
-    """
-    how = check_merge(merge, "--merge")
-    if [str(path) for path in paths].count("-") > 1:
-        raise OptionError("standard input can be read once: give - once")
-    with ExitStack() as open_:
-        sources = [open_.enter_context(_there(path)) for path in paths]
-        loads = load_trace(sources, axes=axes, counters=counters, merge=how)
-    if len(paths) > 1:
-        shown = paths if len(paths) <= _SHOWN else [*paths[: _SHOWN - 1], "...", paths[-1]]
-        order = ", ".join(map(str, shown))
-        say(f"{len(paths)} sources follow each other as given: {order}.", to_stderr=to_stderr)
-    if loads.merging is not None and loads.merging.words is not None:
-        say(f"{loads.merging.words}.", to_stderr=to_stderr)
-    numbers = _numbers_of(first_layer, layers, loads.num_layers)
-    return loads if numbers is None else replace(loads, layers=numbers)
+    def loads(self, paths: list[Path], *, to_stderr: bool = False) -> LoadTrace:
+        """The loads in files and folders, one after another, or on standard input where a path is
+        `-`.
+
+        The order of several, and what the rule merged, are told, on standard error where that is
+        asked for.
+
+        Raises:
+            EplbError: as for `eplb.load_trace`, and options that do not fit.
+        """
+        how = check_merge(self.merge, "--merge")
+        if [str(path) for path in paths].count("-") > 1:
+            raise OptionError("standard input can be read once: give - once")
+        with ExitStack() as open_:
+            sources = [open_.enter_context(_there(path)) for path in paths]
+            loads = load_trace(sources, axes=self.axes, counters=self.counters, merge=how)
+        if len(paths) > 1:
+            shown = paths if len(paths) <= _SHOWN else [*paths[: _SHOWN - 1], "...", paths[-1]]
+            order = ", ".join(map(str, shown))
+            say(f"{len(paths)} sources follow each other as given: {order}.", to_stderr=to_stderr)
+        if loads.merging is not None and loads.merging.words is not None:
+            say(f"{loads.merging.words}.", to_stderr=to_stderr)
+        return loads
+
+
+@dataclass(frozen=True)
+class LayerOptions(ReadingOptions):
+    """The same, and which layers of the model the rows of loads and placements are."""
+
+    first_layer: FirstLayer = None
+    layers: Layers = None
+    placement_layers: PlacementLayers = None
+
+    def loads(self, paths: list[Path], *, to_stderr: bool = False) -> LoadTrace:
+        """The same, with the numbers that options give their layers."""
+        loads = super().loads(paths, to_stderr=to_stderr)
+        numbers = _numbers_of(self.first_layer, self.layers, loads.num_layers)
+        return loads if numbers is None else replace(loads, layers=numbers)
+
+    def placement(
+        self, path: Path, trace: LoadTrace, gpus: int | None, nodes: int | None
+    ) -> Placement:
+        """The placement in a file, its rows at the layers of the loads.
+
+        Raises:
+            EplbError: as for `eplb.load_placement`.
+        """
+        numbers = None
+        if self.placement_layers is not None:
+            numbers = layers_from(self.placement_layers, "--placement-layers")
+        return load_placement(
+            path,
+            gpus,
+            nodes,
+            num_experts=trace.num_experts,
+            dense=trace.dense,
+            layers=trace.layers,
+            placement_layers=numbers,
+        )
 
 
 _MAGIC = {b"\x1f\x8b": ".json.gz", b"\x93NUMPY": ".npy", b"PK": ".npz", b"PAR1": ".parquet"}
@@ -161,81 +183,3 @@ def _numbers_of(
     if not 0 <= first_layer < LAYERS:
         raise OptionError(f"--first-layer is {first_layer}: give 0 to {LAYERS - 1}")
     return tuple(range(first_layer, first_layer + num_layers))
-
-
-def read_placement(
-    path: Path,
-    trace: LoadTrace,
-    gpus: int | None,
-    nodes: int | None,
-    placement_layers: str | None = None,
-) -> Placement:
-    """The placement in a file, its rows at the layers of the loads.
-
-    Raises:
-        EplbError: as for `eplb.load_placement`.
-    """
-    numbers = None
-    if placement_layers is not None:
-        numbers = layers_from(placement_layers, "--placement-layers")
-    return load_placement(
-        path,
-        gpus,
-        nodes,
-        num_experts=trace.num_experts,
-        dense=trace.dense,
-        layers=trace.layers,
-        placement_layers=numbers,
-    )
-
-
-def load_current(
-    path: Path,
-    trace: LoadTrace,
-    gpus: int | None,
-    nodes: int | None,
-    slots: int | None,
-    current_gpus: int | None,
-    placement_layers: str | None = None,
-    dead: str | None = None,
-    slots_per_gpu: str | None = None,
-    speed: str | None = None,
-) -> tuple[Placement, Cluster]:
-    """The placement in a file, and the cluster asked for: its own, or one with other GPUs or slots,
-    or with some of them dead. Speeds are those of both.
-
-    Raises:
-        EplbError: as for `eplb.load_placement` and `Cluster`.
-    """
-
-    def load(num_gpus: int | None) -> Placement:
-        return read_placement(path, trace, num_gpus, None, placement_layers)
-
-    try:
-        current = load(current_gpus)
-    except OptionError:
-        if current_gpus is not None or gpus is None:
-            raise
-        current = load(gpus)
-    had = current.cluster
-    num_gpus = had.num_gpus if gpus is None else gpus
-    num_nodes = nodes
-    if num_nodes is None:
-        num_nodes = had.num_nodes if num_gpus == had.num_gpus else 1
-    cluster = Cluster(num_gpus, num_nodes, had.slots_per_gpu)
-    if num_gpus == had.num_gpus:
-        cluster = replace(cluster, slots=had.slots)
-    if slots is not None or slots_per_gpu is not None or cluster.num_held < trace.num_experts:
-        cluster = cluster_of(
-            trace.num_experts, num_gpus, num_nodes, slots, slots_per_gpu=slots_per_gpu
-        )
-    cluster = with_speed(cluster, speed)
-    shapes = ((each.num_gpus, each.slots_per_gpu, each.slots) for each in (had, cluster))
-    if len(set(shapes)) == 1:
-        # Files do not always tell nodes: the GPUs are the same, wherever they stand.
-        current = replace(current, cluster=cluster.without(had.dead))
-    elif cluster.speed is not None and had.num_gpus == num_gpus:
-        current = replace(current, cluster=replace(had, speed=cluster.speed))
-    if dead is not None:
-        return current, cluster.without(gpus_from(dead, "--dead"))
-    return current, cluster.without(gpu for gpu in had.dead if gpu < num_gpus)

@@ -13,37 +13,21 @@ from eplb.checks import printable, real_number, whole_number
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.nodes import RoutedBy, traffic_of
 from eplb.cli.options import (
+    AdviceOptions,
     AsJson,
-    Between,
-    Confidence,
+    ClusterOptions,
     DispatchRule,
-    EngineName,
-    ExpertBytes,
-    Gpus,
     Groups,
-    LeastGain,
-    Nodes,
-    Slots,
-    SlotsPerGpu,
-    Speed,
     Threads,
     TraceFiles,
-    Within,
-    cluster_of,
     given,
     rule_of,
     with_speed,
 )
 from eplb.cli.reading import (
-    Axes,
-    Counters,
-    FirstLayer,
-    Layers,
-    Merge,
-    PlacementLayers,
-    read_loads,
-    read_placement,
+    LayerOptions,
 )
+from eplb.cli.service import Between, EngineName, ExpertBytes, Within
 from eplb.cli.terminal import print_json
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, Gpu, find_gpu
@@ -52,8 +36,6 @@ from eplb.cost.roofline import DEFAULTS
 from eplb.errors import MissingExtraError, OptionError
 from eplb.files import check_writable, write_text
 from eplb.loads import LoadTrace
-from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
-from eplb.placement import Placement
 from eplb.report import STEPS, Figures, measure, print_report, render_page
 from eplb.report.figures import Missing
 from eplb.report.timing import known_model
@@ -65,11 +47,8 @@ _PAGE = Path("report.html")
 
 def command(
     traces: TraceFiles,
-    gpus: Gpus,
-    slots: Slots = None,
-    slots_per_gpu: SlotsPerGpu = None,
-    speed: Speed = None,
-    nodes: Nodes = 1,
+    *,
+    asked: ClusterOptions,
     groups: Groups = 1,
     model: Annotated[
         str | None,
@@ -105,14 +84,8 @@ def command(
             show_default=False,
         ),
     ] = None,
-    least_gain: LeastGain = LEAST_GAIN,
-    confidence: Confidence = CONFIDENCE,
-    axes: Axes = None,
-    counters: Counters = False,
-    first_layer: FirstLayer = None,
-    layers: Layers = None,
-    placement_layers: PlacementLayers = None,
-    merge: Merge = "auto",
+    advice: AdviceOptions,
+    reading: LayerOptions,
     dispatch: DispatchRule = None,
     traffic: RoutedBy = None,
     output: Annotated[
@@ -143,14 +116,15 @@ def command(
     console = Console(stderr=True)
     with quitting_on_interrupt(console), _Steps(console) as steps:
         steps("reading", 0, 1)
-        loads = read_loads(traces, axes, counters, merge, first_layer, layers, to_stderr=True)
+        loads = reading.loads(traces, to_stderr=True)
         running = None
         if current is not None:
-            running = read_placement(current, loads, gpus, nodes, placement_layers)
-        if running is not None:
-            running = replace(running, cluster=with_speed(running.cluster, speed))
-        cluster = _cluster(loads.num_experts, gpus, nodes, slots, slots_per_gpu, running)
-        cluster = with_speed(cluster, speed)
+            running = reading.placement(current, loads, asked.gpus, asked.nodes)
+            running = replace(running, cluster=with_speed(running.cluster, asked.speed))
+        if asked.slots is None and asked.slots_per_gpu is None and running is not None:
+            cluster = running.cluster
+        else:
+            cluster = asked.cluster(loads.num_experts)
         found = measure(
             loads,
             cluster,
@@ -160,15 +134,14 @@ def command(
             num_groups=groups,
             dispatch=rule,
             traffic=traffic_of(traffic, None, loads, cluster),
-            least_gain=least_gain,
-            confidence=confidence,
+            **vars(advice),
             model=_model(model, expert_bytes, loads),
             gpu=_gpu(card, cluster, bandwidth_within, bandwidth_between),
             engine=engine,
             tokens_per_gpu=tokens_per_gpu,
             window_seconds=window_seconds,
-            reading=tuple(given(axes=axes, counters=counters, merge=merge)),
-            layers=tuple(given(first_layer=first_layer, layers=layers)),
+            reading=tuple(given(axes=reading.axes, counters=reading.counters, merge=reading.merge)),
+            layers=tuple(given(first_layer=reading.first_layer, layers=reading.layers)),
             threads=threads,
             progress=steps,
         )
@@ -217,20 +190,6 @@ def _put(target: Path | None, page: str | None, found: Figures, text: bool, as_j
         write_text(target, page)
         line = f"The report is in {printable(target)}."
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _cluster(
-    num_experts: int,
-    gpus: int,
-    nodes: int,
-    slots: int | None,
-    slots_per_gpu: str | None,
-    running: Placement | None,
-) -> Cluster:
-    """The cluster asked for; without a number of slots the one that runs."""
-    if slots is None and slots_per_gpu is None and running is not None:
-        return running.cluster
-    return cluster_of(num_experts, gpus, nodes, slots, slots_per_gpu=slots_per_gpu)
 
 
 def _check_installed() -> None:

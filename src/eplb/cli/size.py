@@ -13,15 +13,16 @@ from eplb.cli.options import (
     DispatchRule,
     Gpus,
     Groups,
-    ModelName,
     Nodes,
-    PlainExpertBytes,
     Threads,
     TraceFiles,
     numbers,
     rule_of,
 )
-from eplb.cli.reading import Axes, Counters, Merge, read_loads
+from eplb.cli.reading import (
+    ReadingOptions,
+)
+from eplb.cli.service import ModelName, PlainExpertBytes
 from eplb.cli.terminal import _bytes, _line, _table, _title, print_json, progress_bar
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import in_words
@@ -34,6 +35,7 @@ __all__ = ["command"]
 
 def command(
     traces: TraceFiles,
+    *,
     gpus: Gpus,
     nodes: Nodes = 1,
     spare: Annotated[
@@ -61,9 +63,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    axes: Axes = None,
-    counters: Counters = False,
-    merge: Merge = "auto",
+    reading: ReadingOptions,
     dispatch: DispatchRule = None,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -76,7 +76,7 @@ def command(
     rule, wanted = rule_of(dispatch), None if spare is None else numbers(spare, "--spare", 1)
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
-        loads = read_loads(traces, axes, counters, merge, to_stderr=as_json)
+        loads = reading.loads(traces, to_stderr=as_json)
         with progress_bar(console, "sizing") as advance:
             found = size(
                 loads,

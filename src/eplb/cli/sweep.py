@@ -18,7 +18,6 @@ from eplb.cli.options import (
     Groups,
     History,
     Nodes,
-    PlainExpertBytes,
     Policies,
     SweepRecord,
     TraceFiles,
@@ -28,12 +27,10 @@ from eplb.cli.options import (
     rule_of,
 )
 from eplb.cli.reading import (
-    Axes,
-    Counters,
-    Merge,
-    read_loads,
+    ReadingOptions,
 )
 from eplb.cli.records import check_ending, write_sweep
+from eplb.cli.service import PlainExpertBytes
 from eplb.cli.terminal import print_sweep, printing_to_stderr, progress_bar, say
 from eplb.errors import EplbError
 from eplb.planning.forecast import HISTORY
@@ -44,6 +41,7 @@ __all__ = ["command"]
 
 def command(
     traces: TraceFiles,
+    *,
     gpus: Annotated[
         list[str], typer.Option(metavar="N,...", help="Number of GPUs, or several as 32,64.")
     ],
@@ -68,9 +66,7 @@ def command(
     groups: Groups = 1,
     history: History = HISTORY,
     first: First = 1,
-    axes: Axes = None,
-    counters: Counters = False,
-    merge: Merge = "auto",
+    reading: ReadingOptions,
     expert_bytes: PlainExpertBytes = None,
     dispatch: DispatchRule = None,
     jobs: Annotated[
@@ -105,7 +101,7 @@ def command(
     )
     console = Console(stderr=True)
     with quitting_on_interrupt(console):
-        loads = read_loads(traces, axes, counters, merge, to_stderr=as_json)
+        loads = reading.loads(traces, to_stderr=as_json)
     clusters = [
         cluster_of(loads.num_experts, size, nodes, None, spare=more)
         for size, more in itertools.product(sizes, spares)
