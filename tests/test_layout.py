@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "eplb"
 
 ORDER = (
     *("errors", "checks", "files", "cluster", "merging", "loads", "describe", "balance", "solver"),
-    *("dispatching", "placement", "torch", "formats", "synthetic", "planning", "cost", "moving"),
+    *("dispatching", "placement", "torch", "formats", "synthetic", "cost", "planning", "moving"),
     "replaying",
     *("engines", "report", "cli"),
 )

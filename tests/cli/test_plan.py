@@ -251,6 +251,33 @@ def test_plan_for_batches(tmp_path: Path) -> None:
     assert figures["planned_dispatch"] == "best"
 
 
+def test_plan_for_what_is_kept_low(tmp_path: Path) -> None:
+    """Figures are those of the plan, and a verdict is left to plans for tokens."""
+    loads = np.random.default_rng(0).gamma(0.7, 300.0, (2, 32))
+    np.save(tmp_path / "loads.npy", loads)
+    words = ("plan", tmp_path / "loads.npy", "--gpus", 8, "--slots", 40, "--batch", "4,4,8")
+    for objective in ("activated", "time"):
+        figures = json.loads(run(*words, "--objective", objective, "--json").stdout)
+        batch = eplb.Batch(4, 4, 8)
+        made = eplb.plan(loads, eplb.Cluster(8, 1, 5), objective=objective, batch=batch)
+        assert figures["objective"] == objective
+        assert figures["peak"] == made.peak.tolist()
+        assert figures["peak_mean"] == pytest.approx(made.peak.mean())
+        assert figures["verdict"] is None
+    done = run(*words, "--objective", "time", "--gpu", "H200")
+    said = " ".join(done.stdout.split())
+    assert "In a step, a layer is estimated to take" in said
+    assert "Times are those that eplb.cost estimates for gpt-oss-20b on H200." in said
+    for options, message in (
+        (("--objective", "time"), "eplb: --objective time needs the size of a step: give --batch"),
+        (("--objective", "pace", "--batch", "4,4,8"), "eplb: objective is 'pace': give one of"),
+        (("--batch", "4,4,8"), "eplb: --batch goes with --dispatch best"),
+    ):
+        done = run(*words[:6], *options)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(message)
+
+
 @pytest.mark.parametrize(
     ("text", "rule", "message"),
     [

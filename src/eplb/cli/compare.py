@@ -20,9 +20,7 @@ from eplb.cli.options import (
     listed,
     rule_of,
 )
-from eplb.cli.reading import (
-    ReadingOptions,
-)
+from eplb.cli.reading import ReadingOptions
 from eplb.cli.records import check_ending, write_comparison
 from eplb.cli.service import ServiceOptions
 from eplb.cli.terminal import print_comparison, print_json, printing_to_stderr, progress_bar, say

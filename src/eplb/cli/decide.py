@@ -22,9 +22,7 @@ from eplb.cli.options import (
     next_command,
     rule_of,
 )
-from eplb.cli.reading import (
-    LayerOptions,
-)
+from eplb.cli.reading import LayerOptions
 from eplb.cli.running import RunningOptions
 from eplb.cli.service import ServiceOptions
 from eplb.cli.terminal import print_decision, print_json, say

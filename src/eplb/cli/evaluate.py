@@ -22,9 +22,7 @@ from eplb.cli.options import (
     rule_of,
     with_speed,
 )
-from eplb.cli.reading import (
-    LayerOptions,
-)
+from eplb.cli.reading import LayerOptions
 from eplb.cli.terminal import print_evaluation, print_json, say
 from eplb.planning.plan import what_is_left
 from eplb.replaying.evaluate import evaluate_placement

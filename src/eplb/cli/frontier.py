@@ -20,9 +20,7 @@ from eplb.cli.options import (
     rule_of,
 )
 from eplb.cli.plot import check_plot_path, plot_frontier
-from eplb.cli.reading import (
-    LayerOptions,
-)
+from eplb.cli.reading import LayerOptions
 from eplb.cli.running import RunningOptions
 from eplb.cli.terminal import print_frontier, print_json, say
 from eplb.errors import LoadsError

@@ -4,9 +4,7 @@ from rich.console import Console
 
 from eplb.checks import in_few_words
 from eplb.cli.options import AsJson, TraceFiles
-from eplb.cli.reading import (
-    ReadingOptions,
-)
+from eplb.cli.reading import ReadingOptions
 from eplb.cli.terminal import print_inspection, print_json
 from eplb.describe import heat, inspect_trace
 

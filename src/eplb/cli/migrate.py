@@ -15,9 +15,7 @@ from eplb.cli.options import (
     AsJson,
     Dead,
 )
-from eplb.cli.reading import (
-    LayerOptions,
-)
+from eplb.cli.reading import LayerOptions
 from eplb.cli.service import TransferOptions
 from eplb.cli.terminal import print_json, print_migration, say
 from eplb.errors import FormatError

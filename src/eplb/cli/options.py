@@ -25,6 +25,7 @@ from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.placement import Placement
 from eplb.planning.batches import Batch
+from eplb.planning.objectives import OBJECTIVES
 from eplb.replaying.policies import POLICIES
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "LeastGain",
     "MaxMoves",
     "Nodes",
+    "Objective",
     "Output",
     "Policies",
     "Record",
@@ -141,9 +143,17 @@ BatchSize = Annotated[
         "--batch",
         metavar="TOKENS,TOP_K,RANKS",
         help="With --dispatch best: plan for batches to which so many ranks bring so many tokens "
-        "each. Each rank splits its own; with ,together at the end, all split together. "
-        "[default: whole windows]",
+        "each. Each rank splits its own; with ,together at the end, all split together. With "
+        "--objective, the size of a step. [default: whole windows]",
         show_default=False,
+    ),
+]
+Objective = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(OBJECTIVES),
+        help="What to keep low on the busiest GPU: its tokens, the experts that it touches in a "
+        "step, or its time by an estimate for --model and --gpu.",
     ),
 ]
 TraceFiles = Annotated[
@@ -233,11 +243,11 @@ def rule_of(dispatch: str | None, to: str | None = None) -> str:
     return rule
 
 
-def batch_of(text: str | None, rule: str) -> Batch | None:
+def batch_of(text: str | None, rule: str, objective: str = "tokens") -> Batch | None:
     """The batches to plan for, of the text of --batch.
 
     Raises:
-        OptionError: another text, or another rule than "best".
+        OptionError: another text, or another rule than "best" for tokens.
     """
     if text is None:
         return None
@@ -248,7 +258,7 @@ def batch_of(text: str | None, rule: str) -> Batch | None:
         raise OptionError(
             f"--batch is {text!r}: give tokens, top_k and ranks as 32,8,16, or 32,8,16,together"
         )
-    if rule != "best":
+    if rule != "best" and objective == "tokens":
         raise OptionError("--batch goes with --dispatch best: other rules split all sizes alike")
     tokens, top_k, ranks = map(int, sizes)
     return Batch(tokens, top_k, ranks, together)

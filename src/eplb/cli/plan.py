@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -21,6 +21,7 @@ from eplb.cli.options import (
     DispatchRule,
     Groups,
     MaxMoves,
+    Objective,
     Threads,
     TraceFiles,
     batch_of,
@@ -30,23 +31,21 @@ from eplb.cli.options import (
     rule_of,
     target_of,
 )
-from eplb.cli.pins import (
-    PinOptions,
-)
-from eplb.cli.reading import (
-    LayerOptions,
-)
+from eplb.cli.pins import PinOptions
+from eplb.cli.reading import LayerOptions
 from eplb.cli.running import CurrentGpus, RunningPlacement, check_moves_options, load_current
 from eplb.cli.terminal import print_json, print_summary, print_verdict, say
 from eplb.cluster import Cluster
+from eplb.cost.gpus import GPUS
+from eplb.cost.models import MODELS
+from eplb.errors import OptionError
 from eplb.files import check_writable
 from eplb.formats.placements import ENGINES
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import judge
 from eplb.planning.backtest import BEST, Expected, expected_of
-from eplb.planning.batches import Batch
 from eplb.planning.forecast import FORECASTS, HISTORY, Recent, Scenarios, named_forecast
-from eplb.planning.pins import Pins
+from eplb.planning.objectives import check_objective
 from eplb.planning.plan import Effort, Plan, check_batch, plan, planned_rule
 from eplb.planning.summary import Summary, summarize
 from eplb.planning.traffic import Traffic
@@ -109,6 +108,18 @@ def command(
     reading: LayerOptions,
     dispatch: DispatchRule = None,
     batch: BatchSize = None,
+    objective: Objective = "tokens",
+    gpu: Annotated[
+        str, typer.Option(help=f"Name of the GPU, for --objective time: {', '.join(GPUS)}.")
+    ] = "H100",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Name of the model, for --objective time: {', '.join(MODELS)}. [default: what "
+            "the loads say, or one with as many experts]",
+            show_default=False,
+        ),
+    ] = None,
     traffic: RoutedBy = None,
     node_price: NodePrice = None,
     pins: PinOptions,
@@ -122,8 +133,14 @@ def command(
     """
     target, rule = target_of(output, to), rule_of(dispatch, to)
     wished = pins.wished()
-    step = batch_of(batch, rule)
-    if step is not None:
+    step = batch_of(batch, rule, objective)
+    if objective != "tokens" and step is None:
+        raise OptionError(f"--objective {objective} needs the size of a step: give --batch")
+    # An engine's format says how its plans are scored; what they are made for is asked for.
+    afresh = "even" if dispatch is None else rule
+    crossing = node_price if traffic is None else traffic
+    check_objective(objective, step, afresh, crossing)
+    if step is not None and objective == "tokens":
         check_batch(step, rule, current)
     if output is not None:
         check_writable(output, *traces)
@@ -141,19 +158,19 @@ def command(
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
         moves = RunningPlacement(current, running, num_slots, budget, move_cost, rule)
     routed = traffic_of(traffic, node_price, loads, cluster)
-    # An engine's format says how its plans are scored; what they are made for is asked for.
-    afresh = "even" if dispatch is None else rule
     what = _expected(loads, cluster, groups, forecast, effort, rule, afresh, threads)
     expected, tried = what.scenarios, what.tried
     planned = planned_rule(afresh, None if moves is None else moves.placement)
     kept = None if wished is None else wished.at_layers(loads.layers)
     made, summary = timed_plan(
-        expected, cluster, groups, effort, threads, what.words, moves, rule, planned, step,
-        routed, kept,
+        expected, cluster, groups, effort, threads, what.words, moves, rule, planned, routed,
+        batch=step, objective=objective, gpu=gpu, pins=kept,
+        model=MODELS.get(loads.model or "") if model is None else model,
     )  # fmt: skip
     verdict = None
-    # What a verdict weighs are plans without pins.
-    if kept is None and not loads.dense.all():
+    # What a verdict weighs are plans for tokens and without pins.
+    plain = kept is None and objective == "tokens"
+    if plain and not loads.dense.all():
         verdict = judge(
             loads.loads[-HISTORY:],
             cluster,
@@ -172,6 +189,9 @@ def command(
             {
                 **summary.to_json(),
                 "batch": None if step is None else asdict(step),
+                "peak": made.peak.tolist(),
+                "bound": made.bound.tolist(),
+                "notes": list(made.notes),
                 "pins": None if wished is None else wished.to_json(),
                 "output": None if output is None else str(output),
                 **({} if moves is None else moves.to_json(made, expected)),
@@ -201,7 +221,11 @@ def command(
         command = next_command(traces, cluster, groups, said, current, verdict.moves)
         print_verdict(Console(), verdict, None if done else command)
     if kept is not None:
-        say("The plan keeps the pins. What to do is not judged with pins: give none for a verdict.")
+        say("The plan keeps the pins.")
+    if objective == "time":
+        say(f"{made.notes[-1].replace('times', 'Times', 1)}.")
+    if not plain:
+        say("What to do is judged of plans for tokens without pins alone.")
     if target is not None:
         target.say(made.placement, loads)
 
@@ -244,9 +268,8 @@ def timed_plan(
     moves: RunningPlacement | None = None,
     dispatch: str = "even",
     planned: str = "even",
-    batch: Batch | None = None,
     traffic: Traffic | None = None,
-    pins: Pins | None = None,
+    **asked: Any,
 ) -> tuple[Plan, Summary]:
     """Plan for a rule, and say what that gains under one and how long it took, once kernels are
     there.
@@ -270,11 +293,10 @@ def timed_plan(
             max_moves=None if moves is None else moves.most,
             move_cost=None if moves is None else moves.cost,
             dispatch=planned,
-            batch=batch,
             traffic=traffic,
-            pins=pins,
             effort=effort,
             threads=threads,
+            **asked,
         )
         seconds = time.perf_counter() - begin
     running = None if moves is None else moves.placement

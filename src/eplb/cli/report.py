@@ -24,9 +24,7 @@ from eplb.cli.options import (
     rule_of,
     with_speed,
 )
-from eplb.cli.reading import (
-    LayerOptions,
-)
+from eplb.cli.reading import LayerOptions
 from eplb.cli.service import Between, EngineName, ExpertBytes, Within
 from eplb.cli.terminal import print_json
 from eplb.cluster import Cluster

@@ -19,9 +19,7 @@ from eplb.cli.options import (
     numbers,
     rule_of,
 )
-from eplb.cli.reading import (
-    ReadingOptions,
-)
+from eplb.cli.reading import ReadingOptions
 from eplb.cli.service import ModelName, PlainExpertBytes
 from eplb.cli.terminal import _bytes, _line, _table, _title, print_json, progress_bar
 from eplb.cluster import Cluster

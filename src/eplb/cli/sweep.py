@@ -26,9 +26,7 @@ from eplb.cli.options import (
     numbers,
     rule_of,
 )
-from eplb.cli.reading import (
-    ReadingOptions,
-)
+from eplb.cli.reading import ReadingOptions
 from eplb.cli.records import check_ending, write_sweep
 from eplb.cli.service import PlainExpertBytes
 from eplb.cli.terminal import print_sweep, printing_to_stderr, progress_bar, say

@@ -168,11 +168,7 @@ def print_summary(
                 f" The plan is made for {_SPLITS[summary.planned_dispatch]}, under which it has "
                 f"balancedness {summary.as_planned:.4f}."
             )
-        _line(
-            console,
-            f"{line} No plan can improve on this one{split} by more than "
-            f"{summary.gap_mean:.3%} on average, or {summary.gap_worst:.3%} in any layer.",
-        )
+        _line(console, f"{line} {summary.of_objective(split)}")
     for line in summary.of_tokens():
         _line(console, line)
     if summary.duplicates:

@@ -21,7 +21,7 @@ from eplb.cost.gpus import Gpu
 from eplb.cost.models import Model
 from eplb.errors import OptionError
 
-__all__ = ["DEFAULTS", "Assumptions", "LayerTime", "layer_time", "words_of"]
+__all__ = ["DEFAULTS", "Assumptions", "LayerTime", "layer_time", "stages", "words_of"]
 
 _MOST_TOKENS_SENT_SINGLY = 256
 
@@ -128,14 +128,11 @@ def layer_time(
     if num_gpus < 1 or num_nodes < 1 or num_gpus % num_nodes:
         raise OptionError(f"{num_gpus} GPUs do not divide over {num_nodes} nodes")
     sure = assumptions
-    rate, _ = gpu.rate(model.number_format)
-    compute = tokens * (2.0 * model.expert_weights) / (rate * sure.compute_efficiency)
-    read = active_experts * float(model.expert_bytes) + tokens * _bytes_of_activations(model)
-    memory = read / (gpu.memory_bandwidth * sure.memory_efficiency)
+    compute, memory, travel = stages(
+        tokens, active_experts, gpu, model,
+        num_gpus=num_gpus, num_nodes=num_nodes, assumptions=sure,
+    )  # fmt: skip
     experts = _round_corner(compute, memory)
-    a_byte = _seconds_of_a_byte(gpu, model, num_gpus, num_nodes, sure)
-    sent = model.hidden_size * (model.dispatch_bytes + model.combine_bytes)
-    travel = tokens * (sent * a_byte)
     busy = tokens.max(axis=-1) > 0.0
     latency = busy * (2.0 * sure.exchange_latency if num_gpus > 1 else 0.0)
     if sure.overlapped:
@@ -147,6 +144,28 @@ def layer_time(
         np.where(busy, experts.max(axis=-1), 0.0),
         travel.max(axis=-1) + latency,
     )
+
+
+def stages(
+    tokens: NDArray[np.float64],
+    active_experts: NDArray[np.float64],
+    gpu: Gpu,
+    model: Model,
+    *,
+    num_gpus: int,
+    num_nodes: int = 1,
+    assumptions: Assumptions = DEFAULTS,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Seconds of computing, of memory and of travel, each by itself, of whatever so many tokens
+    and experts come to, [...]; arguments as of `layer_time`.
+    """
+    rate, _ = gpu.rate(model.number_format)
+    compute = tokens * (2.0 * model.expert_weights) / (rate * assumptions.compute_efficiency)
+    read = active_experts * float(model.expert_bytes) + tokens * _bytes_of_activations(model)
+    memory = read / (gpu.memory_bandwidth * assumptions.memory_efficiency)
+    a_byte = _seconds_of_a_byte(gpu, model, num_gpus, num_nodes, assumptions)
+    sent = model.hidden_size * (model.dispatch_bytes + model.combine_bytes)
+    return compute, memory, tokens * (sent * a_byte)
 
 
 def _round_corner(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:

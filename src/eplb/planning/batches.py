@@ -18,10 +18,7 @@ from eplb.errors import OptionError
 if TYPE_CHECKING:
     from eplb.planning.passes import Problem
 
-__all__ = ["OBJECTIVES", "Batch", "Drawn", "activated", "check_objective", "draw_batches"]
-
-OBJECTIVES = ("tokens", "activated")
-"""What plans keep low on the busiest GPU: the names of `eplb.torch.BatchDispatch`."""
+__all__ = ["Batch", "Drawn", "draw_batches"]
 
 _DRAWS = 96
 """Batches that are planned for, about: as many of each window."""
@@ -99,41 +96,6 @@ class Drawn:
 
     problem: "Problem"
     parts: NDArray[np.float64] | None
-
-
-def check_objective(objective: object, batch: object) -> None:
-    """What a plan keeps low on the busiest GPU, with a batch where that needs one.
-
-    Raises:
-        OptionError: anything else.
-    """
-    if not isinstance(objective, str) or objective not in OBJECTIVES:
-        raise OptionError(
-            f"objective is {objective!r}: give one of {', '.join(map(repr, OBJECTIVES))}"
-        )
-    if objective == "activated" and not isinstance(batch, Batch):
-        raise OptionError(
-            'objective="activated" needs the size of a step: give batch=eplb.Batch('
-            "tokens_per_rank, top_k, num_ranks)"
-        )
-
-
-def activated(windows: NDArray[np.float64], batch: Batch) -> NDArray[np.float64]:
-    """[T, L, E] the chance that any token of a step is routed to an expert, by its share of each
-    window: 1 - (1 - top_k * share)^tokens, as if tokens chose on their own.
-    """
-    total = windows.sum(axis=2, keepdims=True)
-    share = np.divide(windows, total, out=np.zeros_like(windows), where=total > 0.0)
-    missed = 1.0 - np.minimum((batch.top_k or 1) * share, 1.0)
-    none, left = np.ones_like(missed), batch.tokens_per_rank * batch.num_ranks
-    # By squaring: the same bits on every processor.
-    while left:
-        if left % 2:
-            none *= missed
-        missed *= missed
-        left //= 2
-    some: NDArray[np.float64] = 1.0 - none
-    return some
 
 
 def draw_batches(problem: "Problem", batch: Batch, *, again: bool = False) -> Drawn:

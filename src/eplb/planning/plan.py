@@ -9,13 +9,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from eplb.checks import Immutable, ranges
 from eplb.cluster import Cluster, check_even, check_shape
+from eplb.cost.gpus import Gpu
+from eplb.cost.models import MODELS, Model
 from eplb.dispatching.rules import RULES
 from eplb.errors import OptionError, PlacementError
-from eplb.loads import LoadTrace, check_windows
+from eplb.loads import LoadTrace, as_array, check_weights, check_windows
 from eplb.placement import Placement
-from eplb.planning.batches import Batch, activated, check_objective, draw_batches
+from eplb.planning.batches import Batch, draw_batches
 from eplb.planning.best_split import solve_best_split, split_bounds
 from eplb.planning.engine_rule import solve_engine_rule
+from eplb.planning.objectives import Clock, activated, check_objective, clock_of
 from eplb.planning.passes import (
     Effort,
     Layers,
@@ -88,6 +91,8 @@ class Plan(Immutable):
         dispatch: the rule of dispatch that was planned for.
         other_nodes: [L] distinct other nodes that a token is sent to, as `eplb.other_nodes` has
             them for the mean of the windows; None where the traffic is not known.
+        objective: what `peak` and `bound` are of: with "activated" they are experts that a GPU
+            touches in a step, with "time" seconds of a layer.
     """
 
     placement: Placement
@@ -98,6 +103,7 @@ class Plan(Immutable):
     dispatch: str = "even"
     lost: NDArray[np.int64] = field(default_factory=_no_experts)
     other_nodes: NDArray[np.float64] | None = None
+    objective: str = "tokens"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
@@ -148,6 +154,8 @@ def plan(
     dispatch: str = "even",
     batch: Batch | None = None,
     objective: str = "tokens",
+    gpu: str | Gpu = "H100",
+    model: str | Model | None = None,
     traffic: Traffic | None = None,
     pins: Pins | None = None,
     effort: Effort = "default",
@@ -196,6 +204,12 @@ def plan(
     touched where any token of the step is routed to it, and goes to one of its copies then, as
     `eplb.torch.BatchDispatch` sends it with the same objective.
 
+    With `objective="time"` the peak is the seconds that a layer of such a step takes, as
+    `eplb.cost` estimates it: what the slowest GPU computes for tokens and reads of the copies that
+    any token comes to, and the way there and back. Of plans for tokens, for experts touched, and
+    for the time that experts take in the first, each layer has the best; from a current placement,
+    all layers have the same. The bound is the time of GPUs that are even.
+
     With `traffic` that has a price, nodes are a preference, between groups that must stay on nodes
     and experts that go anywhere: each layer has the least peak and price of the other nodes that
     its tokens are sent to, together. Naming GPUs so that these are few costs no balance. From a
@@ -238,9 +252,13 @@ def plan(
             "best" for placements of which each batch is split best, as `eplb.dispatch` does; or
             "sglang" or "ascend", the rules of these engines.
         batch: the batches that are split, where they are smaller than windows; with "best" alone,
-            or with the objective "activated".
-        objective: what is kept low on the busiest GPU: "tokens", or "activated", the experts that
-            it touches in a step.
+            or with an objective other than "tokens".
+        objective: what is kept low on the busiest GPU: "tokens"; "activated", the experts that it
+            touches in a step; or "time". The last two are of steps of `batch`, under an even or a
+            best split and without `traffic`.
+        gpu: whose time it is, a name that `eplb.cost` knows, or figures.
+        model: the same; None for the model that a `LoadTrace` names, or else one that is known to
+            have as many experts and the `top_k` of the batch.
         traffic: how tokens are routed and what it is worth that they cross fewer nodes. With a
             price, groups need not stay on their nodes; without one, other nodes are counted.
         pins: what placements must keep to: experts on GPUs or nodes, pairs apart, numbers of
@@ -266,7 +284,7 @@ def plan(
     """
     check_effort(effort)
     check_dispatch(dispatch)
-    check_objective(objective, batch)
+    check_objective(objective, batch, dispatch, traffic)
     if objective == "tokens":
         check_batch(batch, dispatch, current)
     if isinstance(loads, LoadTrace):
@@ -281,7 +299,24 @@ def plan(
             dispatch=dispatch,
             batch=batch,
             objective=objective,
+            gpu=gpu,
+            model=MODELS.get(loads.model or "") if model is None else model,
             traffic=traffic,
+            pins=pins,
+            effort=effort,
+            threads=threads,
+        )
+    if objective == "time" and batch is not None:
+        return _plan_for_time(
+            check_windows(loads),
+            cluster,
+            clock_of(batch, gpu, model, cluster, np.shape(loads)[-1]),
+            weights,
+            num_groups=num_groups,
+            current=current,
+            max_moves=max_moves,
+            move_cost=move_cost,
+            dispatch=dispatch,
             pins=pins,
             effort=effort,
             threads=threads,
@@ -311,7 +346,7 @@ def plan(
             layers = solve_at_price(problem, layers, effort, at_price)
         peaks = np.ldexp(layers.peaks, problem.exponent)
         made = _plan_of(problem, layers.bounds, layers.phy2log, peaks)
-        return _counted(replace(made, dispatch=dispatch), problem, traffic)
+        return _counted(replace(made, dispatch=dispatch, objective=objective), problem, traffic)
     if dispatch not in _WALKED:
         raise OptionError(
             f'dispatch is "{dispatch}" with a current placement: give "even" or "best", plans for '
@@ -354,7 +389,7 @@ def plan(
         if of_full[1].sum() < settled[1].sum():
             relocation, chosen, settled = full, instead, of_full
     made = _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
-    made = _counted(replace(made, dispatch=dispatch), problem, traffic)
+    made = _counted(replace(made, dispatch=dispatch, objective=objective), problem, traffic)
     return replace(made, lost=current.lost_on(cluster)) if cluster.dead else made
 
 
@@ -427,6 +462,46 @@ def solve_for(problem: Problem, effort: Effort, rule: str, batch: Batch | None =
     if rule == "best":
         return solve_best_split(problem, effort, batch)
     return solve_engine_rule(problem, effort, rule)
+
+
+def _plan_for_time(
+    windows: NDArray[np.float64],
+    cluster: Cluster,
+    clock: Clock,
+    weights: ArrayLike | None,
+    *,
+    dispatch: str,
+    **how: Any,
+) -> Plan:
+    """The best of plans for tokens, for experts touched, and for the time that experts take in the
+    first: in each layer, or of all layers where these share what may be moved.
+    """
+    made = plan(windows, cluster, weights=weights, dispatch=dispatch, **how)
+    weighed = clock.weigh(made.placement, windows, dispatch), activated(windows, clock.batch)
+    plans = [
+        made,
+        *(plan(each, cluster, weights=weights, dispatch=dispatch, **how) for each in weighed),
+    ]
+    weight = check_weights(None if weights is None else as_array(weights), len(windows))
+    counted = weight[:, None] * windows.any(axis=2)
+    counted /= np.where(counted.any(axis=0), counted.sum(axis=0), 1.0)
+    peaks = np.array([
+        (counted * clock.seconds(each.placement, windows, dispatch)).sum(axis=0) for each in plans
+    ])  # fmt: skip
+    layers = np.arange(peaks.shape[1])
+    best = peaks.argmin(axis=0)
+    if how["current"] is not None:
+        best[:] = peaks.sum(axis=1).argmin()
+        made = plans[best[0]]
+    else:
+        rows = np.stack([each.placement.phy2log for each in plans])[best, layers]
+        made = replace(made, placement=Placement(rows, made.placement.num_experts, cluster))
+    peak = peaks[best, layers]
+    bound = np.minimum((counted * clock.least(windows)).sum(axis=0), peak)
+    for array in (peak, bound):
+        array.flags.writeable = False
+    notes = (*made.notes, clock.note)
+    return replace(made, peak=peak, bound=bound, objective="time", notes=notes)
 
 
 def _plan_trace(

@@ -53,6 +53,8 @@ class Summary:
             what runs, or from the contiguous layout where that is not known; engine_saves: the same
             from what engines plan by themselves.
         gap_mean, gap_worst: peak / proven bound - 1, both under the rule planned for.
+        objective: what the plan keeps low on the busiest GPU; peak_mean, bound_mean: that and its
+            proven bound, mean over layers.
         duplicates: slots that hold an expert a second time on a GPU.
         worst_layers: the least balanced of the plan, the worst first.
         seconds: time of planning, kernels loaded before.
@@ -86,6 +88,9 @@ class Summary:
     engine_saves: float
     gap_mean: float
     gap_worst: float
+    objective: str
+    peak_mean: float
+    bound_mean: float
     duplicates: int
     worst_layers: list[LayerSummary]
     seconds: float
@@ -123,6 +128,24 @@ class Summary:
                 "group on one, and --traffic with --node-price has tokens sent to fewer."
             ]
         return []
+
+    def of_objective(self, split: str) -> str:
+        """How far the plan is from what no plan can improve on, `split` in words, in a sentence."""
+        peak, bound = self.peak_mean, self.bound_mean
+        if self.objective == "activated":
+            return (
+                f"In a step, the busiest GPU touches {peak:.2f} experts of a layer on average, and "
+                f"no less than {bound:.2f} with any plan."
+            )
+        if self.objective == "time":
+            return (
+                f"In a step, a layer is estimated to take {peak * 1e6:,.1f} us on average, and no "
+                f"less than {bound * 1e6:,.1f} us with any plan."
+            )
+        return (
+            f"No plan can improve on this one{split} by more than {self.gap_mean:.3%} on average, "
+            f"or {self.gap_worst:.3%} in any layer."
+        )
 
     def of_tokens(self) -> list[str]:
         """How many nodes tokens are sent to, in a sentence, where that is known."""
@@ -210,6 +233,9 @@ def summarize(
         engine_saves=_spared(peak["engine"], peak["plan"]),
         gap_mean=float(gap.mean()) if loaded.size else 0.0,
         gap_worst=float(gap.max()) if loaded.size else 0.0,
+        objective=made.objective,
+        peak_mean=float(made.peak[loaded].mean()) if loaded.size else 0.0,
+        bound_mean=float(made.bound[loaded].mean()) if loaded.size else 0.0,
         duplicates=placement.num_duplicates,
         worst_layers=[
             LayerSummary(
