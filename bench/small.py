@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from options import OneLineParser, positive
 
 import eplb
-from eplb.planning.plan import Effort
+from eplb.planning.problem import Effort
 
 __all__ = ["EXAMPLE", "Rate", "Small", "optimum", "rates", "solve"]
 

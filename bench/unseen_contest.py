@@ -18,7 +18,7 @@ from unseen_cells import Cell, Loads
 import eplb
 from eplb import Cluster
 from eplb.checks import in_one_line
-from eplb.planning.plan import Effort
+from eplb.planning.problem import Effort
 from eplb.replaying.policies import Peer, load_peer, phy2log_of
 
 __all__ = [

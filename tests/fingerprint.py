@@ -16,7 +16,7 @@ from recorded import DEEPSEEK_V3, load_recorded
 
 import eplb
 from eplb import Cluster, Placement, plan
-from eplb.planning.plan import Effort
+from eplb.planning.problem import Effort
 
 __all__ = ["fingerprint"]
 

@@ -9,7 +9,7 @@ from strategies import COMPILED
 
 from eplb import Batch, Cluster, LoadTrace, OptionError, Placement, plan
 from eplb.planning.batches import draw_batches
-from eplb.planning.passes import check_problem
+from eplb.planning.problem import check_problem
 
 CLUSTER = Cluster(8, 1, 5)
 DECODE = Batch(tokens_per_rank=16, top_k=4, num_ranks=8, together=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from eplb import Cluster, ClusterError, LoadsError, OptionError, plan, rebalance_experts
 from eplb.cluster import check_pairs
-from eplb.planning.plan import Effort
+from eplb.planning.problem import Effort
 
 WHOLE = np.array([[9, 7, 4, 4, 2, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
 CLUSTER = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=2)

@@ -181,6 +181,7 @@ def test_fields_are_read_only() -> None:
     names = [field.name for field in dataclasses.fields(made)]
     assert names == [
         "placement", "peak", "bound", "moves", "notes", "dispatch", "lost", "other_nodes",
+        "objective",
     ]  # fmt: skip
     assert (made.moves, made.notes) == (0, ())
     placement = made.placement

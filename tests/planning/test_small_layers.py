@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from eplb import Cluster, plan
-from eplb.planning.plan import Effort
+from eplb.planning.problem import Effort
 
 ROUNDING = 1e-9
 

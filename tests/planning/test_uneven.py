@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 import eplb
 from eplb import Cluster, ClusterError, Placement, plan
-from eplb.planning.passes import check_problem, step_memory
+from eplb.planning.passes import step_memory
+from eplb.planning.problem import check_problem
 from eplb.solver.search import Drive, _follow_layers, _search_layers
 from eplb.synthetic import deepseek_v3, workloads
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from strategies import Cell, cells, grouped_cells, layer_loads
 
 from eplb import Cluster, Placement, Plan, plan
-from eplb.planning.passes import Effort, check_problem
+from eplb.planning.problem import Effort, check_problem
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 ROUNDING = 1e-9

@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from eplb import Cluster
-from eplb.planning.passes import Problem, check_problem, step_memory
+from eplb.planning.passes import step_memory
+from eplb.planning.problem import Problem, check_problem
 from eplb.solver.curve import AFRESH, choose, hulls
 from eplb.solver.jit import kernel
 from eplb.solver.packing import F64, I64, B, Gpus

@@ -27,7 +27,7 @@ from eplb.errors import LoadsError
 from eplb.files import check_writable
 from eplb.moving.frontier import Frontier, frontier
 from eplb.planning.forecast import Recent, Scenarios
-from eplb.planning.plan import Effort
+from eplb.planning.problem import Effort
 
 __all__ = ["command"]
 

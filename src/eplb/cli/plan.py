@@ -46,7 +46,9 @@ from eplb.moving.verdict import judge
 from eplb.planning.backtest import BEST, Expected, expected_of
 from eplb.planning.forecast import FORECASTS, HISTORY, Recent, Scenarios, named_forecast
 from eplb.planning.objectives import check_objective
-from eplb.planning.plan import Effort, Plan, check_batch, plan, planned_rule
+from eplb.planning.plan import Plan, check_batch, plan
+from eplb.planning.problem import Effort
+from eplb.planning.solve import planned_rule
 from eplb.planning.summary import Summary, summarize
 from eplb.planning.traffic import Traffic
 from eplb.replaying.policies import Forecasted, Moving, warm_up

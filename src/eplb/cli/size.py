@@ -25,7 +25,7 @@ from eplb.cli.terminal import _bytes, _line, _table, _title, print_json, progres
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import in_words
 from eplb.planning.forecast import FORECASTS
-from eplb.planning.plan import Effort
+from eplb.planning.problem import Effort
 from eplb.replaying.sizing import KNEE, Sizing, Slots, size
 
 __all__ = ["command"]

@@ -20,7 +20,7 @@ from eplb.errors import ClusterError, LoadsError, PlacementError
 from eplb.loads import check_loads
 from eplb.moving.verdict import LEAST_GAIN
 from eplb.placement import Placement
-from eplb.planning.passes import Effort, check_effort
+from eplb.planning.problem import Effort, check_effort
 
 __all__ = ["Balancer", "Rebalance"]
 

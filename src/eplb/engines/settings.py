@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from eplb.checks import Budget, budget_from, whole_number
 from eplb.errors import OptionError
-from eplb.planning.plan import Effort
+from eplb.planning.problem import Effort
 
 __all__ = ["VARIABLES", "Settings", "is_on", "settings_from", "unknown_variables"]
 

@@ -16,9 +16,10 @@ from eplb.loads import check_windows
 from eplb.moving.service import Service
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, counting, judge
 from eplb.placement import Placement
-from eplb.planning.passes import Effort
-from eplb.planning.plan import DEFAULT_MOVE_COST, Plan, plan, planned_rule, what_is_left
+from eplb.planning.plan import DEFAULT_MOVE_COST, Plan, plan, what_is_left
+from eplb.planning.problem import Effort
 from eplb.planning.relocate import check_current
+from eplb.planning.solve import planned_rule
 
 __all__ = ["Decision", "decide"]
 

@@ -12,9 +12,9 @@ from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named
 from eplb.errors import OptionError
 from eplb.placement import Placement
-from eplb.planning.passes import Effort, check_effort, check_problem
-from eplb.planning.plan import planned_rule, solve_for
+from eplb.planning.problem import Effort, check_effort, check_problem
 from eplb.planning.relocate import check_current, choose, moves, relocate, settle
+from eplb.planning.solve import planned_rule, solve_for
 from eplb.planning.traffic import Traffic, check_traffic, others_of
 
 __all__ = ["Frontier", "frontier"]

@@ -26,9 +26,10 @@ from eplb.errors import OptionError
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
 from eplb.planning.engine import engine_placement
-from eplb.planning.passes import Effort
-from eplb.planning.plan import Plan, plan, planned_rule, what_is_left
+from eplb.planning.plan import Plan, plan, what_is_left
+from eplb.planning.problem import Effort
 from eplb.planning.relocate import check_current
+from eplb.planning.solve import planned_rule
 
 __all__ = ["CONFIDENCE", "LEAST_GAIN", "NOTHING_BETTER", "Action", "Verdict", "counting", "judge"]
 

@@ -21,7 +21,8 @@ from eplb.planning.forecast import (
     changed_at,
     named_forecast,
 )
-from eplb.planning.plan import Effort, plan, planned_rule
+from eplb.planning.problem import Effort
+from eplb.planning.solve import placed_afresh, planned_rule
 
 __all__ = ["BEST", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of"]
 
@@ -194,15 +195,15 @@ def backtest(
         parts = []
         for shown, after in schedule.plans(trace.num_windows):
             expected = _ask(name, rule, trace, shown)
-            placement = plan(
+            placement = placed_afresh(
                 expected.loads,
                 cluster,
+                planned or planned_rule(dispatch),
                 num_groups=num_groups,
                 weights=expected.weights,
-                dispatch=planned or planned_rule(dispatch),
                 effort=effort,
                 threads=threads,
-            ).placement
+            )
             parts.append(placement.serve(trace.loads[after], dispatch))
         return Served.joined(parts)
 

@@ -16,7 +16,7 @@ from eplb.checks import whole_number
 from eplb.errors import OptionError
 
 if TYPE_CHECKING:
-    from eplb.planning.passes import Problem
+    from eplb.planning.problem import Problem
 
 __all__ = ["Batch", "Drawn", "draw_batches"]
 

@@ -5,8 +5,9 @@ from numpy.typing import NDArray
 
 from eplb.cluster import check_pairs
 from eplb.planning.batches import Batch, draw_batches
-from eplb.planning.passes import Effort, Layers, Problem, gather, keep_better, solve
-from eplb.planning.pins import pinned_bounds
+from eplb.planning.passes import gather, keep_better, solve
+from eplb.planning.pinned import pinned_bounds
+from eplb.planning.problem import Effort, Layers, Problem
 from eplb.solver.threads import run_kernel
 
 __all__ = ["bend", "levelled_peaks", "solve_best_split", "split_bounds"]

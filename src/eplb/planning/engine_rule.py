@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from eplb.placement import Placement, spread
 from eplb.planning.best_split import split_bounds
-from eplb.planning.passes import Effort, Layers, Problem, solve
+from eplb.planning.passes import solve
+from eplb.planning.problem import Effort, Layers, Problem
 from eplb.solver.threads import run_kernel
 
 __all__ = ["solve_engine_rule"]

@@ -8,27 +8,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eplb.checks import Immutable, ranges
-from eplb.cluster import Cluster, check_even, check_shape
+from eplb.cluster import Cluster
 from eplb.cost.gpus import Gpu
 from eplb.cost.models import MODELS, Model
-from eplb.dispatching.rules import RULES
 from eplb.errors import OptionError, PlacementError
 from eplb.loads import LoadTrace, as_array, check_weights, check_windows
 from eplb.placement import Placement
+from eplb.planning.backtest import expected_of
 from eplb.planning.batches import Batch, draw_batches
-from eplb.planning.best_split import solve_best_split, split_bounds
-from eplb.planning.engine_rule import solve_engine_rule
+from eplb.planning.best_split import split_bounds
 from eplb.planning.objectives import Clock, activated, check_objective, clock_of
-from eplb.planning.passes import (
-    Effort,
-    Layers,
-    Problem,
-    check_effort,
-    check_problem,
-    solve,
-    solve_mean,
-)
-from eplb.planning.pins import Pins, check_pins
+from eplb.planning.passes import solve_mean
+from eplb.planning.pinned import check_pins
+from eplb.planning.pins import Pins
+from eplb.planning.problem import Effort, Problem, check_effort, check_problem
 from eplb.planning.relocate import (
     budget_of_deaths,
     check_current,
@@ -39,6 +32,7 @@ from eplb.planning.relocate import (
     relocate,
     settle,
 )
+from eplb.planning.solve import WALKED, check_dispatch, solve_for
 from eplb.planning.traffic import (
     Traffic,
     check_price,
@@ -48,25 +42,12 @@ from eplb.planning.traffic import (
     walk_at_price,
 )
 
-__all__ = [
-    "DEFAULT_MOVE_COST", "Effort", "Plan", "check_batch", "check_shape", "plan", "planned_rule",
-    "solve_for", "warmup", "what_is_left",
-]  # fmt: skip
+__all__ = ["DEFAULT_MOVE_COST", "Plan", "check_batch", "plan", "warmup", "what_is_left"]
 
 DEFAULT_MOVE_COST = 5e-4
 """What a move is to gain where nothing else is said, as a share of the mean GPU load."""
-_WALKED = ("even", "best")
-"""The rules of dispatch that plans from a current placement are made for."""
 _DEAREST = 1e200
 """The highest price of a move; products of it are finite."""
-
-
-def planned_rule(dispatch: object, current: Placement | None = None) -> str:
-    """The rule to plan for, of a placement that is scored under another, or under a split: the
-    same, where that can be planned for; else an even split.
-    """
-    known = isinstance(dispatch, str) and dispatch in (RULES if current is None else _WALKED)
-    return str(dispatch) if known else "even"
 
 
 def _no_experts() -> NDArray[np.int64]:
@@ -327,8 +308,6 @@ def plan(
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     if batch is not None:
         batch = batch.of(problem.loads.shape[1])
-    if dispatch not in _WALKED:
-        check_even(problem.cluster)
     if pins is not None:
         problem = check_pins(problem, pins, dispatch)
     at_price = None
@@ -347,7 +326,7 @@ def plan(
         peaks = np.ldexp(layers.peaks, problem.exponent)
         made = _plan_of(problem, layers.bounds, layers.phy2log, peaks)
         return _counted(replace(made, dispatch=dispatch, objective=objective), problem, traffic)
-    if dispatch not in _WALKED:
+    if dispatch not in WALKED:
         raise OptionError(
             f'dispatch is "{dispatch}" with a current placement: give "even" or "best", plans for '
             "the rule of an engine are made from scratch"
@@ -423,16 +402,6 @@ def what_is_left(
     ).placement
 
 
-def check_dispatch(rule: object) -> None:
-    """A rule that placements are planned for.
-
-    Raises:
-        OptionError: another, or none at all.
-    """
-    if not isinstance(rule, str) or rule not in RULES:
-        raise OptionError(f"dispatch is {rule!r}: give one of {', '.join(map(repr, RULES))}")
-
-
 def check_batch(batch: object, dispatch: str, current: object) -> None:
     """A batch that plans are made for, or None.
 
@@ -453,15 +422,6 @@ def check_batch(batch: object, dispatch: str, current: object) -> None:
             "batch is of ranks that split for themselves, with a current placement: give "
             "together=True, or plan from scratch"
         )
-
-
-def solve_for(problem: Problem, effort: Effort, rule: str, batch: Batch | None = None) -> Layers:
-    """Plan every layer from scratch, for a rule of dispatch."""
-    if rule == "even":
-        return solve(problem, effort)
-    if rule == "best":
-        return solve_best_split(problem, effort, batch)
-    return solve_engine_rule(problem, effort, rule)
 
 
 def _plan_for_time(
@@ -518,9 +478,6 @@ def _plan_trace(
     **moving: Any,
 ) -> Plan:
     """A plan for what the best forecast makes of a trace."""
-    # It makes plans itself.
-    from eplb.planning.backtest import expected_of
-
     if weights is not None:
         raise OptionError(
             "weights go with arrays: the windows of a LoadTrace are weighed by a forecast; "
@@ -588,7 +545,7 @@ def _plan_of(
     bounds = np.minimum(np.ldexp(bounds, problem.exponent), peaks)
     for array in (peaks, bounds):
         array.flags.writeable = False
-    placement = Placement._of_survivors(phy2log, problem.loads.shape[1], problem.whole)
+    placement = problem.placement(phy2log)
     return Plan(placement, peaks, bounds, moves, problem.notes)
 
 
@@ -624,5 +581,5 @@ def warmup(dispatch: str = "even") -> None:
     if dispatch != "even":
         for windows in (loads, both):
             plan(windows, cluster, dispatch=dispatch)
-            if dispatch in _WALKED:
+            if dispatch in WALKED:
                 plan(windows, cluster, dispatch=dispatch, current=made.placement)

@@ -18,8 +18,9 @@ from eplb.cluster import Cluster
 from eplb.errors import OptionError, PlacementError
 from eplb.placement import Placement, empty_slots
 from eplb.planning.best_split import levelled_peaks
-from eplb.planning.passes import Layers, Problem, looks, peaks_of, step_memory
-from eplb.planning.pins import must_heed
+from eplb.planning.passes import looks, peaks_of, step_memory
+from eplb.planning.pinned import must_heed
+from eplb.planning.problem import Layers, Problem
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed

@@ -18,7 +18,8 @@ from eplb.checks import Immutable, real_number, whole_number
 from eplb.errors import ClusterError, LoadsError, OptionError
 from eplb.loads import as_array, check_values, check_windows
 from eplb.placement import Placement, check_placement
-from eplb.planning.passes import Effort, Layers, Problem, peaks_of, refine, solve
+from eplb.planning.passes import peaks_of, refine, solve
+from eplb.planning.problem import Effort, Layers, Problem
 from eplb.planning.relocate import Relocation
 from eplb.solver.threads import run_kernel
 

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eplb import synthetic
 from eplb.checks import Budget, number_of_threads
 from eplb.cluster import Cluster
 from eplb.cost import estimate
@@ -25,6 +24,7 @@ from eplb.replaying.compare import score
 from eplb.replaying.policies import POLICIES, Moving, warm_up
 from eplb.replaying.replay import replay
 from eplb.solver.jit import is_kept
+from eplb.synthetic import trace as made_up
 
 __all__ = ["GPU", "MODEL", "PRESET", "TOKENS", "WINDOWS", "Demo", "Way", "demo", "warm_up_demo"]
 
@@ -135,7 +135,7 @@ def demo(
     Raises:
         EplbError: a cluster that does not hold 256 experts, or a seed that is none.
     """
-    trace = synthetic.trace(PRESET, num_windows=WINDOWS, tokens_per_window=TOKENS, seed=seed)
+    trace = made_up(PRESET, num_windows=WINDOWS, tokens_per_window=TOKENS, seed=seed)
     ours = Moving(Recent(), effort="fast", threads=threads, budget=_BUDGET)
     # Engines plan for their last window alone.
     asked = (

@@ -16,7 +16,8 @@ from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, judge
 from eplb.placement import Placement
 from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import HISTORY, Recent, Scenarios
-from eplb.planning.plan import plan, planned_rule
+from eplb.planning.plan import plan
+from eplb.planning.solve import planned_rule
 
 __all__ = ["Evaluation", "HotGpu", "LayerFigures", "Standing", "Unseen", "evaluate_placement"]
 

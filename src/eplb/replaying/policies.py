@@ -29,8 +29,9 @@ from eplb.placement import Placement, spread
 from eplb.planning.best_split import bend
 from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import FORECASTS, Forecast, Recent
-from eplb.planning.passes import Layers, check_problem
-from eplb.planning.plan import _WALKED, Effort, plan, planned_rule
+from eplb.planning.plan import plan
+from eplb.planning.problem import Effort, Layers, check_problem
+from eplb.planning.solve import WALKED, planned_rule
 
 __all__ = [
     "POLICIES",
@@ -400,7 +401,7 @@ def plans_for(policy: Policy | str | os.PathLike[str], rule: Any) -> bool:
     """
     called = POLICIES.get(policy) if isinstance(policy, str) else policy
     if isinstance(called, Moving | Deciding):
-        return rule in _WALKED
+        return rule in WALKED
     return isinstance(called, Forecasted)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eplb.balance import Served
 from eplb.checks import in_one_line, printable, whole_number
-from eplb.cluster import Cluster
+from eplb.cluster import Cluster, check_shape
 from eplb.cost.models import expert_bytes_of
 from eplb.dispatching.rules import check_rule, name_of
 from eplb.errors import ClusterError, EplbError, PolicyError
@@ -20,7 +20,7 @@ from eplb.moving.service import Service
 from eplb.placement import Placement
 from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY
-from eplb.planning.plan import Plan, check_shape
+from eplb.planning.plan import Plan
 from eplb.replaying.policies import (
     Deciding,
     Forecasted,

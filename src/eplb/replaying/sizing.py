@@ -22,8 +22,9 @@ from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY, Forecast, named_forecast
-from eplb.planning.passes import Effort, check_effort
-from eplb.planning.plan import plan, planned_rule
+from eplb.planning.plan import plan
+from eplb.planning.problem import Effort, check_effort
+from eplb.planning.solve import planned_rule
 from eplb.replaying.policies import list_of
 
 __all__ = ["KNEE", "SPARE", "Sizing", "Slots", "fewest_slots", "knee_of", "size"]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.checks import in_few_words
-from eplb.cluster import Cluster
+from eplb.cluster import Cluster, check_shape
 from eplb.cost import Assumptions
 from eplb.cost.gpus import Gpu, find_gpu
 from eplb.cost.models import Model
@@ -19,7 +19,8 @@ from eplb.placement import Placement
 from eplb.planning.backtest import expected_of
 from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import Forecast, Recent, named_forecast
-from eplb.planning.plan import check_shape, plan, planned_rule
+from eplb.planning.plan import plan
+from eplb.planning.solve import planned_rule
 from eplb.planning.traffic import Traffic, check_traffic
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import Policy, Staying, named_policy

@@ -10,7 +10,8 @@ from eplb.cluster import Cluster
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.forecast import HISTORY
-from eplb.planning.plan import plan, planned_rule
+from eplb.planning.plan import plan
+from eplb.planning.solve import planned_rule
 
 __all__ = ["Asked", "evenly"]
 
