@@ -18,7 +18,7 @@ from rich.console import Console
 
 import eplb
 from eplb.cli.nodes import traffic_of
-from eplb.cli.options import batch_of
+from eplb.cli.objective import ObjectiveOptions
 from eplb.cli.terminal import print_summary
 from eplb.planning.summary import summarize
 from eplb.solver.greedy import greedy
@@ -270,7 +270,30 @@ def test_plan_for_what_is_kept_low(tmp_path: Path) -> None:
     assert "Times are those that eplb.cost estimates for gpt-oss-20b on H200." in said
     for options, message in (
         (("--objective", "time"), "eplb: --objective time needs the size of a step: give --batch"),
-        (("--objective", "pace", "--batch", "4,4,8"), "eplb: objective is 'pace': give one of"),
+        (
+            ("--objective", "pace", "--batch", "4,4,8"),
+            "eplb: --objective pace is not known: give one of tokens",
+        ),
+        (
+            ("--objective", "time", "--batch", "4,4,8", "--speed", "1,1,1,1,1,1,1,2"),
+            "eplb: --objective time is for GPUs that are alike: leave out --speed",
+        ),
+        (
+            ("--objective", "time", "--batch", "4,4,8", "--gpu", "H900"),
+            "eplb: the GPU 'H900' is not known: the nearest is 'H800'",
+        ),
+        (
+            ("--objective", "time", "--batch", "4,3,8"),
+            "eplb: no model that is known routes to 3 of 32 experts",
+        ),
+        (
+            ("--objective", "activated", "--batch", "4,4,8", "--traffic", "4", "--nodes", "2"),
+            "eplb: --objective activated does not count the nodes",
+        ),
+        (
+            ("--objective", "activated", "--batch", "4,4,8", "--dispatch", "sglang"),
+            "eplb: --objective activated goes with --dispatch even or best, and that is sglang",
+        ),
         (("--batch", "4,4,8"), "eplb: --batch goes with --dispatch best"),
     ):
         done = run(*words[:6], *options)
@@ -289,7 +312,7 @@ def test_plan_for_what_is_kept_low(tmp_path: Path) -> None:
 )
 def test_batches_that_are_no_batches(text: str, rule: str, message: str) -> None:
     with pytest.raises(eplb.OptionError, match=message):
-        batch_of(text, rule)
+        ObjectiveOptions(batch=text).step(rule, weighs_nodes=False, speed=None)
 
 
 def test_nodes_are_a_preference(tmp_path: Path) -> None:

@@ -24,15 +24,12 @@ from eplb.formats.placements import (
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.placement import Placement
-from eplb.planning.batches import Batch
-from eplb.planning.objectives import OBJECTIVES
 from eplb.replaying.policies import POLICIES
 
 __all__ = [
     "DEFAULT_POLICIES",
     "AdviceOptions",
     "AsJson",
-    "BatchSize",
     "ClusterOptions",
     "Confidence",
     "Dead",
@@ -44,7 +41,6 @@ __all__ = [
     "LeastGain",
     "MaxMoves",
     "Nodes",
-    "Objective",
     "Output",
     "Policies",
     "Record",
@@ -56,7 +52,6 @@ __all__ = [
     "Threads",
     "TraceFiles",
     "TraceTarget",
-    "batch_of",
     "cluster_of",
     "given",
     "listed",
@@ -135,25 +130,6 @@ DispatchRule = Annotated[
         help="How tokens are split over the copies of an expert, for plans and figures: "
         f"{', '.join(RULES)}. [default: even]",
         show_default=False,
-    ),
-]
-BatchSize = Annotated[
-    str | None,
-    typer.Option(
-        "--batch",
-        metavar="TOKENS,TOP_K,RANKS",
-        help="With --dispatch best: plan for batches to which so many ranks bring so many tokens "
-        "each. Each rank splits its own; with ,together at the end, all split together. With "
-        "--objective, the size of a step. [default: whole windows]",
-        show_default=False,
-    ),
-]
-Objective = Annotated[
-    str,
-    typer.Option(
-        metavar="|".join(OBJECTIVES),
-        help="What to keep low on the busiest GPU: its tokens, the experts that it touches in a "
-        "step, or its time by an estimate for --model and --gpu.",
     ),
 ]
 TraceFiles = Annotated[
@@ -241,27 +217,6 @@ def rule_of(dispatch: str | None, to: str | None = None) -> str:
         return to if to in TABLES else "even"
     rule: str = check_rule(dispatch, "--dispatch")
     return rule
-
-
-def batch_of(text: str | None, rule: str, objective: str = "tokens") -> Batch | None:
-    """The batches to plan for, of the text of --batch.
-
-    Raises:
-        OptionError: another text, or another rule than "best" for tokens.
-    """
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",")]
-    together = words[-1] == "together"
-    sizes = words[:-1] if together else words
-    if len(sizes) != 3 or not all(each.isascii() and each.isdecimal() for each in sizes):
-        raise OptionError(
-            f"--batch is {text!r}: give tokens, top_k and ranks as 32,8,16, or 32,8,16,together"
-        )
-    if rule != "best" and objective == "tokens":
-        raise OptionError("--batch goes with --dispatch best: other rules split all sizes alike")
-    tokens, top_k, ranks = map(int, sizes)
-    return Batch(tokens, top_k, ranks, together)
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,17 @@ from rich.console import Console
 from eplb.checks import budget_from, gpus_from, in_few_words, printable
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.nodes import NodePrice, RoutedBy, traffic_of
+from eplb.cli.objective import ObjectiveOptions
 from eplb.cli.options import (
     AdviceOptions,
     AsJson,
-    BatchSize,
     ClusterOptions,
     Dead,
     DispatchRule,
     Groups,
     MaxMoves,
-    Objective,
     Threads,
     TraceFiles,
-    batch_of,
     given,
     moe_slots,
     next_command,
@@ -36,16 +34,12 @@ from eplb.cli.reading import LayerOptions
 from eplb.cli.running import CurrentGpus, RunningPlacement, check_moves_options, load_current
 from eplb.cli.terminal import print_json, print_summary, print_verdict, say
 from eplb.cluster import Cluster
-from eplb.cost.gpus import GPUS
-from eplb.cost.models import MODELS
-from eplb.errors import OptionError
 from eplb.files import check_writable
 from eplb.formats.placements import ENGINES
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import judge
 from eplb.planning.backtest import BEST, Expected, expected_of
 from eplb.planning.forecast import FORECASTS, HISTORY, Recent, Scenarios, named_forecast
-from eplb.planning.objectives import check_objective
 from eplb.planning.plan import Plan, check_batch, plan
 from eplb.planning.problem import Effort
 from eplb.planning.solve import planned_rule
@@ -109,19 +103,7 @@ def command(
     ] = None,
     reading: LayerOptions,
     dispatch: DispatchRule = None,
-    batch: BatchSize = None,
-    objective: Objective = "tokens",
-    gpu: Annotated[
-        str, typer.Option(help=f"Name of the GPU, for --objective time: {', '.join(GPUS)}.")
-    ] = "H100",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Name of the model, for --objective time: {', '.join(MODELS)}. [default: what "
-            "the loads say, or one with as many experts]",
-            show_default=False,
-        ),
-    ] = None,
+    low: ObjectiveOptions,
     traffic: RoutedBy = None,
     node_price: NodePrice = None,
     pins: PinOptions,
@@ -135,14 +117,11 @@ def command(
     """
     target, rule = target_of(output, to), rule_of(dispatch, to)
     wished = pins.wished()
-    step = batch_of(batch, rule, objective)
-    if objective != "tokens" and step is None:
-        raise OptionError(f"--objective {objective} needs the size of a step: give --batch")
     # An engine's format says how its plans are scored; what they are made for is asked for.
     afresh = "even" if dispatch is None else rule
-    crossing = node_price if traffic is None else traffic
-    check_objective(objective, step, afresh, crossing)
-    if step is not None and objective == "tokens":
+    weighs_nodes = traffic is not None or node_price is not None
+    step = low.step(afresh, weighs_nodes=weighs_nodes, speed=asked.speed)
+    if step is not None and low.objective == "tokens":
         check_batch(step, rule, current)
     if output is not None:
         check_writable(output, *traces)
@@ -159,6 +138,7 @@ def command(
         num_slots = moe_slots(loads, cluster)
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
         moves = RunningPlacement(current, running, num_slots, budget, move_cost, rule)
+    card, model = low.machines(loads, step)
     routed = traffic_of(traffic, node_price, loads, cluster)
     what = _expected(loads, cluster, groups, forecast, effort, rule, afresh, threads)
     expected, tried = what.scenarios, what.tried
@@ -166,12 +146,11 @@ def command(
     kept = None if wished is None else wished.at_layers(loads.layers)
     made, summary = timed_plan(
         expected, cluster, groups, effort, threads, what.words, moves, rule, planned, routed,
-        batch=step, objective=objective, gpu=gpu, pins=kept,
-        model=MODELS.get(loads.model or "") if model is None else model,
+        batch=step, objective=low.objective, gpu=card, model=model, pins=kept,
     )  # fmt: skip
     verdict = None
     # What a verdict weighs are plans for tokens and without pins.
-    plain = kept is None and objective == "tokens"
+    plain = kept is None and low.objective == "tokens"
     if plain and not loads.dense.all():
         verdict = judge(
             loads.loads[-HISTORY:],
@@ -224,7 +203,7 @@ def command(
         print_verdict(Console(), verdict, None if done else command)
     if kept is not None:
         say("The plan keeps the pins.")
-    if objective == "time":
+    if low.objective == "time":
         say(f"{made.notes[-1].replace('times', 'Times', 1)}.")
     if not plain:
         say("What to do is judged of plans for tokens without pins alone.")
