@@ -37,6 +37,13 @@ def test_errors_and_clusters_are_light_too() -> None:
     assert not HEAVY & set(in_a_fresh_process(code).split())
 
 
+def test_commands_that_plan_nothing_load_no_compiler() -> None:
+    code = "import sys, eplb.cli.commands; print(*sys.modules)"
+    assert not {"highspy", "numba", "pandas", "scipy", "torch"} & set(
+        in_a_fresh_process(code).split()
+    )
+
+
 def test_names_are_locked() -> None:
     assert eplb.__all__ == [
         "Balancer",

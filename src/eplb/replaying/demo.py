@@ -23,7 +23,6 @@ from eplb.planning.forecast import Recent
 from eplb.replaying.compare import score
 from eplb.replaying.policies import POLICIES, Moving, warm_up
 from eplb.replaying.replay import replay
-from eplb.solver.jit import is_kept
 from eplb.synthetic import trace as made_up
 
 __all__ = ["GPU", "MODEL", "PRESET", "TOKENS", "WINDOWS", "Demo", "Way", "demo", "warm_up_demo"]
@@ -104,6 +103,7 @@ def warm_up_demo() -> None:
     What only the best split needs is compiled by a second process meanwhile, where nothing is kept
     yet; if that fails, this one compiles it after all.
     """
+    from eplb.solver.jit import is_kept
     from eplb.solver.level_search import _place_layers
 
     beside = None
