@@ -1,23 +1,28 @@
 """Whole vLLM engines of two ranks on CPUs: what they answer stays the same while experts move."""
 
+import dataclasses
 import itertools
 import os
+import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from processes import in_processes
+from serving import RANKS, Server, vllm_package, vllm_server
 from tiny_model import EXPERTS, SPARE, write_model
 
 from eplb import Cluster, Placement
 
-_RANKS = 2
-_KERNELS = Path(os.environ.get("ENGINES", ".venv/engines")).resolve() / "vllm-cpu"
+_ROUNDS = 4
+_ENGINES = Path(os.environ.get("ENGINES", ".venv/engines")).resolve()
 
 pytestmark = pytest.mark.skipif(
-    not any(_KERNELS.glob("vllm/_C*.so")),
+    not any(_ENGINES.glob("vllm-cpu/vllm/_C*.so")),
     reason="whole vLLM engines do not run here: fetch.py has found no kernels for its CPU backend",
 )
 
@@ -26,10 +31,7 @@ pytestmark = pytest.mark.skipif(
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with vLLM's package and the kernels of its CPU backend in one, and a model."""
     folder = tmp_path_factory.mktemp("engine")
-    package = folder / "path" / "vllm"
-    package.mkdir(parents=True)
-    for each in [*(_KERNELS.parent / "vllm" / "vllm").iterdir(), *_KERNELS.glob("vllm/_C*.so")]:
-        (package / each.name).symlink_to(each)
+    vllm_package(_ENGINES, folder / "path")
     write_model(folder / "model")
     return folder
 
@@ -56,10 +58,19 @@ def run(
     unlike = {**case, "environment": {**environment, **(odd or {})}}
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
+    try:
+        return ranks_of(engine, port, case, unlike)
+    finally:
+        for left in Path("/dev/shm").glob(f"*{port}-*-cpushm_*"):
+            left.unlink()
+
+
+def ranks_of(engine: Path, port: int, *cases: dict[str, Any]) -> list[Any]:
+    """What each rank sends, of a case each."""
     return in_processes(
         "whole_vllm",
         "whole_vllm.serve",
-        *((rank, _RANKS, port, unlike if rank else case) for rank in range(_RANKS)),
+        *((rank, RANKS, port, case) for rank, case in enumerate(cases)),
         path=[engine / "path"],
         environment={
             "VLLM_TARGET_DEVICE": "cpu",
@@ -114,7 +125,7 @@ def test_answers_stay_while_experts_move(
     assert lines[1] == 0
     assert not any("answers" in line or "disagree" in line for line in ranks[0]["lines"])
     assert "this planner replaces vLLM's policy" in "".join(ranks[0]["lines"])
-    cluster = Cluster.with_slots(EXPERTS + SPARE, _RANKS)
+    cluster = Cluster.with_slots(EXPERTS + SPARE, RANKS)
     placements = [Placement(each, EXPERTS, cluster) for each in maps]
     for old, new in itertools.pairwise(placements[1:]):
         assert new.moves_from(old) <= 2 * 0.1 * maps[0].size  # two rebalances in a round at most
@@ -153,6 +164,83 @@ def test_where_ranks_are_set_unalike_answers_stay_and_a_line_says_which(
     told = [line for line in ranks[0]["lines"] if "own policy answers on all ranks" in line]
     assert len(told) >= 2
     assert all(said in line for line in told)
+
+
+def served(server: Server, tokens: Any) -> None:
+    """Ask several times: answers stay, and the log has a line for each rebalance."""
+    assert [server.answers() for _ in range(_ROUNDS)] == [tokens] * _ROUNDS
+    server.settle()
+    maps = checked([{"held": rank} for rank in server.ranks()])
+    told = server.lines("eplb: rebalance ")
+    assert len(told) >= _ROUNDS - 1
+    assert all(f"eplb: rebalance {number}: " in line for number, line in enumerate(told, 1))
+    assert "the first plan, from a layout that knows no loads" in told[0]
+    cluster = Cluster.with_slots(EXPERTS + SPARE, RANKS)
+    placements = [Placement(each, EXPERTS, cluster) for each in maps]
+    moves = sum(new.moves_from(old) for old, new in itertools.pairwise(placements))
+    assert 0 < moves <= moved(server)  # in the background, the last ones may still be on their way
+    lines = server.lines("eplb: ")
+    assert sum("this planner replaces vLLM's policy" in line for line in lines) == 1
+    assert not any("answers" in line or "disagree" in line for line in lines)
+
+
+def moved(server: Server) -> int:
+    """Experts that the log says have moved."""
+    told = "".join(server.lines("eplb: rebalance "))
+    return sum(map(int, re.findall(r"(\d+) of \d+ experts move ", told)))
+
+
+def assert_seen(series: dict[str, float], server: Server) -> None:
+    """Metrics say what the log says."""
+    ours = {name: value for name, value in series.items() if name.startswith("eplb_")}
+    ours = {name: value for name, value in ours.items() if "_created" not in name}
+    assert len(ours) == 19
+    decided = sum(value for name, value in ours.items() if "eplb_rebalances_total" in name)
+    assert decided == len(server.lines("eplb: rebalance "))
+    assert ours["eplb_moved_experts_total"] == moved(server)
+    assert ours["eplb_interval_steps"] == 12.0
+    assert ours["eplb_ranks_agree"] == 1.0
+    assert 0.0 < ours['eplb_balancedness{layers="avg"}'] <= 1.0
+
+
+@pytest.mark.parametrize("api_servers", [1, 2])
+def test_http_metrics_are_served_by_any_number_of_api_servers(
+    api_servers: int, engine: Path, tokens: Any, tmp_path: Path
+) -> None:
+    """One reads the folder that the variable names, two the one that vLLM makes for them."""
+    variables = {}
+    if api_servers == 1:
+        (tmp_path / "metrics").mkdir()
+        variables["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path / "metrics")
+    background = {"use_async": api_servers == 2}
+    count = f"--api-server-count={api_servers}"
+    folder = tmp_path / "server"
+    with vllm_server(
+        _ENGINES, folder, count, balancing=background, environment=variables
+    ) as server:
+        served(server, tokens)
+        for _ in range(2 * api_servers):
+            assert_seen(server.series(), server)
+
+
+def test_http_metrics_are_in_a_file_where_vllm_has_no_folder(
+    engine: Path, tokens: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "eplb.prom"
+    options = "--api-server-count=1"
+    variables = {"EPLB_METRICS": str(file)}
+    folder = tmp_path / "server"
+    with vllm_server(
+        _ENGINES, folder, options, balancing={"use_async": False}, environment=variables
+    ) as server:
+        served(server, tokens)
+        assert not any(name.startswith("eplb_") for name in server.series())
+        command = [sys.executable, "-m", "eplb", "serve-metrics", str(file), "--port=0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            url = other.stdout.readline().split()[-1].removesuffix("/metrics")
+            assert_seen(dataclasses.replace(server, url=url).series(), server)
+            other.terminate()
 
 
 def checked(ranks: list[Any]) -> list[Any]:

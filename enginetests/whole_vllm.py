@@ -7,6 +7,7 @@ EPLB on CPUs, so this fills in what is missing there, and nothing else:
 - the step from logical to physical experts, which vLLM has as a Triton kernel alone: the same in
   torch's operations (to_slots.py);
 - experts of other ranks: vLLM's CPU kernel takes every id for one of its own;
+- names of shared memory, which would be those of any engine that was killed on this machine;
 - `EplbState` in the CPU's runner, made and started as the GPU's runner does.
 """
 
@@ -23,6 +24,7 @@ from tiny_model import SPARE, WORDS
 from to_slots import to_physical_and_record
 from vllm import LLM, SamplingParams
 from vllm.config import parallel
+from vllm.distributed.device_communicators import cpu_communicator
 from vllm.distributed.eplb import eplb_state
 from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 from vllm.model_executor.layers.fused_moe.router import base_router
@@ -38,6 +40,11 @@ _NEVER = torch.tensor(False)
 def stand_in() -> None:
     """Fill in what vLLM lacks on CPUs."""
     without_accelerator()
+    shared = cpu_communicator._CPUSHMDistributed
+    named = shared.make_group_name
+    shared.make_group_name = lambda *of: (
+        os.environ.get("MASTER_PORT", "") + named(of[-1]).strip("/")
+    )
     platform = type(parallel.current_platform)
     allowing = type("Allowing", (platform,), {"is_cuda_alike": lambda _: True})
     parallel.current_platform = allowing()

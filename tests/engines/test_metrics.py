@@ -202,6 +202,31 @@ def test_a_file_has_the_same_series(
     assert caplog.text.count("the file of metrics stays as it is, and serving goes on") == 1
 
 
+def test_a_folder_that_the_engine_names_after_the_client_was_imported_is_written(
+    tmp_path: Path,
+) -> None:
+    """As vLLM does, in whose forks the client has been imported."""
+    code = (
+        "import os, prometheus_client, sys\n"
+        f"os.environ['{metrics.FOLDER}'] = sys.argv[1]\n"
+        "from eplb.engines.metrics import Metrics\n"
+        "Metrics().step(12)\n"
+        "registry = prometheus_client.CollectorRegistry()\n"
+        "from prometheus_client.multiprocess import MultiProcessCollector\n"
+        "MultiProcessCollector(registry)\n"
+        "print(prometheus_client.generate_latest(registry).decode())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={name: value for name, value in os.environ.items() if name != metrics.FOLDER},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "eplb_steps_since_plan 1.0" in done.stdout.splitlines()
+
+
 def test_a_folder_that_is_not_there_costs_a_line(tmp_path: Path) -> None:
     """In a process of its own: the client looks at the variable when it is imported."""
     code = (

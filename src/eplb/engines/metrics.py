@@ -95,6 +95,12 @@ class Metrics:
 
     def __init__(self, role: str | None = None) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge
+        from prometheus_client import values as client
+
+        if os.environ.get(FOLDER) and not client.ValueClass._multiprocess:
+            # Chosen when it was imported: by a process that this one is a fork of, before its
+            # engine named a folder of its own, as vLLM does for several API servers.
+            client.ValueClass = client.MultiProcessValue()  # type: ignore[no-untyped-call]
 
         self.registry = CollectorRegistry()
         names, values = ((), ()) if role is None else (("role",), (role,))
