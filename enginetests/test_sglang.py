@@ -172,29 +172,51 @@ def test_groups_stay_on_nodes_where_its_algorithm_keeps_them(
     assert all(len(set(node.tolist())) == 2 for layer in groups[3:] for node in layer)
 
 
-def test_dead_ranks_are_left_to_the_engine(
-    hooked: None, locate: Locate, traces: Path, caplog: pytest.LogCaptureFixture
+def test_ranks_that_die_are_planned_around_until_they_are_back(
+    hooked: None, locate: Locate, traces: Path
 ) -> None:
-    alive = torch.ones(GPUS, dtype=torch.int32)
-    alive[[5, 9]] = 0
-    loads = steps(traces)
+    loads, algorithm = steps(traces), "elasticity_aware"
+    state = ElasticEPStateManager._build_state(ep_size=GPUS, device=torch.device("cpu"))
+    dead = [5, 9]
+    slots = range(SLOTS // GPUS)
+    lost = [SLOTS // GPUS * rank + slot for rank in dead for slot in slots]
+    with patch.object(ElasticEPStateManager, "_instance", state):
+
+        def made(given: torch.Tensor) -> ExpertLocationMetadata:
+            metadata = locate(ExpertLocationMetadata.init_by_eplb, given, eplb_algorithm=algorithm)
+            expert_location.set_global_expert_location_metadata(metadata, allow_overwrite=True)
+            return metadata
+
+        first = placement(made(loads[:4]))
+        state.active_ranks[dead] = 0
+        around = made(loads)
+        again = made(loads[1:])
+        state.active_ranks[:] = 1
+        back = placement(made(loads))
+    for metadata in (around, again):
+        assert not metadata.physical_to_logical_map[:, lost].any()  # as its own algorithm does
+        copies = metadata.logical_to_all_physical_map
+        assert int(metadata.logical_to_all_physical_map_num_valid.min()) >= 1
+        assert not torch.isin(copies, torch.tensor(lost)).any()
+        table = metadata.logical_to_rank_dispatch_physical_map
+        assert not torch.isin(table, torch.tensor(lost)).any()
+    alive = first.cluster.without(dead)
+
+    def living(metadata: ExpertLocationMetadata) -> eplb.Placement:
+        held = metadata.physical_to_logical_map.numpy().copy()
+        held[:, lost] = -1
+        return eplb.Placement(held, EXPERTS, alive)
+
+    unseen = load_recorded(traces, DEEPSEEK_V3[5])
     theirs = eplb_algorithms.rebalance_experts.__wrapped__
-    arguments = {
-        "tokens_per_expert": loads,
-        "num_physical_experts": 12 * GPUS,
-        "num_local_physical_experts": 12,
-        "num_groups": None,
-        "num_nodes": 4,
-        "algorithm": eplb_algorithms.EplbAlgorithm.elasticity_aware,
-    }
-    with patch.object(ElasticEPStateManager, "_instance", SimpleNamespace(active_ranks=alive)):
-        ours = eplb_algorithms.rebalance_experts(**arguments)
-        for one, other in zip(ours, theirs(**arguments), strict=True):
-            assert torch.equal(one, other)
-        assert "2 ranks are dead" in caplog.text
-        alive[:] = 1
-        maps = eplb_algorithms.rebalance_experts(**arguments)
-        assert not torch.equal(maps[0], theirs(**arguments)[0])
+    with patch.object(ElasticEPStateManager, "_instance", state):
+        state.active_ranks[dead] = 0
+        with patch.object(eplb_algorithms, "rebalance_experts", theirs):
+            own = living(made(loads))
+    assert living(around).balancedness(unseen) > own.balancedness(unseen)
+    assert living(again).moves_from(living(around)) <= 0.05 * LAYERS * SLOTS
+    assert back.balancedness(unseen) > living(around).balancedness(unseen)
+    assert living(around).moves_from(first) <= 1.5 * LAYERS * len(lost) < own.moves_from(first)
 
 
 def test_no_load_keeps_what_runs(hooked: None, locate: Locate, traces: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from eplb.engines import live, ranks
+from eplb.engines import live, ranks, sglang
 from eplb.engines.live import History
 from eplb.engines.settings import Settings, settings_from
 from eplb.engines.sglang import make_hook
@@ -56,11 +56,13 @@ class SGLang:
     state: Any = None
     running: Any = None
 
-    def __init__(self, settings: Settings, *, scaled: bool) -> None:
+    def __init__(self, settings: Settings, *, scaled: bool, may_die: bool) -> None:
         elastic = ModuleType("sglang.srt.elastic_ep.elastic_ep")
         location = ModuleType("sglang.srt.eplb.expert_location")
         if scaled:
             self.state = SimpleNamespace(has_scaled=True, active_ranks=torch.ones(4))
+        if may_die:
+            self.state = SimpleNamespace(has_scaled=False, active_ranks=torch.ones(4))
         manager = SimpleNamespace(instance=lambda: self.state)
         elastic.ElasticEPStateManager = manager  # type: ignore[attr-defined]
         location.get_global_expert_location_metadata = (  # type: ignore[attr-defined]
@@ -85,7 +87,8 @@ def made(given: dict[str, Any]) -> Any:
         return Theirs
     settings = settings_from(given["environment"])
     if given.get("engine") == "SGLang":
-        return SGLang(settings, scaled=given.get("scaled", False))
+        scaled, elastic = given.get("scaled", False), given.get("elastic", False)
+        return SGLang(settings, scaled=scaled, may_die=elastic)
     return make_policy(Theirs, settings)
 
 
@@ -127,7 +130,24 @@ def serve(given: dict[str, Any], policy: Any, said: list[str]) -> dict[str, Any]
     running = start(4)
     maps: list[Any] = []
     seconds: list[float] = []
+    store = distributed.distributed_c10d._get_default_store()
+    if given.get("elastic"):
+        sglang._count_start()
+        meet(given["size"])  # as ranks do in their first pass
     for wanted in given["calls"]:
+        if wanted == "start again":  # as a process that knows nothing but what runs
+            policy = made(given)
+            ranks._met.clear()
+            sglang._count_start()
+            running = torch.tensor(json.loads(store.get("running")))
+            store.set("started", "")
+            continue
+        if wanted == "await it":
+            store.set("running", json.dumps(running.tolist()))
+            store.wait(["started"])
+            continue
+        if "alive" in wanted:
+            policy.state.active_ranks = torch.tensor(wanted["alive"])
         begin = time.perf_counter()
         if isinstance(wanted, list):
             # Two of the engine's threads, in this rank's order.

@@ -238,6 +238,40 @@ def test_the_first_rank_of_sglang_plans_alone_where_its_map_is_broadcast(group: 
     assert max(first["seconds"]) < 2.0
 
 
+def test_ranks_of_sglang_plan_around_one_that_died_and_with_it_once_it_is_back(
+    group: Group,
+) -> None:
+    died = [{"loads": number, "alive": [1, 1, 0, 1]} for number in (1, 2)]
+    back = {"loads": 3, "alive": [1, 1, 1, 1]}
+    elastic = SGLANG | {"elastic": True, "meet": False}
+    alive = elastic | {"calls": [STEPS[0], *died, "await it", back]}
+    did = group(alive, alive, elastic | {"calls": [STEPS[0], "start again", back]})
+    first, *around, last = agreed(did[:2])
+    assert did[2]["maps"] == [first, last]
+    assert first == agreed(group(SGLANG, SGLANG))[0]
+    for phy2log in around:
+        assert all(row[6:9] == [0, 0, 0] for row in phy2log)  # as its own algorithm has them
+        assert all(set(row[:6] + row[9:]) == set(range(8)) for row in phy2log)
+    assert all(any(row[6:9]) for row in last)
+    assert not any(each["said"] for each in did)
+    assert "ranks have come or gone" in did[0]["told"][1]
+    assert "ranks have come or gone" not in did[0]["told"][2]
+    assert "ranks have come or gone" in did[0]["told"][3]
+
+
+def test_a_rank_of_sglang_that_dies_unseen_holds_up_the_others_once(group: Group) -> None:
+    elastic = SGLANG | {"elastic": True, "meet": False}
+    died = {"loads": 2, "alive": [1, 1, 0, 1]}
+    alive = elastic | {"calls": [*STEPS[:2], died, died]}
+    did = group(alive, alive, elastic | {"calls": STEPS[:1]})
+    maps = agreed(did[:2])
+    assert maps[1] == agreed(group({"environment": None}))[1]
+    assert all("rank 2 did not answer" in line for each in did[:2] for line in each["said"])
+    assert max(max(each["seconds"]) for each in did) < 10.0
+    assert max(max(each["seconds"][2:]) for each in did[:2]) < 2.0
+    assert all(row[6:9] == [0, 0, 0] for phy2log in maps[2:] for row in phy2log)
+
+
 def test_lines_stay_short() -> None:
     given = [[1, [f"EPLB_WINDOWS {1 + rank % 64}"], ""] for rank in range(4096)]
     line, missing = json.loads(_verdict(given, 1))

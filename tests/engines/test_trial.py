@@ -42,7 +42,7 @@ class SGLang:
 
     def __init__(self, rebalances: Rebalances, monkeypatch: pytest.MonkeyPatch) -> None:
         self.running = (torch.arange(SLOTS) % EXPERTS).repeat(LAYERS, 1)
-        monkeypatch.setattr(sglang, "_dead_ranks", lambda _: 0)
+        monkeypatch.setattr(sglang, "_dead_ranks", lambda _: [])
         monkeypatch.setattr(sglang, "_member", lambda: None)
         monkeypatch.setattr(
             sglang, "_current", lambda *_: Placement(self.running, EXPERTS, CLUSTER)

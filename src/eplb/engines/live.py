@@ -60,8 +60,8 @@ def next_placement(
     moving: dict[str, Any] = {}
     if current is not None and not is_start(current):
         moving["current"] = current
-        if current.cluster.num_slots == cluster.num_slots:
-            loaded = int(windows.any(axis=2).sum()) * cluster.num_gpus
+        if current.cluster.capacity == cluster.capacity:
+            loaded = int(windows.any(axis=2).sum()) * len(cluster.alive)
             moving["max_moves"] = settings.max_moves.of(num_layers * cluster.num_slots)
             moving["move_cost"] = DEFAULT_MOVE_COST * float(total.sum()) / max(loaded, 1)
     made = plan(
@@ -74,7 +74,7 @@ def next_placement(
         **moving,
     )
     phy2log: NDArray[np.int64] = made.placement.phy2log.copy()
-    if current is not None and not moving and current.cluster.num_slots == cluster.num_slots:
+    if current is not None and not moving and current.cluster.capacity == cluster.capacity:
         idle = ~windows.any(axis=(0, 2))
         phy2log[idle] = current.phy2log[idle]
     return phy2log

@@ -126,12 +126,6 @@ class Agreement:
         except Exception as error:
             failure(self._logger, error, "other ranks are not told that this one cannot plan")
 
-    def stop(self, why: str) -> None:
-        """Leave planning to the engine, on this rank, from now on, unless it is alone."""
-        ranks = self._current()
-        if ranks is not None:
-            ranks.stop(why)
-
     def meet(self) -> None:
         """Compare versions and settings where all ranks are at the same point; say what differs, at
         the first call. Never raises.
@@ -307,11 +301,6 @@ class _Ranks:
                 self._settled = True
                 self.wrong = self.compare("settings", settings, wait=wait)
             return self.wrong
-
-    def stop(self, why: str) -> None:
-        """Compare nothing any more."""
-        with self._lock:
-            self._settled, self.wrong = True, self.wrong or why
 
     def compare(self, kind: str, answer: _Answer, *, spent: float = 0.0, wait: bool = True) -> str:
         """What differs among the answers of the next round of a kind; nothing where none does.

@@ -245,7 +245,7 @@ class Rebalances:
             return NOTHING_BETTER.removesuffix(".")
         if seen.current is None or is_start(seen.current):
             return "the first plan, from a layout that knows no loads"
-        if seen.current.cluster.num_slots != seen.cluster.num_slots:
+        if seen.current.cluster.capacity != seen.cluster.capacity:
             return "ranks have come or gone"
         if moves == budget.of(outcome.phy2log.size):
             return f"as many as EPLB_MAX_MOVES allows ({budget})"

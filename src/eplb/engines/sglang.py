@@ -5,10 +5,13 @@ wraps its `rebalance_experts` in what is registered there. docs/sglang.md tells 
 """
 
 import functools
+import hashlib
 import inspect
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,13 +22,13 @@ from eplb.engines.control import Control
 from eplb.engines.log import failure, once, switched_on
 from eplb.engines.metrics import Counted
 from eplb.engines.ranks import Agreement, Member, default_member
-from eplb.engines.rebalances import Rebalances, Seen
+from eplb.engines.rebalances import Outcome, Rebalances, Seen
 from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.engines.start import after, compile_kernels
 from eplb.engines.tables import Planned
 from eplb.engines.trial import Trials
 from eplb.errors import PolicyError
-from eplb.placement import Placement
+from eplb.placement import Placement, empty_slots
 
 __all__ = ["difference", "make_hook", "make_table_hook", "register"]
 
@@ -100,9 +103,9 @@ def _hook(settings: Settings) -> Callable[..., object]:
     metrics = Counted(rebalances, settings.role, settings.metrics)
 
     def stepped(manager: Any) -> None:
-        if _stages() == 1:
-            # Ranks end their first pass together. Stages of a pipeline do not: they meet at the
-            # first rebalance.
+        if _stages() == 1 and _elastic() is None:
+            # Ranks end their first pass together. Stages of a pipeline do not, nor does a rank
+            # that is started again: they meet at the first rebalance.
             agreement.meet()
         metrics.step(_interval(manager))
 
@@ -114,6 +117,7 @@ def _hook(settings: Settings) -> Callable[..., object]:
             batches.start()
         compile_kernels(_logger, tables=settings.dispatch == "table")
         try:
+            _count_start()
             member = default_member()
             if member is None or member.rank == 0:
                 switched_on(_logger, "SGLang's algorithms", settings, f"SGLang {version}", _CHECKED)
@@ -268,33 +272,39 @@ def make_hook(
             return theirs(*args, **kwargs)
 
         def answer() -> NDArray[np.int64]:
-            asked = control.command(kind, tuple(tokens.shape[1:]), cluster)
+            asked = None
+            if cluster.dead:  # a table would be for all ranks, and a placement asked for, too
+                planned.windows = None
+            else:
+                asked = control.command(kind, tuple(tokens.shape[1:]), cluster)
             windows = _windows(tokens, settings.windows)
             if windows.any():
                 # The steps are those since the last call.
-                planned.windows = seen.windows = windows
+                seen.windows = windows
+                planned.windows = None if cluster.dead else windows
                 seen.new = len(windows)
                 back = tried.judge(kind, current, windows)
                 asked = back if asked is None else asked
-                if asked is not None and current is not None:
+                if asked is not None and running is not None:
                     seen.reason = asked.reason
-                    return asked.map_after(current.phy2log)
+                    return asked.map_after(running)
             phy2log = _plan(windows, cluster, num_groups, current, settings)
             if seen.windows is not None:
                 tried.begin(kind, current, Placement(phy2log, seen.num_experts, cluster))
             return phy2log
 
+        def tell(outcome: Outcome) -> None:
+            phy2log = outcome.phy2log.copy()
+            phy2log[:, empty_slots(cluster)] = -1
+            told.tell(kind, seen, outcome._replace(phy2log=phy2log))
+
         try:
             given = inspect.signature(theirs).bind(*args, **kwargs).arguments
-            dead = _dead_ranks(given)
-            if dead:
-                once(_logger, f"dead {dead}", f"{dead} ranks are dead: {_OWN} answers")
-                # A rank that is started again knows nothing of the rounds before.
-                ranks.stop("ranks have died since the engine was started")
-                return own()
             tokens = given["tokens_per_expert"]
             cluster, num_groups = _shape(given)
             current = _current(tokens.shape[1:], cluster)
+            same = current is not None and current.cluster == cluster
+            running = current.phy2log.copy() if same else None
             kind = f"{tuple(tokens.shape[1:])} on {cluster}"
             seen = Seen(num_experts=tokens.shape[2], cluster=cluster, current=current)
         except Exception as error:
@@ -303,10 +313,10 @@ def make_hook(
         return ranks.answer(
             kind,
             answer,
-            None if current is None else current.phy2log.copy(),
+            running,
             lambda phy2log: _maps(phy2log, tokens.shape[2], cluster),
             own,
-            lambda outcome: told.tell(kind, seen, outcome),
+            tell,
         )
 
     return rebalance_experts
@@ -319,33 +329,66 @@ def _elastic() -> Any:
     return ElasticEPStateManager.instance()
 
 
+_STARTS = "eplb/starts"
+
+
+def _count_start() -> None:
+    """Count that this rank was started, where ranks may come and go."""
+    member = default_member()
+    if _elastic() is not None and member is not None:
+        member.store.add(f"{_STARTS}/{member.rank}", 1)
+
+
 def _member() -> Member | None:
     """This process among the ranks that plan; None where the first one plans for all.
 
-    After scaling, SGLang has the first rank plan, and broadcasts what it answers.
+    After scaling, SGLang has the first rank plan, and broadcasts what it answers. Where ranks have
+    died, those alive plan. They are another group whenever ranks have died, or were started again
+    since: such a rank knows nothing of the rounds before.
     """
-    return None if getattr(_elastic(), "has_scaled", False) else default_member()
+    state, member = _elastic(), default_member()
+    if state is None or member is None:
+        return member
+    if state.has_scaled:
+        return None
+    dead = _dead_ranks(member.size)
+    alive = [rank for rank in range(member.size) if rank not in dead]
+    if member.rank in dead:
+        return None
+    keys = [f"{_STARTS}/{rank}" for rank in alive]
+    # Where one has not counted, it has no plug-in, which the ranks find out together.
+    starts = member.store.multi_get(keys) if member.store.check(keys) else []
+    group = _group(member.group, tuple(alive), tuple(starts))
+    return Member(group, member.store, group.name, alive.index(member.rank), len(alive))
 
 
-def _dead_ranks(given: dict[str, Any]) -> int:
-    """Ranks that elastic expert parallelism has lost, counted as SGLang's own algorithm does."""
+@functools.lru_cache(maxsize=1)
+def _group(_: Any, *of: Any) -> SimpleNamespace:
+    """A group of ranks that were started so often; the same object while nothing changes."""
+    return SimpleNamespace(name=hashlib.blake2b(repr(of).encode(), digest_size=8).hexdigest())
+
+
+def _dead_ranks(num_gpus: int) -> list[int]:
+    """Ranks that elastic expert parallelism has lost."""
     state = _elastic()
     if state is None:
-        return 0
-    num_gpus = given["num_physical_experts"] // given["num_local_physical_experts"]
-    alive = int(state.active_ranks.sum())
-    return max(0, int(num_gpus) - alive)
+        return []
+    active = state.active_ranks.tolist()[:num_gpus]
+    return [rank for rank, each in enumerate(active) if not each]
 
 
 def _shape(given: dict[str, Any]) -> tuple[Any, int]:
-    """The ranks and the groups: these stay on nodes only where the user's algorithm keeps them."""
+    """The ranks and the groups: these stay on nodes only where the user's algorithm keeps them, and
+    no rank has died.
+    """
     from eplb.cluster import Cluster
 
     num_slots = given["num_physical_experts"]
     num_gpus = num_slots // given["num_local_physical_experts"]
-    if given["num_groups"] and given["algorithm"].name.endswith("hierarchical"):
+    dead = _dead_ranks(num_gpus)
+    if given["num_groups"] and given["algorithm"].name.endswith("hierarchical") and not dead:
         return Cluster.with_slots(num_slots, num_gpus, given["num_nodes"]), given["num_groups"]
-    return Cluster.with_slots(num_slots, num_gpus, 1), 1
+    return Cluster.with_slots(num_slots, num_gpus, 1).without(dead), 1
 
 
 def _plan(
@@ -354,8 +397,10 @@ def _plan(
     from eplb.engines.live import next_placement
 
     if current is not None and not windows.any():
-        phy2log: NDArray[np.int64] = current.phy2log.copy()
-        return phy2log
+        if current.cluster == cluster:
+            phy2log: NDArray[np.int64] = current.phy2log.copy()
+            return phy2log
+        windows = np.ones_like(windows)
     return next_placement(windows, cluster, num_groups, current, settings)
 
 
@@ -363,10 +408,10 @@ def _maps(phy2log: NDArray[np.int64], num_experts: int, cluster: Any) -> tuple[A
     """The three maps that SGLang takes."""
     import torch
 
-    from eplb.placement import Placement
-
     placement = Placement(phy2log, num_experts, cluster)
-    maps = (phy2log, placement.log2phy.copy(), placement.logcnt.copy())
+    # As its own algorithm has the slots of dead ranks.
+    filled = np.maximum(phy2log, 0)
+    maps = (filled, placement.log2phy.copy(), placement.logcnt.copy())
     return tuple(map(torch.from_numpy, maps))
 
 
@@ -394,17 +439,24 @@ def _windows(tokens: Any, most: int) -> NDArray[np.float64]:
 
 
 def _current(shape: tuple[int, ...], cluster: Any) -> Any:
-    """The placement that runs, None at start and where it is of other ranks."""
+    """The placement that runs, None at start and where it is of other ranks.
+
+    A rank whose every slot has expert 0 was dead at the last plan.
+    """
     from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 
     from eplb.errors import EplbError
-    from eplb.placement import Placement
 
     try:
         metadata = get_global_expert_location_metadata()
-        running = metadata.physical_to_logical_map_cpu
-        if tuple(running.shape) != (shape[0], cluster.num_slots):
+        running = np.asarray(metadata.physical_to_logical_map_cpu)
+        if running.shape != (shape[0], cluster.num_slots):
             return None
-        return Placement(running, shape[1], cluster)
+        of_ranks = running.reshape(shape[0], cluster.num_gpus, -1)
+        idle = np.flatnonzero(~of_ranks.any(axis=(0, 2)))
+        may_die = len(idle) > 0 and _elastic() is not None
+        had = replace(cluster, dead=tuple(idle.tolist()) if may_die else ())
+        held = np.where(empty_slots(had), -1, running)
+        return Placement(held, shape[1], had)
     except (AttributeError, EplbError):
         return None
