@@ -9,7 +9,7 @@ SMOKE := $(wildcard tests/test_*.py tests/solver/test_*.py) \
 	tests/planning/test_planner.py tests/cli/test_plan.py
 SMOKE := $(filter-out tests/test_docs.py tests/solver/test_kernel_cache.py,$(SMOKE))
 
-.PHONY: demo smoke test test-long test-engines test-engines-smoke test-browser report-example docs check bench dist clean help
+.PHONY: demo smoke test test-long test-engines test-engines-before test-engines-smoke test-browser report-example docs check bench dist clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -69,6 +69,17 @@ test-engines: $(VENV)/engines $(DEV)  ## the plug-ins, in the engines' own code 
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_sglang*.py
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -o filterwarnings=default enginetests/test_vllm*.py
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -rs -o filterwarnings=default enginetests/test_whole*.py
+
+# The minor versions before the ones that test-engines has.
+BEFORE := vllm==0.32.0 vllm==0.31.0 sglang==0.5.22 sglang==0.5.21
+
+test-engines-before: $(VENV)/engines $(DEV)  ## the plug-ins, in the code of earlier versions of the engines
+	set -e; for each in $(BEFORE); do \
+		echo "$$each"; \
+		test -d $(VENV)/$$each || $(BIN)/python enginetests/fetch.py $(VENV)/$$each $$each; \
+		ENGINES=$(VENV)/$$each:$(VENV)/engines $(BIN)/python -m pytest -q \
+			-o filterwarnings=default enginetests/test_$${each%%==*}.py; \
+	done
 
 test-engines-smoke: $(VENV)/engines $(DEV)  ## two whole vLLM engines: experts move now, and meanwhile
 	ENGINES=$(VENV)/engines $(BIN)/python -m pytest -rs -o filterwarnings=default \

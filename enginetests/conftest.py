@@ -1,7 +1,7 @@
 """Tests against engines' own code, from their wheels: `make test-engines`.
 
 They stand apart from the ordinary suite, which needs no engine. The folder that ENGINES names is
-where fetch.py has put the wheels.
+where fetch.py has put the wheels; of several, as in PATH, the first that has a package counts.
 """
 
 import os
@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 
 _TESTS = Path(__file__).resolve().parents[1] / "tests"
-_ENGINES = Path(os.environ.get("ENGINES", ".venv/engines")).resolve()
-if not _ENGINES.is_dir():
-    raise pytest.UsageError(f"{_ENGINES} is not there: make test-engines fetches it")
+_FOLDERS = [
+    Path(each).resolve() for each in os.environ.get("ENGINES", ".venv/engines").split(os.pathsep)
+]
+for _folder in _FOLDERS:
+    if not _folder.is_dir():
+        raise pytest.UsageError(f"{_folder} is not there: make test-engines fetches it")
 
 # Last, so that what the environment has itself is not replaced.
 sys.path += [
     str(Path(__file__).parent),
     str(_TESTS),
-    *(str(_ENGINES / name) for name in ("site", "vllm", "sglang")),
+    *(str(folder / name) for folder in _FOLDERS for name in ("site", "vllm", "sglang")),
 ]
 
 

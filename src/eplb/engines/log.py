@@ -55,7 +55,7 @@ def switched_on(
     """
     once(logger, "switched on", f"this planner replaces {instead_of}: {settings}")
     if engine.rsplit(" ", 1)[-1] not in checked:
-        known = " and ".join(checked)
+        known = ", ".join(checked)
         once(logger, engine, f"{engine} is untested; this plug-in was tested with {known}")
     if unknown := unknown_variables(os.environ):
         once(logger, "unknown", f"unknown variables are ignored: {', '.join(unknown)}")

@@ -42,7 +42,7 @@ _ARGUMENTS = (
     "num_nodes",
     "algorithm",
 )
-_CHECKED = ("0.5.23",)
+_CHECKED = ("0.5.21", "0.5.22", "0.5.23")
 _MANAGER = "sglang.srt.eplb.eplb_manager", "EPLBManager"
 _OWN = "SGLang's own algorithm"
 _TARGET = "sglang.srt.eplb.eplb_algorithms.rebalance_experts"

@@ -44,7 +44,7 @@ _ARGUMENTS = (
     "num_ranks",
     "old_global_expert_indices",
 )
-_CHECKED = ("0.33.0",)
+_CHECKED = ("0.31.0", "0.32.0", "0.33.0")
 _OWN = "vLLM's own policy"
 _STATE = "vllm.distributed.eplb.eplb_state", "EplbState"
 
