@@ -160,8 +160,8 @@ class _KernelCache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]
         file = function.__code__.co_filename
-        folders = [Path(self.cache_path), _first_choice(file)]
-        files = _KernelFiles(folders, self._impl.filename_base, Path(file).read_bytes())
+        self._folders = [Path(self.cache_path), _first_choice(file)]
+        files = _KernelFiles(self._folders, self._impl.filename_base, Path(file).read_bytes())
         self._cache_file = cast("Any", files)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -178,7 +178,8 @@ class _KernelCache(FunctionCache):
 
     def has_any(self) -> bool:
         """Whether there is a file of the kernel's."""
-        return any(Path(self.cache_path).glob(f"{glob.escape(self._impl.filename_base)}.*.nbc"))
+        name = f"{glob.escape(self._impl.filename_base)}.*.nbc"
+        return any(any(folder.glob(name)) for folder in self._folders)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[str, str]:
         """What a file is called after, and what it must be for besides."""
