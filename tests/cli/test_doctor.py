@@ -93,6 +93,7 @@ def test_kernels_that_cannot_be_kept() -> None:
     (line,) = doctor.problems({**facts, "cache": cache})
     assert "cannot be kept in /there" in line
     assert "NUMBA_CACHE_DIR" in line
+    assert doctor.problems({**facts, "cache": {**cache, "compiled": "before"}}) == []
 
 
 def test_what_hosts_have_that_differs(tmp_path: Path) -> None:

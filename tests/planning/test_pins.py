@@ -241,7 +241,7 @@ def test_pins_keep_groups_on_nodes(loads: F64) -> None:
         ({"copies": {3: 4}}, "pins ask for 4 copies of expert 3: 3 GPUs are alive"),
         ({"least_copies": 4}, "pins ask for 4 copies of every expert: 3 GPUs are alive"),
         ({"layers": {1: Pins(hottest=1)}}, "a layer of pins is 1: give 0 to 0"),
-        ({"hottest": 7}, "pins: hottest is 7: give 1 to 6"),
+        ({"hottest": 7}, "pins: hottest is 7: give 0 to 6"),
         (
             {"gpus": {3: 0}, "nodes": {3: 1}, "apart": [(1, 2)], "copies": {5: 1}},
             "together: expert 3 on GPU 0 alone; expert 3 on node 1 alone (",

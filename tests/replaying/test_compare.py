@@ -1,5 +1,6 @@
 """Comparisons and sweeps: the same figures as single replays, wherever the work is done."""
 
+import errno
 import json
 import sys
 import time
@@ -350,3 +351,18 @@ def test_rules_that_are_unknown_or_given_twice_are_refused_before_any_plan() -> 
                 call(TRACE, CLUSTER, given, dispatch=rule)
     with pytest.raises(OptionError, match="each once"):
         eplb.compare(TRACE, CLUSTER, {"mine": policy}, dispatch=["even", "even"])
+
+
+def test_a_sweep_under_a_limit_of_processes_is_told_what_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused() -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("multiprocessing.resource_tracker.ensure_running", refused)
+    monkeypatch.setattr("joblib.externals.loky.backend.resource_tracker.ensure_running", refused)
+    trace = eplb.LoadTrace(np.ones((3, 2, 8)))
+    clusters = [eplb.Cluster(2, 1, 5), eplb.Cluster(4, 1, 3)]
+    with pytest.raises(OptionError, match=r"no process can be started \(.*\): give jobs=1"):
+        list(eplb.sweep(trace, clusters, ["contiguous"], jobs=2))
+    assert len(list(eplb.sweep(trace, clusters, ["contiguous"], jobs=1))) == 2

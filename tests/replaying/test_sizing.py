@@ -90,8 +90,8 @@ def test_the_knee_is_the_last_slot_worth_its_place() -> None:
     ("wrong", "said"),
     [
         ({"spare": -1}, "spare is -1: give 0 or more"),
-        ({"spare": [1, 1]}, "each once"),
-        ({"spare": []}, "each once"),
+        ({"spare": [1, 1]}, r"spare \(--spare\) is \[1, 1\]: give each number of slots once"),
+        ({"spare": []}, "give each number of slots once"),
         ({"spare": 1.5}, "spare is 1.5: give a whole number"),
         ({"dispatch": "worst"}, "worst"),
         ({"forecast": "tarot"}, "tarot"),

@@ -3,6 +3,7 @@ are right where nothing can be kept, and where something else stands in a kernel
 """
 
 import ast
+import errno
 import importlib
 import importlib.util
 import os
@@ -11,6 +12,7 @@ import pkgutil
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -182,12 +184,62 @@ def test_nowhere_to_keep_them(package: Path) -> None:
         assert result == "12 0"
         assert len(said.splitlines()) == 1
         assert "set NUMBA_CACHE_DIR to a folder that can be written" in said
-        assert str(package / "eplb" / "solver" / "__pycache__") in said
-        assert all(value in said for value in given.values())
+        place = given.get("NUMBA_CACHE_DIR", str(package / "eplb" / "solver" / "__pycache__"))
+        assert f"cannot be kept in {place}" in said
     # What it says helps.
     helps = {"NUMBA_CACHE_DIR": str(package / "kept")}
     assert run(package, nowhere, helps) == ("12 0", "")
     assert run(package, nowhere, helps) == ("12 1", "")
+
+
+def unwritable(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """Numba's trial of a folder fails: in these alone, or in all."""
+    tried = tempfile.TemporaryFile
+
+    def refused(*args: Any, **options: Any) -> Any:
+        if not folders or Path(options["dir"]) in folders:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return tried(*args, **options)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_lies_where_nothing_can_be_written_is_read(
+    source: Path, named: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the read-only image of a container, which has been filled when it was made."""
+    if named:
+        monkeypatch.setattr("numba.config.CACHE_DIR", str(source.parent / "named"))
+    assert load(source).double(4) == 8
+    assert (source.parent / "named").exists() == named
+    unwritable(monkeypatch)
+    module = load(source)
+    assert (module.double(4), hits(module.double)) == (8, 1)
+    assert not caplog.records
+    # What is not there is compiled, and cannot be kept.
+    assert (module.triple(4), hits(module.triple)) == (12, 0)
+    (record,) = caplog.records
+    assert f"cannot be kept in {source.parent / ('named' if named else '')}" in record.getMessage()
+    assert load(source).triple(4) == 12
+
+
+def test_what_somebody_else_has_kept_is_read(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder beside the package is another user's; what is compiled goes to the user's own."""
+    assert load(source).double(4) == 8
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "own"))
+    unwritable(monkeypatch, source.parent / "__pycache__")
+    module = load(source)
+    assert (module.double(4), hits(module.double)) == (8, 1)
+    assert module.triple(4) == 12
+    (path,) = (tmp_path / "own").rglob("*.nbc")
+    assert "triple" in path.name
+    path.write_bytes(b"damaged")
+    module = load(source)
+    assert (module.triple(4), hits(module.triple)) == (12, 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="this system has no such users")

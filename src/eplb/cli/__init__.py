@@ -19,6 +19,8 @@ def main() -> None:
 
 def _run() -> int | str | None:
     """Run the command that was given; its exit code."""
+    # BLAS starts its threads when numpy is imported, and ends the process where it cannot.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # What is imported takes a moment, in which Ctrl-C would be a traceback.
     before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     from eplb.checks import printable

@@ -25,7 +25,7 @@ from eplb.cli.options import (
 from eplb.cli.reading import LayerOptions
 from eplb.cli.running import RunningOptions
 from eplb.cli.service import ServiceOptions
-from eplb.cli.terminal import print_decision, print_json, say
+from eplb.cli.terminal import print_decision, print_json, say, waiting
 from eplb.files import check_writable
 from eplb.formats.placements import check_placement_path, save_placement
 from eplb.moving.decide import MARGIN, Decision, decide
@@ -84,7 +84,7 @@ def command(
     console = Console(stderr=True)
     with (
         quitting_on_interrupt(console),
-        console.status("planning; kernels are compiled once on a machine"),
+        waiting(console, "planning; kernels are compiled once on a machine"),
     ):
         found = decide(
             loads.loads[-history:],

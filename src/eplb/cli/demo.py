@@ -17,7 +17,7 @@ from eplb.cli.options import (
     cluster_of,
     target_of,
 )
-from eplb.cli.terminal import print_demo, print_json
+from eplb.cli.terminal import print_demo, print_json, waiting
 from eplb.cost.models import MODELS
 from eplb.files import check_writable
 from eplb.replaying.demo import MODEL, demo, warm_up_demo
@@ -45,9 +45,9 @@ def command(
         check_writable(output)
     cluster = cluster_of(MODELS[MODEL].num_experts, gpus, nodes, slots)
     console = Console(stderr=True)
-    with quitting_on_interrupt(console), console.status("compiling kernels, once on a machine"):
+    with quitting_on_interrupt(console), waiting(console, "compiling kernels, once on a machine"):
         warm_up_demo()
-    with quitting_on_interrupt(console), console.status("replaying"):
+    with quitting_on_interrupt(console), waiting(console, "replaying"):
         found = demo(cluster, num_groups=groups, seed=seed, threads=threads)
     if target is not None:
         target.write(found.last, found.trace)

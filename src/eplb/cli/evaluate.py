@@ -23,7 +23,7 @@ from eplb.cli.options import (
     with_speed,
 )
 from eplb.cli.reading import LayerOptions
-from eplb.cli.terminal import print_evaluation, print_json, say
+from eplb.cli.terminal import print_evaluation, print_json, say, waiting
 from eplb.planning.plan import what_is_left
 from eplb.replaying.evaluate import evaluate_placement
 
@@ -86,7 +86,7 @@ def command(
     console = Console(stderr=True)
     with (
         quitting_on_interrupt(console),
-        console.status("planning; kernels are compiled once on a machine"),
+        waiting(console, "planning; kernels are compiled once on a machine"),
     ):
         found = evaluate_placement(
             running,

@@ -22,7 +22,7 @@ from eplb.cli.options import (
 from eplb.cli.plot import check_plot_path, plot_frontier
 from eplb.cli.reading import LayerOptions
 from eplb.cli.running import RunningOptions
-from eplb.cli.terminal import print_frontier, print_json, say
+from eplb.cli.terminal import print_frontier, print_json, say, waiting
 from eplb.errors import LoadsError
 from eplb.files import check_writable
 from eplb.moving.frontier import Frontier, frontier
@@ -75,7 +75,7 @@ def command(
     console = Console(stderr=True)
     with (
         quitting_on_interrupt(console),
-        console.status("planning; kernels are compiled once on a machine"),
+        waiting(console, "planning; kernels are compiled once on a machine"),
     ):
         found = frontier(
             expected.loads,

@@ -17,7 +17,7 @@ from eplb.cli.options import (
 )
 from eplb.cli.reading import LayerOptions
 from eplb.cli.service import TransferOptions
-from eplb.cli.terminal import print_json, print_migration, say
+from eplb.cli.terminal import print_json, print_migration, say, waiting
 from eplb.errors import FormatError
 from eplb.files import check_writable, write_text
 from eplb.formats import load_placement
@@ -120,7 +120,7 @@ def command(
     model = None if trace is None else trace.model
     rates = transfers.rates(after.cluster, after.num_experts, model)
     console = Console(stderr=True)
-    with quitting_on_interrupt(console), console.status("ordering transfers"):
+    with quitting_on_interrupt(console), waiting(console, "ordering transfers"):
         found = migrate(
             before,
             after,

@@ -32,7 +32,7 @@ from eplb.cli.options import (
 from eplb.cli.pins import PinOptions
 from eplb.cli.reading import LayerOptions
 from eplb.cli.running import CurrentGpus, RunningPlacement, check_moves_options, load_current
-from eplb.cli.terminal import print_json, print_summary, print_verdict, say
+from eplb.cli.terminal import print_json, print_summary, print_verdict, say, waiting
 from eplb.cluster import Cluster
 from eplb.files import check_writable
 from eplb.formats.placements import ENGINES
@@ -225,7 +225,7 @@ def _expected(
     console = Console(stderr=True)
     with (
         quitting_on_interrupt(console),
-        console.status("trying forecasts; kernels are compiled once on a machine"),
+        waiting(console, "trying forecasts; kernels are compiled once on a machine"),
     ):
         return expected_of(
             trace,
@@ -258,7 +258,7 @@ def timed_plan(
     console = Console(stderr=True)
     with (
         quitting_on_interrupt(console),
-        console.status("planning; kernels are compiled once on a machine"),
+        waiting(console, "planning; kernels are compiled once on a machine"),
     ):
         policy = Forecasted if moves is None else Moving
         warm_up(policy(Recent(), dispatch=planned))

@@ -26,7 +26,7 @@ from eplb.cli.options import (
 )
 from eplb.cli.reading import LayerOptions
 from eplb.cli.service import Between, EngineName, ExpertBytes, Within
-from eplb.cli.terminal import print_json
+from eplb.cli.terminal import print_json, shows_progress
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, Gpu, find_gpu
 from eplb.cost.models import MODELS, Model
@@ -205,7 +205,9 @@ class _Steps:
     """A bar for each step of a report on a terminal, nothing elsewhere."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._progress = Progress(
+            console=console, transient=True, disable=not shows_progress(console)
+        )
         self._task = self._progress.add_task("reading", total=None)
         self._step = "reading"
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -49,6 +50,8 @@ __all__ = [
     "progress_bar",
     "say",
     "say_written",
+    "shows_progress",
+    "waiting",
 ]
 
 Heat: TypeAlias = NDArray[np.float64]
@@ -115,12 +118,31 @@ def printing_to_stderr() -> contextlib.redirect_stdout[TextIO]:
     return contextlib.redirect_stdout(sys.stderr)
 
 
+def shows_progress(console: Console) -> bool:
+    """Whether there is a terminal, and a thread to be had that keeps it moving."""
+    if not console.is_terminal:
+        return False
+    thread = threading.Thread(target=lambda: None)
+    try:
+        thread.start()
+    except RuntimeError:  # a limit of processes
+        return False
+    thread.join()
+    return True
+
+
+def waiting(console: Console, what: str) -> contextlib.AbstractContextManager[object]:
+    """A sign on a terminal that something is being done, nothing elsewhere."""
+    return console.status(what) if shows_progress(console) else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere; it runs to and fro until the first step is
     done. Gives a function to call with the steps that are done, and the steps that there are.
     """
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    disable = not shows_progress(console)
+    with Progress(console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, wanted: progress.update(task, completed=done, total=wanted)
 

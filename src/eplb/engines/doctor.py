@@ -75,7 +75,7 @@ def problems(facts: Mapping[str, Any]) -> list[str]:
     if unknown := facts.get("unknown variables"):
         found.append(f"unknown variables are ignored: {', '.join(unknown)}")
     cache = facts.get("cache", {})
-    if not cache.get("writable"):
+    if not cache.get("writable") and cache.get("compiled") != "before":
         found.append(
             f"compiled kernels cannot be kept in {cache.get('folder')}: each process compiles them "
             "again; set NUMBA_CACHE_DIR to a folder that can be written"
@@ -145,10 +145,11 @@ def _cache() -> dict[str, Any]:
         if empty:
             warmup()
     writable = folder is not None and os.access(folder, os.W_OK)
+    kept = writable or (folder is not None and any(Path(folder).glob("*.nbc")))
     return {
         "folder": folder or "no folder",
         "writable": writable,
-        "compiled": "now" if empty else "before" if writable else "in each process",
+        "compiled": "now" if empty else "before" if kept else "in each process",
     }
 
 

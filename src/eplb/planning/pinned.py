@@ -339,7 +339,7 @@ def _wishes_of(problem: Problem, pins: Pins, layer: int | None) -> Iterable[_Wis
             copies = "copy" if number == 1 else "copies"
             yield _Wish(f"{number} {copies} of {what}{words}", layer, counted)
     if pins.hottest:
-        hottest = whole_number(pins.hottest, "pins: hottest", most=num_experts)
+        hottest = whole_number(pins.hottest, "pins: hottest", least=0, most=num_experts)
 
         def everywhere(rows: _Rows, number: int = hottest) -> None:
             if rows.loads.any():

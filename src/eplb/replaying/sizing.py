@@ -255,7 +255,7 @@ def _numbers(given: Any, room: int) -> list[int]:
         for number in ([given] if np.ndim(given) == 0 else list_of(given, int, "spare"))
     ]
     if not numbers or len(set(numbers)) < len(numbers):
-        raise OptionError(f"spare is {given!r}: give numbers of slots, each once")
+        raise OptionError(f"spare (--spare) is {given!r}: give each number of slots once")
     return sorted(numbers)
 
 

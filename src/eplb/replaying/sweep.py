@@ -112,7 +112,8 @@ def sweep(
 
     Raises:
         EplbError: as for `eplb.replay`.
-        OptionError: the scheduler cannot be reached, or its workers cannot do the work.
+        OptionError: the scheduler cannot be reached, its workers cannot do the work, or no process
+            can be started.
         MissingExtraError: without joblib, or without Dask where a scheduler is given.
     """
     rows = sweep_rows(
@@ -240,8 +241,15 @@ def _started(tasks: Iterator[Any], jobs: int | None, client: Any, sent: _Sent) -
         as_done = bool(getattr(backend, "supports_return_generator", False))
         work = joblib.Parallel(n_jobs=jobs, return_as="generator" if as_done else "list")
         local = as_done and jobs != 1 and client is None
-        with _workers_without_interrupts() if local else contextlib.nullcontext():
+        if not local:
             return iter(work(tasks))
+        try:
+            with _workers_without_interrupts():
+                return iter(work(tasks))
+        except (OSError, RuntimeError) as error:  # a limit of processes
+            raise OptionError(
+                f"no process can be started ({in_one_line(error)}): give jobs=1 (--jobs 1)"
+            ) from None
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ and so on, comments and docstrings left out. So a kernel uses nothing of the pac
 the solver.
 
 What is kept saves time and changes nothing else. Where it cannot be read, or is not what was
-written, the kernel is compiled again and kept again; where that fails, one warning says so.
+written, the kernel is compiled again and kept again; where that fails, one warning says so. What
+lies where nothing can be written, as in a read-only image, is read all the same.
 """
 
 import ast
@@ -24,7 +25,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba import njit
-from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
@@ -57,11 +58,9 @@ def kernel(function: _Function) -> _Function:
     if not numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         try:
             compiled._cache = _KernelCache(function)
-        # Python finds no source, or numba no folder.
-        except (OSError, RuntimeError):
-            beside = Path(function.__code__.co_filename).with_name("__pycache__")
-            given = numba.config.CACHE_DIR  # type: ignore[attr-defined]
-            _warn(" or ".join(filter(None, [given, str(beside), "a folder of the user's"])))
+        # Python finds no source, or numba not the places that a variable names.
+        except (OSError, RuntimeError) as error:
+            _warn(str(error))
     return cast("_Function", compiled)
 
 
@@ -88,23 +87,51 @@ def filling() -> Iterator[bool]:
 
     Others who share the folder wait until it has. Where nothing can be kept, nobody is the first.
     """
-    try:
-        folder = Path(_KernelCache(kernel).cache_path)
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        yield False
-        return
     processor = numba.core.registry.cpu_target.target_context.codegen().magic_tuple()
     what = repr((sorted(_SOURCES.items()), numba.__version__, sys.version_info[:2], processor))
-    filled = folder / f"filled.{_DIGEST(what.encode()).hexdigest()[:16]}"
-    if not filled.exists():
-        with locked(folder, _LONGEST_FILLING):
-            if not filled.exists():
+    mark = f"filled.{_DIGEST(what.encode()).hexdigest()[:16]}"
+    try:
+        folders = [Path(_KernelCache(kernel).cache_path), _first_choice(__file__)]
+        folders[0].mkdir(parents=True, exist_ok=True)
+        filled = any((each / mark).exists() for each in folders)
+    except (OSError, RuntimeError):
+        filled = True
+    if not filled and os.access(folders[0], os.W_OK):
+        with locked(folders[0], _LONGEST_FILLING):
+            if not (folders[0] / mark).exists():
                 yield True
                 with suppress(OSError):
-                    filled.touch()
+                    (folders[0] / mark).touch()
                 return
     yield False
+
+
+def _first_choice(file: str) -> Path:
+    """The folder that numba takes where it may write: there, others may have kept kernels."""
+    given = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    if given:
+        return Path(given, _CacheLocator.get_suitable_cache_subpath(file))  # type: ignore[no-untyped-call]
+    return Path(file).with_name("__pycache__")
+
+
+class _Unwritable(_CacheLocator):
+    """The first of numba's choices as its last: nothing can be kept there, but may have been."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "_Unwritable":
+        return cls(_first_choice(py_file))
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> None:
+        return None
+
+    def get_disambiguator(self) -> str:
+        return ""
 
 
 class _KernelNames(CompileResultCacheImpl):
@@ -113,11 +140,11 @@ class _KernelNames(CompileResultCacheImpl):
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        choices = self._locator_classes
         if not Path(os.path.expanduser("~/")).is_absolute() and not os.getenv("XDG_CACHE_HOME"):  # noqa: PTH111
             # Where there is no home, numba would make a folder called `~` in the working folder.
-            self._locator_classes = [
-                each for each in self._locator_classes if "UserWide" not in each.__name__
-            ]
+            choices = [each for each in choices if "UserWide" not in each.__name__]
+        self._locator_classes = cast("Any", [*choices, _Unwritable])
         super().__init__(function)  # type: ignore[no-untyped-call]
 
     def get_filename_base(self, fullname: str, abiflags: str) -> str:
@@ -132,8 +159,9 @@ class _KernelCache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]
-        source = Path(function.__code__.co_filename).read_bytes()
-        files = _KernelFiles(Path(self.cache_path), self._impl.filename_base, source)
+        file = function.__code__.co_filename
+        self._folders = [Path(self.cache_path), _first_choice(file)]
+        files = _KernelFiles(self._folders, self._impl.filename_base, Path(file).read_bytes())
         self._cache_file = cast("Any", files)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -150,7 +178,8 @@ class _KernelCache(FunctionCache):
 
     def has_any(self) -> bool:
         """Whether there is a file of the kernel's."""
-        return any(Path(self.cache_path).glob(f"{glob.escape(self._impl.filename_base)}.*.nbc"))
+        name = f"{glob.escape(self._impl.filename_base)}.*.nbc"
+        return any(any(folder.glob(name)) for folder in self._folders)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[str, str]:
         """What a file is called after, and what it must be for besides."""
@@ -166,15 +195,23 @@ class _KernelFiles:
     out what is reached.
     """
 
-    def __init__(self, folder: Path, name: str, source: bytes) -> None:
-        self._folder = folder
+    def __init__(self, folders: list[Path], name: str, source: bytes) -> None:
+        self._folders = folders
         self._name = name
         self._source = source
         self._solver = _DIGEST(b"\0".join([*_SOURCES.values(), source])).digest()
 
     def load(self, key: tuple[str, str]) -> Any:
         """A kernel as numba packs it, None where there is none that is whole and fresh."""
-        path = self._path(key)
+        for folder in self._folders:
+            with suppress(OSError):
+                data = self._read(folder, key)
+                if data is not None:
+                    return pickle.loads(data)
+        return None
+
+    def _read(self, folder: Path, key: tuple[str, str]) -> bytes | None:
+        path = folder / self._file(key)
         if not path.is_file():  # a FIFO would be waited for
             return None
         content = path.read_bytes()
@@ -183,18 +220,18 @@ class _KernelFiles:
             return None
         if stamps[:_SIZE] != self._solver and stamps[_SIZE:] != _reached(self._source):
             return None
-        return pickle.loads(data)
+        return data
 
     def save(self, key: tuple[str, str], kernel: Any) -> None:
         """Keep a kernel; what stood in its place is replaced."""
         stamps = self._solver + _reached(self._source)
         data: bytes = dumps(kernel)  # type: ignore[no-untyped-call]
-        with whole_file(self._path(key)) as file:
+        with whole_file(self._folders[0] / self._file(key)) as file:
             for part in (self._digest(key, stamps, data), stamps, data):
                 file.write(part)
 
-    def _path(self, key: tuple[str, str]) -> Path:
-        return self._folder / f"{self._name}.{_DIGEST(key[0].encode()).hexdigest()[:16]}.nbc"
+    def _file(self, key: tuple[str, str]) -> str:
+        return f"{self._name}.{_DIGEST(key[0].encode()).hexdigest()[:16]}.nbc"
 
     def _digest(self, key: tuple[str, str], stamps: bytes, data: bytes) -> bytes:
         what = repr((numba.__version__, self._name, key)).encode()
