@@ -399,7 +399,9 @@ def test_pins(loads_file: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["pins"]["gpus"] == {"3": [5, 6], "4": [7]}
-    assert figures["verdict"] is None
+    assert figures["verdict"]["action"] == "switch it on"
+    said = run(*what, "--pin", "3=5,6", "--pin", "4=7").stdout
+    assert f"--pins {pins} --pin 3=5,6 --pin 4=7" in said.replace("\n", " ")
     made = eplb.load_placement(placement, num_gpus=32)
     assert (made.logcnt[:, [9, 3, 4]] == [2, 2, 1]).all()
     assert made.logcnt[3, 1] >= 4

@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.search import Drive, Steps
 
 __all__ = [
-    "Relocation", "budget_of_deaths", "check_current", "check_moves", "choose", "come_empty",
-    "eased", "moves", "relocate", "settle",
+    "BudgetError", "Relocation", "budget_of_deaths", "check_current", "check_moves", "choose",
+    "come_empty", "eased", "moves", "relocate", "settle",
 ]  # fmt: skip
 
 _AT_ONCE = (1, 4)
@@ -61,6 +61,10 @@ _SHARE = 1.25
 `_FAR` of it walk on, twice as far each time."""
 _SOME_MOVES = 8
 _FAR = 0.95
+
+
+class BudgetError(OptionError):
+    """A budget of moves with which no plan can be made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +257,7 @@ def relocate(
             proven, what = "are enough to", "keep every pin"
         if problem.nodes > 1:
             what = "put each expert group on one node"
-        raise OptionError(f"max_moves is {budget}: {int(least.sum())} {proven} {what}")
+        raise BudgetError(f"max_moves is {budget}: {int(least.sum())} {proven} {what}")
     num_layers, num_slots = start.shape
     steps = step_memory(num_layers, _MOST_STEPS * num_slots)
     steps.moves[:, 0] = least
