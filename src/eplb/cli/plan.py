@@ -139,7 +139,7 @@ def command(
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
         moves = RunningPlacement(current, running, num_slots, budget, move_cost, rule)
     card, model = low.machines(loads, step)
-    routed = traffic_of(traffic, node_price, loads, cluster)
+    routed = traffic_of(traffic, node_price, loads, cluster, groups)
     what = _expected(loads, cluster, groups, forecast, effort, rule, afresh, threads)
     expected, tried = what.scenarios, what.tried
     planned = planned_rule(afresh, None if moves is None else moves.placement)

@@ -145,7 +145,13 @@ def settle(
 def come_empty(problem: Problem, current: Placement) -> bool:
     """Whether GPUs have come that hold nothing, and experts may go to any of them."""
     held = current.held_by(problem.whole.num_gpus)[:, list(problem.whole.alive)]
-    return problem.nodes == 1 and not bool(np.all(held.any(axis=(0, 2))))
+    return problem.nodes == 1 and bool(_empty(held).all(axis=0).any())
+
+
+def _empty(held: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[L, G] the GPUs that hold nothing."""
+    empty: NDArray[np.bool_] = np.logical_not(held.any(axis=2))
+    return empty
 
 
 def check_current(current: object, num_layers: int, num_experts: int) -> Placement:
@@ -341,7 +347,7 @@ def _filled(
     """
     from eplb.solver.adopt import _fill_new
 
-    new = np.flatnonzero(~np.all(held.any(axis=2), axis=1) & problem.loads.any(axis=1))
+    new = np.flatnonzero(_empty(held).any(axis=1) & problem.loads.any(axis=1))
     filled: NDArray[np.int64] = start.copy()
     if new.size:
         _fill_new(problem.loads, new, held, problem.gpus, filled)
