@@ -369,7 +369,7 @@ def test_what_nodes_do_is_said() -> None:
         (None, 0.1, 1, "--node-price is for tokens that cross nodes, and there is one"),
         ("8,4", None, 1, "--traffic is for tokens that cross nodes, and there is one"),
         ("8,4,2", None, 4, "--traffic is '8,4,2': give top_k, or top_k and topk_groups as 8,4"),
-        ("many", None, 4, "--traffic is 'many'"),
+        ("many", None, 4, "--traffic is 'many': give top_k, .* or the name of a model: DeepSeek"),
         ("8,3", None, 4, "topk_groups is 3, which does not divide top_k"),
         ("8", -1.0, 4, "the price of a node is -1.0: give 0 or more"),
     ],
@@ -387,6 +387,14 @@ def test_loads_may_say_how_tokens_are_routed() -> None:
     known = traffic_of(None, 0.5, trace, cluster)
     assert known is not None
     assert (known.top_k, known.topk_groups, known.price) == (2, None, 0.5)
+    v3 = eplb.LoadTrace(np.ones((1, 256)), top_k=8, model="DeepSeek-V3")
+    for groups, topk_groups in ((8, 4), (1, None)):
+        known = traffic_of(None, 0.5, v3, cluster, groups)
+        assert known is not None
+        assert (known.top_k, known.topk_groups) == (8, topk_groups)
+    named = traffic_of("deepseek-ai/DeepSeek-V3", None, trace, cluster)
+    assert named is not None
+    assert (named.top_k, named.topk_groups, named.price) == (8, 4, None)
 
 
 def test_pins(loads_file: Path, tmp_path: Path) -> None:
@@ -399,7 +407,9 @@ def test_pins(loads_file: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["pins"]["gpus"] == {"3": [5, 6], "4": [7]}
-    assert figures["verdict"] is None
+    assert figures["verdict"]["action"] == "switch it on"
+    said = run(*what, "--pin", "3=5,6", "--pin", "4=7").stdout
+    assert f"--pins {pins} --pin 3=5,6 --pin 4=7" in said.replace("\n", " ")
     made = eplb.load_placement(placement, num_gpus=32)
     assert (made.logcnt[:, [9, 3, 4]] == [2, 2, 1]).all()
     assert made.logcnt[3, 1] >= 4

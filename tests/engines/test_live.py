@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eplb import Cluster, Placement, plan
+from eplb import Cluster, Pins, Placement, plan
 from eplb.checks import Budget
 from eplb.engines.live import Call, History, next_placement, running_placement
+from eplb.engines.ranks import agreed_on
 from eplb.engines.settings import Settings, is_on, settings_from, unknown_variables
 from eplb.errors import EplbError, OptionError, PlacementError
 
@@ -55,6 +57,23 @@ def test_switched_on(text: str) -> None:
 @pytest.mark.parametrize("environment", [{}, {"EPLB_POLICY": ""}, {"EPLB_POLICY": "Default"}])
 def test_switched_off(environment: dict[str, str]) -> None:
     assert not is_on(environment)
+
+
+def test_pins_of_a_file(tmp_path: Path) -> None:
+    """Ranks compare what it says, and plans keep it."""
+    path = tmp_path / "pins.json"
+    path.write_text('{"gpus": {"2": 1}}')
+    found = settings_from({"EPLB_PINS": str(path)})
+    assert found.pins == Pins(gpus={2: 1})
+    assert agreed_on(found)["EPLB_PINS"] == "{'gpus': {'2': [1]}}"
+    assert agreed_on(Settings())["EPLB_PINS"] == "none"
+    cluster = Cluster(2, 1, 3)
+    made = next_placement(np.ones((1, 1, 4)), cluster, None, None, found)
+    assert np.flatnonzero(made[0] == 2).tolist()[0] >= 3
+    assert np.count_nonzero(made == 2) == 1
+    path.write_text('{"gpus": ')
+    with pytest.raises(EplbError, match=r"pins.json"):
+        settings_from({"EPLB_PINS": str(path)})
 
 
 def test_what_is_said_is_done() -> None:

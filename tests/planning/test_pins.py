@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 
 import eplb
 from eplb import Cluster, ClusterError, EplbError, OptionError, Pins, Placement, plan
+from eplb.moving.verdict import judge
+from eplb.planning.pinned import check_pins
+from eplb.planning.pinned import keeps as keeps_pins
+from eplb.planning.problem import check_problem
 from eplb.synthetic import workloads
 
 F64 = NDArray[np.float64]
@@ -331,3 +335,87 @@ def test_as_json() -> None:
     for wrong in ([], {"gpu": {}}, {"gpus": {"a": 1}}, {"layers": {"1": 3}}, {"apart": {"1": 2}}):
         with pytest.raises(OptionError, match="pins"):
             Pins.from_json(wrong)
+
+
+RUNNING = Cluster(6, 2, slots_per_gpu=4)
+SKEWED = np.random.default_rng(7).lognormal(0.0, 0.9, (2, 12))
+
+
+def test_whether_a_placement_keeps_pins() -> None:
+    """By the plain reading of them, of random placements, plans with those pins among them."""
+    rng = np.random.default_rng(11)
+    cluster, found = Cluster(3, 1, slots_per_gpu=4), {True: 0, False: 0}
+    load = rng.lognormal(0.0, 0.9, (1, 6))
+    problem = check_problem(load, cluster, 1, None, None)
+    for _ in range(150):
+        pins = some_pins(rng, cluster, 6)
+        try:
+            pinned = check_pins(problem, pins, "even")
+            made = [plan(load, cluster, pins=pins).placement]
+        except OptionError:
+            continue
+        while len(made) < 4:
+            rows = np.stack([rng.permutation(6)[:4] for _ in range(3)]).reshape(1, -1)
+            if np.unique(rows).size == 6:
+                made.append(Placement(rows, 6, cluster))
+        for each in made:
+            kept = keeps(pins, held_by(each), cluster, load[0].tolist())
+            assert keeps_pins(pinned, each) == kept
+            found[kept] += 1
+    assert min(found.values()) > 20
+
+
+def test_every_point_of_a_frontier_keeps_pins() -> None:
+    current = plan(SKEWED, RUNNING).placement
+    pins = Pins(gpus={3: [0, 5]}, apart=[(1, 2)], most_copies=3)
+    curve = eplb.frontier(SKEWED[:, ::-1].copy(), RUNNING, current, pins=pins)
+    assert len(curve.placements) > 3
+    assert curve.moves[0] > 0
+    for placement in curve.placements:
+        for layer, load in enumerate(SKEWED[:, ::-1]):
+            # The fewest moves may leave second copies on a GPU.
+            held = held_by(placement, layer, once=False)
+            assert keeps(pins, held, RUNNING, load.tolist())
+    with pytest.raises(OptionError, match='dispatch is "sglang" with pins'):
+        eplb.frontier(SKEWED, RUNNING, current, pins=pins, dispatch="sglang")
+
+
+def test_what_runs_must_move_where_it_breaks_pins() -> None:
+    """Though a plan with pins is worse than what runs; and it waits once they are kept."""
+    service = eplb.Service(10**9, 100.0, 100.0)
+    current, pins = plan(SKEWED, RUNNING).placement, Pins(gpus={0: 5})
+    assert eplb.decide(SKEWED, RUNNING, current, service, 60.0).action == "wait"
+    found = eplb.decide(SKEWED, RUNNING, current, service, 60.0, pins=pins)
+    assert found.action == "move"
+    assert found.reason.startswith("what runs does not keep the pins, so its GPUs must receive")
+    assert found.verdict.advice.startswith("What runs does not keep the pins: re-plan, which moves")
+    assert found.placement is not None
+    for layer, load in enumerate(SKEWED):
+        assert keeps(pins, held_by(found.placement, layer), RUNNING, load.tolist())
+    again = eplb.decide(SKEWED, RUNNING, found.placement, service, 60.0, pins=pins)
+    assert again.action == "wait"
+    with pytest.raises(OptionError, match=r"max_moves is 0: .* enough to keep every pin"):
+        judge(SKEWED[None], RUNNING, current, max_moves=0, pins=pins)
+
+
+def test_replays_and_balancers_keep_pins() -> None:
+    rng = np.random.default_rng(3)
+    windows = SKEWED * rng.lognormal(0.0, 0.5, (5, *SKEWED.shape))
+    trace = eplb.LoadTrace(windows, layers=(4, 7))
+    pins = Pins(apart=[(0, 1)], layers={7: Pins(gpus={2: 1})})
+    placements = [
+        placement
+        for policy in ("eplb", "moving", "deciding")
+        for placement in eplb.replay(trace, RUNNING, policy, pins=pins).placements
+    ]
+    balancer = eplb.Balancer(12, RUNNING, pins=pins.at_layers(trace.layers))
+    steps = [balancer.step(window) for window in windows]
+    placements += [step.placement for step in steps if step is not None]
+    assert balancer.digest != eplb.Balancer(12, RUNNING).digest
+    for placement in placements:
+        for layer in range(2):
+            wished = Pins(apart=[(0, 1)], gpus={2: 1} if layer else {})
+            load = SKEWED[layer].tolist()
+            assert keeps(wished, held_by(placement, layer), RUNNING, load)
+    with pytest.raises(OptionError, match="pins go with the policies of this planner, and the pol"):
+        eplb.replay(trace, RUNNING, "deepseek", pins=pins)

@@ -22,6 +22,7 @@ from eplb.cli.options import (
     next_command,
     rule_of,
 )
+from eplb.cli.pins import PinOptions
 from eplb.cli.reading import LayerOptions
 from eplb.cli.running import RunningOptions
 from eplb.cli.service import ServiceOptions
@@ -59,6 +60,7 @@ def command(
     ] = None,
     reading: LayerOptions,
     dispatch: DispatchRule = None,
+    pins: PinOptions,
     threads: Threads = None,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="Exit with 1 if the answer is to wait.")
@@ -74,7 +76,7 @@ def command(
         check_placement_path(output, "sglang")
         check_writable(output, *traces)
     whole_number(history, "--history")
-    rule = rule_of(dispatch)
+    rule, wished = rule_of(dispatch), pins.wished()
     loads = reading.loads(traces, to_stderr=as_json)
     placement, cluster = running.load(loads, reading)
     service = costs.service(cluster, loads)
@@ -97,6 +99,7 @@ def command(
             margin=margin,
             dispatch=rule,
             **vars(advice),
+            pins=None if wished is None else wished.at_layers(loads.layers),
             threads=threads,
         )
     goes = output if found.placement is not None else None
@@ -105,7 +108,9 @@ def command(
         service_figures = {"service": asdict(service), "seconds": seconds, "margin": margin}
         print_json({**_to_json(found), **service_figures, "output": written})
     else:
-        said = given(**vars(reading), current_gpus=running.current_gpus, dispatch=dispatch)
+        said = given(
+            **vars(reading), **vars(pins), current_gpus=running.current_gpus, dispatch=dispatch
+        )
         command, current = None, running.current
         if goes is None and found.placement is not None:
             command = next_command(traces, cluster, groups, said, current, found.moves)

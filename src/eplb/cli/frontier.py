@@ -19,6 +19,7 @@ from eplb.cli.options import (
     moe_slots,
     rule_of,
 )
+from eplb.cli.pins import PinOptions
 from eplb.cli.plot import check_plot_path, plot_frontier
 from eplb.cli.reading import LayerOptions
 from eplb.cli.running import RunningOptions
@@ -50,6 +51,7 @@ def command(
     reading: LayerOptions,
     dispatch: DispatchRule = None,
     traffic: RoutedBy = None,
+    pins: PinOptions,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -60,7 +62,7 @@ def command(
     if plot is not None:
         check_plot_path(plot)
         check_writable(plot, *traces)
-    rule = rule_of(dispatch)
+    rule, wished = rule_of(dispatch), pins.wished()
     loads = reading.loads(traces, to_stderr=as_json)
     placement, cluster = running.load(loads, reading)
     num_slots = moe_slots(loads, cluster)
@@ -87,6 +89,7 @@ def command(
             effort=effort,
             dispatch=rule,
             traffic=routed,
+            pins=None if wished is None else wished.at_layers(loads.layers),
             threads=threads,
         )
     # Printed before it is drawn, for a disk may be full.

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from eplb.cluster import Cluster
+from eplb.cost.models import MODELS, find_model
 from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.planning.traffic import Traffic
@@ -15,9 +16,10 @@ RoutedBy = Annotated[
     str | None,
     typer.Option(
         "--traffic",
-        metavar="TOP_K[,TOPK_GROUPS]",
+        metavar="TOP_K[,TOPK_GROUPS]|MODEL",
         help="How many experts a token is routed to and, if the model routes by --groups, in how "
-        "many of them: to count the other nodes that a token is sent to. [default: not counted]",
+        "many of them, or the name of a model that does: to count the other nodes that a token is "
+        "sent to. [default: not counted]",
         show_default=False,
     ),
 ]
@@ -33,9 +35,10 @@ NodePrice = Annotated[
 
 
 def traffic_of(
-    text: str | None, price: float | None, trace: LoadTrace, cluster: Cluster
+    text: str | None, price: float | None, trace: LoadTrace, cluster: Cluster, groups: int = 1
 ) -> Traffic | None:
-    """How tokens are routed, of the texts of --traffic and --node-price, and of the loads.
+    """How tokens are routed, of the texts of --traffic and --node-price, and of the loads, which
+    may name a model that routes by as many groups.
 
     Raises:
         OptionError: another text; a price of nodes where nothing says how tokens are routed; or one
@@ -51,11 +54,17 @@ def traffic_of(
             raise OptionError(
                 "--node-price needs --traffic, which says how tokens are routed: the loads do not"
             )
-        return Traffic(trace.top_k, price=price)
+        known = MODELS.get(trace.model or "")
+        by_groups = known is not None and (known.top_k, known.num_groups) == (trace.top_k, groups)
+        return Traffic(trace.top_k, known.topk_groups if known and by_groups else None, price)
     words = [word.strip() for word in text.split(",")]
     if len(words) > 2 or not all(word.isascii() and word.isdecimal() for word in words):
-        raise OptionError(
-            f"--traffic is {text!r}: give top_k, or top_k and topk_groups as 8,4 where the model "
-            "routes by --groups"
-        )
+        try:
+            model = find_model(text)
+        except OptionError:
+            raise OptionError(
+                f"--traffic is {text!r}: give top_k, or top_k and topk_groups as 8,4 where the "
+                f"model routes by --groups, or the name of a model: {', '.join(MODELS)}"
+            ) from None
+        return Traffic(model.top_k, model.topk_groups, price)
     return Traffic(int(words[0]), int(words[1]) if len(words) > 1 else None, price)

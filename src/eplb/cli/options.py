@@ -340,8 +340,9 @@ def given(**options: object) -> list[str]:
     for name, value in options.items():
         if value is None or value is False or (name, value) == ("merge", "auto"):
             continue
-        words.append(f"--{name.replace('_', '-')}")
-        words += [] if value is True else [str(value)]
+        option = f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, list) else [value]:
+            words += [option] if each is True else [option, str(each)]
     return words
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from eplb.errors import OptionError
-from eplb.formats.safe import check_regular, naming, read_json_text, read_text
-from eplb.planning.pins import Pins
+from eplb.planning.pins import Pins, pins_in
 
 __all__ = ["PinOptions"]
 
@@ -72,7 +71,7 @@ class PinOptions:
         """
         if all(each is None for each in vars(self).values()):
             return None
-        pins = Pins() if self.pins is None else _pins_in(self.pins)
+        pins = Pins() if self.pins is None else pins_in(self.pins)
         gpus = dict(pins.gpus)
         for text in self.pin or ():
             expert, _, of = text.partition("=")
@@ -84,16 +83,6 @@ class PinOptions:
         if self.hottest is not None:
             changes["hottest"] = self.hottest
         return replace(pins, **changes)
-
-
-def _pins_in(path: Path) -> Pins:
-    with naming(path):
-        check_regular(path)
-        content = read_json_text(path, read_text(path))
-    try:
-        return Pins.from_json(content)
-    except OptionError as error:
-        raise OptionError(f"{path}: {error}") from None
 
 
 def _pair(text: str) -> tuple[int, ...]:

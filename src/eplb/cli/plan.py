@@ -139,7 +139,7 @@ def command(
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
         moves = RunningPlacement(current, running, num_slots, budget, move_cost, rule)
     card, model = low.machines(loads, step)
-    routed = traffic_of(traffic, node_price, loads, cluster)
+    routed = traffic_of(traffic, node_price, loads, cluster, groups)
     what = _expected(loads, cluster, groups, forecast, effort, rule, afresh, threads)
     expected, tried = what.scenarios, what.tried
     planned = planned_rule(afresh, None if moves is None else moves.placement)
@@ -149,8 +149,8 @@ def command(
         batch=step, objective=low.objective, gpu=card, model=model, pins=kept,
     )  # fmt: skip
     verdict = None
-    # What a verdict weighs are plans for tokens and without pins.
-    plain = kept is None and low.objective == "tokens"
+    # What a verdict weighs are plans for tokens.
+    plain = low.objective == "tokens"
     if plain and not loads.dense.all():
         verdict = judge(
             loads.loads[-HISTORY:],
@@ -161,6 +161,7 @@ def command(
             max_moves=None if moves is None else moves.most,
             move_cost=None if moves is None else moves.cost,
             **vars(advice),
+            pins=kept,
             threads=threads,
         )
     if target is not None:
@@ -194,6 +195,7 @@ def command(
         done = target is not None and (moves is None or made.moves <= verdict.moves)
         said = given(
             **vars(reading),
+            **vars(pins),
             current_gpus=current_gpus,
             dispatch=dispatch,
             traffic=traffic,
@@ -206,7 +208,7 @@ def command(
     if low.objective == "time":
         say(f"{made.notes[-1].replace('times', 'Times', 1)}.")
     if not plain:
-        say("What to do is judged of plans for tokens without pins alone.")
+        say("What to do is judged of plans for tokens alone.")
     if target is not None:
         target.say(made.placement, loads)
 

@@ -36,6 +36,8 @@ class Model:
         kv_numbers: numbers that the KV cache keeps of a token, in all layers together. Layers that
             keep a window or a state of fixed size keep none for a token more. None where no such
             number is known.
+        num_groups: groups of experts that a token's experts are chosen by.
+        topk_groups: how many of them a token's experts are in; None where it chooses from all.
         source: where the figures are from.
 
     Raises:
@@ -55,6 +57,8 @@ class Model:
     combine_bytes: float = 2.0
     kv_numbers: int | None = None
     source: str = "given"
+    num_groups: int = 1
+    topk_groups: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_moe_layers", "num_experts", "top_k", "hidden_size"):
@@ -68,6 +72,9 @@ class Model:
             raise OptionError(
                 f"num_moe_layers is {self.num_moe_layers}: the model has {self.num_layers} layers"
             )
+        whole_number(self.num_groups, "num_groups", most=self.num_experts)
+        if self.topk_groups is not None:
+            whole_number(self.topk_groups, "topk_groups", most=self.num_groups)
         if self.top_k > self.num_experts:
             raise OptionError(f"top_k is {self.top_k}: a layer has {self.num_experts} experts")
         if self.number_format not in get_args(NumberFormat):
@@ -120,6 +127,8 @@ MODELS: dict[str, Model] = {
             dispatch_bytes=_FP8,
             kv_numbers=61 * _LATENT,
             source=_card("deepseek-ai/DeepSeek-V3"),
+            num_groups=8,
+            topk_groups=4,
         ),
         Model(
             "DeepSeek-R1",
@@ -134,6 +143,8 @@ MODELS: dict[str, Model] = {
             dispatch_bytes=_FP8,
             kv_numbers=61 * _LATENT,
             source=_card("deepseek-ai/DeepSeek-R1"),
+            num_groups=8,
+            topk_groups=4,
         ),
         # The first three of its layers route by the token's number, and count as well.
         Model(

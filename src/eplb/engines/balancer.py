@@ -20,6 +20,7 @@ from eplb.errors import ClusterError, LoadsError, PlacementError
 from eplb.loads import check_loads
 from eplb.moving.verdict import LEAST_GAIN
 from eplb.placement import Placement
+from eplb.planning.pins import Pins
 from eplb.planning.problem import Effort, check_effort
 
 __all__ = ["Balancer", "Rebalance"]
@@ -75,6 +76,7 @@ class Balancer:
             "5%", or None for any number. It is not kept at the first step from the layout that
             engines start with.
         least_gain: balancedness that a plan must gain on the windows remembered; else wait.
+        pins: what placements must keep to, as for `eplb.plan`.
         effort: work of a plan: "fast", "default" or "thorough".
         threads: most threads of a plan.
 
@@ -94,6 +96,7 @@ class Balancer:
         windows: int = _STANDARD.windows,
         max_moves: int | str | None = "5%",
         least_gain: float = LEAST_GAIN,
+        pins: Pins | None = None,
         effort: Effort = _STANDARD.effort,
         threads: int = _STANDARD.threads,
     ) -> None:
@@ -113,6 +116,7 @@ class Balancer:
             max_moves=budget,
             effort=effort,
             threads=whole_number(threads, "threads"),
+            pins=pins,
         )
         self._least_gain = real_number(least_gain, "least_gain", above=False)
         self._windows: deque[NDArray[np.float64]] = deque(maxlen=self._settings.windows)
@@ -167,7 +171,7 @@ class Balancer:
         how = self._settings
         told = (
             *(self.num_experts, self.cluster, self.num_groups, self._least_gain),
-            *(how.windows, str(how.max_moves), how.effort),
+            *(how.windows, str(how.max_moves), how.effort, how.pins),
         )
         digest = hashlib.sha256(repr(told).encode())
         for window in self._windows:

@@ -19,7 +19,7 @@ import numpy as np
 from eplb.checks import in_one_line
 from eplb.engines.ranks import agreed_on
 from eplb.engines.settings import is_on, settings_from, unknown_variables
-from eplb.errors import FormatError, OptionError
+from eplb.errors import EplbError, FormatError
 
 __all__ = ["Facts", "differences", "examine", "problems", "read_facts"]
 
@@ -43,7 +43,7 @@ def examine() -> Facts:
     try:
         switched_on = "yes" if is_on(os.environ) else "no"
         alike = agreed_on(settings_from(os.environ))
-    except OptionError as error:
+    except EplbError as error:
         switched_on, alike = str(error), {}
     loads = np.random.default_rng(0).lognormal(5.0, 1.0, (2, 4, 32)).round()
     cache = _cache()

@@ -49,7 +49,8 @@ def next_placement(
         cluster: the ranks and their slots.
         num_groups: groups that the model routes by; 0 or None for none, as engines say it.
         current: what runs now, None where that is not known.
-        settings: how much may move, how much work the plan may be, and on how many threads.
+        settings: how much may move, what pins are to be kept, how much work the plan may be, and
+            on how many threads.
 
     Raises:
         EplbError: what cannot be planned.
@@ -69,6 +70,7 @@ def next_placement(
         cluster,
         num_groups=groups_on_nodes(num_groups, cluster),
         weights=np.minimum(total, total.mean()),
+        pins=settings.pins,
         effort=settings.effort,
         threads=settings.threads,
         **moving,

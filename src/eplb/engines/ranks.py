@@ -383,6 +383,7 @@ def agreed_on(settings: Settings) -> dict[str, str]:
         "EPLB_MAX_MOVES": str(settings.max_moves),
         "EPLB_EFFORT": settings.effort,
         "EPLB_DISPATCH": settings.dispatch,
+        "EPLB_PINS": "none" if settings.pins is None else str(settings.pins.to_json()),
         "EPLB_INITIAL": _of_file(settings.initial),
         "EPLB_CONTROL": "none" if settings.control is None else "set",
     }

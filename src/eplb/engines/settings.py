@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from eplb.checks import Budget, budget_from, whole_number
 from eplb.errors import OptionError
+from eplb.planning.pins import Pins, pins_in
 from eplb.planning.problem import Effort
 
 __all__ = ["VARIABLES", "Settings", "is_on", "settings_from", "unknown_variables"]
@@ -27,6 +28,7 @@ VARIABLES = {
     "EPLB_RECORD": "folder in which to record the loads that vLLM reports",
     "EPLB_RECORD_FILES": "maximum number of windows to keep there",
     "EPLB_INITIAL": "file of the placement that vLLM starts with",
+    "EPLB_PINS": "JSON file of what placements must keep to, as of eplb plan --pins",
     "EPLB_CONTROL": "file that pauses and resumes a running engine, or names a placement for it",
     "EPLB_METRICS": "file to write metrics to, which eplb serve-metrics serves",
     "EPLB_ROLE": "name for this engine in logs, metrics and recordings, such as prefill or decode",
@@ -59,6 +61,7 @@ class Settings:
         role: what this engine does for a service that has others too; None for no label.
         control: file that may ask for something else than a plan, None for none.
         metrics: file of metrics, None for none.
+        pins: what placements must keep to, None for nothing.
     """
 
     windows: int = 16
@@ -72,9 +75,11 @@ class Settings:
     role: str | None = None
     control: Path | None = None
     metrics: Path | None = None
+    pins: Pins | None = None
 
     def __str__(self) -> str:
         said = {field.name: getattr(self, field.name) for field in fields(self)}
+        said["pins"] = None if self.pins is None else self.pins.to_json()
         return ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
 
 
@@ -99,6 +104,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
 
     Raises:
         OptionError: an invalid value.
+        FormatError: a file of pins that cannot be read.
     """
     standard = Settings()
     moves = environment.get("EPLB_MAX_MOVES")
@@ -106,6 +112,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     record, initial, control, metrics = (
         Path(given) if (given := environment.get(name)) else None for name in names
     )
+    pins = environment.get("EPLB_PINS")
     return Settings(
         _number(environment, "EPLB_WINDOWS", standard.windows, _MOST_WINDOWS),
         standard.max_moves if moves is None else budget_from(moves, "EPLB_MAX_MOVES"),
@@ -118,6 +125,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         _role(environment),
         control,
         metrics,
+        pins_in(Path(pins)) if pins else None,
     )
 
 

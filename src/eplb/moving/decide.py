@@ -14,8 +14,9 @@ from eplb.checks import real_number
 from eplb.cluster import Cluster
 from eplb.loads import check_windows
 from eplb.moving.service import Service
-from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, counting, judge
+from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, counting, judge, must_move
 from eplb.placement import Placement
+from eplb.planning.pins import Pins
 from eplb.planning.plan import DEFAULT_MOVE_COST, Plan, plan, what_is_left
 from eplb.planning.problem import Effort
 from eplb.planning.relocate import check_current
@@ -87,6 +88,7 @@ def decide(
     confidence: float = CONFIDENCE,
     effort: Effort = "fast",
     dispatch: str = "even",
+    pins: Pins | None = None,
     threads: int | None = None,
 ) -> Decision:
     """Move, move some layers, or wait.
@@ -117,6 +119,8 @@ def decide(
         effort: work of a plan.
         dispatch: the rule by which windows are scored, as for `Placement.gpu_load`. Of "best" it is
             said first what splitting alone gains, as that moves nothing.
+        pins: what placements must keep to, as for `eplb.plan`; where what runs does not, moving is
+            a must.
         threads: most threads to use.
 
     Raises:
@@ -129,7 +133,8 @@ def decide(
     windows = check_windows(loads)
     some = counting(windows, weights)
     current = check_current(current, *windows.shape[1:])
-    forced = cluster != current.cluster
+    counts = None if weights is None else np.asarray(weights)[some]
+    forced = must_move(windows[some], cluster, current, num_groups, pins, counts)
     left = what_is_left(current, cluster, windows, threads)
 
     verdict = judge(
@@ -143,6 +148,7 @@ def decide(
         confidence=confidence,
         effort=effort,
         dispatch=dispatch,
+        pins=pins,
         threads=threads,
     )
     made, gain = verdict.plan, 0.0 if forced else verdict.fall
@@ -155,11 +161,12 @@ def decide(
             windows[some],
             cluster,
             num_groups=num_groups,
-            weights=None if weights is None else np.asarray(weights)[some],
+            weights=counts,
             current=current,
             max_moves=verdict.moves if verdict.advised and not forced else max_moves,
             move_cost=price,
             dispatch=planned_rule(dispatch, current),
+            pins=pins,
             effort=effort,
             threads=threads,
         )
@@ -183,7 +190,7 @@ def decide(
     )
     action = "move" if every or forced else "move layers"
     if forced:
-        reason = f"the cluster has changed, so its GPUs must receive {what}"
+        reason = f"{forced}, so its GPUs must receive {what}"
     elif not made.moves:
         action = "wait"
         reason = (

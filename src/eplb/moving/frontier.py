@@ -12,6 +12,8 @@ from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named
 from eplb.errors import OptionError
 from eplb.placement import Placement
+from eplb.planning.pinned import check_pins
+from eplb.planning.pins import Pins
 from eplb.planning.problem import Effort, check_effort, check_problem
 from eplb.planning.relocate import check_current, choose, moves, relocate, settle
 from eplb.planning.solve import planned_rule, solve_for
@@ -72,6 +74,7 @@ def frontier(
     effort: Effort = "default",
     dispatch: str = "even",
     traffic: Traffic | None = None,
+    pins: Pins | None = None,
     threads: int | None = None,
 ) -> Frontier:
     """What so many moves would give, for all numbers of moves in one go.
@@ -100,6 +103,8 @@ def frontier(
             and "best". For the rules of engines and for a split they are chosen as for an even
             split, and fewer points may be left.
         traffic: how tokens are routed, to count the other nodes of a token at each point.
+        pins: what placements must keep to, as for `eplb.plan`; the fewest moves are then those to
+            one that keeps them.
         threads: most threads to use.
 
     Raises:
@@ -121,6 +126,8 @@ def frontier(
                 "without a price, which counts other nodes"
             )
     planned = planned_rule(dispatch, current)
+    if pins is not None:
+        problem = check_pins(problem, pins, dispatch if isinstance(dispatch, str) else planned)
     layers = solve_for(problem, check_effort(effort), planned)
     relocation = relocate(problem, current, layers, afresh=True, rule=planned, near=_NEAR)
     free = np.zeros(num_layers)

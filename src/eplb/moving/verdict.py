@@ -22,16 +22,26 @@ from eplb.balance import Interval, paced
 from eplb.checks import real_number, share_of_one
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named, under
-from eplb.errors import OptionError
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
 from eplb.planning.engine import engine_placement
+from eplb.planning.pinned import check_pins, keeps
+from eplb.planning.pins import Pins
 from eplb.planning.plan import Plan, plan, what_is_left
-from eplb.planning.problem import Effort
-from eplb.planning.relocate import check_current
+from eplb.planning.problem import Effort, check_problem
+from eplb.planning.relocate import BudgetError, check_current
 from eplb.planning.solve import planned_rule
 
-__all__ = ["CONFIDENCE", "LEAST_GAIN", "NOTHING_BETTER", "Action", "Verdict", "counting", "judge"]
+__all__ = [
+    "CONFIDENCE",
+    "LEAST_GAIN",
+    "NOTHING_BETTER",
+    "Action",
+    "Verdict",
+    "counting",
+    "judge",
+    "must_move",
+]
 
 LEAST_GAIN = 0.002
 """Balancedness that a plan is to gain (docs/experiments.md)."""
@@ -203,6 +213,7 @@ def judge(
     confidence: float = CONFIDENCE,
     effort: Effort = "fast",
     dispatch: str = "even",
+    pins: Pins | None = None,
     threads: int | None = None,
 ) -> Verdict:
     """Whether to change what runs, and how much of it.
@@ -222,6 +233,8 @@ def judge(
         confidence: from 0.5 to 1, that it gains anything at all.
         effort: work of each plan.
         dispatch: the rule by which windows are scored, as for `Placement.gpu_load`.
+        pins: what plans must keep to, as for `eplb.plan`; where what runs does not, moving is a
+            must.
         threads: most threads to use.
 
     Raises:
@@ -252,6 +265,7 @@ def judge(
             "effort": effort,
             "threads": threads,
             "dispatch": planned_rule(dispatch, current),
+            "pins": pins,
         },
         dispatch,
     )
@@ -261,7 +275,7 @@ def judge(
     gain = seen_gain = _mean(then - now)
     interval = engine_gain = None
     engine_moves = 0
-    forced = current is not None and current.cluster != cluster
+    forced = must_move(windows, cluster, current, num_groups, pins, trials.weights)
     changes = made.moves > 0 or made.placement != running
     sure = changes
     held_out = number if number > 1 and changes and (seen_gain >= least_gain or forced) else 0
@@ -281,7 +295,7 @@ def judge(
         engine_gain = _mean(_both(trials.of_engine(ahead), trials.of_engine(apart))[0])
         engine_moves = trials.engine(order).moves_from(running)
         sure = _sure(gained, added, drift=_drift(windows), confidence=confidence)
-    advised = forced or (sure and gain > 0.0 and gain >= least_gain)
+    advised = bool(forced) or (sure and gain > 0.0 and gain >= least_gain)
     action: Action = "keep what runs"
     if advised:
         action = "switch it on" if current is None else "re-plan"
@@ -293,7 +307,7 @@ def judge(
                 budget = math.ceil(share * made.moves)
                 try:
                     kept = _mean(trials.of(last, max_moves=budget)[0]) / whole
-                except OptionError:  # groups that come home to their nodes take more moves
+                except BudgetError:  # groups that come home to their nodes take more moves
                     continue
                 if kept >= _ENOUGH and kept * gain >= least_gain:
                     made, action = trials.plan(order, max_moves=budget), "move n"
@@ -329,7 +343,7 @@ def judge(
     )
     return replace(
         found,
-        advice=_advice(found, forced=forced),
+        advice=_advice(found, forced),
         evidence=_evidence(found, number, _help(windows) if action == "unpredictable" else ""),
     )
 
@@ -442,10 +456,30 @@ def _split_groups(running: Placement, num_groups: int) -> int:
     return int((of_group.sum(axis=1) > 1).sum())
 
 
-def _advice(found: Verdict, *, forced: bool) -> str:
+def must_move(
+    windows: _Loads,
+    cluster: Cluster,
+    current: Placement | None,
+    num_groups: int,
+    pins: Pins | None,
+    weights: Any,
+) -> str:
+    """Why what runs cannot stay, whatever a plan gains, in words; empty where it can."""
+    if current is None:
+        return ""
+    if current.cluster != cluster:
+        return "the cluster has changed"
+    if pins is None:
+        return ""
+    problem = check_problem(windows, cluster, num_groups, weights, None)
+    kept = keeps(check_pins(problem, pins, "even"), current)
+    return "" if kept else "what runs does not keep the pins"
+
+
+def _advice(found: Verdict, forced: str) -> str:
     size = f"{found.moves:,} {'expert' if found.moves == 1 else 'experts'}"
     if forced:
-        return f"The cluster has changed: re-plan, which moves {size}."
+        return f"{forced[0].upper()}{forced[1:]}: re-plan, which moves {size}."
     return {
         "switch it on": "Switch balancing on.",
         "re-plan": f"Re-plan: move {size}.",

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from eplb.checks import whole_number
 from eplb.cluster import Cluster
 from eplb.errors import ClusterError, OptionError
+from eplb.placement import Placement
 from eplb.planning.pins import Pinned, Pins
 from eplb.planning.problem import Problem
 
-__all__ = ["check_pins", "heed", "must_heed", "pinned_bounds"]
+__all__ = ["check_pins", "heed", "keeps", "must_heed", "pinned_bounds"]
 
 _MOST_APART = 1_000
 """Experts that one must be apart from: what the search counts by."""
@@ -91,6 +92,20 @@ def check_pins(problem: Problem, pins: object, rule: str) -> Problem:
             "num_groups=1, or pin every group by its experts"
         )
     return replace(problem, pinned=_compiled(problem, wishes, pins, range(num_layers)))
+
+
+def keeps(problem: Problem, placement: Placement) -> bool:
+    """Whether a placement on the cluster of a problem with pins keeps them."""
+    wishes = problem.wishes
+    held = placement.held_by(problem.whole.num_gpus)[:, list(problem.whole.alive)]
+    copies = held.sum(axis=1)
+    kept = (copies >= wishes.least).all() and (copies <= wishes.most).all()
+    if wishes.barred.shape[1]:
+        kept = kept and not (held & wishes.barred).any()
+    apart = np.broadcast_to(wishes.apart, (*copies.shape, wishes.apart.shape[2]))
+    for layer, one, number in np.argwhere(apart >= 0).tolist() if kept else ():
+        kept = kept and not (held[layer, :, one] & held[layer, :, apart[layer, one, number]]).any()
+    return bool(kept)
 
 
 def must_heed(

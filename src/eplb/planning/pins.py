@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from eplb.checks import Immutable, in_few_words, ranges, whole_number
 from eplb.errors import OptionError
+from eplb.formats.safe import check_regular, naming, read_json_text, read_text
 
-__all__ = ["Pinned", "Pins"]
+__all__ = ["Pinned", "Pins", "pins_in"]
 
 _MOST = 1_000_000
 """Numbers of GPUs and experts: far above those of any cluster and model."""
@@ -166,6 +168,22 @@ class Pins:
                     f"pins have layer {layer}: the loads have layers {ranges(numbers)}"
                 )
         return replace(self, layers=tuple((row_of[layer], pins) for layer, pins in self.layers))
+
+
+def pins_in(path: Path) -> Pins:
+    """The pins in a JSON file.
+
+    Raises:
+        FormatError: a file that cannot be read as JSON.
+        OptionError: what are no pins.
+    """
+    with naming(path):
+        check_regular(path)
+        content = read_json_text(path, read_text(path))
+    try:
+        return Pins.from_json(content)
+    except OptionError as error:
+        raise OptionError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from eplb.planning.relocate import (
     check_moves,
     choose,
     come_empty,
+    eased,
     moves,
     relocate,
     settle,
@@ -164,7 +165,8 @@ def plan(
 
     Where GPUs are dead, in the cluster or in the current placement, the plan is for those alive.
     Where some have died since the current placement, and neither a budget nor a price is given, the
-    budget is 1.5 moves for each slot that died.
+    budget is 1.5 moves for each slot that died, and it is shared out so that a plan for an even
+    split also leaves freedom to other splits.
 
     With `dispatch="best"` the peak is the one that the best split of each window leaves, and a
     search looks for placements that give such splits much freedom. It starts from the plan for an
@@ -334,8 +336,9 @@ def plan(
     num_layers, num_experts = problem.loads.shape
     current = check_current(current, num_layers, num_experts)
     max_moves, move_cost = check_moves(max_moves, move_cost)
+    of_deaths = None
     if max_moves is None and move_cost is None:
-        max_moves = budget_of_deaths(problem, current)
+        max_moves = of_deaths = budget_of_deaths(problem, current)
     with np.errstate(over="ignore"):
         price = np.ldexp(np.full(num_layers, move_cost or 0.0), -problem.exponent)
         price *= problem.speed
@@ -358,6 +361,8 @@ def plan(
     if at_price is not None:
         layers = solve_at_price(problem, layers, effort, at_price)
         relocation = walk_at_price(relocation, current, layers, effort, at_price, max_moves)
+    elif of_deaths is not None and dispatch == "even":
+        relocation = eased(relocation)
     chosen = choose(relocation, max_moves, price)
     settled = settle(relocation, chosen)
     only_budget = max_moves is not None and move_cost is None
@@ -578,6 +583,7 @@ def warmup(dispatch: str = "even") -> None:
         plan(both, cluster, num_groups=num_groups, current=made.placement)
         plan(both, cluster, num_groups=num_groups, current=made.placement, max_moves=1)
         plan(loads, smaller, num_groups=num_groups, current=made.placement)
+    plan(loads, cluster.without([0]), current=made.placement)
     if dispatch != "even":
         for windows in (loads, both):
             plan(windows, cluster, dispatch=dispatch)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.search import Drive, Steps
 
 __all__ = [
-    "Relocation", "budget_of_deaths", "check_current", "check_moves", "choose", "come_empty",
-    "moves", "relocate", "settle",
+    "BudgetError", "Relocation", "budget_of_deaths", "check_current", "check_moves", "choose",
+    "come_empty", "eased", "moves", "relocate", "settle",
 ]  # fmt: skip
 
 _AT_ONCE = (1, 4)
@@ -38,6 +38,11 @@ _AT_ONCE = (1, 4)
 _MOVES_OF_DEATHS = 1.5
 """Moves for each slot that died with its GPU: what it takes to be within .03 of even, while a plan
 at the usual price would make twice as many where one GPU died (docs/experiments.md)."""
+
+_OF_ALONE = 0.25
+"""What part of a peak is of experts without another copy, where moves after a death are shared out:
+then a plan for an even split is .001 to .002 better if batches are split best, and hardly worse
+(docs/experiments.md, when GPUs die)."""
 
 _MOST_STEPS = 2
 """Steps of a walk that are kept, in slots of a layer."""
@@ -56,6 +61,10 @@ _SHARE = 1.25
 `_FAR` of it walk on, twice as far each time."""
 _SOME_MOVES = 8
 _FAR = 0.95
+
+
+class BudgetError(OptionError):
+    """A budget of moves with which no plan can be made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +101,22 @@ def choose(
     return choose_pieces(relocation.pieces, budget, price, relocation.steps)
 
 
+def eased(relocation: Relocation) -> Relocation:
+    """The same with a curve on which peaks are in part what no split takes off a GPU: the load of
+    its experts that have no other copy, where that is above the mean.
+    """
+    from eplb.solver.curve import _alone_layers, hulls
+
+    problem, steps, pieces = relocation.problem, relocation.steps, relocation.pieces
+    alone = np.empty(steps.peaks.shape)
+    _alone_layers(problem.loads, relocation.start, problem.gpus, steps, alone)
+    mean = problem.loads.sum(axis=1, keepdims=True) / problem.cluster.num_gpus
+    peaks = (1.0 - _OF_ALONE) * steps.peaks + _OF_ALONE * np.maximum(alone, mean)
+    weighed = steps._replace(peaks=peaks)
+    pieces = hulls(weighed, pieces.afresh_moves, pieces.afresh_peaks)
+    return replace(relocation, steps=weighed, pieces=pieces)
+
+
 def moves(relocation: Relocation, chosen: NDArray[np.int64]) -> int:
     """Moves to what `settle` gives, in all layers."""
     from eplb.solver.curve import AFRESH
@@ -120,7 +145,13 @@ def settle(
 def come_empty(problem: Problem, current: Placement) -> bool:
     """Whether GPUs have come that hold nothing, and experts may go to any of them."""
     held = current.held_by(problem.whole.num_gpus)[:, list(problem.whole.alive)]
-    return problem.nodes == 1 and not bool(np.all(held.any(axis=(0, 2))))
+    return problem.nodes == 1 and bool(_empty(held).all(axis=0).any())
+
+
+def _empty(held: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[L, G] the GPUs that hold nothing."""
+    empty: NDArray[np.bool_] = np.logical_not(held.any(axis=2))
+    return empty
 
 
 def check_current(current: object, num_layers: int, num_experts: int) -> Placement:
@@ -232,7 +263,7 @@ def relocate(
             proven, what = "are enough to", "keep every pin"
         if problem.nodes > 1:
             what = "put each expert group on one node"
-        raise OptionError(f"max_moves is {budget}: {int(least.sum())} {proven} {what}")
+        raise BudgetError(f"max_moves is {budget}: {int(least.sum())} {proven} {what}")
     num_layers, num_slots = start.shape
     steps = step_memory(num_layers, _MOST_STEPS * num_slots)
     steps.moves[:, 0] = least
@@ -316,7 +347,7 @@ def _filled(
     """
     from eplb.solver.adopt import _fill_new
 
-    new = np.flatnonzero(~np.all(held.any(axis=2), axis=1) & problem.loads.any(axis=1))
+    new = np.flatnonzero(_empty(held).any(axis=1) & problem.loads.any(axis=1))
     filled: NDArray[np.int64] = start.copy()
     if new.size:
         _fill_new(problem.loads, new, held, problem.gpus, filled)

@@ -29,6 +29,7 @@ from eplb.placement import Placement, spread
 from eplb.planning.best_split import bend
 from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import FORECASTS, Forecast, Recent
+from eplb.planning.pins import Pins
 from eplb.planning.plan import plan
 from eplb.planning.problem import Effort, Layers, check_problem
 from eplb.planning.solve import WALKED, planned_rule
@@ -130,6 +131,7 @@ class Forecasted:
     threads: int | None = None
     sees_next: bool = False
     dispatch: str = "even"
+    pins: Pins | None = None
 
     def __call__(
         self,
@@ -148,6 +150,7 @@ class Forecasted:
             num_groups=num_groups,
             weights=expected.weights,
             dispatch=planned_rule(self.dispatch),
+            pins=self.pins,
             effort=self.effort,
             threads=self.threads,
         ).placement
@@ -166,6 +169,7 @@ class Moving:
     threads: int | None = None
     dispatch: str = "even"
     budget: Budget | None = None
+    pins: Pins | None = None
 
     def __call__(
         self,
@@ -190,6 +194,7 @@ class Moving:
             current=running,
             max_moves=most,
             dispatch=planned_rule(self.dispatch, running),
+            pins=self.pins,
             effort=self.effort,
             threads=self.threads,
         ).placement
@@ -207,6 +212,7 @@ class Deciding:
     seconds: float = 60.0
     threads: int | None = None
     dispatch: str = "even"
+    pins: Pins | None = None
 
     def __call__(
         self,
@@ -222,8 +228,9 @@ class Deciding:
         if _is_first(current):
             rule = planned_rule(self.dispatch)
             return plan(
-                loads, cluster, num_groups=num_groups, dispatch=rule, threads=self.threads
-            ).placement
+                loads, cluster, num_groups=num_groups, dispatch=rule, pins=self.pins,
+                threads=self.threads,
+            ).placement  # fmt: skip
         return decide(
             loads,
             cluster,
@@ -232,6 +239,7 @@ class Deciding:
             self.seconds,
             num_groups=num_groups,
             dispatch=self.dispatch,
+            pins=self.pins,
             threads=self.threads,
         ).placement
 

@@ -14,12 +14,13 @@ from eplb.checks import in_one_line, printable, whole_number
 from eplb.cluster import Cluster, check_shape
 from eplb.cost.models import expert_bytes_of
 from eplb.dispatching.rules import check_rule, name_of
-from eplb.errors import ClusterError, EplbError, PolicyError
+from eplb.errors import ClusterError, EplbError, OptionError, PolicyError
 from eplb.loads import LoadTrace
 from eplb.moving.service import Service
 from eplb.placement import Placement
 from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY
+from eplb.planning.pins import Pins
 from eplb.planning.plan import Plan
 from eplb.replaying.policies import (
     Deciding,
@@ -132,6 +133,7 @@ def replay(
     first: int = 1,
     expert_bytes: int | None = None,
     dispatch: Any = "even",
+    pins: Pins | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Replay:
     """Walk a trace window by window: what is known so far → plan, or keep → score what comes next.
@@ -163,19 +165,22 @@ def replay(
             model, where that is known.
         dispatch: how windows are served: a rule as for `Placement.gpu_load`, or a split, which the
             placements must all take. Where the rule is "best", this planner plans for it.
+        pins: what placements must keep to, of the policies of this planner alone. Layers are rows
+            of the loads, or their numbers where the trace has them.
         progress: called after each window with how many are done, and how many there are.
 
     Raises:
         LoadsError: fewer than first + 1 windows.
         ClusterError: numbers that fit nothing, or an expert of 0 bytes or more than 2**50.
         PolicyError: a policy that is unknown, fails, or returns what is no placement.
-        OptionError: a rule that is not known, or a split that does not fit a placement.
+        OptionError: a rule that is not known, a split that does not fit a placement, or pins that
+            no placement keeps, or another policy.
     """
     size = expert_bytes_of(trace.model, expert_bytes)
     steps = []
     schedule = Schedule(every, history, first)
     for step in replay_steps(
-        trace, cluster, policy, schedule, num_groups=num_groups, dispatch=dispatch
+        trace, cluster, policy, schedule, num_groups=num_groups, dispatch=dispatch, pins=pins
     ):
         steps.append(step)
         if progress is not None:
@@ -197,6 +202,7 @@ def replay_steps(
     num_groups: int = 1,
     service: Service | None = None,
     dispatch: Any = "even",
+    pins: Pins | None = None,
 ) -> Iterator[Step]:
     """The steps of a replay one by one, so that a user may stop after any of them.
 
@@ -207,8 +213,16 @@ def replay_steps(
     if not callable(called):
         raise PolicyError(f"{called!r} is not a policy: give a name, a path or a callable")
     check_replay(trace, cluster, schedule, num_groups, dispatch)
-    if isinstance(called, Forecasted | Moving | Deciding) and isinstance(dispatch, str):
-        called = replace(called, dispatch=dispatch)
+    if isinstance(called, Forecasted | Moving | Deciding):
+        if isinstance(dispatch, str):
+            called = replace(called, dispatch=dispatch)
+        if pins is not None:
+            called = replace(called, pins=pins.at_layers(trace.layers))
+    elif pins is not None:
+        raise OptionError(
+            f"pins go with the policies of this planner, and the policy is {policy!r}: leave out "
+            "pins, or keep them in the policy"
+        )
     return _walk(trace, cluster, called, schedule, num_groups, service, dispatch)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.solver.jit import kernel
-from eplb.solver.packing import F64, I64
-from eplb.solver.search import Steps
+from eplb.solver.packing import F64, I64, Gpus
+from eplb.solver.search import Steps, _follow
 
 __all__ = ["AFRESH", "Pieces", "choose", "hulls"]
 
@@ -210,3 +210,29 @@ def _fill_hulls(
             points[layer, num] = best[move]
             num += 1
         num_points[layer] = num
+
+
+@kernel
+def _alone_layers(loads: F64, start: I64, gpus: Gpus, steps: Steps, alone: F64) -> None:
+    """Fill `alone` [L, K + 1] by the most load over pace of a GPU's experts that have no other copy
+    after so many steps from `start` [L, P], and which no split takes off it; inf beyond the steps.
+    """
+    num_experts = loads.shape[1]
+    copies = np.empty(num_experts, np.int64)
+    slots = np.empty(start.shape[1], np.int64)
+    alone[:] = np.inf
+    for layer in range(loads.shape[0]):
+        for step in range(steps.length[layer] + 1):
+            slots[:] = start[layer]
+            _follow(steps, layer, step, slots)
+            copies[:] = 0
+            for slot in range(slots.shape[0]):
+                copies[slots[slot]] += 1
+            most = 0.0
+            for gpu in range(gpus.pace.shape[0]):
+                load = 0.0
+                for slot in range(gpus.first[gpu], gpus.first[gpu + 1]):
+                    if copies[slots[slot]] == 1:
+                        load += loads[layer, slots[slot]]
+                most = max(most, load / gpus.pace[gpu])
+            alone[layer, step] = most
