@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -50,8 +50,10 @@ def in_processes(
     ]
     searched = os.pathsep.join([*map(str, path), str(Path(__file__).parent), *sys.path])
     variables = {"PYTHONPATH": searched, "OMP_NUM_THREADS": "1", **environment}
+    # Else each process would import the script that this one runs.
+    no_script = {"__main__": ModuleType("__main__")}
     try:
-        with patch.dict(os.environ, variables):
+        with patch.dict(os.environ, variables), patch.dict(sys.modules, no_script):
             for each in started:
                 each.start()
         for _, end in ends:

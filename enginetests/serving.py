@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,9 +19,20 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
+from processes import in_processes
 from tiny_model import SPARE, WORDS, write_model
 
-__all__ = ["RANKS", "TOKENS", "Server", "prompts", "sglang_server", "vllm_package", "vllm_server"]
+__all__ = [
+    "RANKS",
+    "TOKENS",
+    "Server",
+    "assert_seen",
+    "prompts",
+    "sglang_server",
+    "vllm_package",
+    "vllm_ranks_of",
+    "vllm_server",
+]
 
 RANKS = 2
 TOKENS = 12
@@ -31,6 +43,12 @@ _SECONDS = 900.0
 """For a server to be ready: it imports an engine in several processes."""
 _QUIET = 2.0
 _HERE = Path(__file__).parent
+_VLLM = {
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -52,10 +70,10 @@ class Server:
     model: Path
     asks: tuple[str, str, str]
 
-    def answer(self, prompt: list[int]) -> list[int]:
-        """The tokens that the model answers."""
+    def answer(self, prompt: list[int], number: int = TOKENS) -> list[int]:
+        """So many tokens that the model answers."""
         path, name, most = self.asks
-        sampling = {"temperature": 0.0, most: TOKENS, "ignore_eos": True}
+        sampling = {"temperature": 0.0, most: number, "ignore_eos": True}
         asked = {name: prompt, "sampling_params": sampling}
         kind = {"Content-Type": "application/json"}
         request = Request(self.url + path, json.dumps(asked).encode(), kind)
@@ -87,10 +105,28 @@ class Server:
         """Lines of the log that have this in them."""
         return [line for line in self.log.read_text().splitlines() if having in line]
 
+    def moved(self) -> int:
+        """Experts that the log says have moved."""
+        told = "".join(self.lines("eplb: rebalance "))
+        return sum(map(int, re.findall(r"(\d+) of \d+ experts move ", told)))
+
     def ranks(self) -> list[list[Any]]:
         """The map [L, P] and a digest of the weights in each slot of a rank, as they changed."""
         paths = [self.held / f"{rank}.jsonl" for rank in range(RANKS)]
         return [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
+
+
+def assert_seen(series: dict[str, float], server: Server) -> None:
+    """Metrics say what the log says."""
+    ours = {name: value for name, value in series.items() if name.startswith("eplb_")}
+    ours = {name: value for name, value in ours.items() if "_created" not in name}
+    assert len(ours) == 19
+    decided = sum(value for name, value in ours.items() if "eplb_rebalances_total" in name)
+    assert decided == len(server.lines("eplb: rebalance "))
+    assert ours["eplb_moved_experts_total"] == server.moved()
+    assert ours["eplb_interval_steps"] == _INTERVAL
+    assert ours["eplb_ranks_agree"] == 1.0
+    assert 0.0 < ours['eplb_balancedness{layers="avg"}'] <= 1.0
 
 
 def prompts() -> list[list[int]]:
@@ -121,6 +157,23 @@ def sglang_package(engines: Path, folder: Path) -> Path:
                 (folder / outer / each.name).symlink_to(each)
     (folder / inner / "include").mkdir()
     return folder
+
+
+def vllm_ranks_of(package: Path, *cases: dict[str, Any]) -> list[Any]:
+    """What each rank of a whole engine of tensor parallelism sends, of a case of whole_vllm.py."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    try:
+        return in_processes(
+            "whole_vllm",
+            "whole_vllm.serve",
+            *((rank, len(cases), port, case) for rank, case in enumerate(cases)),
+            path=[package],
+            environment={**_VLLM, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"},
+        )
+    finally:
+        for left in Path("/dev/shm").glob(f"*{port}-*-cpushm_*"):
+            left.unlink()
 
 
 @contextlib.contextmanager
@@ -163,12 +216,9 @@ def vllm_server(
         ],
         {
             "VLLM_HELD": str(folder / "held"),
-            "VLLM_TARGET_DEVICE": "cpu",
+            **_VLLM,
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else each rank would have one process more
-            "VLLM_USE_V2_MODEL_RUNNER": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_CPU_SIM_MULTI_NUMA": "1",  # else the second rank wants a second NUMA node
-            "VLLM_NO_USAGE_STATS": "1",
             "OMP_NUM_THREADS": "1",
             **environment,
         },

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from serving import RANKS, TOKENS, Server, prompts, sglang_server
+from serving import RANKS, TOKENS, Server, assert_seen, prompts, sglang_server
 from tiny_model import EXPERTS, LAYERS, SPARE
 
 from eplb import Cluster, Placement
@@ -25,7 +25,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that rebalances after each 12 passes."""
-    with sglang_server(_ENGINES, tmp_path_factory.mktemp("server")) as running:
+    folder = tmp_path_factory.mktemp("server")
+    with sglang_server(_ENGINES, folder, "--enable-metrics") as running:
         yield running
 
 
@@ -71,3 +72,5 @@ def test_answers_stay_while_experts_move(server: Server) -> None:
     assert all(number <= 0.1 * maps[0].size for number in moves[1:])
     assert sum("this planner replaces SGLang's algorithms" in line for line in lines) == 1
     assert not any("answers" in line or "disagree" in line for line in lines)
+    server.settle()
+    assert_seen(server.series(), server)

@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 import os
-import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import in_processes
-from serving import RANKS, Server, vllm_package, vllm_server
+from serving import RANKS, Server, assert_seen, prompts, vllm_package, vllm_ranks_of, vllm_server
 from tiny_model import EXPERTS, SPARE, write_model
 
 from eplb import Cluster, Placement
@@ -52,35 +49,11 @@ def run(
         "environment": environment,
         "model": str(engine / "model"),
         "eplb": policy is not None,
-        "async": background,
-        "rounds": rounds,
+        "balancing": {"use_async": background},
+        "prompts": [prompts()] * rounds,
     }
     unlike = {**case, "environment": {**environment, **(odd or {})}}
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    try:
-        return ranks_of(engine, port, case, unlike)
-    finally:
-        for left in Path("/dev/shm").glob(f"*{port}-*-cpushm_*"):
-            left.unlink()
-
-
-def ranks_of(engine: Path, port: int, *cases: dict[str, Any]) -> list[Any]:
-    """What each rank sends, of a case each."""
-    return in_processes(
-        "whole_vllm",
-        "whole_vllm.serve",
-        *((rank, RANKS, port, case) for rank, case in enumerate(cases)),
-        path=[engine / "path"],
-        environment={
-            "VLLM_TARGET_DEVICE": "cpu",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_USE_V2_MODEL_RUNNER": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-        },
-    )
+    return vllm_ranks_of(engine / "path", case, unlike)
 
 
 @pytest.fixture(scope="module")
@@ -178,29 +151,10 @@ def served(server: Server, tokens: Any) -> None:
     cluster = Cluster.with_slots(EXPERTS + SPARE, RANKS)
     placements = [Placement(each, EXPERTS, cluster) for each in maps]
     moves = sum(new.moves_from(old) for old, new in itertools.pairwise(placements))
-    assert 0 < moves <= moved(server)  # in the background, the last ones may still be on their way
+    assert 0 < moves <= server.moved()  # in the background, the last ones may still be on their way
     lines = server.lines("eplb: ")
     assert sum("this planner replaces vLLM's policy" in line for line in lines) == 1
     assert not any("answers" in line or "disagree" in line for line in lines)
-
-
-def moved(server: Server) -> int:
-    """Experts that the log says have moved."""
-    told = "".join(server.lines("eplb: rebalance "))
-    return sum(map(int, re.findall(r"(\d+) of \d+ experts move ", told)))
-
-
-def assert_seen(series: dict[str, float], server: Server) -> None:
-    """Metrics say what the log says."""
-    ours = {name: value for name, value in series.items() if name.startswith("eplb_")}
-    ours = {name: value for name, value in ours.items() if "_created" not in name}
-    assert len(ours) == 19
-    decided = sum(value for name, value in ours.items() if "eplb_rebalances_total" in name)
-    assert decided == len(server.lines("eplb: rebalance "))
-    assert ours["eplb_moved_experts_total"] == moved(server)
-    assert ours["eplb_interval_steps"] == 12.0
-    assert ours["eplb_ranks_agree"] == 1.0
-    assert 0.0 < ours['eplb_balancedness{layers="avg"}'] <= 1.0
 
 
 @pytest.mark.parametrize("api_servers", [1, 2])

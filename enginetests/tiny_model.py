@@ -10,7 +10,7 @@ LAYERS, EXPERTS, SPARE, TOP_K, WORDS = 3, 16, 4, 4, 256
 _HIDDEN, _EXPERT, _HEADS, _KEYS, _HEAD = 64, 32, 4, 2, 32
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, layers: int = LAYERS, experts: int = EXPERTS) -> None:
     """Write the model's files. Routers prefer some experts, as trained ones do."""
     folder.mkdir()
     (folder / "config.json").write_text(
@@ -24,7 +24,7 @@ def write_model(folder: Path) -> None:
                 "hidden_act": "silu",
                 "intermediate_size": 2 * _HIDDEN,
                 "max_position_embeddings": 512,
-                "num_hidden_layers": LAYERS,
+                "num_hidden_layers": layers,
                 "num_attention_heads": _HEADS,
                 "num_key_value_heads": _KEYS,
                 "head_dim": _HEAD,
@@ -33,7 +33,7 @@ def write_model(folder: Path) -> None:
                 "rope_theta": 10_000.0,
                 "tie_word_embeddings": False,
                 "moe_intermediate_size": _EXPERT,
-                "num_experts": EXPERTS,
+                "num_experts": experts,
                 "num_experts_per_tok": TOP_K,
                 "norm_topk_prob": True,
                 "decoder_sparse_step": 1,
@@ -53,7 +53,7 @@ def write_model(folder: Path) -> None:
         "model.norm.weight": torch.ones(_HIDDEN),
         "lm_head.weight": weights(WORDS, _HIDDEN, scale=0.5),
     }
-    for layer in range(LAYERS):
+    for layer in range(layers):
         of_layer = {
             "input_layernorm": torch.ones(_HIDDEN),
             "post_attention_layernorm": torch.ones(_HIDDEN),
@@ -63,9 +63,9 @@ def write_model(folder: Path) -> None:
             "self_attn.o_proj": weights(_HIDDEN, _HEADS * _HEAD),
             "self_attn.q_norm": torch.ones(_HEAD),
             "self_attn.k_norm": torch.ones(_HEAD),
-            "mlp.gate": weights(EXPERTS, _HIDDEN) * torch.exp(weights(EXPERTS, 1, scale=0.8)),
+            "mlp.gate": weights(experts, _HIDDEN) * torch.exp(weights(experts, 1, scale=0.8)),
         }
-        for expert in range(EXPERTS):
+        for expert in range(experts):
             of_layer |= {
                 f"mlp.experts.{expert}.gate_proj": weights(_EXPERT, _HIDDEN),
                 f"mlp.experts.{expert}.up_proj": weights(_EXPERT, _HIDDEN),

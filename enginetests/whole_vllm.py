@@ -17,10 +17,9 @@ import os
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import torch
 from no_accelerator import without_accelerator
-from tiny_model import SPARE, WORDS
+from tiny_model import SPARE
 from to_slots import to_physical_and_record
 from vllm import LLM, SamplingParams
 from vllm.config import parallel
@@ -139,7 +138,16 @@ def held(runner: Any) -> tuple[list[Any], list[list[str]]]:
 
 
 def serve(answers: Connection, rank: int, ranks: int, port: int, case: dict[str, Any]) -> None:
-    """Generate for the same prompts in several rounds, while experts move; send what came of it."""
+    """Generate for prompts in several rounds, while experts move; send what came of it.
+
+    Args:
+        answers: to send by.
+        rank: of the engine's.
+        ranks: how many there are.
+        port: that they meet at.
+        case: `environment`, variables; the folder of the `model`; whether there is `eplb`, with
+            `balancing` beside what it has here; the `prompts` of each round.
+    """
     os.environ.update(
         {
             "RANK": str(rank),
@@ -154,13 +162,14 @@ def serve(answers: Connection, rank: int, ranks: int, port: int, case: dict[str,
     chosen = Chosen(ranks)
     lines: list[str] = []
     # The engine takes away handlers when it configures its logs.
-    logging.getLogger("vllm.eplb").addFilter(lambda each: not lines.append(each.getMessage()))  # type: ignore[func-returns-value]
+    for name in ("vllm.eplb", eplb_state.__name__):
+        logging.getLogger(name).addFilter(lambda each: not lines.append(each.getMessage()))  # type: ignore[func-returns-value]
     balancing = {
         "num_redundant_experts": SPARE,
         "window_size": 8,
         "step_interval": 12,
-        "use_async": case["async"],
         "communicator": "torch_gloo",
+        **case["balancing"],
     }
     engine = LLM(
         case["model"],
@@ -168,7 +177,7 @@ def serve(answers: Connection, rank: int, ranks: int, port: int, case: dict[str,
         dtype="float32",
         enforce_eager=True,
         max_model_len=128,
-        max_num_seqs=4,
+        max_num_seqs=len(case["prompts"][0]),
         kv_cache_memory_bytes=1 << 26,
         enable_prefix_caching=False,
         tensor_parallel_size=ranks,
@@ -177,14 +186,13 @@ def serve(answers: Connection, rank: int, ranks: int, port: int, case: dict[str,
         **({"enable_eplb": True, "eplb_config": balancing} if case["eplb"] else {}),
     )
     runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
-    draw = np.random.default_rng(1)
-    prompts = [{"prompt_token_ids": draw.integers(3, WORDS, 24).tolist()} for _ in range(4)]
     asked = SamplingParams(temperature=0.0, max_tokens=12, detokenize=False, ignore_eos=True)
     said: dict[str, Any] = {"tokens": [], "held": []}
-    for _ in range(case["rounds"]):
+    for prompts in case["prompts"]:
         if case["eplb"]:
             said["held"].append(held(runner))
-        done = engine.generate(prompts, asked, use_tqdm=False)
+        given = [{"prompt_token_ids": each} for each in prompts]
+        done = engine.generate(given, asked, use_tqdm=False)
         said["tokens"].append([list(each.outputs[0].token_ids) for each in done])
     if case["eplb"]:
         said["held"].append(held(runner))
