@@ -37,6 +37,7 @@ _NOTE = b"eplb"
 _GROUP = 32 << 20
 """Least bytes of loads that are written to Parquet at once, as one group of rows."""
 
+_NUMBER_LIKE = re.compile(r"[+-]?\.?[0-9]")
 _SEPARATED = re.compile(r"[0-9]{1,3}([ ,.'_\u00a0\u2009\u202f])[0-9]{3}(\1[0-9]{3})*")
 """A number with marks between its thousands. One that is a plain number too is taken for that."""
 
@@ -219,12 +220,20 @@ def _is_heading(path: Path, row: list[str]) -> bool:
     """Whether the first line names columns: some by no number, or all by their own number.
 
     Raises:
-        FormatError: a cell that is a number as people write it, which names nothing.
+        FormatError: a cell that is a number as people write it, or begins as one; or no load where
+            others are. Such a line names nothing, and to pass over it would lose a layer.
     """
-    odd = next((cell for cell in row if _SEPARATED.fullmatch(cell.strip())), None)
-    if odd is not None:
-        raise FormatError(f"{path}: line 1 has {odd[:40]!r}: write numbers without separators")
-    return row == [*map(str, range(len(row)))] or not all(map(_is_number, row))
+    names = [cell.strip() for cell in row if not _is_number(cell)]
+    for cell in names:
+        if _SEPARATED.fullmatch(cell):
+            raise FormatError(f"{path}: line 1 has {cell[:40]!r}: write numbers without separators")
+        if _NUMBER_LIKE.match(cell):
+            raise FormatError(f"{path}: line 1 has {cell[:40]!r}, which is no number and no name")
+    numbers = [cell for cell in row if cell.strip() not in names]
+    counts_up = numbers == [*map(str, range(len(numbers)))]
+    if names and not any(names) and not counts_up:
+        raise FormatError(f"{path}: line 1 has an empty cell: give each expert's load, or a name")
+    return bool(names) or counts_up
 
 
 def _check_length(path: Path, values: "array[float]") -> None:
