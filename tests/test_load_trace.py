@@ -19,6 +19,7 @@ def test_windows_have_names_and_the_rest_may_be_unknown() -> None:
     assert trace.names == ("0", "1", "2", "3")
     assert (trace.times, trace.top_k, trace.model) == (None, None, None)
     assert repr(trace) == "LoadTrace(4 windows, 2 layers, 3 experts)"
+    assert repr(LoadTrace(np.ones((1, 1, 3)))) == "LoadTrace(1 window, 1 layer, 3 experts)"
 
 
 def test_one_window_may_have_two_axes() -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "Budget",
     "Immutable",
     "budget_from",
+    "counted",
     "find_named",
     "gpus_from",
     "in_few_words",
@@ -177,6 +178,11 @@ def _numbers_from(text: str, name: str, what: str, most: int) -> list[int]:
             raise OptionError(f"{name} is {text!r}: give numbers of {what}")
         numbers += range(int(low), min(int(high or low), max(most, int(low))) + 1)
     return numbers
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words: "1 window", "1,000 windows"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def ranges(numbers: Sequence[int]) -> str:

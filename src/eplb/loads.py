@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import Immutable, printable, rising_layers, whole_number
+from eplb.checks import Immutable, counted, printable, rising_layers, whole_number
 from eplb.errors import LoadsError
 from eplb.merging import Merge, Merging, Recording
 
@@ -213,8 +213,8 @@ class LoadTrace(Immutable):
     def __repr__(self) -> str:
         model = "" if self.model is None else f" of {printable(self.model)}"
         return (
-            f"LoadTrace({self.num_windows} windows{model}, {self.num_layers} layers, "
-            f"{self.num_experts} experts)"
+            f"LoadTrace({counted(self.num_windows, 'window')}{model}, "
+            f"{counted(self.num_layers, 'layer')}, {counted(self.num_experts, 'expert')})"
         )
 
     def __eq__(self, other: object) -> bool:

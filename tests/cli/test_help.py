@@ -161,6 +161,10 @@ def test_lists_stand_between_commas() -> None:
     done = run(*words, "--gpus", "2,x")
     assert done.returncode == 2
     assert done.stderr == "eplb: --gpus is 'x': give a whole number, or several as 32,64\n"
+    for option, value in (("--threads", "1e3"), ("--gpus", "")):
+        done = run("plan", "loads.json", "--gpus", "4", option, value)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"eplb: {option} is {value!r}: give a whole number")
     found = figures_of("compare", "loads.json", "--gpus", 4, "--dispatch", "even,best")
     assert list(found["balancedness_under"]) == ["even", "best"]
     assert list(found["placed_for"]) == ["best"]

@@ -11,6 +11,9 @@ from typing import Any
 
 __all__ = ["main"]
 
+_KINDS = {"integer": "a whole number", "number": "a number", "float": "a number"}
+"""In our words what Typer, by its version, calls an integer, a number or a float."""
+
 
 def main() -> None:
     """Entry point of the `eplb` command."""
@@ -82,9 +85,12 @@ def _fail_usage(error: Any) -> int:
     said = error.format_message()
     names = getattr(getattr(error, "param", None), "opts", [])
     arguments = [part for word in sys.argv[1:] for part in word.split("=", 1)]
-    for name, value in pairwise(arguments):
+    # Of an option that is given twice, the last counts.
+    for name, value in reversed(list(pairwise(arguments))):
         if name in names and said.startswith("Invalid value"):
             said = error.message.removeprefix("Value error, ").removeprefix(f"{value!r} is ")
+            for kind, words in _KINDS.items():
+                said = f"give {words}" if f"a valid {kind}" in said else said
             said = f"{name} is {value!r}: {said}"
     help_of = "" if error.ctx is None else f" ({error.ctx.command_path} --help)"
     return _fail(f"{' '.join(said.split()).removesuffix('.')}{help_of}")

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eplb.balance import with_interval
-from eplb.checks import printable, ranges
+from eplb.checks import counted, printable, ranges
 from eplb.cli.plot import finding
 from eplb.describe import Inspection
 from eplb.dispatching.rules import in_words
@@ -226,7 +226,8 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
     if found.seconds is not None:
         names += f", {found.seconds:,.1f} seconds"
     _line(console, f"{windows} ({names})")
-    layers = f"{found.layers - len(found.dense_layers)} MoE layers of {found.experts} experts"
+    layers = counted(found.layers - len(found.dense_layers), "MoE layer")
+    layers += f" of {counted(found.experts, 'expert')}"
     if found.dense_layers:
         layers += f", and {len(found.dense_layers)} with no load ({ranges(found.dense_layers)})"
     _line(console, layers)
@@ -291,7 +292,10 @@ def print_watched_loads(
     total = total[total.any(axis=1)]
     shown = "the last window" if windows == 1 else f"the last {windows} windows"
     ago = "" if age is None else f", {_duration(age)} ago"
-    _line(console, f"{shown}{ago}: {len(total)} MoE layers of {experts} experts on {gpus} GPUs")
+    _line(
+        console,
+        f"{shown}{ago}: {counted(len(total), 'MoE layer')} of {experts} experts on {gpus} GPUs",
+    )
     if not total.size:
         _line(console, "No layer has any load.")
         return
@@ -559,15 +563,15 @@ def print_frontier(
     nodes = f" on {cluster.num_nodes} nodes" if cluster.num_nodes > 1 else ""
     _line(
         console,
-        f"{int((~loads.dense).sum())} MoE layers of {loads.num_experts} experts in "
+        f"{counted(int((~loads.dense).sum()), 'MoE layer')} of {loads.num_experts} experts in "
         f"{cluster.num_slots} slots on {cluster.num_gpus} GPUs{nodes}; moves are the experts that "
         "GPUs receive",
     )
     _line(console, in_words(found.dispatch))
     console.print()
     mark = _HEAT[-1] if _can_print(console, _HEAT[-1]) else _PLAIN_HEAT[-1]
-    counted = [] if found.other_nodes is None else ["other nodes"]
-    table = _table(None, "moves", "of slots", "balancedness", "of the gain", *counted)
+    of_nodes = [] if found.other_nodes is None else ["other nodes"]
+    table = _table(None, "moves", "of slots", "balancedness", "of the gain", *of_nodes)
     table.add_column("")
     first, last = found.balancedness[0], found.balancedness[-1]
     for point, (moves, balancedness) in enumerate(
@@ -694,7 +698,7 @@ def _setting(
     dead: Sequence[int] = (),
 ) -> str:
     """Layers, experts and the cluster in a phrase."""
-    layers = f"{num_layers - num_dense} MoE layers"
+    layers = counted(num_layers - num_dense, "MoE layer")
     if num_dense:
         layers += f" (and {num_dense} with no load{of_dense})"
     nodes = f" on {cluster.nodes} nodes" if cluster.nodes > 1 else ""

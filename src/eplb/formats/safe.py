@@ -100,8 +100,11 @@ def reason(error: BaseException) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """Raise a FormatError for a pipe or a device, where reading could last for ever."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    """Raise a FormatError for a folder, and for a pipe or a device, which might never end."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise FormatError(f"{path}: is a folder, expected a file")
+    if not stat.S_ISREG(mode):
         raise FormatError(f"{path}: is no regular file and no folder")
 
 

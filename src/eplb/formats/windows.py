@@ -167,7 +167,7 @@ class _Doubts:
             used = window > 0
             if self._rises and self._before is not None:
                 before = self._before
-                self._rises = not (window < before).any() and window.sum() > before.sum()
+                self._rises = not (window < before).any() and (window > before).any()
                 self._num_more += int(used.sum())
             self._before = window if self._rises else None
             self._apart = self._apart and not (used & self._seen).any()

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eplb.checks import counted
 from eplb.report.figures import Figures, Missing
-from eplb.report.words import NAMES, counted, percent
+from eplb.report.words import NAMES, percent
 
 __all__ = ["DRAWINGS", "Drawing"]
 

@@ -1,8 +1,8 @@
 """The sections of a report, one function each: heading, finding, notes and tables."""
 
-from eplb.checks import printable
+from eplb.checks import counted, printable
 from eplb.report.figures import Figures, Missing, Moment, Splits, Through
-from eplb.report.words import NAMES, Section, Table, counted, percent, rows_of, score
+from eplb.report.words import NAMES, Section, Table, percent, rows_of, score
 
 __all__ = [
     "balance", "drift", "estimated", "heat", "hot", "moves", "nodes", "spare", "through", "windows",

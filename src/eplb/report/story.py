@@ -5,11 +5,11 @@ Titles state what was found, with its figures. Everything here is plain text.
 
 from dataclasses import dataclass
 
-from eplb.checks import printable
+from eplb.checks import counted, printable
 from eplb.dispatching.rules import in_words
 from eplb.report import sections
 from eplb.report.figures import Contender, Figures, Missing
-from eplb.report.words import Section, counted, percent, printable_lines
+from eplb.report.words import Section, percent, printable_lines
 
 __all__ = ["Story", "tell"]
 

@@ -11,7 +11,6 @@ __all__ = [
     "NAMES",
     "Section",
     "Table",
-    "counted",
     "percent",
     "printable_lines",
     "rows_of",
@@ -74,11 +73,6 @@ def percent(share: float, decimals: int = 0) -> str:
 def score(value: float | None, interval: Interval | None = None, form: str = ".4f") -> str:
     """A figure with half its interval."""
     return "-" if value is None else with_interval(value, interval, form)
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things in words: "1 window", "1,000 windows"."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def rows_of(rows: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:

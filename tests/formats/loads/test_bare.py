@@ -235,3 +235,10 @@ def test_dumps_without_a_token_are_left_out(
     (tmp_path / "expert_distribution_recorder_101.5.pt").unlink()
     with pytest.raises(eplb.FormatError, match="nothing was recorded"):
         eplb.load_trace(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_windows_whose_sum_is_too_large_for_their_type(tmp_path: Path) -> None:
+    loads = np.full((2, 3, 8), 6e4, np.float16)
+    np.save(tmp_path / "a.npy", loads)
+    assert eplb.load_trace(tmp_path / "a.npy").total()[0, 0] == 2 * float(loads[0, 0, 0])

@@ -263,7 +263,7 @@ def test_another_model_and_other_gpus(tmp_path: Path) -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(eplb.FormatError, match="does not exist"):
         eplb.load_placement(tmp_path / "nothing.json")
-    with pytest.raises(eplb.FormatError, match="is no regular file"):
+    with pytest.raises(eplb.FormatError, match="is a folder, expected a file"):
         eplb.load_placement(tmp_path)
     for name, arrays, message in (
         ("a.npz", {"x": np.zeros(2)}, "is no placement: expected an array 'phy2log'"),
