@@ -16,13 +16,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 
 import eplb
 from eplb import solver
 from eplb.solver import jit
+from eplb.solver.packing import _new_packing
 
 MODULES = {
     "far": '"""Far."""\n\nSTEP = 1\n',
@@ -135,6 +137,25 @@ def test_kernels_reach_nothing_outside_of_the_solver() -> None:
         compiled = [each.py_func for each in vars(module).values() if hasattr(each, "py_func")]
         for function in compiled:
             assert not outside & set(function.__code__.co_names), function.__qualname__
+
+
+def test_what_counts_no_references_returns_no_arrays() -> None:
+    """Nobody would hold them."""
+    found = 0
+    for each in pkgutil.iter_modules(solver.__path__, f"{solver.__name__}."):
+        for compiled in vars(importlib.import_module(each.name)).values():
+            if getattr(compiled, "targetoptions", {}).get("_nrt") is False:
+                returned = get_type_hints(compiled.py_func)["return"]
+                assert not has_arrays(returned), compiled.py_func.__qualname__
+                found += 1
+    assert found > 100
+    assert has_arrays(get_type_hints(_new_packing.py_func)["return"])  # type: ignore[attr-defined]
+
+
+def has_arrays(kind: Any) -> bool:
+    """Whether a type is an array, or a tuple with one."""
+    parts = get_type_hints(kind).values() if hasattr(kind, "_fields") else get_args(kind)
+    return get_origin(kind) is np.ndarray or any(map(has_arrays, parts))
 
 
 @pytest.fixture

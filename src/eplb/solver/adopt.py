@@ -8,7 +8,7 @@ get second copies of what their GPU holds, which cost no move and which the walk
 
 import numpy as np
 
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.match import assign
 from eplb.solver.packing import F64, I64, B, Gpus
 
@@ -144,7 +144,7 @@ def _fill_new(loads: F64, layers: I64, held: B, gpus: Gpus, start: I64) -> None:
                     slots[slot] = slots[first[gpu]]
 
 
-@inner
+@allocating
 def _keep(
     held: B,
     before: I64,
@@ -192,7 +192,7 @@ def _keep(
             slots[place] = expert
 
 
-@inner
+@allocating
 def _make_room(
     held: B, copies: I64, home: I64, node_gpus: int, first: I64, slots: I64, filled: I64
 ) -> None:

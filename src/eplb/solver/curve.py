@@ -145,7 +145,8 @@ def _fill_up(
         more = afresh_moves[layer] - moves
         if 0 < more <= room and afresh_moves[layer] >= 0 and afresh_peaks[layer] < lowest[more]:
             lowest[more], state[layer, more] = afresh_peaks[layer], AFRESH
-        last[:] = least
+        for more in range(room + 1):
+            last[more] = least[more]
         base = peak
         for more in range(1, room + 1):
             if not lowest[more] < peak * _LOWER:

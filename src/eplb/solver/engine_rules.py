@@ -9,7 +9,7 @@ are read as Python's `random.Random` reads them.
 import numpy as np
 
 from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import F64, I64, B
+from eplb.solver.packing import F64, I64, B, _copy
 
 __all__ = ["ASCEND", "SGLANG", "expected_parts"]
 
@@ -113,7 +113,8 @@ def _sglang_layers(log2phy: I64, slots_per_gpu: int, per_node: int, words: I64, 
     pool, drawn = np.empty(most, np.int64), np.empty(most, np.bool_)
     for layer in range(num_layers):
         for gpu in range(num_gpus):
-            table[layer, gpu] = log2phy[layer, :, 0]
+            for expert in range(num_experts):
+                table[layer, gpu, expert] = log2phy[layer, expert, 0]
         for expert in range(num_experts):
             slots = log2phy[layer, expert]
             number = 1
@@ -171,7 +172,7 @@ def _choose(slots: I64, left: int, words: I64, read: I64, chosen: I64, pool: I64
         while power < 3 * more:
             power *= 4
         limit += power
-    pool[:number] = slots
+    _copy(slots, pool)
     drawn[:number] = False
     for i in range(more):
         if number <= limit:

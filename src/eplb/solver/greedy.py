@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from eplb.cluster import Cluster, check_even
 from eplb.loads import check_loads
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.packing import F64, HISTOGRAM, I64, _descending
 from eplb.solver.replicate import _replicate
 
@@ -95,7 +95,7 @@ def _greedy_layers(
                     slot += 1
 
 
-@inner
+@allocating
 def _pack(load: F64, packed: I64, most_swaps: int) -> None:
     """Fill `packed` [M, S] with items of `load` [M * S], each pack with S of them."""
     num_packs, size = packed.shape

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 
 from eplb.errors import LoadsError
 from eplb.loads import check_loads
-from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import F64, I64, B
+from eplb.solver.jit import allocating, inner, kernel
+from eplb.solver.packing import F64, HISTOGRAM, I64, B, _descending
 
 __all__ = ["place_groups"]
 
@@ -72,7 +72,8 @@ def _gather_layers(
     num_nodes = expert_of.shape[1]
     group_size = num_experts // num_groups
     mean, load = np.empty(num_groups), np.empty((num_windows, num_groups))
-    node_of_group = np.empty(num_groups, np.int64)
+    node_of_group, order = np.empty(num_groups, np.int64), np.empty(num_groups, np.int64)
+    spare, histogram = np.empty(num_groups, np.int64), np.empty(HISTOGRAM, np.int64)
     for layer in range(begin, end):
         mean[:] = 0.0
         load[:] = 0.0
@@ -85,7 +86,7 @@ def _gather_layers(
         if num_windows == 1:
             expected, proven = _place_groups(mean, num_nodes, node_of_group)
         else:
-            order = np.argsort(-mean, kind="mergesort")
+            _descending(mean, order, spare, histogram)
             for i in range(num_groups):
                 node_of_group[order[i]] = i % num_nodes
             _swap_groups(load, num_nodes, node_of_group)
@@ -100,7 +101,7 @@ def _gather_layers(
                         place += 1
 
 
-@inner
+@allocating
 def _place_groups(load: F64, num_nodes: int, node_of_group: I64) -> tuple[float, bool]:
     """Fill `node_of_group` [K] from `load` [K]; return the busiest node's load and whether it is
     proven least. Groups are placed from heavy to light, so the first descent is the usual greedy.
@@ -180,7 +181,7 @@ def _order_nodes(node_load: F64, node_size: I64, room: int, nodes: I64) -> None:
         num += 1
 
 
-@inner
+@allocating
 def _swap_groups(load: F64, num_nodes: int, node_of_group: I64) -> None:
     """Swap groups of different nodes while that lowers the sum over windows of the busiest node's
     load; groups have `load` [T, K].
@@ -229,7 +230,7 @@ def _sum_of_busiest(load: F64, node_of_group: I64, node_load: F64) -> float:
     return expected
 
 
-@inner
+@allocating
 def _place_groups_for_windows(
     load: F64, order: I64, num_nodes: int, node_of_group: I64
 ) -> tuple[float, bool]:

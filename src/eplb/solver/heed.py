@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb.solver.draw import _below
-from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import F64, I64, B, Gpus, Wishes
+from eplb.solver.jit import allocating, inner, kernel
+from eplb.solver.packing import F64, HISTOGRAM, I64, B, Gpus, Wishes, _descending
 
 __all__: list[str] = []
 
@@ -92,6 +92,7 @@ def _heed_layers(
     total, load = np.empty(num_gpus), np.empty(num_experts)
     queue, leaves = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
     whom, looked = np.empty(num_experts, np.int64), np.empty(num_gpus, np.bool_)
+    histogram = np.empty(HISTOGRAM, np.int64)
     node_gpus = num_gpus // num_nodes
     for layer in layers:
         row = layer % wishes.least.shape[0]
@@ -109,8 +110,7 @@ def _heed_layers(
         if _keeps(at, wishes.barred[row], phy2log[layer]):
             kept[layer] = True
             continue
-        by_load = np.argsort(-load, kind="mergesort")
-        order[:] = by_load
+        _descending(load, order, queue, histogram)
         random[0] = 0
         for number in range(_TRIES if num_apart > 0 else 1):
             if number > 0:
@@ -363,7 +363,7 @@ def _fill(at: Heeding, gpu: int, frugal: bool) -> bool:
     return _pull(at, gpu)
 
 
-@inner
+@allocating
 def _pull(at: Heeding, gpu: int) -> bool:
     """Fill an empty slot of a GPU along an augmenting path: with an expert of another GPU, whose
     place is taken by one of a third, and so on, until one comes that has fewer copies than it may.

@@ -1,9 +1,13 @@
 """How kernels are compiled: lazily, kept on disk, without fastmath, with the GIL released.
 
-`kernel` is for what Python calls, `inner` for what only kernels call. A kept kernel is used as long
-as what it reaches says the same: its own file, the files of the solver that this one imports from,
-and so on, comments and docstrings left out. So a kernel uses nothing of the package from outside of
-the solver.
+`kernel` is for what Python calls, `inner` for what only kernels call. Only kernels count references
+to arrays, and hold them as long as they run; so an inner function makes and returns no arrays, but
+for an `allocating` one, and slices are free in it. It is compiled no further than to be linked into
+kernels: machine code is made of these alone.
+
+A kept kernel is used as long as what it reaches says the same: its own file, the files of the
+solver that this one imports from, and so on, comments and docstrings left out. So a kernel uses
+nothing of the package from outside of the solver.
 
 What is kept saves time and changes nothing else. Where it cannot be read, or is not what was
 written, the kernel is compiled again and kept again; where that fails, one warning says so. What
@@ -26,12 +30,14 @@ from typing import Any, TypeVar, cast
 import numba
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 from eplb.files import locked, whole_file
 
-__all__ = ["filling", "inner", "is_kept", "is_ready", "kernel"]
+__all__ = ["allocating", "filling", "inner", "is_kept", "is_ready", "kernel"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -50,11 +56,12 @@ _SIZE = _DIGEST().digest_size
 
 # Numba's types, where it has any, do not know all its options.
 _njit: Any = njit
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 def kernel(function: _Function) -> _Function:
     """Compile a function that Python calls, on its first call, and keep it on disk."""
-    compiled = _njit(nogil=True, error_model="numpy")(function)
+    compiled = _njit(**_OPTIONS, no_cfunc_wrapper=True, _nrt=True)(function)
     if not numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         try:
             compiled._cache = _KernelCache(function)
@@ -65,9 +72,51 @@ def kernel(function: _Function) -> _Function:
 
 
 def inner(function: _Function) -> _Function:
-    """Compile a function as part of the kernels that call it; Python cannot call it."""
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return cast("_Function", _njit(nogil=True, error_model="numpy", **options)(function))
+    """Compile a function as part of the kernels that call it; Python cannot call it.
+
+    It counts no references: it may take and slice arrays, and not make or return any.
+    """
+    return _part(function, counting=False)
+
+
+def allocating(function: _Function) -> _Function:
+    """The same for a function that makes arrays or returns some."""
+    return _part(function, counting=True)
+
+
+def _part(function: _Function, *, counting: bool) -> _Function:
+    alone = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _PartCompiler}
+    # Left out, it would be as in the first caller.
+    return cast("_Function", _njit(**_OPTIONS, **alone, _nrt=counting)(function))
+
+
+class _Part(JITCodeLibrary):
+    """Numba's code of a function that only kernels call: optimised, to be linked into them."""
+
+    @property
+    def codegen(self) -> Any:
+        """In whose place this is asked for what machine code has."""
+        return self
+
+    def set_env(self, *_: Any) -> None:
+        """Nothing: only Python's calls have an environment."""
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """None: there is no machine code."""
+        self._ensure_finalized()  # type: ignore[no-untyped-call]
+        return 0
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
+        self._finalized = True
+
+
+class _PartCompiler(Compiler):
+    """Numba's compiler, with such code."""
+
+    def __init__(self, typing: Any, target: Any, _: Any, *rest: Any) -> None:
+        library = _Part(target.codegen(), "part")  # type: ignore[no-untyped-call]
+        super().__init__(typing, target, library, *rest)  # type: ignore[no-untyped-call]
 
 
 def is_ready(compiled: Callable[..., Any]) -> bool:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.packing import F64, I64, Gpus
 
 __all__: list[str] = []
@@ -75,7 +75,7 @@ class Levelling(NamedTuple):
     rate: F64
 
 
-@inner
+@allocating
 def _new_edges(num_experts: int, num_slots: int) -> Edges:
     """Memory for the edges of a layer."""
     return Edges(
@@ -89,7 +89,7 @@ def _new_edges(num_experts: int, num_slots: int) -> Edges:
     )
 
 
-@inner
+@allocating
 def _new_levelling(num_experts: int, gpus: Gpus, num_slots: int) -> Levelling:
     """Memory for levelling."""
     num_gpus = gpus.pace.shape[0]

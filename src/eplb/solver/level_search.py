@@ -30,8 +30,8 @@ import numpy as np
 
 from eplb.solver.bounds import _least_peak
 from eplb.solver.draw import _below, _draw
-from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import F64, I32, I64, B, Gpus, Wishes
+from eplb.solver.jit import allocating, inner, kernel
+from eplb.solver.packing import F64, I32, I64, B, Gpus, Wishes, _copy
 from eplb.solver.share import _exponential
 
 __all__: list[str] = []
@@ -125,7 +125,7 @@ class Levelled(NamedTuple):
     """[1] state of the random numbers."""
 
 
-@inner
+@allocating
 def _new_levelled(
     num_experts: int, gpus: Gpus, num_apart: int, num_slots: int, num_blocks: int, steep: bool
 ) -> Levelled:
@@ -203,15 +203,15 @@ def _place_layers(
         _weigh(at, weight, int(_ALONE))
         _begin(at, barred, narrow[layer])
         first = _search(at, few, longer, node_gpus, _HEAT, 0.0)
-        narrow[layer] = at.best
+        _copy(at.best, narrow[layer])
         _weigh(at, weight, num_wide)
         _begin(at, barred, narrow[layer])
         _search(at, num_blocks, steps, node_gpus, heat, 0.0)
-        wide[layer] = at.best
+        _copy(at.best, wide[layer])
         _weigh(at, weight, int(_ALONE))
         _begin(at, barred, wide[layer])
         _search(at, few, longer, node_gpus, 0.0, first)
-        wide[layer] = at.best
+        _copy(at.best, wide[layer])
 
 
 @kernel
@@ -294,9 +294,11 @@ def _write(at: Levelled, row: I64) -> None:
 def _wish(at: Levelled, wishes: Wishes, layer: int) -> None:
     """Take up the wishes of a layer."""
     row = layer % wishes.least.shape[0]
-    at.rules[:, 0] = wishes.least[row]
-    at.rules[:, 1] = wishes.most[row]
-    at.rules[:, 2:] = wishes.apart[row]
+    for expert in range(at.rules.shape[0]):
+        at.rules[expert, 0] = wishes.least[row, expert]
+        at.rules[expert, 1] = wishes.most[row, expert]
+        for i in range(wishes.apart.shape[2]):
+            at.rules[expert, 2 + i] = wishes.apart[row, expert, i]
 
 
 @inner

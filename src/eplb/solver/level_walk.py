@@ -33,7 +33,7 @@ from eplb.solver.level_search import (
     _widen,
     _wish,
 )
-from eplb.solver.packing import F64, I64, B, Gpus, Wishes
+from eplb.solver.packing import F64, I64, B, Gpus, Wishes, _copy
 from eplb.solver.search import Steps
 
 __all__: list[str] = []
@@ -107,7 +107,7 @@ def _walk_levelled(
     limit = steps.slots.shape[1]
     for layer in layers:
         of_layer, loads, weight = held[layer], windows[:, layer], weights[:, layer]
-        slots[:] = start[layer]
+        _copy(start[layer], slots)
         _wish(at, wishes, layer)
         _widen(at, loads, _NO_WIDTH, int(_ALONE))
         _weigh(at, weight, int(_ALONE))
@@ -391,7 +391,7 @@ def _list(
         return
     while last > 0 and price < worth[last - 1]:
         worth[last] = worth[last - 1]
-        changes[last] = changes[last - 1]
+        _copy(changes[last - 1], changes[last])
         last -= 1
     worth[last] = price
     changes[last, 0], changes[last, 1], changes[last, 2] = copy, other, heir

@@ -26,13 +26,14 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb.solver.draw import _below, _draw
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.pack import PackScratch, _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
 from eplb.solver.packing import (
     F64,
     I64,
     Packing,
     SearchScratch,
+    _copy,
     _new_packing,
     _new_search_scratch,
 )
@@ -142,7 +143,7 @@ def _symmetric_of(values: F64, symmetric: F64) -> None:
             symmetric[j] += values[i] * symmetric[j - 1]
 
 
-@inner
+@allocating
 def _new_where(routes: Routes) -> _Where:
     """Memory for one layer."""
     _, num_kinds, num_experts = routes.inside.shape
@@ -265,6 +266,14 @@ def _look(
 
 
 @inner
+def _copy_all(source: F64, target: F64) -> None:
+    """Copy an array [K, N, G]."""
+    for kind in range(source.shape[0]):
+        for node in range(source.shape[1]):
+            _copy(source[kind, node], target[kind, node])
+
+
+@inner
 def _change(
     routes: Routes, layer: int, where: _Where, expert: int, node: int, partner: int, other: int
 ) -> float:
@@ -275,7 +284,7 @@ def _change(
     num_kinds, num_nodes = where.missed.shape
     size = where.replicas.shape[0] // where.sent.shape[2]
     first, second = expert // size, partner // size
-    where.trial[:] = where.sent
+    _copy_all(where.sent, where.trial)
     swap = int(node != other)
     _look(routes, layer, where, expert, node, int(_ONE), other, swap)
     _look(routes, layer, where, partner, other, swap, node, int(_ONE))
@@ -304,9 +313,12 @@ def _make(where: _Where, expert: int, node: int, partner: int, other: int) -> No
     else:
         where.replicas[expert] -= 1
         where.replicas[partner] += 1
-    where.missed[:] = where.mist
-    where.sent[:, :, first] = where.trial[:, :, first]
-    where.sent[:, :, second] = where.trial[:, :, second]
+    num_kinds, num_nodes = where.missed.shape
+    for kind in range(num_kinds):
+        for at in range(num_nodes):
+            where.missed[kind, at] = where.mist[kind, at]
+            where.sent[kind, at, first] = where.trial[kind, at, first]
+            where.sent[kind, at, second] = where.trial[kind, at, second]
 
 
 @kernel
@@ -352,7 +364,7 @@ def _trade_gpus(
     between two nodes.
     """
     num_kinds, num_nodes = where.missed.shape
-    where.trial[:] = where.sent
+    _copy_all(where.sent, where.trial)
     for i in range(mine.shape[0]):
         # An expert that both hold goes only as often as one has more of it.
         if _number_of(mine[:i], mine[i]) == 0:
@@ -486,7 +498,7 @@ def _try_change(
     if worse > allowed:
         return
     _make(where, expert, node, partner, other)
-    where.load[:] = load
+    _copy(load, where.load)
     slots[slot] = partner
     if not hand_over:
         slots[target] = expert

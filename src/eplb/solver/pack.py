@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from eplb.errors import LoadsError
 from eplb.loads import check_loads
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.packing import (
     F64,
     HISTOGRAM,
@@ -109,7 +109,7 @@ def _pack_layers(loads: F64, logcnt: I64, num_gpus: int, phy2log: I64) -> None:
                 phy2log[layer, gpu * slots_per_gpu + slot] = expert
 
 
-@inner
+@allocating
 def _new_pack_scratch(num_experts: int, num_gpus: int, slots_per_gpu: int) -> PackScratch:
     """Memory for `_pack`."""
     num_slots = num_gpus * slots_per_gpu

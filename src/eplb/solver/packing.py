@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.solver.jit import inner
+from eplb.solver.jit import allocating, inner
 
 __all__ = [
     "F64",
@@ -80,7 +80,7 @@ class Packing(NamedTuple):
     """[G] load of a GPU."""
 
 
-@inner
+@allocating
 def _new_packing(num_experts: int, num_gpus: int, slots_per_gpu: int) -> Packing:
     """Memory for a packing, with nothing in it."""
     return Packing(
@@ -105,7 +105,7 @@ class SearchScratch(NamedTuple):
     """[MOST_SWAPS, 4] swaps made since the best packing so far: GPU, expert, GPU, expert."""
 
 
-@inner
+@allocating
 def _new_search_scratch(num_experts: int, num_gpus: int, slots_per_gpu: int) -> SearchScratch:
     """Memory for the swaps of one packing."""
     return SearchScratch(
@@ -156,6 +156,13 @@ def _peak(load: F64) -> float:
     for gpu in range(load.shape[0]):
         peak = max(peak, load[gpu])
     return peak
+
+
+@inner
+def _copy(source: F64 | I64, target: F64 | I64) -> None:
+    """Copy an array; numba's own way compiles longer than a whole kernel."""
+    for i in range(source.shape[0]):
+        target[i] = source[i]
 
 
 @inner

@@ -18,7 +18,7 @@ the cause. No layer becomes worse.
 import numpy as np
 
 from eplb.solver.bounds import _simple_bound
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.layers import NEAR_ENOUGH, _peak_of
 from eplb.solver.pack import PackScratch, _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
 from eplb.solver.packing import F64, I64, Packing, _excess, _new_packing, _new_search_scratch, _peak
@@ -39,7 +39,7 @@ _AIM = 0.25
 """The target, as a share of the way from the bound to the peak."""
 
 
-@inner
+@allocating
 def _recount(
     weight: F64,
     count: I64,

@@ -28,7 +28,7 @@ import numpy as np
 
 from eplb.solver.draw import _below
 from eplb.solver.engine_rules import _parts
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.packing import F64, I32, I64
 
 __all__: list[str] = []
@@ -80,7 +80,7 @@ class Ruled(NamedTuple):
     """[1] state of the random numbers."""
 
 
-@inner
+@allocating
 def _new_ruled(num_experts: int, num_windows: int, num_gpus: int, num_slots: int) -> Ruled:
     """Memory for a search."""
     return Ruled(

@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb.solver.bounds import _least_peak
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.packing import F64, I32, I64, B, Gpus, Wishes, _excess
 from eplb.solver.window_swaps import FORBIDDEN, _swap_under_norms
 
@@ -188,7 +188,7 @@ class State(NamedTuple):
     """
 
 
-@inner
+@allocating
 def _new_state(num_experts: int, gpus: Gpus, num_windows: int, num_apart: int) -> State:
     """Memory for a search, with nothing in it."""
     num_gpus = gpus.pace.shape[0]

@@ -12,7 +12,7 @@ and M. Teboulle, 2006, of which every point is a split.
 
 import numpy as np
 
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.level import _find_edges, _new_edges
 from eplb.solver.packing import F64, I64, Gpus
 
@@ -85,7 +85,7 @@ def _share_layers(
                 split[layer, slot] = part_of_gpu / edges.copies[edge]
 
 
-@inner
+@allocating
 def _share(
     load: F64,
     first: I64,

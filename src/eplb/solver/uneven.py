@@ -11,7 +11,7 @@ GPU counts as so much lighter as it is to have more than the mean.
 
 import numpy as np
 
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.pack import _rank
 from eplb.solver.packing import (
     F64,
@@ -102,7 +102,7 @@ def _plan_uneven_layers(
                 break
 
 
-@inner
+@allocating
 def _need(gpus: Gpus) -> F64:
     """[G] slots of a GPU over its pace: the fewer, the larger the replicas that it needs."""
     need = np.empty(gpus.pace.shape[0])
@@ -121,7 +121,7 @@ def _may_fill(gpus: Gpus, bound: float, largest: float) -> bool:
     return bool(filled >= bound * gpus.pace.shape[0] * (1.0 - _NEAR))
 
 
-@inner
+@allocating
 def _bound(load: F64, order: I64, gpus: Gpus, by_need: I64) -> float:
     """A lower bound on the peak, of loads over paces.
 

@@ -6,7 +6,7 @@ take most of their time to be started. All numbers are whole ones, so the slots 
 
 import numpy as np
 
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.packing import I64
 
 __all__: list[str] = []
@@ -103,7 +103,7 @@ def _place_batch(
         found[i] = slots[slot]
 
 
-@inner
+@allocating
 def _level_tokens(
     loads: I64, gpus: I64, experts: I64, class_ends: I64, alone: I64, most: int, num_gpus: int
 ) -> I64:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eplb.solver.jit import inner
+from eplb.solver.jit import allocating, inner
 from eplb.solver.packing import F64, I32, I64, Gpus
 
 __all__ = ["FORBIDDEN"]
@@ -57,7 +57,7 @@ class Norm(NamedTuple):
     """[G] 1 over the pace of a GPU."""
 
 
-@inner
+@allocating
 def _swap_under_norms(
     slots: I64,
     holds: I32,
