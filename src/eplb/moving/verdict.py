@@ -11,7 +11,7 @@ chance is smaller. Where loads drift, what runs gets worse, and less is asked.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -163,18 +163,23 @@ class _Trials:
     moving: dict[str, Any]
     options: dict[str, Any]
     dispatch: str
+    made: dict[tuple[bytes, ...], Plan] = field(default_factory=dict)
 
     def plan(self, chosen: NDArray[np.intp], **budget: int) -> Plan:
-        """A plan from some of the windows."""
-        weights = None if self.weights is None else self.weights[chosen]
-        return plan(
-            self.windows[chosen],
-            self.cluster,
-            num_groups=self.num_groups,
-            weights=weights,
-            **self.options,
-            **self.moving | budget,
-        )
+        """A plan from some of the windows, made once: the last windows are held out in trials of
+        both kinds.
+        """
+        asked = (chosen.tobytes(), repr(budget).encode())
+        if asked not in self.made:
+            self.made[asked] = plan(
+                self.windows[chosen],
+                self.cluster,
+                num_groups=self.num_groups,
+                weights=None if self.weights is None else self.weights[chosen],
+                **self.options,
+                **self.moving | budget,
+            )
+        return self.made[asked]
 
     def engine(self, chosen: NDArray[np.intp]) -> Placement:
         """What engines make of the same windows by themselves."""
