@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from eplb.balance import with_interval
-from eplb.checks import in_few_words
+from eplb.checks import counted, in_few_words
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.options import (
     AsJson,
@@ -101,7 +101,8 @@ def _print(console: Console, title: str, found: Sizing) -> None:
     on_nodes = f" on {found.nodes} nodes" if found.nodes > 1 else ""
     _line(
         console,
-        f"{found.layers} MoE layers of {found.experts} experts on {found.gpus} GPUs{on_nodes}",
+        f"{counted(found.layers, 'MoE layer')} of {found.experts} experts on {found.gpus} GPUs"
+        f"{on_nodes}",
     )
     _line(console, in_words(found.dispatch))
     console.print()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eplb.balance import Interval, Served
-from eplb.checks import in_one_line, printable, whole_number
+from eplb.checks import counted, in_one_line, printable, whole_number
 from eplb.cluster import Cluster, check_shape
 from eplb.dispatching.rules import check_rule
 from eplb.errors import ClusterError, EplbError, LoadsError, PolicyError
@@ -61,8 +61,8 @@ class Schedule:
         """Raise a LoadsError for a trace that is too short."""
         if trace.num_windows <= self.first:
             raise LoadsError(
-                f"the trace has {trace.num_windows} windows: to serve window {self.first} after "
-                f"the ones before it takes {self.first + 1}"
+                f"the trace has {counted(trace.num_windows, 'window')}: to serve window "
+                f"{self.first} after the ones before it takes {self.first + 1}"
             )
 
     def plans(self, num_windows: int) -> Iterator[tuple[slice, slice]]:

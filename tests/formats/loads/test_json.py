@@ -24,6 +24,7 @@ JSON_ERRORS = [
     ("[" * 100_000, "nested too deep"),
     ('{"a": 1}', "expected the key 'logical_count' or 'load_history', found"),
     ("{}", "expected the key 'logical_count' or 'load_history', found"),
+    ('{"physical_to_logical_map": [[0, 1]]}', "is a placement, and no loads: `eplb evaluate"),
     ('{"logical_count": [[1]], "logical_count": [[2]]}', "key 'logical_count' stands there twice"),
     ("[[1, 2], [3]]", r"the array\[1\] has shape \(1,\), those before \(2,\)"),
     ("[[[1, 2], [3]]]", r"the array\[0\]\[1\] is no row of 2 numbers"),

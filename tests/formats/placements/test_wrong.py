@@ -196,6 +196,7 @@ def test_wrong_content_names_the_place_and_what_was_expected(case: str, tmp_path
         ("? [1, 2]\n: 3\n", "not a whole YAML file (found unhashable key, line 1)"),
         ("2026-99-99", "not a whole YAML file (month must be in 1..12"),
         ("\x00", "not a whole YAML file"),
+        ('{"physical_to_logical_map": []}', "physical_to_logical_map is empty, expected a list"),
         ("", "is no placement, but NoneType"),
     ],
 )

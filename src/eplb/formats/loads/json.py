@@ -104,7 +104,9 @@ def _read_object(path: Path, text: "_Text") -> LoadTrace | Bare:
     if "num_experts" in others:
         raise FormatError(f"{path}: is one file of TensorRT-LLM's statistics: give its folder")
     if _MAP in found:
-        others.append(_MAP)
+        raise FormatError(
+            f"{path}: is a placement, and no loads: `eplb evaluate {path} LOADS` scores it"
+        )
     keys = ", ".join(repr(key[:40]) for key in others) or "none"
     raise FormatError(
         f"{path}: expected the key '{_COUNT}' or '{_HISTORY}', found {keys} ('{_SNAPSHOTS}' and "

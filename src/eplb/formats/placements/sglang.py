@@ -46,7 +46,8 @@ def read_map(path: Path, content: dict[str, Any]) -> Layout:
         )
     rows = content[MAP]
     if not isinstance(rows, list) or not rows:
-        raise FormatError(f"{path}: {MAP} is {type(rows).__name__}, expected a list of layers")
+        what = "empty" if rows == [] else type(rows).__name__
+        raise FormatError(f"{path}: {MAP} is {what}, expected a list of layers")
     names = [f"{MAP}[{layer}]" for layer in range(len(rows))]
     return _layout(rows_of(path, rows, names), names)
 
