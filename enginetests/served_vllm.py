@@ -4,7 +4,7 @@ Each process of the server is spawned, and so imports this file before it does a
 whole_vllm.py fills in, ranks of data parallelism need what they exchange tokens by.
 
 Where VLLM_HELD names a folder, each rank writes there what it holds, at the start and whenever its
-map changes.
+map changes, and the seconds of its longest step of EPLB.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from longest import timed
 from torch import Tensor, distributed
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 from vllm.distributed.parallel_state import get_ep_group
@@ -45,13 +46,13 @@ def writing_held(theirs: Any) -> Any:
     """A step of EPLB, after which is written what this rank holds, where its map has changed."""
 
     def eplb_step(runner: Any, *args: Any, **kwargs: Any) -> None:
-        theirs(runner, *args, **kwargs)
+        folder, rank = os.environ["VLLM_HELD"], get_ep_group().rank_in_group
+        timed(folder, rank, lambda: theirs(runner, *args, **kwargs))
         (state,) = runner.eplb_state.model_states.values()
         if state.physical_to_logical_map.tolist() == getattr(runner, "held", None):
             return
         runner.held, digests = held(runner)
-        path = Path(os.environ["VLLM_HELD"]) / f"{get_ep_group().rank_in_group}.jsonl"
-        with path.open("a") as file:
+        with Path(folder, f"{rank}.jsonl").open("a") as file:
             file.write(json.dumps([runner.held, digests]) + "\n")
 
     return eplb_step

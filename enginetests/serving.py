@@ -110,6 +110,10 @@ class Server:
         told = "".join(self.lines("eplb: rebalance "))
         return sum(map(int, re.findall(r"(\d+) of \d+ experts move ", told)))
 
+    def longest_step(self) -> float:
+        """Seconds of the longest step of EPLB, of any rank."""
+        return max(float((self.held / f"{rank}.longest").read_text()) for rank in range(RANKS))
+
     def ranks(self) -> list[list[Any]]:
         """The map [L, P] and a digest of the weights in each slot of a rank, as they changed."""
         paths = [self.held / f"{rank}.jsonl" for rank in range(RANKS)]
@@ -303,6 +307,8 @@ def _server(
     server = Server(f"http://127.0.0.1:{port}", log, folder / "held", folder / "model", asks)
     try:
         _wait(process, server.url + ready, log)
+        for each in server.held.glob("*.longest"):  # of steps before it was ready
+            each.unlink()
         yield server
     finally:
         os.killpg(process.pid, signal.SIGKILL)

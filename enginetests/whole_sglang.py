@@ -8,7 +8,7 @@ its EPLB for GPUs alone, so this fills in what is missing on CPUs, and nothing e
 - experts of other ranks: SGLang's experts in torch take every id for one of their own.
 
 Where SGLANG_HELD names a folder, each rank writes there what it holds, at the start and whenever
-its map changes.
+its map changes, and the seconds of its longest step of EPLB.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from longest import timed
 from torch import Tensor
 from torch.nn import functional
 
@@ -101,6 +102,12 @@ def write_held(_: Any, runner: Any, *__: Any, **___: Any) -> None:
         file.write(json.dumps([phy2log, digests]) + "\n")
 
 
+def time_step(step: Any, *args: Any, **kwargs: Any) -> None:
+    """A step of EPLB, whose seconds are written if they are the most."""
+    rank = torch.distributed.get_rank()
+    timed(os.environ["SGLANG_HELD"], rank, lambda: step(*args, **kwargs))
+
+
 sys.meta_path.append(_Finder())
 if not hasattr(torch.cpu, "empty_cache"):
     torch.cpu.empty_cache = lambda: None  # type: ignore[attr-defined]
@@ -108,10 +115,12 @@ if not hasattr(torch.cpu, "empty_cache"):
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: E402
 
 _EXPERTS = "sglang.srt.layers.moe.fused_moe_native.moe_forward_native"
+_STEP = "sglang.srt.eplb.eplb_manager.EPLBManager.on_forward_pass_end"
 _PASS = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
 HookRegistry.register(_EXPERTS, own_experts, HookType.AROUND)
 if "SGLANG_HELD" in os.environ:
     HookRegistry.register(_PASS, write_held, HookType.AFTER)
+    HookRegistry.register(_STEP, time_step, HookType.AROUND)
 
 if __name__ == "__main__":
     runpy.run_module("sglang.launch_server", run_name="__main__")
