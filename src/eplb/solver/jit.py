@@ -57,6 +57,8 @@ _SIZE = _DIGEST().digest_size
 # Numba's types, where it has any, do not know all its options.
 _njit: Any = njit
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
+_AS_TRIED = numba.version_info.short < (0, 69)
+"""Whether numba is known to be made as parts of kernels take it. They are as right without."""
 
 
 def kernel(function: _Function) -> _Function:
@@ -85,9 +87,11 @@ def allocating(function: _Function) -> _Function:
 
 
 def _part(function: _Function, *, counting: bool) -> _Function:
-    alone = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _PartCompiler}
-    # Left out, it would be as in the first caller.
-    return cast("_Function", _njit(**_OPTIONS, **alone, _nrt=counting)(function))
+    options = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    if _AS_TRIED:
+        # Left out, `_nrt` would be as in the first caller.
+        options |= {"pipeline_class": _PartCompiler, "_nrt": counting}
+    return cast("_Function", _njit(**options)(function))
 
 
 class _Part(JITCodeLibrary):
