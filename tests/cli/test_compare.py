@@ -420,7 +420,7 @@ def test_synthesized(tmp_path: Path) -> None:
         (["compare", "TRACE", "--gpus", 8, "-o", "/proc/x.csv"], "/proc/x.csv cannot be written"),
         (["convert", "TRACE", "TRACE"], "TRACE: this is the input, which would be overwritten"),
         (["compare", "TRACE", "--gpus", 8, "--expert-bytes", 10**19], "expert_bytes is 1000000"),
-        (["compare", "TRACE", "--gpus", 8, "--merge", 12], "the trace has 1 windows: to serve"),
+        (["compare", "TRACE", "--gpus", 8, "--merge", 12], "the trace has 1 window: to serve"),
         (
             ["compare", "TRACE", "--gpus", 8, "--merge", 0],
             "the number of windows to add up is 0: give 1",
