@@ -26,8 +26,8 @@ _MOST_TOKENS = 1024
 """Tokens that are drawn for all ranks of a batch; of more, what chance does is scaled down."""
 _ALIKE = 0.02
 """Correlation of the choices of two tokens of a batch, which come from a few sequences of a topic:
-of gpt-oss's decode steps .06 to .07; this much gave the best plans (docs/experiments.md,
-dispatch)."""
+of gpt-oss's decode steps .06 to .07; this much gave the best plans on such steps, and was tried on
+no others (docs/experiments.md, dispatch)."""
 _BITS = 32
 """Of a random number: whole numbers are the same on every host."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.solver.jit import kernel
-from eplb.solver.packing import F64, I64, Gpus
+from eplb.solver.packing import F64, I64, Gpus, _copy
 from eplb.solver.search import Steps, _follow
 
 __all__ = ["AFRESH", "Pieces", "choose", "hulls"]
@@ -224,7 +224,7 @@ def _alone_layers(loads: F64, start: I64, gpus: Gpus, steps: Steps, alone: F64) 
     alone[:] = np.inf
     for layer in range(loads.shape[0]):
         for step in range(steps.length[layer] + 1):
-            slots[:] = start[layer]
+            _copy(start[layer], slots)
             _follow(steps, layer, step, slots)
             copies[:] = 0
             for slot in range(slots.shape[0]):
