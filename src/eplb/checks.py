@@ -20,6 +20,7 @@ from eplb.errors import EplbError, OptionError
 
 __all__ = [
     "LAYERS",
+    "PLAIN",
     "Budget",
     "Immutable",
     "budget_from",
@@ -37,6 +38,9 @@ __all__ = [
     "share_of_one",
     "whole_number",
 ]
+
+PLAIN = {"“": '"', "”": '"', "→": "->", "±": "+-", "µ": "u"}
+"""What stands for a character that a terminal cannot show."""
 
 LAYERS = 10_000
 """More than any model has."""

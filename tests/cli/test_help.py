@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from command_line import run
+from command_line import run, run_process
 
 import eplb
 from eplb.cli.commands import STORY, app
@@ -101,6 +102,10 @@ def test_what_standard_input_has_is_read(place: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
         done = run("inspect", "-")
         assert (done.returncode, done.stderr.startswith(said)) == (2, True), done.stderr
+    # An option that does not fit is told without the file that stands for it meanwhile.
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    done = run("inspect", "-", "--axes", "windows,layers,experts")
+    assert (done.returncode, done.stderr.startswith("eplb: standard input: says")) == (2, True)
 
 
 @pytest.mark.usefixtures("place")
@@ -179,3 +184,11 @@ def test_scripts_can_ask_whether_to_move(seconds: float) -> None:
     assert run(*words).returncode == 0
     assert run(*words, "--exit-code").returncode == int(waits)
     assert waits or seconds > 1.0
+
+
+@pytest.mark.usefixtures("place")
+def test_a_terminal_without_utf_8_is_told_in_plain_characters() -> None:
+    words = ("frontier", "loads.json", "--gpus", 4, "--current", "running.json", "--merge", "none")
+    done = run_process(*words, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"balancedness 0\.\d+ -> 0\.\d+", done.stdout)

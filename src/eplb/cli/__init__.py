@@ -1,5 +1,7 @@
 """The command line: parse, call, print. Errors are one line on stderr and exit code 2."""
 
+import codecs
+import io
 import logging
 import os
 import signal
@@ -31,6 +33,10 @@ def _run() -> int | str | None:
     from eplb.errors import EplbError
 
     signal.signal(signal.SIGINT, before)
+    codecs.register_error("eplb", _plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="eplb")
     try:
         with _telling_notes():
             code: int | str | None = app(standalone_mode=False)
@@ -47,6 +53,16 @@ def _run() -> int | str | None:
             raise
         return _fail_usage(error)
     return code
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """What is printed for characters that a terminal without UTF-8 cannot show."""
+    from eplb.checks import PLAIN
+
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    unknown = error.object[error.start : error.end]
+    return "".join(PLAIN.get(character, "?") for character in unknown), error.end
 
 
 def _flushed(code: int | str | None) -> int | str | None:

@@ -13,7 +13,7 @@ import typer
 
 from eplb.checks import LAYERS, layers_from, rising_layers
 from eplb.cli.terminal import say
-from eplb.errors import FormatError, OptionError
+from eplb.errors import FormatError, LoadsError, OptionError
 from eplb.formats import load_placement, load_trace
 from eplb.loads import LoadTrace
 from eplb.merging import check_merge
@@ -167,8 +167,8 @@ def _there(path: Path) -> Iterator[Path]:
             shutil.copyfileobj(stream, file)
         try:
             yield source
-        except FormatError as error:
-            raise FormatError(str(error).replace(str(source), "standard input")) from None
+        except (FormatError, LoadsError, OptionError) as error:
+            raise type(error)(str(error).replace(str(source), "standard input")) from None
 
 
 def _numbers_of(

@@ -4,14 +4,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from eplb.checks import PLAIN
 from eplb.report.figures import Figures
 from eplb.report.story import tell
 from eplb.report.words import Section, Table
 
 __all__ = ["print_report"]
 
-_PLAIN = {"“": '"', "”": '"', "→": "->", "±": "+-", "µ": "u"}
-"""What stands for a character that the terminal cannot show."""
 _BAR = 20
 
 
@@ -49,7 +48,7 @@ class _Page:
         try:
             text.encode(self._encoding)
         except (LookupError, UnicodeEncodeError):
-            for character, stand_in in _PLAIN.items():
+            for character, stand_in in PLAIN.items():
                 text = text.replace(character, stand_in)
             return text.encode("ascii", "backslashreplace").decode()
         return text
