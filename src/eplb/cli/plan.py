@@ -40,6 +40,7 @@ from eplb.loads import LoadTrace
 from eplb.moving.verdict import judge
 from eplb.planning.backtest import BEST, Expected, expected_of
 from eplb.planning.forecast import FORECASTS, HISTORY, Recent, Scenarios, named_forecast
+from eplb.planning.pins import Pins
 from eplb.planning.plan import Plan, check_batch, plan
 from eplb.planning.problem import Effort
 from eplb.planning.solve import planned_rule
@@ -266,6 +267,8 @@ def timed_plan(
         warm_up(policy(Recent(), dispatch=planned))
         if traffic is not None:
             plan(np.ones((1, 4)), Cluster(4, 2, 1), traffic=Traffic(1, price=traffic.price))
+        if asked.get("pins") is not None:
+            plan(np.ones((1, 4)), Cluster(4, 1, 1), dispatch=planned, pins=Pins(gpus={0: 0}))
         begin = time.perf_counter()
         made = plan(
             expected.loads,
