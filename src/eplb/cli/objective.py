@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from eplb.cost.gpus import GPUS, Gpu, find_gpu
-from eplb.cost.models import MODELS, Model, find_model
+from eplb.cost.models import MODELS, Model, find_model, model_of_shape
 from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.planning.batches import Batch
@@ -99,10 +99,9 @@ class ObjectiveOptions:
             return card, find_model(name, "the most similar of these")
         if self.objective != "time" or step is None:
             return card, None
-        sizes = (trace.num_experts, step.top_k)
-        for known in MODELS.values():
-            if (known.num_experts, known.top_k) == sizes:
-                return card, known
+        known = model_of_shape(trace.num_experts, step.top_k)
+        if known is not None:
+            return card, known
         raise OptionError(
             f"no model that is known routes to {step.top_k} of {trace.num_experts} experts: "
             f"give the most similar as --model: {', '.join(MODELS)}"

@@ -10,7 +10,15 @@ from typing import Literal, get_args
 from eplb.checks import find_named, real_number, whole_number
 from eplb.errors import OptionError
 
-__all__ = ["EXPERT_BYTES", "MODELS", "Model", "NumberFormat", "expert_bytes_of", "find_model"]
+__all__ = [
+    "EXPERT_BYTES",
+    "MODELS",
+    "Model",
+    "NumberFormat",
+    "expert_bytes_of",
+    "find_model",
+    "model_of_shape",
+]
 
 _MOST_BYTES = 2**50
 
@@ -371,6 +379,12 @@ def find_model(name: str, instead: str = _INSTEAD) -> Model:
         OptionError: the name is not known. The message has the nearest name and all known ones.
     """
     return find_named(name, MODELS, "model", instead, _ALSO)
+
+
+def model_of_shape(num_experts: int, top_k: int | None) -> Model | None:
+    """The first known model whose layers have so many experts, of which a token goes to so many."""
+    sizes = (num_experts, top_k)
+    return next((each for each in MODELS.values() if (each.num_experts, each.top_k) == sizes), None)
 
 
 def expert_bytes_of(model: str | None, said: int | None = None) -> int | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 from eplb.cost.gpus import Gpu, find_gpu
-from eplb.cost.models import MODELS, Model, find_model
+from eplb.cost.models import Model, find_model, model_of_shape
 from eplb.cost.roofline import DEFAULTS, layer_time, stages
 from eplb.dispatching.dispatch import of_gpus
 from eplb.errors import ClusterError, OptionError
@@ -200,8 +200,7 @@ def clock_of(
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
     found = find_model(model) if isinstance(model, str) else model
     if found is None:
-        sizes = (num_experts, batch.top_k)
-        found = next((m for m in MODELS.values() if (m.num_experts, m.top_k) == sizes), None)
+        found = model_of_shape(num_experts, batch.top_k)
     if found is None:
         raise OptionError(
             f'objective="time" needs a model, and none that is known routes to {batch.top_k} of '
