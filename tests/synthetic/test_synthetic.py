@@ -284,3 +284,17 @@ def test_wrong_presets_and_phases() -> None:
         Phase("still", direction=(0.0,))
     with pytest.raises(LoadsError, match=r"skew is -1.0: give 0 or more"):
         Phase("still", skew=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "windows", "tokens", "message"),
+    [
+        ("deepseek-v3", 10**9, 1, "1,000,000,000 windows .* 116,348 GiB.*: give 34,379 w"),
+        ("deepseek-v3", 1, 10**18, "a window has 1,0.* tokens: give 576,460,752,303,423,488 or"),
+        ("deepseek-v3", 100, 10**13, ".* topics or bursts .*: give 6,250,000,000,000 tokens or"),
+        ("gpt-oss-20b", 4, 10**9, "4 windows of 1,0.* tokens hold more .*: give 900,000,000"),
+    ],
+)
+def test_traces_too_large_to_draw(preset: str, windows: int, tokens: int, message: str) -> None:
+    with pytest.raises(LoadsError, match=f"^{message}"):
+        trace(preset, num_windows=windows, tokens_per_window=tokens)

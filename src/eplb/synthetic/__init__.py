@@ -5,6 +5,7 @@ and return, bursts, and the noise of counting whole tokens. The same seed gives 
 a trace of fewer windows is the beginning of one with more.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, TypeAlias
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from eplb.checks import whole_number
 from eplb.errors import LoadsError
+from eplb.formats.safe import LARGEST
 from eplb.loads import LoadTrace
 from eplb.synthetic.presets import PRESETS, Phase, Workload
 
@@ -29,6 +31,11 @@ _AT_ONCE = 256
 
 _FOREVER = 1e30
 """Tokens: longer than any trace, and far below where sums overflow."""
+
+_MOST_TIMES = 1_000_000
+"""Topics and bursts of a trace: each is drawn by itself."""
+_MOST_DRAWN = 2**62
+"""Choices of experts that are drawn at once."""
 
 
 def trace(
@@ -53,12 +60,15 @@ def trace(
         A trace of [T, L, E] whole numbers of tokens, dense layers first, as SGLang dumps them.
 
     Raises:
-        LoadsError: no such preset or field, or a value that is no such number.
+        LoadsError: no such preset or field, a value that is no such number, or more windows or
+            tokens than can be drawn or read again.
     """
     workload = _changed(workload, changes)
     num_windows = whole_number(num_windows, "num_windows", error=LoadsError)
     tokens = whole_number(tokens_per_window, "tokens_per_window", error=LoadsError)
     seed = whole_number(seed, "seed", least=0, error=LoadsError)
+    _check_size(workload, num_windows, tokens)
+    _check_times(workload, num_windows, tokens)
     shares = _shares_of_windows(workload, num_windows, tokens, seed)
     return _sampled(workload, shares, num_windows, tokens, seed, ())
 
@@ -81,13 +91,15 @@ def workloads(
         A trace of a window for each phase, named by it; [T, L, E] as from `trace`.
 
     Raises:
-        LoadsError: no such preset or field, or a value that is no such number.
+        LoadsError: no such preset or field, a value that is no such number, or more tokens than
+            can be drawn.
     """
     workload = _changed(workload, changes)
     tokens = whole_number(tokens, "tokens", error=LoadsError)
     seed = whole_number(seed, "seed", least=0, error=LoadsError)
-    spread = _spread(workload, seed)
     phases = workload.phases
+    _check_size(workload, len(phases), tokens)
+    spread = _spread(workload, seed)
     shares = (
         _shares(_tailed(_latent(workload, phase, seed), workload.tail) * spread * phase.skew)
         for phase in phases
@@ -130,6 +142,34 @@ def _changed(workload: str | Workload, changes: dict[str, Any]) -> Workload:
         if name not in known:
             raise LoadsError(f"a workload has no {name!r}: it has {', '.join(known)}")
     return replace(workload, **changes)
+
+
+def _check_size(workload: Workload, num_windows: int, tokens: int) -> None:
+    """Refuse a trace that could not be read again, before memory is taken for it."""
+    of_window = (workload.num_dense_layers + workload.num_layers) * workload.num_experts * 8
+    if num_windows * of_window > LARGEST:
+        raise LoadsError(
+            f"{num_windows:,} windows would take {num_windows * of_window / 2**30:,.0f} GiB, and "
+            f"traces are read up to {LARGEST >> 30}: give {LARGEST // of_window:,} windows or fewer"
+        )
+    if workload.top_k * tokens > _MOST_DRAWN:
+        most = _MOST_DRAWN // workload.top_k
+        raise LoadsError(f"a window has {tokens:,} tokens: give {most:,} or fewer")
+
+
+def _check_times(workload: Workload, num_windows: int, tokens: int) -> None:
+    """Refuse a trace of so many topics or bursts that they would take hours to draw."""
+    bursts = workload.burst_spread > 0.0
+    mean = min(
+        workload.topic_tokens / workload.topics_at_once,
+        workload.burst_tokens + workload.burst_gap if bursts else math.inf,
+    )
+    if num_windows * tokens > _MOST_TIMES * mean:
+        raise LoadsError(
+            f"{num_windows:,} windows of {tokens:,} tokens hold more topics or bursts than the "
+            f"{_MOST_TIMES:,} that are drawn: give {int(_MOST_TIMES * mean):,} tokens or fewer "
+            "in all windows together"
+        )
 
 
 def _spread(workload: Workload, seed: int) -> _Array:
