@@ -30,6 +30,7 @@ __all__ = [
     "in_few_words",
     "in_one_line",
     "layers_from",
+    "more",
     "number_of_threads",
     "printable",
     "ranges",
@@ -187,6 +188,12 @@ def _numbers_from(text: str, name: str, what: str, most: int) -> list[int]:
 def counted(number: int, what: str) -> str:
     """A number of things in words: "1 window", "1,000 windows"."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def more(share: float, decimals: int = 0) -> str:
+    """A change in words: "2 % more", or "0.3 % fewer" of a negative share with one decimal."""
+    fewer = round(100.0 * share, decimals) < 0.0
+    return f"{100.0 * abs(share):.{decimals}f} % {'fewer' if fewer else 'more'}"
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -75,7 +75,7 @@ def test_a_loss_is_called_one(found: Demo, monkeypatch: pytest.MonkeyPatch) -> N
     lost = replace(found, ways=(theirs, worse, best))
     monkeypatch.setattr(command, "demo", lambda *_, **__: lost)
     said = " ".join(run("demo").stdout.split())
-    assert "serves 3.0% fewer tokens per second with an even split" in said
+    assert "serves 3.0 % fewer tokens per second with an even split" in said
     assert "-3.0%" in said
 
 

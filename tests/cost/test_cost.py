@@ -258,6 +258,10 @@ def test_a_plan_for_recorded_loads_saves_time(traces: Path) -> None:
         assert 1.0 < found.speedup < before.step_seconds / (2 * before.rest_seconds)
         assert (after.layer_seconds[:3] == 0.0).all()
         assert str(found).startswith("Estimate:")
+        assert str(found).endswith(f"{found.seconds * 1e3:.2f} ms saved in a step")
+        lost = str(saving(after, before))
+        assert lost.endswith(f"{found.seconds * 1e3:.2f} ms lost in a step")
+        assert "% fewer)" in lost
 
 
 def test_batches_settle_how_tokens_cross() -> None:

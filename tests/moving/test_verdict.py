@@ -1,5 +1,6 @@
 """The verdict: right on loads whose future is known, the same from every command, and in words."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +39,9 @@ def test_words_and_moves_follow_the_verdict(pairs: dict[str, advice.Pair]) -> No
         assert found.windows == len(pair.seen)
         assert found.interval is not None
         assert found.interval.low < found.gain < found.interval.high
-        assert f"plans gain {found.gain:+.4f}" in found.words
+        gains = f"lose {-found.gain:.4f}" if found.gain < 0.0 else f"gain {found.gain:.4f}"
+        assert f"plans {gains} ±" in found.words
+        assert re.search(r"[+-]\d", found.evidence) is None
         assert found.advised == (found.moves > 0) == KINDS[kind]
         assert found.words.startswith("Keep what runs") != KINDS[kind]
         if found.action == "unpredictable":

@@ -156,7 +156,7 @@ def test_new_gpus_are_filled_so_that_fourth_powers_are_least() -> None:
         held[0, np.arange(12) // 4, row[:12]] = True
         start = row[None].copy()
         gpus = Gpus(np.arange(0, 21, 4), np.ones(5))
-        _fill_new(load, np.array([0]), held, gpus, start)
+        _fill_new(load, np.array([0]), ~held.any(axis=2), gpus, start)
         sets = [set(np.flatnonzero(each).tolist()) for each in held[0]]
         wanted = filled_plainly(load[0].tolist(), row.reshape(5, 4).tolist(), sets)
         assert [sorted(gpu) for gpu in start.reshape(5, 4).tolist()] == [sorted(g) for g in wanted]

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eplb.balance import with_interval
-from eplb.checks import counted, printable, ranges
+from eplb.checks import counted, more, printable, ranges
 from eplb.cli.plot import finding
 from eplb.describe import Inspection
 from eplb.dispatching.rules import in_words
@@ -458,8 +458,8 @@ def print_demo(console: Console, found: Demo, seed: int) -> None:
     console.print()
     _line(
         console,
-        f"By an estimate for {MODEL} on {GPU} GPUs, eplb serves {_more(gains[0])} tokens per "
-        f"second with an even split and {_more(gains[1])} with the best. Each re-plan sends "
+        f"By an estimate for {MODEL} on {GPU} GPUs, eplb serves {more(gains[0], 1)} tokens per "
+        f"second with an even split and {more(gains[1], 1)} with the best. Each re-plan sends "
         f"{_bytes(ours[-1].bytes_moved)} of weights to GPUs in place of "
         f"{_bytes(first.bytes_moved)}, whose time the estimate leaves out.",
     )
@@ -467,11 +467,6 @@ def print_demo(console: Console, found: Demo, seed: int) -> None:
     say("Next, with loads that your engine recorded (docs/start.md says how):")
     nodes = f" --nodes {found.nodes}" if found.nodes > 1 else ""
     say(f"  eplb report loads.json --gpus {found.gpus}{nodes} --slots {found.slots} --text")
-
-
-def _more(gain: float) -> str:
-    """A gain as a share: "2.1% more", or "0.3% fewer" where it is a loss."""
-    return f"{abs(gain):.1%} {'fewer' if round(gain, 3) < 0.0 else 'more'}"
 
 
 def print_sweep(console: Console, title: str, rows: Sequence[SweepRow], wanted: int) -> None:

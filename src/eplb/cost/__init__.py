@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.checks import real_number
+from eplb.checks import more, real_number
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, Gpu, find_gpu
 from eplb.cost.models import MODELS, Model, find_model
@@ -123,10 +123,11 @@ class Saving:
         return self.after.tokens_per_second / self.before.tokens_per_second
 
     def __str__(self) -> str:
+        saved = "lost" if self.seconds < 0.0 else "saved"
         return (
             f"Estimate: {self.before.tokens_per_second:,.0f} tokens/s before, "
-            f"{self.after.tokens_per_second:,.0f} after ({self.speedup - 1:+.1%}); "
-            f"{self.seconds * 1e3:+.2f} ms saved in a step"
+            f"{self.after.tokens_per_second:,.0f} after ({more(self.speedup - 1.0, 1)}); "
+            f"{abs(self.seconds) * 1e3:.2f} ms {saved} in a step"
         )
 
 

@@ -208,7 +208,7 @@ def decide(
     split_gain = None
     if dispatch == "best":
         evenly = float(_peaks(left, windows[some], "even").sum())
-        split_gain = 1.0 - float(peaks.sum()) / evenly if evenly > 0.0 else 0.0
+        split_gain = max(0.0, 1.0 - float(peaks.sum()) / evenly) if evenly > 0.0 else 0.0
         enough = ", and that is enough" if action == "wait" and split_gain > 0.0 else ""
         reason = (
             f"splitting each window best, which moves nothing, lowers the peaks by "

@@ -513,28 +513,34 @@ def _of_gain(found: Verdict, number: int) -> str:
             return NOTHING_BETTER
         if number > 1:
             return (
-                f"Even on the {number} windows that it was made from, a plan gains only "
-                f"{found.gain:+.4f} {over}."
+                f"Even on the {number} windows that it was made from, a plan "
+                f"{_gains(found.gain, 's', 'only ')} {over}."
             )
         return (
-            f"A plan gains {found.gain:+.4f} {over} on the window it was made from. One window "
+            f"A plan {_gains(found.gain, 's')} {over} on the window it was made from. One window "
             "cannot show whether that lasts: record 2 or more, better 16."
         )
     half = (found.interval.high - found.interval.low) / 2.0
     words = (
         f"On {found.windows} windows of {found.tokens:,.0f} routed tokens, each held out in turn, "
-        f"plans gain {found.gain:+.4f} ±{half:.4f} {over}; the engine's own planner "
-        f"{'gains' if found.engine_gain > 0.0 else 'loses'} {abs(found.engine_gain):.4f} by moving "
-        f"{found.engine_moves:,} experts."
+        f"plans {_gains(found.gain)} ±{half:.4f} {over}; the engine's own planner "
+        f"{_gains(found.engine_gain, 's')} by moving {found.engine_moves:,} experts."
     )
     if found.action == "unpredictable":
-        words += f" Where they have seen the windows, they gain {found.seen_gain:+.4f}."
+        words += f" Where they have seen the windows, they {_gains(found.seen_gain)}."
     if found.lasting is not None:
         words += (
             f" Hot spots {'persist' if found.lasting >= 0.5 else 'pass'}: GPUs' loads in the "
             f"earlier and the later half of the windows correlate by {found.lasting:.2f}."
         )
     return words
+
+
+def _gains(gain: float, ending: str = "", little: str = "") -> str:
+    """A gain in words: "gain 0.0312", or "lose 0.0951"."""
+    if round(gain, 4) < 0.0:
+        return f"lose{ending} {-gain:.4f}"
+    return f"gain{ending} {little}{abs(gain):.4f}"
 
 
 def _help(windows: _Loads) -> str:

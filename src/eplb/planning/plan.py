@@ -24,10 +24,10 @@ from eplb.planning.pins import Pins
 from eplb.planning.problem import Effort, Problem, check_effort, check_problem
 from eplb.planning.relocate import (
     budget_of_deaths,
+    came_empty,
     check_current,
     check_moves,
     choose,
-    come_empty,
     eased,
     moves,
     relocate,
@@ -366,8 +366,10 @@ def plan(
     chosen = choose(relocation, max_moves, price)
     settled = settle(relocation, chosen)
     only_budget = max_moves is not None and move_cost is None
-    if only_budget and at_price is None and pins is None and come_empty(problem, current):
-        full = walked(filled=True)
+    may_fill = only_budget and at_price is None and pins is None
+    came = came_empty(problem, current) if may_fill else None
+    if came is not None:
+        full = walked(filled=came)
         instead = choose(full, max_moves, price)
         of_full = settle(full, instead)
         if of_full[1].sum() < settled[1].sum():

@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.search import Drive, Steps
 
 __all__ = [
-    "BudgetError", "Relocation", "budget_of_deaths", "check_current", "check_moves", "choose",
-    "come_empty", "eased", "moves", "relocate", "settle",
+    "BudgetError", "Relocation", "budget_of_deaths", "came_empty", "check_current", "check_moves",
+    "choose", "eased", "moves", "relocate", "settle",
 ]  # fmt: skip
 
 _AT_ONCE = (1, 4)
@@ -142,16 +142,13 @@ def settle(
     return phy2log, np.ldexp(_peaks(problem, phy2log, relocation.rule), problem.exponent)
 
 
-def come_empty(problem: Problem, current: Placement) -> bool:
-    """Whether GPUs have come that hold nothing, and experts may go to any of them."""
+def came_empty(problem: Problem, current: Placement) -> NDArray[np.bool_] | None:
+    """[L, G] the GPUs that hold nothing, where some have come that hold nothing in any layer, and
+    experts may go to any of them; else None.
+    """
     held = current.held_by(problem.whole.num_gpus)[:, list(problem.whole.alive)]
-    return problem.nodes == 1 and bool(_empty(held).all(axis=0).any())
-
-
-def _empty(held: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[L, G] the GPUs that hold nothing."""
-    empty: NDArray[np.bool_] = np.logical_not(held.any(axis=2))
-    return empty
+    came: NDArray[np.bool_] = np.logical_not(held.any(axis=2))
+    return came if problem.nodes == 1 and came.all(axis=0).any() else None
 
 
 def check_current(current: object, num_layers: int, num_experts: int) -> Placement:
@@ -211,7 +208,7 @@ def relocate(
     budget: int | None = None,
     price: NDArray[np.float64] | None = None,
     near: float | None = None,
-    filled: bool = False,
+    filled: NDArray[np.bool_] | None = None,
 ) -> Relocation:
     """Walk from a placement through all layers, as far as may be chosen.
 
@@ -225,7 +222,8 @@ def relocate(
         price: [L] least that a move is to gain that will be asked for, None for any.
         near: peak over bound, less 1, at which a layer needs no further step, whatever the peaks of
             plans made afresh and however little is gained; None for what is near enough.
-        filled: whether walks start with GPUs that held nothing full, where the budget allows it.
+        filled: [L, G] GPUs that held nothing and that walks start with full, where the budget
+            allows it; None for none.
 
     Raises:
         OptionError: a budget with which not every expert would have a slot.
@@ -249,8 +247,8 @@ def relocate(
         must_heed(problem, start, held, problem.nodes, np.flatnonzero(loaded))
         must_heed(problem, start, held, 1, np.flatnonzero(~loaded))
     least = _received(problem, start, held)
-    if filled:
-        full = _filled(problem, start, held)
+    if filled is not None:
+        full = _filled(problem, start, filled)
         received = _received(problem, full, held)
         if budget is None or int(received.sum()) <= budget:
             start, least = full, received
@@ -340,17 +338,18 @@ def _start(
 
 
 def _filled(
-    problem: Problem, start: NDArray[np.int64], held: NDArray[np.bool_]
+    problem: Problem, start: NDArray[np.int64], came: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """[L, P] the same with GPUs that held nothing full of experts that balance the others: where a
-    budget is more than enough for that, walks end lower (docs/experiments.md, when GPUs come).
+    """[L, P] the same with GPUs [L, G] that held nothing full of experts that balance the others:
+    where a budget is more than enough for that, walks end lower (docs/experiments.md, when GPUs
+    come).
     """
     from eplb.solver.adopt import _fill_new
 
-    new = np.flatnonzero(_empty(held).any(axis=1) & problem.loads.any(axis=1))
+    layers = np.flatnonzero(came.any(axis=1) & problem.loads.any(axis=1))
     filled: NDArray[np.int64] = start.copy()
-    if new.size:
-        _fill_new(problem.loads, new, held, problem.gpus, filled)
+    if layers.size:
+        _fill_new(problem.loads, layers, came, problem.gpus, filled)
     return filled
 
 

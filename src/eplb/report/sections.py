@@ -1,6 +1,6 @@
 """The sections of a report, one function each: heading, finding, notes and tables."""
 
-from eplb.checks import counted, printable
+from eplb.checks import counted, more, printable
 from eplb.report.figures import Figures, Missing, Moment, Splits, Through
 from eplb.report.words import NAMES, Section, Table, percent, rows_of, score
 
@@ -193,7 +193,7 @@ def estimated(figures: Figures) -> Section:
     )
     finding = (
         f"Estimate: {found.tokens_before:,.0f} tokens/s now, {found.tokens_after:,.0f} with a plan "
-        f"({gain:+.1%}; {over_engine:+.1%} over the engine's own planner)"
+        f"({more(gain, 1)}; {more(over_engine, 1)} than with the engine's own planner)"
     )
     mean_before = sum(found.before_us) / len(found.before_us)
     mean_after = sum(found.after_us) / len(found.after_us)

@@ -5,7 +5,7 @@ Titles state what was found, with its figures. Everything here is plain text.
 
 from dataclasses import dataclass
 
-from eplb.checks import counted, printable
+from eplb.checks import counted, more, printable
 from eplb.dispatching.rules import in_words
 from eplb.report import sections
 from eplb.report.figures import Contender, Figures, Missing
@@ -103,12 +103,11 @@ def _sentence(figures: Figures) -> str:
     time = ""
     if not isinstance(found, Missing):
         gain, over_engine = (
-            100.0 * (found.tokens_after / other - 1.0)
-            for other in (found.tokens_before, found.tokens_engine)
+            found.tokens_after / other - 1.0 for other in (found.tokens_before, found.tokens_engine)
         )
         time = (
-            f" ({gain:+.0f} % tokens/s by an estimate, and {over_engine:+.0f} % over the engine's "
-            "own)"
+            f" ({more(gain)} tokens/s by an estimate, and {more(over_engine)} than with the "
+            "engine's own)"
         )
     gives = (
         f"{where} the engine's own planner reaches {_best(figures.engine):.4f}, and a plan for "

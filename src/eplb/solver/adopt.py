@@ -73,11 +73,12 @@ def _adopt_layers(
 
 
 @kernel
-def _fill_new(loads: F64, layers: I64, held: B, gpus: Gpus, start: I64) -> None:
-    """Put experts where GPUs that held nothing have second copies, in some layers of `start`
-    [L, P]: one by one that of which the fourth powers of all loads over paces then add up to least.
+def _fill_new(loads: F64, layers: I64, came: B, gpus: Gpus, start: I64) -> None:
+    """Put experts where GPUs that held nothing, `came` [L, G], have second copies, in some layers
+    of `start` [L, P]: one by one that of which the fourth powers of all loads over paces then add
+    up to least.
     """
-    _, num_gpus, num_experts = held.shape
+    num_gpus, num_experts = came.shape[1], loads.shape[1]
     first, pace = gpus.first, gpus.pace
     replicas, free = np.empty(num_experts, np.int64), np.empty(num_gpus, np.int64)
     holds, load = np.empty((num_gpus, num_experts), np.bool_), np.empty(num_gpus)
@@ -89,12 +90,10 @@ def _fill_new(loads: F64, layers: I64, held: B, gpus: Gpus, start: I64) -> None:
         for gpu in range(num_gpus):
             free[gpu] = 0
             load[gpu] = 0.0
-            new = True
             for expert in range(num_experts):
                 holds[gpu, expert] = False
-                new = new and not held[layer, gpu, expert]
             for slot in range(first[gpu], first[gpu + 1]):
-                if new and holds[gpu, slots[slot]]:
+                if came[layer, gpu] and holds[gpu, slots[slot]]:
                     slots[slot] = -1
                     free[gpu] += 1
                     left += 1
