@@ -41,6 +41,7 @@ from eplb.planning.traffic import (
     others_of,
     solve_at_price,
     walk_at_price,
+    with_sources,
 )
 
 __all__ = ["DEFAULT_MOVE_COST", "Plan", "check_batch", "plan", "warmup", "what_is_left"]
@@ -477,6 +478,7 @@ def _plan_trace(
     num_groups: int,
     current: Placement | None,
     batch: Batch | None,
+    traffic: Traffic | None,
     pins: Pins | None,
     effort: Effort,
     threads: int | None,
@@ -490,6 +492,8 @@ def _plan_trace(
         )
     trace = trace.merged()
     expected = expected_of(trace, cluster, num_groups=num_groups, effort=effort, threads=threads)
+    if isinstance(traffic, Traffic):
+        traffic = with_sources(traffic, trace, cluster.num_nodes)
     made = plan(
         expected.scenarios.loads,
         cluster,
@@ -497,6 +501,7 @@ def _plan_trace(
         weights=expected.scenarios.weights,
         current=_at_layers_of(trace, current),
         batch=None if batch is None else batch.of(trace.num_experts, trace.top_k),
+        traffic=traffic,
         pins=pins.at_layers(trace.layers) if isinstance(pins, Pins) else pins,
         effort=effort,
         threads=threads,
