@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.node_trades import Routes
 
 __all__ = [
-    "Traffic", "check_price", "check_traffic", "other_nodes", "others_of",
+    "Traffic", "check_price", "check_traffic", "mean_other_nodes", "other_nodes", "others_of",
     "solve_at_price", "walk_at_price", "with_sources",
 ]  # fmt: skip
 
@@ -151,6 +151,17 @@ def other_nodes(
     num_nodes = placement.cluster.num_nodes
     check_traffic(traffic, mean.shape[0], mean.shape[1], num_groups, num_nodes)
     return others_of(mean, placement.phy2log, traffic, num_groups, num_nodes)
+
+
+def mean_other_nodes(
+    placement: Placement, loads: ArrayLike, traffic: Traffic, *, num_groups: int = 1
+) -> float:
+    """The mean of `other_nodes` over the layers with load, 0 where none has any; arguments and
+    errors are its own.
+    """
+    others = other_nodes(placement, loads, traffic, num_groups=num_groups)
+    loaded = check_windows(loads).any(axis=(0, 2))
+    return float(others[loaded].mean()) if loaded.any() else 0.0
 
 
 def check_traffic(
