@@ -290,6 +290,11 @@ def plan(
             effort=effort,
             threads=threads,
         )
+    kept: Any = pins
+    if objective != "tokens" and pins is not None:
+        # The hottest experts are those with the most load, whatever is kept low.
+        by_load = check_problem(loads, cluster, num_groups, weights, threads)
+        kept = check_pins(by_load, pins, dispatch).pinned
     if objective == "time" and batch is not None:
         return _plan_for_time(
             check_windows(loads),
@@ -301,7 +306,7 @@ def plan(
             max_moves=max_moves,
             move_cost=move_cost,
             dispatch=dispatch,
-            pins=pins,
+            pins=kept,
             effort=effort,
             threads=threads,
         )
@@ -311,8 +316,8 @@ def plan(
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     if batch is not None:
         batch = batch.of(problem.loads.shape[1])
-    if pins is not None:
-        problem = check_pins(problem, pins, dispatch)
+    if kept is not None:
+        problem = check_pins(problem, kept, dispatch)
     at_price = None
     if traffic is not None:
         num_layers, num_experts = problem.loads.shape
