@@ -160,3 +160,19 @@ def test_a_name_cannot_command_a_terminal() -> None:
     assert repr(LoadTrace(LOADS, model="M\x1b[31m\n")) == (
         "LoadTrace(4 windows of M\\x1b[31m\\n, 2 layers, 3 experts)"
     )
+
+
+def test_sources_stay_with_some_windows_and_are_not_compared() -> None:
+    windows = np.arange(12.0).reshape(3, 2, 2)
+    ranks = np.ones((4, 2, 2))
+    trace = LoadTrace(windows, sources=ranks)
+    assert trace == LoadTrace(windows)
+    for each in (trace.pick([0, 2]), trace.merged(3), trace.merged("none"), trace.merged()):
+        assert each.sources is not None
+        assert each.sources.tolist() == ranks.tolist()
+        assert not each.sources.flags.writeable
+    for wrong in (np.ones((2, 2)), np.ones((4, 2, 3))):
+        with pytest.raises(LoadsError, match=r"sources have shape .* \[R, 2, 2\]"):
+            LoadTrace(windows, sources=wrong)
+    with pytest.raises(LoadsError, match="-1"):
+        LoadTrace(windows, sources=-ranks)

@@ -305,6 +305,7 @@ class Inspection:
     Attributes:
         windows: T; layers: L; experts: E.
         dense_layers: layers with no load in any window.
+        source_ranks: ranks that tokens come from, None where the file counts them together.
         seconds: from the first window to the last, None where the file tells no times.
         load_per_layer: load of a layer in a window, dense layers left out.
         hottest: load of a layer's hottest expert over the mean of its experts.
@@ -324,6 +325,7 @@ class Inspection:
     dense_layers: list[int]
     model: str | None
     top_k: int | None
+    source_ranks: int | None
     seconds: float | None
     load_per_layer: Range | None
     hottest: Range | None
@@ -357,6 +359,7 @@ def inspect_trace(trace: LoadTrace) -> Inspection:
         dense_layers=np.flatnonzero(trace.dense).tolist(),
         model=trace.model,
         top_k=trace.top_k,
+        source_ranks=None if trace.sources is None else len(trace.sources),
         seconds=None if trace.times is None else float(np.ptp(trace.times)),
         load_per_layer=_range(per_layer),
         hottest=_range(uneven.hottest),

@@ -167,11 +167,15 @@ class LoadTrace(Immutable):
         layers: L numbers that the layers have in the model, rising; None where the source does not
             tell whether it counts dense layers. Traces that differ in nothing else are equal.
         merging: what became of the windows that were recorded, None where they are as recorded.
+        sources: [R, L, E] tokens routed to each expert from each of R source ranks, in order and
+            all windows together, where the source counts by rank; otherwise None. They tell what
+            part of an expert's tokens comes from where, and stay as they are in a trace of some of
+            the windows; like `layers`, they are not compared.
 
     Raises:
         LoadsError: loads of another rank, empty, or with a value that is no number of tokens; names
             or times of another number than there are windows, or of another type; a top_k that no
-            token could have; layers that are not L rising numbers.
+            token could have; layers that are not L rising numbers; sources of another model.
     """
 
     loads: NDArray[np.float64]
@@ -181,6 +185,7 @@ class LoadTrace(Immutable):
     model: str | None = None
     layers: tuple[int, ...] | None = None
     merging: Merging | None = None
+    sources: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         loads = _frozen(self.loads)
@@ -206,6 +211,15 @@ class LoadTrace(Immutable):
         if self.layers is not None:
             layers = rising_layers(self.layers, loads.shape[1], "layers", LoadsError)
             object.__setattr__(self, "layers", layers)
+        if self.sources is not None:
+            sources = _frozen(self.sources)
+            if sources.ndim != 3 or sources.shape[1:] != loads.shape[1:]:
+                raise LoadsError(
+                    f"sources have shape {sources.shape}: give ranks, and the layers and experts "
+                    f"of the loads, [R, {loads.shape[1]}, {loads.shape[2]}]"
+                )
+            check_values(sources)
+            object.__setattr__(self, "sources", sources)
 
     def __len__(self) -> int:
         return self.num_windows
@@ -315,7 +329,7 @@ class LoadTrace(Immutable):
         recording = Recording(merge)
         times = None if self.times is None else self.times.tolist()
         recording.add(self.loads, self.names, times)
-        return trace_of(recording, self.top_k, self.model, self.layers)
+        return trace_of(recording, self.top_k, self.model, self.layers, self.sources)
 
 
 def trace_of(
@@ -323,6 +337,7 @@ def trace_of(
     top_k: int | None = None,
     model: str | None = None,
     layers: tuple[int, ...] | None = None,
+    sources: NDArray[np.float64] | None = None,
 ) -> LoadTrace:
     """The trace of a recording that has been read.
 
@@ -330,7 +345,7 @@ def trace_of(
         LoadsError: fewer windows than are to be added up to one.
     """
     loads, names, times, merging = recording.finish(top_k)
-    return LoadTrace(loads, names, times, top_k, model, layers, merging)
+    return LoadTrace(loads, names, times, top_k, model, layers, merging, sources)
 
 
 def _frozen(values: Any) -> NDArray[np.float64]:

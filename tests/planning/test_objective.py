@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from eplb import Batch, Cluster, ClusterError, LoadTrace, OptionError, Placement, Traffic, plan
+from eplb import (
+    Batch,
+    Cluster,
+    ClusterError,
+    LoadTrace,
+    OptionError,
+    Pins,
+    Placement,
+    Traffic,
+    plan,
+)
 from eplb.cost import estimate, find_model
 from eplb.planning.objectives import clock_of
 from eplb.synthetic import trace as made_trace
@@ -169,6 +179,17 @@ def test_no_time_for_what_has_none() -> None:
     alone = plan(loads[0], Cluster(8, 1, 5), objective="time", batch=batch)
     assert made.peak == pytest.approx(alone.peak)
     assert made.peak[1] == made.bound[1] == 0.0
+
+
+@pytest.mark.parametrize("objective", ["activated", "time"])
+@pytest.mark.parametrize("as_trace", [False, True])
+def test_the_hottest_are_those_with_the_most_load(objective: str, as_trace: bool) -> None:
+    """Not the first of those that a large step touches for sure."""
+    loads = np.arange(1.0, 33.0)[None]
+    how = {"objective": objective, "batch": Batch(10_000, 4, 8), "pins": Pins(hottest=2)}
+    given: Any = LoadTrace(loads[None], top_k=4) if as_trace else loads
+    made = plan(given, Cluster(8, 1, 7), **how)  # type: ignore[arg-type]
+    assert np.flatnonzero(made.placement.logcnt[0] == 8).tolist() == [30, 31]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ of them.
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +266,29 @@ def test_sources_decide_which_node() -> None:
     made = plan(loads, cluster, traffic=Traffic(top_k=2, price=0.5, sources=sources))
     assert made.other_nodes == pytest.approx([0.0])
     assert sorted(made.placement.phy2log[0, :4]) == [0, 2, 4, 6]
+
+
+def test_sources_of_a_trace_are_those_of_its_plans(tmp_path: Path) -> None:
+    """As if they had been given; not where the nodes do not divide them, or others are given."""
+    rng = np.random.default_rng(3)
+    ranks = rng.poisson(50.0, (4, 2, 16)) * rng.choice([1, 9], (4, 2, 16))
+    np.save(tmp_path / "a.npy", ranks)
+    trace = eplb.load_trace(tmp_path / "a.npy", axes="ranks,layers,experts")
+    eplb.save_trace(trace, tmp_path / "a.npz")
+    trace = eplb.load_trace(tmp_path / "a.npz")
+    loads = ranks.sum(axis=0)
+    for num_nodes, of_trace, given in (
+        (2, Traffic(2, price=0.1), Traffic(2, price=0.1, sources=ranks)),
+        (2, Traffic(2), Traffic(2, sources=ranks)),
+        (3, Traffic(2, price=0.1), Traffic(2, price=0.1)),
+        (2, Traffic(2, sources=ranks[:2]), Traffic(2, sources=ranks[:2])),
+    ):
+        cluster = Cluster(num_gpus=6, num_nodes=num_nodes, slots_per_gpu=3)
+        made, expected = plan(trace, cluster, traffic=of_trace), plan(loads, cluster, traffic=given)
+        assert made.other_nodes is not None
+        assert expected.other_nodes is not None
+        assert made.other_nodes.tolist() == expected.other_nodes.tolist()
+        assert np.array_equal(made.placement.phy2log, expected.placement.phy2log)
 
 
 def refused(error: type[eplb.EplbError], message: str, **asked: object) -> None:

@@ -118,16 +118,17 @@ def test_near_the_optimum_of_small_layers(seed: int) -> None:
 
 
 def test_made_loads_of_a_large_model() -> None:
-    """Peaks are within half a per cent of the mean over speeds in nearly all layers."""
+    """Peaks are within half a per cent of the mean over speeds wherever that may be reached."""
     rng = np.random.default_rng(0)
     loads = deepseek_v3(seed=1)[:24]
     for _ in range(3):
         cluster = some_cluster(rng, 32, (4, 16), 256)
         made = plan(loads, cluster)
         check(made, loads[None], cluster)
-        over = made.peak * sum(cluster.speed or ()) / loads.sum(axis=1)
-        assert np.mean(over < 1.005) > 0.9
-        assert made.placement.balancedness(loads) > 0.996
+        mean = loads.sum(axis=1) / sum(cluster.speed or ())
+        assert (made.peak < 1.005 * made.bound).all()
+        assert np.mean(made.bound <= mean * (1.0 + 1e-9)) > 0.9
+        assert made.placement.balancedness(loads) > 0.998
 
 
 @settings(max_examples=25)

@@ -8,7 +8,7 @@ from eplb.cluster import Cluster
 from eplb.cost.models import MODELS, find_model
 from eplb.errors import OptionError
 from eplb.loads import LoadTrace
-from eplb.planning.traffic import Traffic
+from eplb.planning.traffic import Traffic, with_sources
 
 __all__ = ["NodePrice", "RoutedBy", "traffic_of"]
 
@@ -38,7 +38,7 @@ def traffic_of(
     text: str | None, price: float | None, trace: LoadTrace, cluster: Cluster, groups: int = 1
 ) -> Traffic | None:
     """How tokens are routed, of the texts of --traffic and --node-price, and of the loads, which
-    may name a model that routes by as many groups.
+    may name a model that routes by as many groups, and from where, if the loads tell.
 
     Raises:
         OptionError: another text; a price of nodes where nothing says how tokens are routed; or one
@@ -46,6 +46,12 @@ def traffic_of(
     """
     if text is None and price is None:
         return None
+    return with_sources(_routed(text, price, trace, cluster, groups), trace, cluster.num_nodes)
+
+
+def _routed(
+    text: str | None, price: float | None, trace: LoadTrace, cluster: Cluster, groups: int
+) -> Traffic:
     if cluster.num_nodes == 1:
         name = "--node-price" if text is None else "--traffic"
         raise OptionError(f"{name} is for tokens that cross nodes, and there is one: give --nodes")

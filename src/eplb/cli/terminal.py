@@ -234,6 +234,8 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
     known = [f"model {printable(found.model)}"] if found.model else []
     if found.top_k is not None:
         known.append(f"top {found.top_k}")
+    if found.source_ranks is not None:
+        known.append(f"tokens counted by {counted(found.source_ranks, 'source rank')}")
     if known:
         _line(console, ", ".join(known))
     if found.hottest is None:

@@ -104,8 +104,9 @@ def save_trace(trace: LoadTrace, path: str | os.PathLike[str]) -> None:
 
     Args:
         trace: what to write.
-        path: a file that ends in `.npz` (the compact form, for this project and numpy), `.csv` or
-            `.parquet` (a long table: window, time where known, layer, and a column an expert).
+        path: a file that ends in `.npz` (the compact form, for this project and numpy, the only one
+            with `sources`), `.csv` or `.parquet` (a long table: window, time where known, layer,
+            and a column an expert).
 
     Raises:
         FormatError: another ending, or a path that cannot be written.

@@ -243,10 +243,14 @@ def _together(
         loads = [split_rows(group[0], np.concatenate(loads, axis=2)[0])]
         return LoadTrace(loads[0])
     whole = np.sum(loads, axis=0)
+    numbers = [int(match["rank"]) for path in group if (match := _RANK.search(path.stem))]
+    counted = None
+    if len(numbers) == 1 + max(numbers) - min(numbers):
+        counted = np.stack([loads[at].sum(axis=0) for at in np.argsort(numbers)])
     if isinstance(parts[0], Steps):
-        return replace(parts[0], pieces=[whole])
+        return replace(parts[0], pieces=[whole], counted=counted)
     whole.flags.writeable = False
-    return replace(parts[0], loads=whole)
+    return replace(parts[0], loads=whole, sources=counted)
 
 
 def _added_up(
@@ -279,6 +283,7 @@ def _added_up(
             with naming(path):
                 windows.add(path, piece, names[some], times and times[some])
             begin = some.stop
+        windows.count(part.counted if isinstance(part, Steps) else part.sources)
     top_k, model = (
         None if len(each) > 1 else each.pop() for each in map(set, zip(*said, strict=True))
     )

@@ -37,12 +37,14 @@ class Steps:
         names: of all windows.
         times: of all windows, None where they are not known.
         layers: numbers of the layers, None where they are not known.
+        counted: [R, L, E] what each rank counted in all of them, None where ranks are not told.
     """
 
     pieces: list[NDArray[Any]]
     names: list[str]
     times: list[float] | None = None
     layers: tuple[int, ...] | None = None
+    counted: NDArray[np.float64] | None = None
 
 
 class Windows:
@@ -53,6 +55,8 @@ class Windows:
         self._bounded = how.merge in {"auto", "all"}
         self._counters = _Counters() if how.counters else None
         self._doubts = None if how.counters else _Doubts(source, how.merge)
+        self._counted: list[NDArray[np.float64]] = []
+        self._by_rank = not how.counters
 
     def add(
         self,
@@ -78,6 +82,16 @@ class Windows:
             self._doubts.look(loads)
         self._recording.add(loads, names, times)
 
+    def count(self, counted: NDArray[np.float64] | None) -> None:
+        """Add what each rank counted of some windows, [R, L, E]; once that is not known, or of
+        other ranks, it is known of none.
+        """
+        before = self._counted
+        if counted is None or (before and before[0].shape != counted.shape):
+            self._by_rank = False
+        elif self._by_rank:
+            self._counted = [before[0] + counted if before else counted]
+
     def finish(
         self,
         top_k: int | None = None,
@@ -91,7 +105,8 @@ class Windows:
         """
         if self._doubts is not None:
             self._doubts.tell()
-        return trace_of(self._recording, top_k, model, layers)
+        known = [each for each in self._counted if self._by_rank and _tells_sources(each)]
+        return trace_of(self._recording, top_k, model, layers, known[0] if known else None)
 
 
 def windows_of(source: Path, trace: LoadTrace, how: Reading) -> LoadTrace:
@@ -103,7 +118,17 @@ def windows_of(source: Path, trace: LoadTrace, how: Reading) -> LoadTrace:
     windows = Windows(source, how)
     times = None if trace.times is None else trace.times.tolist()
     windows.add(source, trace.loads, trace.names, times)
+    windows.count(trace.sources)
     return windows.finish(trace.top_k, trace.model, trace.layers)
+
+
+def _tells_sources(counted: NDArray[np.float64]) -> bool:
+    """Whether ranks counted the tokens [R, L, E] that they sent, and so most of the experts that
+    have any. Those that counted what came to them have tokens of their own experts alone.
+    """
+    of_rank = (counted > 0.0).sum(axis=(1, 2))
+    of_all = int(counted.any(axis=0).sum())
+    return len(counted) > 1 and 2 * int(of_rank.sum()) > int((of_rank > 0).sum()) * of_all
 
 
 class _Counters:

@@ -17,7 +17,7 @@ from eplb.planning.pins import Pins
 from eplb.planning.problem import Effort, check_effort, check_problem
 from eplb.planning.relocate import check_current, choose, moves, relocate, settle
 from eplb.planning.solve import planned_rule, solve_for
-from eplb.planning.traffic import Traffic, check_traffic, others_of
+from eplb.planning.traffic import Traffic, check_traffic, mean_other_nodes
 
 __all__ = ["Frontier", "frontier"]
 
@@ -151,13 +151,11 @@ def frontier(
     arrays = np.array(moves_of), np.array(balancedness_of), np.array(peak_of)
     others = None
     if traffic is not None:
-        rows = (
-            others_of(problem.loads, each.phy2log, traffic, problem.num_groups, cluster.num_nodes)
+        of_all = (
+            mean_other_nodes(each, problem.loads, traffic, num_groups=problem.num_groups)
             for each in placements
         )
-        others = np.array(
-            [row[problem.loaded].mean() if problem.loaded.size else 0.0 for row in rows]
-        )
+        others = np.array(list(of_all))
     for array in (*arrays, others):
         if array is not None:
             array.flags.writeable = False

@@ -61,7 +61,8 @@ class _Rows:
 
 
 def check_pins(problem: Problem, pins: object, rule: str) -> Problem:
-    """A problem of which plans keep pins.
+    """A problem of which plans keep pins, or what pins are for a problem of as many layers, experts
+    and GPUs.
 
     Raises:
         OptionError: no `Pins`; experts, layers, GPUs or nodes that there are none of, or that are
@@ -69,6 +70,8 @@ def check_pins(problem: Problem, pins: object, rule: str) -> Problem:
             or those that no placement keeps.
         ClusterError: a GPU with more slots than there are experts.
     """
+    if isinstance(pins, Pinned):
+        return replace(problem, pinned=pins)
     if not isinstance(pins, Pins):
         raise OptionError(f"pins are {pins!r}: give eplb.Pins, or None")
     if rule not in ("even", "best"):

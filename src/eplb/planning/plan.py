@@ -41,6 +41,7 @@ from eplb.planning.traffic import (
     others_of,
     solve_at_price,
     walk_at_price,
+    with_sources,
 )
 
 __all__ = ["DEFAULT_MOVE_COST", "Plan", "check_batch", "plan", "warmup", "what_is_left"]
@@ -289,6 +290,11 @@ def plan(
             effort=effort,
             threads=threads,
         )
+    kept: Any = pins
+    if objective != "tokens" and pins is not None:
+        # The hottest experts are those with the most load, whatever is kept low.
+        by_load = check_problem(loads, cluster, num_groups, weights, threads)
+        kept = check_pins(by_load, pins, dispatch).pinned
     if objective == "time" and batch is not None:
         return _plan_for_time(
             check_windows(loads),
@@ -300,7 +306,7 @@ def plan(
             max_moves=max_moves,
             move_cost=move_cost,
             dispatch=dispatch,
-            pins=pins,
+            pins=kept,
             effort=effort,
             threads=threads,
         )
@@ -310,8 +316,8 @@ def plan(
     problem = check_problem(loads, cluster, num_groups, weights, threads)
     if batch is not None:
         batch = batch.of(problem.loads.shape[1])
-    if pins is not None:
-        problem = check_pins(problem, pins, dispatch)
+    if kept is not None:
+        problem = check_pins(problem, kept, dispatch)
     at_price = None
     if traffic is not None:
         num_layers, num_experts = problem.loads.shape
@@ -479,6 +485,7 @@ def _plan_trace(
     num_groups: int,
     current: Placement | None,
     batch: Batch | None,
+    traffic: Traffic | None,
     pins: Pins | None,
     effort: Effort,
     threads: int | None,
@@ -492,6 +499,8 @@ def _plan_trace(
         )
     trace = trace.merged()
     expected = expected_of(trace, cluster, num_groups=num_groups, effort=effort, threads=threads)
+    if isinstance(traffic, Traffic):
+        traffic = with_sources(traffic, trace, cluster.num_nodes)
     made = plan(
         expected.scenarios.loads,
         cluster,
@@ -499,6 +508,7 @@ def _plan_trace(
         weights=expected.scenarios.weights,
         current=_at_layers_of(trace, current),
         batch=None if batch is None else batch.of(trace.num_experts, trace.top_k),
+        traffic=traffic,
         pins=pins.at_layers(trace.layers) if isinstance(pins, Pins) else pins,
         effort=effort,
         threads=threads,

@@ -147,7 +147,8 @@ def check_problem(
     nodes = check_shape(num_experts, cluster, num_groups)
     threads = number_of_threads(threads)
     notes: tuple[str, ...] = ()
-    if nodes == 1 < check_shape(num_experts, replace(cluster, dead=()), num_groups):
+    whole = replace(cluster, dead=()) if cluster.dead else cluster
+    if nodes == 1 < check_shape(num_experts, whole, num_groups):
         notes = (_UNEVEN_NODES,)
     if nodes > 1 and not cluster.survivors.even:
         nodes, notes = 1, (_UNEVEN_GPUS,)

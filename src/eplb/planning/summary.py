@@ -12,7 +12,7 @@ from eplb.dispatching.rules import name_of
 from eplb.placement import Placement
 from eplb.planning.engine import engine_placement
 from eplb.planning.plan import Plan, plan
-from eplb.planning.traffic import Traffic, other_nodes
+from eplb.planning.traffic import Traffic, mean_other_nodes
 
 __all__ = ["LayerSummary", "Summary", "summarize"]
 
@@ -205,7 +205,7 @@ def summarize(
     nodes = None
     if traffic is not None and loaded.size:
         nodes = {
-            name: float(other_nodes(each, loads, traffic, num_groups=num_groups)[loaded].mean())
+            name: mean_other_nodes(each, loads, traffic, num_groups=num_groups)
             for name, each in others.items()
         }
     return Summary(

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eplb.checks import Immutable, real_number, whole_number
 from eplb.errors import ClusterError, LoadsError, OptionError
-from eplb.loads import as_array, check_values, check_windows
+from eplb.loads import LoadTrace, as_array, check_values, check_windows
 from eplb.placement import Placement, check_placement
 from eplb.planning.passes import peaks_of, refine, solve
 from eplb.planning.problem import Effort, Layers, Problem
@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.node_trades import Routes
 
 __all__ = [
-    "Traffic", "check_price", "check_traffic", "other_nodes", "others_of",
-    "solve_at_price", "walk_at_price",
+    "Traffic", "check_price", "check_traffic", "mean_other_nodes", "other_nodes", "others_of",
+    "solve_at_price", "walk_at_price", "with_sources",
 ]  # fmt: skip
 
 _RUNGS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
@@ -68,7 +68,7 @@ class Traffic(Immutable):
             share of the mean GPU load. 0 for what costs nothing; None only to count.
         sources: [N or R, L, E] tokens routed to each expert from each node, or from each of so many
             source ranks, equally many on each node and numbered node by node. None for as many from
-            each node.
+            each node, or for what a `LoadTrace` that is planned for knows (`LoadTrace.sources`).
         copies: which copies of an expert its tokens go to. "near": to those on their own node as
             far as the part goes that an even split gives these, as tables of `eplb.dispatch` and
             SGLang's own do; "any": to all alike, as vLLM's hash does.
@@ -153,6 +153,17 @@ def other_nodes(
     return others_of(mean, placement.phy2log, traffic, num_groups, num_nodes)
 
 
+def mean_other_nodes(
+    placement: Placement, loads: ArrayLike, traffic: Traffic, *, num_groups: int = 1
+) -> float:
+    """The mean of `other_nodes` over the layers with load, 0 where none has any; arguments and
+    errors are its own.
+    """
+    others = other_nodes(placement, loads, traffic, num_groups=num_groups)
+    loaded = check_windows(loads).any(axis=(0, 2))
+    return float(others[loaded].mean()) if loaded.any() else 0.0
+
+
 def check_traffic(
     traffic: object, num_layers: int, num_experts: int, num_groups: int, num_nodes: int
 ) -> Traffic:
@@ -192,6 +203,16 @@ def check_traffic(
             f"sources are of {sources.shape[0]} ranks, which do not divide over {num_nodes} nodes"
         )
     return traffic
+
+
+def with_sources(traffic: Traffic, trace: LoadTrace, num_nodes: int) -> Traffic:
+    """The same with the sources that a trace has, where it has none itself, and the nodes divide
+    the ranks that counted.
+    """
+    known = trace.sources
+    if traffic.sources is not None or known is None or len(known) % num_nodes:
+        return traffic
+    return replace(traffic, sources=known)
 
 
 def others_of(

@@ -15,7 +15,7 @@ from eplb.moving.frontier import frontier
 from eplb.placement import Placement
 from eplb.planning.forecast import HISTORY, Forecast, Recent
 from eplb.planning.plan import plan
-from eplb.planning.traffic import Traffic, other_nodes
+from eplb.planning.traffic import Traffic, mean_other_nodes
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import Forecasted
 from eplb.replaying.sizing import SPARE, fewest_slots, size
@@ -167,13 +167,13 @@ def measure_nodes(
     """Balancedness against other nodes of a token: of placements by name, and of fast plans with
     experts anywhere, with groups on nodes and at rising prices.
     """
-    cluster, moe = asked.cluster, ~asked.trace.dense
+    cluster = asked.cluster
     expected = rule(asked.trace.loads)
 
     def point(name: str, placement: Placement) -> NodePoint:
-        others = other_nodes(placement, asked.seen, traffic, num_groups=asked.num_groups)
+        others = mean_other_nodes(placement, asked.seen, traffic, num_groups=asked.num_groups)
         score = placement.balancedness(asked.seen, asked.dispatch)
-        return NodePoint(name, score, float(others[moe].mean()))
+        return NodePoint(name, score, others)
 
     def planned(name: str, num_groups: int, price: float | None) -> NodePoint:
         made = plan(

@@ -29,14 +29,14 @@ from eplb.solver.swap import _descend
 
 __all__ = ["NEAR_ENOUGH_UNEVEN"]
 
-NEAR_ENOUGH_UNEVEN = 2e-3
+NEAR_ENOUGH_UNEVEN = 1e-3
 """Peak over bound, less 1, at which swaps end."""
 _WORK = 15_000
 """Looks at a replica, for one filling (docs/experiments.md, GPUs that differ)."""
 _AS_ALIKE = 0.0
-_SCALES = np.array([_AS_ALIKE, 1.0, 1.1, 1.2, 0.95, 1.3, 1.05])
+_SCALES = np.array([_AS_ALIKE, 2.0, 3.0, 1.4, 1.1, 5.0, 1.0])
 """Fillings are tried with replicas so many times as large as is wanted, until one is near; the
-first is with as many as where GPUs are alike."""
+first is with as many as where GPUs are alike (docs/experiments.md, GPUs that differ)."""
 _NEAR = 3e-3
 """Peak over bound, less 1, at which no other filling is tried."""
 
@@ -67,7 +67,7 @@ def _plan_uneven_layers(
     for layer in range(begin, end):
         load = loads[layer]
         _descending(load, falling, spare, histogram)
-        bound = _bound(load, falling, gpus, by_need)
+        bound = _bound(load, falling, gpus, by_need, packing)
         bounds[layer], peaks[layer] = bound, 0.0
         if bound == 0.0:
             for slot in range(num_slots):
@@ -77,13 +77,17 @@ def _plan_uneven_layers(
         for scale in _SCALES:
             by_load = falling
             if scale == _AS_ALIKE:
+                if _fall_short(load, falling, gpus, bound, by_need[0]):
+                    continue
                 _replicate(load, most_slots, num_gpus, count, packing.share, order)
                 _rank(load, count, packing, order, spare, histogram)
-                if not _may_fill(gpus, bound, packing.share[0]):
+                if _least_of(packing, gpus, by_need) > bound:
                     continue
                 by_load = order
             _fill(load, by_load, gpus, bound, scale, count, lacks, wants, free, line, holds, slots)
             _rank(load, count, packing, order, spare, histogram)
+            if _least_of(packing, gpus, by_need) >= peaks[layer]:
+                continue
             _take_up(gpus, slots, bound, packing, order, spare, place)
             _descend(packing, bound, int(_WORK), swap_scratch)
             peak = 0.0
@@ -112,22 +116,59 @@ def _need(gpus: Gpus) -> F64:
 
 
 @inner
-def _may_fill(gpus: Gpus, bound: float, largest: float) -> bool:
-    """Whether replicas no larger than this might load all GPUs up to the bound, or nearly."""
-    filled = 0.0
+def _fall_short(load: F64, order: I64, gpus: Gpus, bound: float, needy: int) -> bool:
+    """Whether as many replicas as where GPUs are alike are surely too small: the slots are enough
+    to cut all down to what those of the GPU that needs the largest must have on average.
+    """
+    num_experts, num_gpus = load.shape[0], gpus.pace.shape[0]
+    total = 0.0
+    for expert in range(num_experts):
+        total += load[expert]
+    least = total - bound * (num_gpus - gpus.pace[needy])
+    share = least / (gpus.first[needy + 1] - gpus.first[needy])
+    if share <= 0.0:
+        return False
+    spare = gpus.first[num_gpus] - num_experts
+    for i in range(num_experts):
+        if spare < 0 or load[order[i]] <= share:
+            break
+        spare -= np.int64(np.ceil(load[order[i]] / share)) - 1
+    return bool(spare >= 0)
+
+
+@inner
+def _least_of(packing: Packing, gpus: Gpus, by_need: I64) -> float:
+    """A lower bound on the peak of ranked replicas: GPUs hold no more than the largest for all
+    their slots, which leaves the rest to the others. The first in `by_need` [G] are taken.
+    """
+    rest, pace, least = 0.0, 0.0, 0.0
+    for rank in range(packing.share.shape[0]):
+        rest += packing.share[rank] * packing.copies[rank]
     for gpu in range(gpus.pace.shape[0]):
-        slots = gpus.first[gpu + 1] - gpus.first[gpu]
-        filled += min(bound * gpus.pace[gpu], largest * slots)
-    return bool(filled >= bound * gpus.pace.shape[0] * (1.0 - _NEAR))
+        pace += gpus.pace[gpu]
+    rank, left = 0, packing.copies[0]
+    for i in range(gpus.pace.shape[0] - 1):
+        gpu = by_need[i]
+        for _ in range(gpus.first[gpu + 1] - gpus.first[gpu]):
+            if left == 0 and rank + 1 < packing.share.shape[0]:
+                rank += 1
+                left = packing.copies[rank]
+            if left > 0:
+                rest -= packing.share[rank]
+                left -= 1
+        pace -= gpus.pace[gpu]
+        if pace > 0.0:
+            least = max(least, rest / pace)
+    return least
 
 
 @allocating
-def _bound(load: F64, order: I64, gpus: Gpus, by_need: I64) -> float:
+def _bound(load: F64, order: I64, gpus: Gpus, by_need: I64, packing: Packing) -> float:
     """A lower bound on the peak, of loads over paces.
 
     It is no less than the mean. Of the heaviest expert, some GPU takes what is left on the slowest
-    of the GPUs that it has replicas on. And GPUs hold no more than the heaviest experts for all
-    their slots, which leaves the rest to the others.
+    of the GPUs that it has replicas on. And it is no less than that of one replica of each expert,
+    where slots may stay empty; `packing` is overwritten.
     """
     num_experts, num_gpus = load.shape[0], gpus.pace.shape[0]
     total = 0.0
@@ -140,16 +181,9 @@ def _bound(load: F64, order: I64, gpus: Gpus, by_need: I64) -> float:
     for copies in range(1, most + 1):
         split = max(split, copies * fastest[num_gpus - copies])
     bound = max(bound, load[order[0]] / split)
-    rest, slots, pace = total, 0, float(num_gpus)
-    for i in range(num_gpus - 1):
-        gpu = by_need[i]
-        for _ in range(gpus.first[gpu + 1] - gpus.first[gpu]):
-            if slots < num_experts:
-                rest -= load[order[slots]]
-                slots += 1
-        pace -= gpus.pace[gpu]
-        if pace > 0.0:
-            bound = max(bound, rest / pace)
+    for rank in range(num_experts):
+        packing.share[rank], packing.copies[rank] = load[order[rank]], 1
+    bound = max(bound, _least_of(packing, gpus, by_need))
     return float(bound)
 
 

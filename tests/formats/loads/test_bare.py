@@ -56,6 +56,8 @@ def test_axes_are_told(tmp_path: Path, ending: str, caplog: pytest.LogCaptureFix
         with told(caplog, ""):
             found = eplb.load_trace(path, axes=axes).loads
         assert np.array_equal(found, np.array(expected).reshape(found.shape))
+    trace = eplb.load_trace(save(tmp_path / f"a{ending}", ranks), axes="ranks,layers,experts")
+    assert np.array_equal(np.asarray(trace.sources), ranks)
     path = save(tmp_path / f"a{ending}", LOADS[0].T)
     assert np.array_equal(eplb.load_trace(path, axes="experts,layers").loads[0], LOADS[0])
 
@@ -176,7 +178,9 @@ def test_files_of_ranks_that_counted_their_own_experts(
     for rank, mask in enumerate(masks):
         save(tmp_path / f"rank{rank}.json", LOADS[0] * mask)
     with told(caplog, ""):
-        assert np.array_equal(eplb.load_trace(tmp_path).loads, LOADS[:1])
+        trace = eplb.load_trace(tmp_path)
+    assert np.array_equal(trace.loads, LOADS[:1])
+    assert trace.sources is None
     with told(caplog, "16 of 24 experts have no load in any layer.*folder of all ranks' files"):
         eplb.load_trace(tmp_path / "rank1.json")
     # Names that do not tell ranks: only the experts do.
@@ -197,8 +201,16 @@ def test_files_of_ranks_over_time(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         trace = eplb.load_trace(tmp_path)
     assert trace.names == ("counts_rank0_step2", "counts_rank0_step10")
     assert np.array_equal(trace.loads, [3 * LOADS[2] + 11, 3 * LOADS[2] + 11])
-    (tmp_path / "counts_rank10_step2.json").unlink()
-    with pytest.raises(eplb.FormatError, match="2 of rank 0, 2 of rank 1, 1 of rank 10 files: eac"):
+    assert trace.sources is None  # of rank 2 nothing is known
+    for step in (2, 10):
+        (tmp_path / f"counts_rank10_step{step}.json").rename(
+            tmp_path / f"counts_rank2_step{step}.json"
+        )
+    sources = eplb.load_trace(tmp_path).sources
+    assert np.array_equal(np.asarray(sources), [2 * (LOADS[2] + rank) for rank in (0, 1, 10)])
+    assert eplb.load_trace(tmp_path, counters=True).sources is None
+    (tmp_path / "counts_rank2_step2.json").unlink()
+    with pytest.raises(eplb.FormatError, match="2 of rank 0, 2 of rank 1, 1 of rank 2 files: each"):
         eplb.load_trace(tmp_path)
 
 

@@ -107,8 +107,23 @@ def test_passes_are_added_up_over_ranks(tmp_path: Path, torch: Any) -> None:
     first, second = [[5, 2, 3], [0, 5, 1]], [[1, 0, 0], [0, 4, 0]]
     both = np.add(first, second)
     assert load_trace(tmp_path) == trace_of([both, both], ["8", "9"])
+    sources = load_trace(tmp_path).sources
+    assert sources is not None
+    assert sources.tolist() == [(2 * np.array(each)).tolist() for each in (first, second)]
+    assert load_trace(dump(tmp_path, 0)).sources is None
     assert load_trace(dump(tmp_path, 0)).names == ("7", "8", "9")
     assert load_trace(dump(tmp_path, 1)).loads.tolist() == [second, second]
+
+
+def test_ranks_that_counted_what_came_to_them_are_no_sources(tmp_path: Path, torch: Any) -> None:
+    phy2log = [[*range(8), *range(4)]]
+    for rank in range(4):
+        counts = np.zeros((1, 12), int)
+        counts[0, 3 * rank : 3 * rank + 3] = 5
+        save_records(torch, dump(tmp_path, rank), [record(torch, 1, rank, counts)], phy2log)
+    trace = load_trace(tmp_path)
+    assert trace.loads.tolist() == [[[10] * 4 + [5] * 4]]
+    assert trace.sources is None
 
 
 def test_two_dumps_of_one_run_follow_each_other(tmp_path: Path, torch: Any) -> None:

@@ -36,6 +36,26 @@ def test_statistics_of_tensorrt_llm(tmp_path: Path) -> None:
     windows = [[zero, [2 * it, 2, 1], zero, [2 * it, 6, 1]] for it in (9, 100)]
     assert trace == trace_of(windows, ["9", "100"], top_k=2)
     assert trace.dense.tolist() == [True, False, True, False]
+    assert trace.sources is not None
+    assert trace.sources.sum(axis=0).tolist() == trace.total().tolist()
+    assert trace.sources[:, 1].tolist() == [[109, 2, 0], [109, 2, 2]]
+
+
+def test_ranks_of_stages_are_those_that_tokens_come_from(tmp_path: Path) -> None:
+    """Ranks 0 and 1 have layer 0, ranks 2 and 3 layer 1: two sources, and none are told where one
+    stage has three ranks.
+    """
+    from_numpy = pytest.importorskip("safetensors.numpy", reason="safetensors writes statistics")
+    meta = {"num_experts": 2, "num_experts_per_token": 1}
+    (tmp_path / "meta_info.json").write_text(json.dumps(meta))
+    for rank in range(4):
+        row = np.array([rank + 1, 10], np.int32)
+        from_numpy.save_file({f"0_{rank // 2}": row}, tmp_path / f"rank{rank}.safetensors")
+    sources = load_trace(tmp_path).sources
+    assert sources is not None
+    assert sources[:, :, 0].tolist() == [[1, 3], [2, 4]]
+    from_numpy.save_file({"0_1": row}, tmp_path / "rank4.safetensors")
+    assert load_trace(tmp_path).sources is None
 
 
 def test_statistics_that_are_not_whole(tmp_path: Path) -> None:

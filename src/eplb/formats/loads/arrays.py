@@ -1,13 +1,16 @@
 """Arrays of loads: `.npy`, `.npz`, and the project's own compact `.npz`, never unpickled.
 
 The project's own form has the arrays `loads` [T, L, E] in the smallest type that holds them,
-`times` [T] where they are known, and `about`: the bytes of a line of JSON with names, top_k, model.
+`times` [T] and `sources` [R, L, E] where they are known, and `about`: the bytes of a line of JSON
+with names, top_k, model.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb.errors import FormatError
 from eplb.files import replacing
@@ -21,7 +24,7 @@ __all__ = ["read_npy", "read_npz", "write_npz"]
 _NAMES = ("logical_count", "loads", "counts", "load", "routed_experts")
 """Names of the array in an `.npz` that has several, the first found is taken."""
 
-_OWN = ("about", "loads", "times")
+_OWN = ("about", "loads", "times", "sources")
 
 
 def read_npy(path: Path) -> Bare:
@@ -49,12 +52,15 @@ def read_npz(path: Path) -> LoadTrace | Bare:
         return Bare(array, name)
     with np.errstate(invalid="ignore"):
         text = arrays["about"].astype(np.uint8).tobytes()
-    return trace_about(path, text, arrays["loads"], [], arrays.get("times"))
+    trace = trace_about(path, text, arrays["loads"], [], arrays.get("times"))
+    return replace(trace, sources=arrays.get("sources"))
 
 
 def write_npz(trace: LoadTrace, path: Path) -> None:
     """Write the project's own compact form: whole numbers in the smallest type that holds them."""
-    arrays: dict[str, Any] = {"loads": trace.loads.astype(_smallest(trace), copy=False)}
+    arrays: dict[str, Any] = {"loads": _smallest(trace.loads)}
+    if trace.sources is not None:
+        arrays["sources"] = _smallest(trace.sources)
     if trace.times is not None:
         arrays["times"] = trace.times
     arrays["about"] = np.frombuffer(about_text(trace, names=True).encode("ascii"), np.uint8)
@@ -62,14 +68,16 @@ def write_npz(trace: LoadTrace, path: Path) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def _smallest(trace: LoadTrace) -> np.dtype[Any]:
-    """The smallest unsigned type that holds all loads exactly, float64 where they are not whole."""
-    whole = all(np.array_equal(window, np.floor(window)) for window in trace.loads)
-    largest = float(trace.loads.max())
+def _smallest(loads: NDArray[np.float64]) -> NDArray[Any]:
+    """The loads in the smallest unsigned type that holds all exactly, as they are where they are
+    not whole.
+    """
+    whole = all(np.array_equal(window, np.floor(window)) for window in loads)
+    largest = float(loads.max())
     if whole:
         for name in ("uint8", "uint16", "uint32", "uint64"):
             dtype = np.dtype(name)
             # 2**64 - 1 is no float64: below 2**64 is what is meant.
             if largest < float(2 ** (8 * dtype.itemsize)):
-                return dtype
-    return np.dtype(np.float64)
+                return loads.astype(dtype)
+    return loads

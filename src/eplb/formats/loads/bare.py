@@ -159,7 +159,10 @@ def _arranged(array: NDArray[Any], axes: tuple[str, ...]) -> LoadTrace:
     whole = np.transpose(whole, order)
     if "local" in axes:
         return LoadTrace(floats(whole.reshape(*whole.shape[:2], -1)))
-    return LoadTrace(floats(whole.sum(axis=2, dtype=np.float64)))
+    counted = None
+    if "ranks" in axes:
+        counted = np.moveaxis(whole.sum(axis=0, dtype=np.float64), 1, 0)
+    return LoadTrace(floats(whole.sum(axis=2, dtype=np.float64)), sources=counted)
 
 
 def _axes_of_name(path: Path, bare: Bare) -> tuple[str, ...] | None:

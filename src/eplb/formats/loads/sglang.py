@@ -127,10 +127,14 @@ def joined(parts: Iterable[Passes], windows: Windows) -> LoadTrace:
     path = Path() if first is None else first.path
     chosen = _whole_passes(path, {pass_id: set(seen) for pass_id, seen in found.items()})
     times = _times([_first_time(part for part, _ in found[each].values()) for each in chosen])
+    counted = np.zeros((0, 0, 0))
     for at, pass_id in enumerate(chosen):
-        loads = sum(part.loads(number) for part, number in found[pass_id].values())
+        of_ranks = [found[pass_id][rank] for rank in sorted(found[pass_id])]
+        loads = np.stack([part.loads(number) for part, number in of_ranks])
+        counted = counted + loads if at else loads
         time = None if times is None else times[at : at + 1]
-        windows.add(path, np.asarray(loads)[None], [str(pass_id)], time)
+        windows.add(path, loads.sum(axis=0)[None], [str(pass_id)], time)
+    windows.count(counted if chosen else None)
     num_layers = 0 if first is None else len(first.phy2log)
     return windows.finish(layers=tuple(range(num_layers)))
 

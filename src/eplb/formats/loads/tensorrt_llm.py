@@ -36,7 +36,9 @@ def is_statistics(folder: Path) -> bool:
 
 
 def read_statistics(folder: Path) -> LoadTrace:
-    """The trace of a folder of statistics: a window an iteration, ranks added up."""
+    """The trace of a folder of statistics: a window an iteration, ranks added up, and what each
+    rank counted in all.
+    """
     try:
         import safetensors
     except ImportError:
@@ -45,6 +47,7 @@ def read_statistics(folder: Path) -> LoadTrace:
     files = _rank_files(folder)
     stages: _Stages = {}
     parts: dict[int, NDArray[np.float64]] = {}
+    by_rank: dict[int, list[NDArray[np.float64]]] = {}
     for path in files:
         with naming(path):
             check_regular(path)
@@ -54,21 +57,31 @@ def read_statistics(folder: Path) -> LoadTrace:
             ):
                 keys = _keys(path, list(file.keys()))
                 rows = _check_stage(path, keys, stages)
-                check_size(path, "the folder", len(rows) * _num_layers(stages) * num_experts)
+                at_most = max(len(rows), len(files)) * _num_layers(stages) * num_experts
+                check_size(path, "the folder", at_most)
+                for layer in {layer for _, layer in keys}:
+                    by_rank.setdefault(layer, []).append(np.zeros(num_experts))
                 for (iteration, layer), key in keys.items():
                     if layer not in parts:
                         parts[layer] = np.zeros((len(rows), num_experts))
-                    parts[layer][rows[iteration]] += _counts(
-                        path, key, file.get_tensor(key), num_experts
-                    )
+                    counts = _counts(path, key, file.get_tensor(key), num_experts)
+                    parts[layer][rows[iteration]] += counts
+                    by_rank[layer][-1] += counts
     total = np.zeros((len(rows), _num_layers(stages), num_experts))
     for layer in sorted(parts):
         total[:, layer] = parts.pop(layer)
     total.flags.writeable = False
+    sources = None
+    if len(set(map(len, by_rank.values()))) == 1:
+        # Each stage has as many ranks.
+        sources = np.zeros((len(next(iter(by_rank.values()))), *total.shape[1:]))
+        for layer, counted in by_rank.items():
+            sources[:, layer] = counted
     iterations = sorted(rows)
     with naming(folder):
         layers = tuple(range(total.shape[1]))
-        return LoadTrace(total, list(map(str, iterations)), top_k=top_k, layers=layers)
+        names = list(map(str, iterations))
+        return LoadTrace(total, names, top_k=top_k, layers=layers, sources=sources)
 
 
 def _read_meta(path: Path) -> tuple[int, int]:
