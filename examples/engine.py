@@ -74,10 +74,14 @@ def main() -> None:
     draw = np.random.default_rng(0)
     popular = draw.lognormal(0.0, 1.0, (LAYERS, EXPERTS))
     engine = Engine()
+    start = engine.placement
     for step in range(STEPS):
-        popular *= draw.lognormal(0.0, 0.1, popular.shape)  # what users ask for drifts
-        balancedness = engine.serve(draw.poisson(100.0 * popular).astype(float))
-        said = f"step {step:2}: balancedness {balancedness:.3f}"
+        popular *= draw.lognormal(0.0, 0.05, popular.shape)  # what users ask for drifts
+        tokens = draw.poisson(100.0 * popular).astype(float)
+        said = (
+            f"step {step:2}: balancedness {engine.serve(tokens):.3f} "
+            f"(in the first layout {start.balancedness(tokens):.3f})"
+        )
         if step % EVERY == EVERY - 1:
             answer = engine.rebalance()
             said += ", waits" if answer is None else f", moves {answer.moves} experts"

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from eplb import LoadTrace
-from eplb.describe import Drift, drift, heat, inspect_trace, skew
+from eplb.describe import OF_GPUS, Drift, drift, heat, heat_map, inspect_trace, skew
 from eplb.errors import LoadsError
 
 COUNTS = st.one_of(st.just(0.0), st.integers(1, 10**6).map(float))
@@ -168,3 +168,29 @@ def test_heat_and_the_hottest_experts() -> None:
         (2, 1, 1.0),
         (2, 2, 1.0),
     ]
+
+
+def test_a_heat_map_shows_the_hottest_of_what_shares_a_sign() -> None:
+    loads = np.full((40, 10), 0.5)
+    loads[3, 9], loads[39, 0] = 1.05, 2.0
+    legend, lines = heat_map({"": loads}, range(100, 140), "GPU", OF_GPUS, width=16)
+    assert legend.startswith("Each sign is the load of the hottest of 2 or 3 layers and 2 GPUs: ")
+    assert "'#'" not in legend
+    assert lines[0] == "100-102 |     |"
+    assert lines[1] == "103-105 |    ▒|"
+    assert lines[-1] == "138-139 |█    |"
+    assert len(lines) == 16
+
+
+def test_heat_maps_stand_side_by_side_within_the_width() -> None:
+    loads = np.array([[1.0, 2.0, 0.0], [0.95, 1.2, 0.0]])
+    legend, lines = heat_map(
+        {"now": loads, "later": loads[:, ::-1]}, [3, 12], "GPU", OF_GPUS, width=60, signs=" .:*#"
+    )
+    assert legend.startswith("Each sign is the load of one GPU of a layer: ' ' below 0.9 of the ")
+    assert lines == ["layer now   later", "    3 |:# | | #:|", "   12 |.* | | *.|"]
+    for width in (30, 40, 80, 200):
+        _, wide = heat_map(
+            {"now": np.ones((2, 72)), "later": np.ones((2, 72))}, [3, 12], "GPU", OF_GPUS, width
+        )
+        assert max(map(len, wide)) <= width

@@ -290,10 +290,10 @@ def find_named(
     from difflib import get_close_matches
 
     close = get_close_matches(asked, plain, n=1, cutoff=0.5)
+    names = ", ".join([*known, *(also or {})])
     nearest = f"the nearest is {plain[close[0]]!r}; " if close else ""
     raise OptionError(
-        f"the {what} {name!r} is not known: {nearest}known are {', '.join(known)}; "
-        f"for another, give {instead}"
+        f"the {what} {name!r} is not known: {nearest}known are {names}; for another, give {instead}"
     )
 
 

@@ -6,7 +6,7 @@ load have none and are left out.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,14 +17,20 @@ from eplb.errors import LoadsError
 from eplb.loads import LoadTrace, as_array, check_values
 
 __all__ = [
+    "OF_EXPERTS",
+    "OF_GPUS",
+    "PLAIN_SIGNS",
+    "SIGNS",
     "Drift",
     "HotExpert",
     "Inspection",
     "LagFigures",
     "Range",
+    "Shades",
     "Skew",
     "drift",
     "heat",
+    "heat_map",
     "inspect_trace",
     "skew",
 ]
@@ -40,6 +46,12 @@ _MOST_PAIRED = 64
 
 _HOTTEST = 5
 """Experts that are named."""
+
+_MOST_ROWS, _MOST_COLUMNS = 16, 64
+"""Of a heat map in signs."""
+
+SIGNS, PLAIN_SIGNS = " ░▒▓█", " .:*#"
+"""Of a heat map from cold to hot, for terminals with UTF-8 and without."""
 
 _EVEN = 1e-12
 """Standard deviation over mean below which loads differ by rounding alone."""
@@ -385,6 +397,83 @@ def heat(trace: LoadTrace) -> _Array:
     mean = total.mean(axis=1, keepdims=True)
     found: _Array = np.divide(total, mean, out=np.zeros_like(total), where=mean > 0.0)
     return found
+
+
+class Shades(NamedTuple):
+    """What the five signs of a heat map stand for.
+
+    Attributes:
+        steps: where each but the last ends, in times the mean.
+        words: what it says, of each.
+    """
+
+    steps: tuple[float, ...]
+    words: tuple[str, ...]
+
+
+OF_EXPERTS = Shades(
+    (0.5, 1.0, 2.0, 4.0),
+    ("below half the mean", "to the mean", "to twice", "to four times", "above"),
+)
+OF_GPUS = Shades(
+    (0.9, 1.0, 1.1, 1.25),
+    ("below 0.9 of the mean", "to the mean", "to 1.1 times", "to 1.25", "above"),
+)
+
+
+def heat_map(
+    maps: Mapping[str, _Array],
+    layers: Sequence[int],
+    what: str,
+    shades: Shades,
+    width: int,
+    signs: str = SIGNS,
+) -> tuple[str, list[str]]:
+    """Loads in layers as lines of signs, for a terminal.
+
+    Args:
+        maps: [L, N] loads over the mean of their layer, by headings; they stand side by side. One
+            alone needs none.
+        layers: [L] numbers of the layers.
+        what: has these loads: "expert" or "GPU".
+        shades: what the signs stand for.
+        width: characters of a line at most.
+        signs: from cold to hot.
+
+    Returns:
+        What the signs mean, and the lines. Where there are more layers or columns than fit,
+        neighbours share a sign, and it is that of the hottest.
+    """
+    num_layers, number = next(iter(maps.values())).shape
+    rows = np.array_split(np.arange(num_layers), min(num_layers, _MOST_ROWS))
+    numbers = [
+        f"{layers[each[0]]}-{layers[each[-1]]}" if len(each) > 1 else str(layers[each[0]])
+        for each in rows
+    ]
+    indent = max(len(number) for number in ("layer", *numbers)) + 1
+    most = (width - indent) // len(maps) - 3
+    columns = np.array_split(np.arange(number), max(1, min(number, most, _MOST_COLUMNS)))
+    lines = []
+    if len(maps) > 1:
+        heads = (f" {name:<{len(columns) + 2}}" for name in maps)
+        lines.append(f"{'layer':>{indent - 1}}{''.join(heads)}".rstrip())
+    for label, row in zip(numbers, rows, strict=True):
+        drawn = []
+        for heat_of in maps.values():
+            hottest = (heat_of[np.ix_(row, each)].max() for each in columns)
+            of_row = (signs[int(np.searchsorted(shades.steps, each, "right"))] for each in hottest)
+            drawn.append(f" |{''.join(of_row)}|")
+        lines.append(f"{label:>{indent - 1}}{''.join(drawn)}")
+    legend = ", ".join(f"{sign!r} {words}" for sign, words in zip(signs, shades.words, strict=True))
+    shared = [
+        f"{len(parts[-1])} {name}s"
+        if len(parts[-1]) == len(parts[0])
+        else f"{len(parts[-1])} or {len(parts[0])} {name}s"
+        for parts, name in ((rows, "layer"), (columns, what))
+        if len(parts[0]) > 1
+    ]
+    shown = f"the hottest of {' and '.join(shared)}" if shared else f"one {what} of a layer"
+    return f"Each sign is the load of {shown}: {legend}.", lines
 
 
 def _hottest(trace: LoadTrace) -> list[HotExpert]:

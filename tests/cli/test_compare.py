@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -377,7 +378,7 @@ def test_heat_is_drawn_with_what_the_terminal_has(trace_file: Path) -> None:
         lines = file.read().splitlines()
         end = next(n for n, line in enumerate(lines) if line.startswith("Hottest experts"))
         drawn[encoding] = lines[end - 17 : end - 1]
-    assert {len(line) for line in drawn["utf-8"]} == {32}
+    assert {len(line) for line in drawn["utf-8"]} == {5 + 1 + 1 + 32 + 1}
     other = str.maketrans("░▒▓█", ".:*#")
     assert [line.translate(other) for line in drawn["utf-8"]] == drawn["ascii"]
 
@@ -419,20 +420,20 @@ def test_synthesized(tmp_path: Path) -> None:
         (["compare", "TRACE", "--gpus", 8, "-o", "TRACE"], "TRACE: records end with .csv"),
         (["compare", "TRACE", "--gpus", 8, "-o", "/proc/x.csv"], "/proc/x.csv cannot be written"),
         (["convert", "TRACE", "TRACE"], "TRACE: this is the input, which would be overwritten"),
-        (["compare", "TRACE", "--gpus", 8, "--expert-bytes", 10**19], "expert_bytes is 1000000"),
+        (["compare", "TRACE", "--gpus", 8, "--expert-bytes", 10**19], "--expert-bytes is 1000000"),
         (["compare", "TRACE", "--gpus", 8, "--merge", 12], "the trace has 1 window: to serve"),
         (
             ["compare", "TRACE", "--gpus", 8, "--merge", 0],
             "the number of windows to add up is 0: give 1",
         ),
         (["compare", "TRACE", "--gpus", 8, "--slots", 24], "24 slots do not hold 32 experts"),
-        (["compare", "TRACE", "--gpus", 0], "num_gpus is 0: give 1 or more"),
-        (["sweep", "TRACE", "--gpus", 0], "num_gpus is 0: give 1 or more"),
-        (["sweep", "TRACE", "--gpus", 8, "--every", 0], "every is 0: give 1 or more"),
-        (["sweep", "TRACE", "--gpus", 8, "--jobs", 0], "jobs is 0: give 1 or more"),
+        (["compare", "TRACE", "--gpus", 0], "--gpus is 0: give 1 or more"),
+        (["sweep", "TRACE", "--gpus", 0], "--gpus is 0: give 1 or more"),
+        (["sweep", "TRACE", "--gpus", 8, "--every", 0], "--every is 0: give 1 or more"),
+        (["sweep", "TRACE", "--gpus", 8, "--jobs", 0], "--jobs is 0: give 1 or more"),
         (["convert", "TRACE", "a.txt"], "a.txt: the ending tells the format"),
         (["synthesize", "gpt-5", "a.npz"], "there is no preset 'gpt-5': give one of deepseek-v3"),
-        (["synthesize", "gpt-oss-20b", "a.npz", "--windows", 0], "num_windows is 0"),
+        (["synthesize", "gpt-oss-20b", "a.npz", "--windows", 0], "--windows is 0"),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -456,3 +457,21 @@ def test_a_folder_is_no_output(trace_file: Path, tmp_path: Path) -> None:
     done = run("sweep", trace_file, "--gpus", 8, "-o", tmp_path / "a.csv")
     assert (done.returncode, done.stdout) == (2, "")
     assert "a.csv cannot be written: it is a folder" in done.stderr
+
+
+def test_wide_tables_are_printed_in_parts_and_whole(trace_file: Path) -> None:
+    words = ("--gpus", 8, "--slots", 40, "--every", 8)
+    timed = ("--window-seconds", 5, "--model", "gpt-oss-20b", "--gpu", "H100")
+    done = run(
+        "compare", trace_file, *words, *timed, "--policy", "contiguous,mean,moving,deciding",
+        COLUMNS="80",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in done.stdout
+    for heading in ("balancedness", "weighted", "worst window", "moved", "bytes", "plan", "net"):
+        assert any(re.search(rf"\b{heading}\b", line) for line in lines), heading
+    assert sum(line.startswith("deciding ") for line in lines) == 2
+    sweep = ("sweep", trace_file, "--gpus", "8,16", "--every", 8, "--policy", "mean", "--jobs", 1)
+    assert "…" not in run(*sweep, COLUMNS="60").stdout

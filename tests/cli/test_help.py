@@ -192,3 +192,60 @@ def test_a_terminal_without_utf_8_is_told_in_plain_characters() -> None:
     done = run_process(*words, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"balancedness 0\.\d+ -> 0\.\d+", done.stdout)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_breaks_no_name_at_its_hyphens(name: str) -> None:
+    said = run(name, "--help", COLUMNS="80").stdout
+    assert not re.search(r"\w-\n +\w", said)
+    assert "\u2011" not in said
+
+
+def test_values_are_completed() -> None:
+    for words, found in (
+        ("eplb plan --to as", ["ascend"]),
+        ("eplb decide --gpu H2", ["H200", "H20"]),
+        ("eplb size --model Kimi-K2", ["Kimi-K2", "Kimi-K2.5"]),
+        ("eplb decide --engine sg", ["sglang", "sglang-chunks"]),
+    ):
+        asked = {"_EPLB_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
+        done = run(**asked)
+        assert done.stdout.split() == found
+
+
+@pytest.mark.usefixtures("place")
+def test_the_locale_of_c_is_told_in_ascii() -> None:
+    np.save("loads.npy", WINDOWS)
+    of_c = {"LC_ALL": "C", "PYTHONUTF8": "", "PYTHONIOENCODING": ""}
+    assert run_process("inspect", "loads.npy", **of_c).stdout.isascii()
+    shown = run_process("inspect", "loads.npy", **{**of_c, "LC_ALL": "C.UTF-8"}).stdout
+    assert not shown.isascii()
+
+
+@pytest.mark.usefixtures("place")
+def test_what_is_wrong_is_named_as_it_was_typed() -> None:
+    for option in ("--gpus", "--nodes", "--threads"):
+        words = {"--gpus": "4", option: "0"}
+        done = run("plan", "loads.json", *(word for pair in words.items() for word in pair))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"eplb: {option} is 0: give 1 or more")
+
+
+@pytest.mark.usefixtures("place")
+def test_figures_of_machines_are_options_wherever_a_model_or_a_gpu_is_asked_for() -> None:
+    np.save("eight.npy", WINDOWS[..., :8])
+    timed = ("plan", "eight.npy", "--gpus", 4, "--objective", "time", "--batch", "2,2,4")
+    assert run(*timed, "--model", "Mixtral-8x7B", "--bandwidth-within", 1, "-h").returncode == 0
+    for command, options in (
+        (("size", "loads.json", "--gpus", 4, "--model", "none"), "--expert-bytes and --kv-bytes"),
+        ((*timed, "--model", "none"), "--expert-bytes"),
+        ((*timed, "--gpu", "none"), "--bandwidth-within and --bandwidth-between"),
+    ):
+        done = run(*command)
+        assert done.returncode == 2
+        assert "is not known: " in done.stderr
+        assert done.stderr.rstrip().endswith(options)
+    slow = run(*timed, "--model", "Mixtral-8x7B", "--bandwidth-within", 1e-3, "--json")
+    fast = run(*timed, "--model", "Mixtral-8x7B", "--expert-bytes", 1000, "--json")
+    assert slow.returncode == fast.returncode == 0, slow.stderr + fast.stderr
+    assert slow.stdout != fast.stdout

@@ -111,8 +111,8 @@ def test_no_load_at_all(tmp_path: Path) -> None:
         (["--gpus", "32", "--slots", "224"], "224 slots do not hold 256 experts: give each"),
         (["--gpus", "32", "--nodes", "5"], "32 GPUs do not divide over 5 nodes: 30 or 35 GPUs"),
         (["--gpus", "32", "--groups", "7"], "256 experts do not divide into 7 groups: 4 or 8"),
-        (["--gpus", "0"], "num_gpus is 0: give 1 or more"),
-        (["--gpus", "32", "--threads", "0"], "threads is 0: give 1 or more"),
+        (["--gpus", "0"], "--gpus is 0: give 1 or more"),
+        (["--gpus", "32", "--threads", "0"], "--threads is 0: give 1 or more"),
         (["--gpus", "32", "-o", "/nowhere/at/all.json"], "/nowhere/at/all.json cannot be written"),
     ],
 )

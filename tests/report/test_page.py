@@ -199,6 +199,22 @@ def test_the_text_tells_the_same_story(full: Figures) -> None:
         assert section.finding in shown
 
 
+def test_the_text_has_maps_and_the_hottest_experts(full: Figures) -> None:
+    file = io.StringIO()
+    print_report(Console(file=file, width=80), full)
+    lines = file.getvalue().splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("layer now "))
+    assert lines[start].endswith(" with a plan")
+    number = len(full.heat.layers)
+    rows = lines[start + 1 : start + 1 + min(number, 16)]
+    assert all(line.count("|") == 4 for line in rows)
+    assert rows[-1].split("|")[0].split("-")[-1].strip() == str(full.heat.layers[-1])
+    hottest = max((share, -at) for at, hot in enumerate(full.hot) for share in hot.shares)
+    hot = full.hot[-hottest[1]]
+    said = " ".join(lines)
+    assert f"copies planned): {hot.experts[0]} of layer {hot.layer} (" in said
+
+
 @pytest.mark.parametrize("width", [20, 40, 80])
 def test_the_text_fits_a_narrow_terminal(full: Figures, width: int) -> None:
     lines = printed(full, width).split("\n")

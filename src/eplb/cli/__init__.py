@@ -4,6 +4,7 @@ import codecs
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -35,7 +36,11 @@ def _run() -> int | str | None:
     signal.signal(signal.SIGINT, before)
     codecs.register_error("eplb", _plainly)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if _asks_for_ascii():
+            stream.reconfigure(encoding="ascii", errors="eplb")
+        elif codecs.lookup(stream.encoding).name != "utf-8":
             stream.reconfigure(errors="eplb")
     try:
         with _telling_notes():
@@ -46,13 +51,29 @@ def _run() -> int | str | None:
         return 130
     except (EplbError, MemoryError, OverflowError, OSError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        return _fail(printable(said))
+        return _fail(printable(_as_typed(said)))
     except Exception as error:
         # Typer brings its own click or not, by version, and so the class of these errors.
         if not hasattr(error, "format_message"):
             raise
         return _fail_usage(error)
     return code
+
+
+def _as_typed(said: str) -> str:
+    """An error that begins with a parameter's name, with the option that was typed for it."""
+    found = re.match(r"(?:num_)?([a-z_]+) (?=is |are )", said)
+    if found is None:
+        return said
+    option = f"--{found[1].replace('_', '-')}"
+    typed = any(each.split("=", 1)[0] == option for each in sys.argv[1:])
+    return f"{option} {said[found.end() :]}" if typed else said
+
+
+def _asks_for_ascii() -> bool:
+    """Whether the locale is named as C's, where Python prints UTF-8 all the same."""
+    said = os.environ.get("PYTHONIOENCODING") or os.environ.get("PYTHONUTF8")
+    return not said and os.environ.get("LC_ALL") in ("C", "POSIX")
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:

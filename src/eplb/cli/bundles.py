@@ -1,11 +1,20 @@
-"""Options that travel together: what a command takes as one dataclass."""
+"""Options that travel together, what a command takes as one dataclass; and values that complete."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
-__all__ = ["taken_apart"]
+__all__ = ["beginning", "taken_apart"]
+
+
+def beginning(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """What a shell completes a value to: of these names, those that begin with it."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
 
 
 def taken_apart(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,11 +1,12 @@
 """The commands by name, in the order in which a user meets them, each with an example."""
 
+import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from eplb import __version__
 from eplb.cli import (
@@ -135,6 +136,9 @@ STORY: dict[str, dict[str, Command]] = {
 """The commands under the headings of `eplb --help`."""
 
 
+_HYPHEN, _UNBROKEN = re.compile(r"(?<=\w)-(?=\w)"), "\u2011"
+
+
 class _Story(TyperGroup):
     """Commands under headings, none cut short."""
 
@@ -151,6 +155,23 @@ class _Story(TyperGroup):
                 formatter.write_dl([(name, each.does) for name, each in commands.items()])
 
 
+class _Command(TyperCommand):
+    """A command whose help breaks no name at its hyphens."""
+
+    params: Any
+
+    def get_help(self, ctx: Any) -> str:
+        """The help of the command."""
+        said = [(param, param.help) for param in self.params if getattr(param, "help", None)]
+        for param, words in said:
+            param.help = _HYPHEN.sub(_UNBROKEN, words)
+        try:
+            return str(super().get_help(ctx)).replace(_UNBROKEN, "-")
+        finally:
+            for param, words in said:
+                param.help = words
+
+
 app = typer.Typer(
     name="eplb",
     cls=_Story,
@@ -164,7 +185,7 @@ app = typer.Typer(
 for _commands in STORY.values():
     for _name, _each in _commands.items():
         _example = _each.example.replace("\n", "\n  ")
-        app.command(_name, epilog=f"Example:\n\n\b\n  {_example}")(
+        app.command(_name, cls=_Command, epilog=f"Example:\n\n\b\n  {_example}")(
             taken_apart(_each.module.command)
         )
 

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from eplb.cli.bundles import beginning
+from eplb.cli.service import Between, ExpertBytes, Within, gpu_with, model_with
+from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, Gpu, find_gpu
 from eplb.cost.models import MODELS, Model, find_model, model_of_shape
 from eplb.errors import OptionError
@@ -13,6 +16,9 @@ from eplb.planning.batches import Batch
 from eplb.planning.objectives import OBJECTIVES
 
 __all__ = ["ObjectiveOptions", "batch_of"]
+
+_MOST_SIMILAR_GPU = "the most similar of these, and --bandwidth-within and --bandwidth-between"
+_MOST_SIMILAR_MODEL = "the most similar of these, and --expert-bytes"
 
 BatchSize = Annotated[
     str | None,
@@ -34,12 +40,18 @@ Objective = Annotated[
     ),
 ]
 GpuName = Annotated[
-    str, typer.Option("--gpu", help=f"Name of the GPU, for --objective time: {', '.join(GPUS)}.")
+    str,
+    typer.Option(
+        "--gpu",
+        autocompletion=beginning(GPUS),
+        help=f"Name of the GPU, for --objective time: {', '.join(GPUS)}.",
+    ),
 ]
 ModelName = Annotated[
     str | None,
     typer.Option(
         "--model",
+        autocompletion=beginning(MODELS),
         help=f"Name of the model, for --objective time: {', '.join(MODELS)}. [default: what the "
         "loads say, or one with as many experts]",
         show_default=False,
@@ -55,6 +67,9 @@ class ObjectiveOptions:
     objective: Objective = "tokens"
     gpu: GpuName = "H100"
     model: ModelName = None
+    expert_bytes: ExpertBytes = None
+    bandwidth_within: Within = None
+    bandwidth_between: Between = None
 
     def step(self, rule: str, *, weighs_nodes: bool, speed: str | None) -> Batch | None:
         """The batches that are planned for under a rule of dispatch, None for whole windows.
@@ -84,24 +99,27 @@ class ObjectiveOptions:
         if self.objective == "time":
             if speed is not None:
                 raise OptionError(f"{name} is for GPUs that are alike: leave out --speed")
-            find_gpu(self.gpu, "the most similar of these")
+            find_gpu(self.gpu, _MOST_SIMILAR_GPU)
         return step
 
-    def machines(self, trace: LoadTrace, step: Batch | None) -> tuple[Gpu, Model | None]:
+    def machines(
+        self, trace: LoadTrace, cluster: Cluster, step: Batch | None
+    ) -> tuple[Gpu, Model | None]:
         """The GPU and the model whose time it is, None where no time is.
 
         Raises:
             OptionError: a model that is not known, or none where one is needed.
         """
-        card = find_gpu(self.gpu, "the most similar of these")
+        card = find_gpu(self.gpu, _MOST_SIMILAR_GPU)
+        card = gpu_with(card, cluster, self.bandwidth_within, self.bandwidth_between)
         name = trace.model if self.model is None and trace.model in MODELS else self.model
         if name is not None:
-            return card, find_model(name, "the most similar of these")
+            return card, model_with(find_model(name, _MOST_SIMILAR_MODEL), self.expert_bytes)
         if self.objective != "time" or step is None:
             return card, None
         known = model_of_shape(trace.num_experts, step.top_k)
         if known is not None:
-            return card, known
+            return card, model_with(known, self.expert_bytes)
         raise OptionError(
             f"no model that is known routes to {step.top_k} of {trace.num_experts} experts: "
             f"give the most similar as --model: {', '.join(MODELS)}"

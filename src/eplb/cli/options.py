@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 from eplb.checks import in_one_line, printable, ranges
+from eplb.cli.bundles import beginning
 from eplb.cli.terminal import say
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import RULES, TABLES, check_rule
@@ -127,6 +128,7 @@ DispatchRule = Annotated[
     typer.Option(
         "--dispatch",
         metavar="RULE",
+        autocompletion=beginning(RULES),
         help="How tokens are split over the copies of an expert, for plans and figures: "
         f"{', '.join(RULES)}. [default: even]",
         show_default=False,

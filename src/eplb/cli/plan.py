@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from eplb.checks import budget_from, gpus_from, in_few_words, printable
+from eplb.cli.bundles import beginning
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.nodes import NodePrice, RoutedBy, traffic_of
 from eplb.cli.objective import ObjectiveOptions
@@ -98,6 +99,7 @@ def command(
     to: Annotated[
         str | None,
         typer.Option(
+            autocompletion=beginning(ENGINES),
             help=f"Format of --output: {', '.join(ENGINES)}. [default: {ENGINES[0]}]",
             show_default=False,
         ),
@@ -139,7 +141,7 @@ def command(
         num_slots = moe_slots(loads, cluster)
         budget = None if max_moves is None else budget_from(max_moves, "--max-moves").of(num_slots)
         moves = RunningPlacement(current, running, num_slots, budget, move_cost, rule)
-    card, model = low.machines(loads, step)
+    card, model = low.machines(loads, cluster, step)
     routed = traffic_of(traffic, node_price, loads, cluster, groups)
     what = _expected(loads, cluster, groups, forecast, effort, rule, afresh, threads)
     expected, tried = what.scenarios, what.tried

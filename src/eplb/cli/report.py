@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from eplb.checks import printable, real_number, whole_number
+from eplb.checks import printable, real_number
+from eplb.cli.bundles import beginning
 from eplb.cli.interrupts import quitting_on_interrupt
 from eplb.cli.nodes import RoutedBy, traffic_of
 from eplb.cli.options import (
@@ -25,12 +26,17 @@ from eplb.cli.options import (
     with_speed,
 )
 from eplb.cli.reading import LayerOptions
-from eplb.cli.service import Between, EngineName, ExpertBytes, Within
+from eplb.cli.service import (
+    Between,
+    EngineName,
+    ExpertBytes,
+    Within,
+    gpu_with,
+    model_with,
+)
 from eplb.cli.terminal import print_json, shows_progress
-from eplb.cluster import Cluster
-from eplb.cost.gpus import GPUS, Gpu, find_gpu
+from eplb.cost.gpus import GPUS, find_gpu
 from eplb.cost.models import MODELS, Model
-from eplb.cost.roofline import DEFAULTS
 from eplb.errors import MissingExtraError, OptionError
 from eplb.files import check_writable, write_text
 from eplb.loads import LoadTrace
@@ -51,13 +57,18 @@ def command(
     model: Annotated[
         str | None,
         typer.Option(
+            autocompletion=beginning(MODELS),
             help=f"Name of the model, for time estimates: {', '.join(MODELS)}. [default: what the "
             "loads say]",
             show_default=False,
         ),
     ] = None,
     gpu: Annotated[
-        str, typer.Option(help=f"Name of the GPU, for time estimates: {', '.join(GPUS)}.")
+        str,
+        typer.Option(
+            autocompletion=beginning(GPUS),
+            help=f"Name of the GPU, for time estimates: {', '.join(GPUS)}.",
+        ),
     ] = "H100",
     expert_bytes: ExpertBytes = None,
     bandwidth_within: Within = None,
@@ -134,7 +145,7 @@ def command(
             traffic=traffic_of(traffic, None, loads, cluster),
             **vars(advice),
             model=_model(model, expert_bytes, loads),
-            gpu=_gpu(card, cluster, bandwidth_within, bandwidth_between),
+            gpu=gpu_with(card, cluster, bandwidth_within, bandwidth_between),
             engine=engine,
             tokens_per_gpu=tokens_per_gpu,
             window_seconds=window_seconds,
@@ -159,22 +170,7 @@ def _model(name: str | None, expert_bytes: int | None, loads: LoadTrace) -> Mode
     known = known_model(name or loads.model, loads)
     if isinstance(known, Missing):
         raise OptionError(f"--expert-bytes changes one figure of a model, but {known.why}")
-    size = whole_number(expert_bytes, "--expert-bytes")
-    return replace(known, bytes_per_weight=size / known.expert_weights)
-
-
-def _gpu(known: Gpu, cluster: Cluster, within: float | None, between: float | None) -> Gpu:
-    """A GPU with the bandwidths that are given: those reached, in GB/s, and between nodes that of
-    all GPUs of a node.
-    """
-    if within is not None:
-        reached = real_number(within, "--bandwidth-within", "GB/s") * 1e9
-        known = replace(known, link_bandwidth=reached / DEFAULTS.link_efficiency)
-    if between is not None:
-        reached = real_number(between, "--bandwidth-between", "GB/s") * 1e9
-        of_one = reached / (cluster.num_gpus // cluster.num_nodes)
-        known = replace(known, network_bandwidth=of_one / DEFAULTS.network_efficiency)
-    return known
+    return model_with(known, expert_bytes)
 
 
 def _put(target: Path | None, page: str | None, found: Figures, text: bool, as_json: bool) -> None:

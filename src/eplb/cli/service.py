@@ -5,9 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from eplb.checks import real_number, whole_number
+from eplb.cli.bundles import beginning
 from eplb.cluster import Cluster
-from eplb.cost.gpus import GPUS, find_gpu
-from eplb.cost.models import EXPERT_BYTES, MODELS, find_model
+from eplb.cost.gpus import GPUS, Gpu, find_gpu
+from eplb.cost.models import EXPERT_BYTES, MODELS, Model, find_model
+from eplb.cost.roofline import DEFAULTS
 from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.moving.service import OVERHEADS, Service
@@ -22,12 +25,15 @@ __all__ = [
     "ServiceOptions",
     "TransferOptions",
     "Within",
+    "gpu_with",
+    "model_with",
 ]
 
 ModelName = Annotated[
     str | None,
     typer.Option(
         "--model",
+        autocompletion=beginning(MODELS),
         help=f"Name of the model, for the bytes of an expert: {', '.join(MODELS)}. "
         "[default: what the loads say]",
         show_default=False,
@@ -35,7 +41,11 @@ ModelName = Annotated[
 ]
 GpuName = Annotated[
     str | None,
-    typer.Option("--gpu", help=f"Name of the GPU, for its bandwidths: {', '.join(GPUS)}."),
+    typer.Option(
+        "--gpu",
+        autocompletion=beginning(GPUS),
+        help=f"Name of the GPU, for its bandwidths: {', '.join(GPUS)}.",
+    ),
 ]
 ExpertBytes = Annotated[
     int | None,
@@ -63,6 +73,7 @@ EngineName = Annotated[
     str | None,
     typer.Option(
         "--engine",
+        autocompletion=beginning(OVERHEADS),
         help="Engine whose own time for a rebalance is counted, beside that of the transfers: "
         f"{', '.join(OVERHEADS)}. [default: transfers alone]",
         show_default=False,
@@ -105,6 +116,28 @@ ExpertShare = Annotated[
 PlainExpertBytes = Annotated[
     int | None, typer.Option(help="Bytes of one expert's weights in one layer.")
 ]
+
+
+def gpu_with(known: Gpu, cluster: Cluster, within: float | None, between: float | None) -> Gpu:
+    """A GPU with the bandwidths that are given: those reached, in GB/s, and between nodes that of
+    all GPUs of a node.
+    """
+    if within is not None:
+        reached = real_number(within, "--bandwidth-within", "GB/s") * 1e9
+        known = replace(known, link_bandwidth=reached / DEFAULTS.link_efficiency)
+    if between is not None:
+        reached = real_number(between, "--bandwidth-between", "GB/s") * 1e9
+        of_one = reached / (cluster.num_gpus // cluster.num_nodes)
+        known = replace(known, network_bandwidth=of_one / DEFAULTS.network_efficiency)
+    return known
+
+
+def model_with(known: Model, expert_bytes: int | None) -> Model:
+    """A model with experts of the size that is given."""
+    if expert_bytes is None:
+        return known
+    size = whole_number(expert_bytes, "--expert-bytes")
+    return replace(known, bytes_per_weight=size / known.expert_weights)
 
 
 @dataclass(frozen=True)

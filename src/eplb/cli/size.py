@@ -23,12 +23,15 @@ from eplb.cli.reading import ReadingOptions
 from eplb.cli.service import ModelName, PlainExpertBytes
 from eplb.cli.terminal import _bytes, _line, _table, _title, print_json, progress_bar
 from eplb.cluster import Cluster
+from eplb.cost.models import find_model
 from eplb.dispatching.rules import in_words
 from eplb.planning.forecast import FORECASTS
 from eplb.planning.problem import Effort
 from eplb.replaying.sizing import KNEE, Sizing, Slots, size
 
 __all__ = ["command"]
+
+_OF_MEMORY = "--expert-bytes and --kv-bytes"
 
 
 def command(
@@ -83,7 +86,7 @@ def command(
                 num_groups=groups,
                 dispatch=rule,
                 forecast=forecast,
-                model=model,
+                model=None if model is None else find_model(model, _OF_MEMORY),
                 expert_bytes=expert_bytes,
                 kv_bytes=kv_bytes,
                 effort=effort,

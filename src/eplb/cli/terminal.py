@@ -18,7 +18,15 @@ from rich.text import Text
 from eplb.balance import with_interval
 from eplb.checks import counted, more, printable, ranges
 from eplb.cli.plot import finding
-from eplb.describe import Inspection
+from eplb.describe import (
+    OF_EXPERTS,
+    OF_GPUS,
+    PLAIN_SIGNS,
+    SIGNS,
+    Inspection,
+    Shades,
+    heat_map,
+)
 from eplb.dispatching.rules import in_words
 from eplb.loads import LoadTrace
 from eplb.moving.decide import Decision
@@ -58,14 +66,6 @@ Heat: TypeAlias = NDArray[np.float64]
 
 _VERSION = 1
 """Of what `--json` prints: it grows where a name goes or means something else."""
-
-_HEAT, _PLAIN_HEAT = (" ", "░", "▒", "▓", "█"), (" ", ".", ":", "*", "#")
-_STEPS, _GPU_STEPS = (0.5, 1.0, 2.0, 4.0), (0.9, 1.0, 1.1, 1.25)
-"""Signs of a heat map, with UTF-8 and without, and where one ends, in times the mean: of experts,
-and of GPUs.
-"""
-_MOST_ROWS, _MAP = 16, 64
-"""Rows and columns of a heat map at most."""
 
 _BAR = 30
 """Characters of the longest bar."""
@@ -247,9 +247,8 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
         console.print()
         console.print(_drift_table(found))
     console.print()
-    loaded = heat[[row for row in range(len(heat)) if heat[row].any()]]
-    words = "below half the mean", "to the mean", "to twice", "to four times", "above"
-    _print_heat(console, loaded, "experts", _STEPS, words)
+    loaded = [row for row in range(len(heat)) if heat[row].any()]
+    _print_heat(console, heat[loaded], loaded, "expert", OF_EXPERTS)
     hot = (
         f"{each.expert} of layer {each.layer} ({each.times_mean:.1f})"
         for each in found.hottest_experts
@@ -259,21 +258,13 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
 
 
 def _print_heat(
-    console: Console, heat: Heat, what: str, steps: Sequence[float], words: Sequence[str]
+    console: Console, heat: Heat, layers: Sequence[int], what: str, shades: Shades
 ) -> None:
-    """A map of experts, or of GPUs, in layers: neighbours share a sign where there are more than
-    fit, and it is that of the hottest.
-    """
-    signs = _HEAT if _can_print(console, "".join(_HEAT)) else _PLAIN_HEAT
-    num_layers, num_experts = heat.shape
-    rows = np.array_split(np.arange(num_layers), min(num_layers, _MOST_ROWS))
-    columns = np.array_split(np.arange(num_experts), min(num_experts, console.width - 1, _MAP))
-    legend = ", ".join(f"{sign!r} {said}" for sign, said in zip(signs, words, strict=True))
-    _line(console, f"Load of {what}, a line for each layer or few: {legend}")
-    for layers in rows:
-        hottest = [heat[np.ix_(layers, experts)].max() for experts in columns]
-        text = "".join(signs[int(np.searchsorted(steps, value, "right"))] for value in hottest)
-        console.print(Text(text, no_wrap=True))
+    signs = SIGNS if _can_print(console, SIGNS) else PLAIN_SIGNS
+    legend, lines = heat_map({"": heat}, layers, what, shades, console.width, signs)
+    _line(console, legend)
+    for line in lines:
+        console.print(Text(line, no_wrap=True))
 
 
 def print_watched_loads(
@@ -291,7 +282,8 @@ def print_watched_loads(
     _title(console, title)
     windows, _, gpus = gpu_load.shape
     total = gpu_load.sum(axis=0)
-    total = total[total.any(axis=1)]
+    layers = np.flatnonzero(total.any(axis=1)).tolist()
+    total = total[layers]
     shown = "the last window" if windows == 1 else f"the last {windows} windows"
     ago = "" if age is None else f", {_duration(age)} ago"
     _line(
@@ -311,8 +303,7 @@ def print_watched_loads(
         "mean",
     )
     console.print()
-    words = "below 0.9 of the mean", "to the mean", "to 1.1 times", "to 1.25", "above"
-    _print_heat(console, times_mean, "GPUs", _GPU_STEPS, words)
+    _print_heat(console, times_mean, layers, "GPU", OF_GPUS)
 
 
 def print_watched_metrics(
@@ -370,7 +361,7 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
         *_COSTS,
         *["net"] * net,
     )
-    table = _table("policy", *headings, gap=_gap(console))
+    table = _table("policy", *headings)
     for number, score in enumerate(comparison.scores):
         table.add_row(
             printable(score.policy),
@@ -381,10 +372,11 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
             *_costs(score),
             *[f"{score.net:+.2%}" if number and score.net is not None else ""] * net,
         )
-    console.print(table)
+    _print_wide(console, table)
+    _line(console, "Weighted: each layer counts by its load.")
     if comparison.placed_for:
         console.print()
-        console.print(_rules_table(comparison))
+        _print_wide(console, _rules_table(comparison))
     _print_what_is_sure(console, comparison.scores)
     if net:
         _line(
@@ -477,7 +469,7 @@ def print_sweep(console: Console, title: str, rows: Sequence[SweepRow], wanted: 
     if rows:
         _line(console, in_words(rows[0].dispatch))
     console.print()
-    table = _table("GPUs", "slots", "spare", "every", gap=_gap(console))
+    table = _table("GPUs", "slots", "spare", "every")
     table.add_column("policy")
     for heading in ("balancedness", "worst window", *_COSTS):
         table.add_column(heading, justify="right")
@@ -489,7 +481,7 @@ def print_sweep(console: Console, title: str, rows: Sequence[SweepRow], wanted: 
             f"{row.score.worst_window:.4f}",
             *_costs(row.score),
         )
-    console.print(table)
+    _print_wide(console, table, 5)
     _print_what_is_sure(console, [row.score for row in rows])
     if len(rows) < wanted:
         console.print()
@@ -523,6 +515,11 @@ def print_evaluation(
             style="bold" if this else None,
         )
     console.print(table)
+    _line(
+        console,
+        "Weighted: each layer counts by its load. Duplicates: slots with a second copy of an "
+        "expert on one GPU.",
+    )
     console.print()
     table = _table(
         "its worst layers", "this", "from it", "from scratch", "engine's own", "contiguous", gap=2
@@ -566,7 +563,7 @@ def print_frontier(
     )
     _line(console, in_words(found.dispatch))
     console.print()
-    mark = _HEAT[-1] if _can_print(console, _HEAT[-1]) else _PLAIN_HEAT[-1]
+    mark = SIGNS[-1] if _can_print(console, SIGNS) else PLAIN_SIGNS[-1]
     of_nodes = [] if found.other_nodes is None else ["other nodes"]
     table = _table(None, "moves", "of slots", "balancedness", "of the gain", *of_nodes)
     table.add_column("")
@@ -679,6 +676,31 @@ def _table(first: str | None, *others: str, gap: int = 3) -> Table:
     for heading in others:
         table.add_column(heading, justify="right")
     return table
+
+
+def _print_wide(console: Console, table: Table, of_row: int = 1) -> None:
+    """Print a table whose first columns say what a row is about, in parts where it does not fit:
+    each has those columns, and as many others as fit whole.
+    """
+    gap = _gap(console)
+    columns = [(str(each.header), list(map(str, each.cells))) for each in table.columns]
+    widths = [max(map(len, [*head.split(), *cells])) + gap for head, cells in columns]
+    about, others = list(range(of_row)), list(range(of_row, len(columns)))
+    while others:
+        shown = about + others[:1]
+        for each in others[1:]:
+            if sum(widths[at] for at in shown) + widths[each] - gap > console.width:
+                break
+            shown.append(each)
+        others = others[len(shown) - of_row :]
+        part = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+        for at in shown:
+            part.add_column(columns[at][0], justify=table.columns[at].justify)
+        for row in zip(*(columns[at][1] for at in shown), strict=True):
+            part.add_row(*row)
+        console.print(part)
+        if others:
+            console.print()
 
 
 def _gap(console: Console) -> int:

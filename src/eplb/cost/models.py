@@ -4,6 +4,7 @@ Figures are those of each model's `config.json`, read there or where `source` sa
 model, or one served in another number format, `dataclasses.replace` a preset or make a `Model`.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -358,6 +359,11 @@ _ALSO = {
 }
 """Models whose expert layers are those of another, by the name of that."""
 
+_RELEASE = re.compile(r"([-_](exp|instruct|thinking|base|chat|terminus|speciale|[0-9]{4}))+$", re.I)
+"""Ends of names by which releases of a model differ, whose expert layers are alike. Those that name
+a format of weights are none.
+"""
+
 EXPERT_BYTES: dict[str, int] = {name: model.expert_bytes for name, model in MODELS.items()}
 """Bytes of one expert of one layer of each model."""
 
@@ -369,16 +375,16 @@ _INSTEAD = (
 
 
 def find_model(name: str, instead: str = _INSTEAD) -> Model:
-    """The figures of a model by its name; case, dashes and the publisher do not matter.
+    """The figures of a model by its name; case, dashes, publisher and release do not matter.
 
     Args:
-        name: such as "deepseek-ai/DeepSeek-V3".
+        name: such as "deepseek-ai/DeepSeek-V3" or "Qwen/Qwen3-235B-A22B-Instruct-2507".
         instead: what the message of an error tells a user to give for a model that is not known.
 
     Raises:
         OptionError: the name is not known. The message has the nearest name and all known ones.
     """
-    return find_named(name, MODELS, "model", instead, _ALSO)
+    return find_named(_RELEASE.sub("", str(name)), MODELS, "model", instead, _ALSO)
 
 
 def model_of_shape(num_experts: int, top_k: int | None) -> Model | None:

@@ -2,7 +2,7 @@
 
 from eplb.checks import counted, more, printable
 from eplb.report.figures import Figures, Missing, Moment, Splits, Through
-from eplb.report.words import NAMES, Section, Table, percent, rows_of, score
+from eplb.report.words import NAMES, Section, Table, copies_of, percent, rows_of, score
 
 __all__ = [
     "balance", "drift", "estimated", "heat", "hot", "moves", "nodes", "spare", "through", "windows",
@@ -168,7 +168,7 @@ def hot(figures: Figures) -> Section:
         (
             f"layer {each.layer}",
             ", ".join(
-                f"{expert} ({percent(share, 1)}, {copies} {'copy' if copies == 1 else 'copies'})"
+                f"{expert} ({percent(share, 1)}, {copies_of(copies)})"
                 for expert, share, copies in zip(
                     each.experts, each.shares, each.copies, strict=True
                 )

@@ -1,17 +1,21 @@
-"""The report for a terminal: the same story, without charts."""
+"""The report for a terminal: the same story, with signs for the maps and no other charts."""
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from eplb.checks import PLAIN
-from eplb.report.figures import Figures
+from eplb.describe import OF_GPUS, PLAIN_SIGNS, SIGNS, heat_map
+from eplb.report.figures import Figures, Heat, Hot
 from eplb.report.story import tell
-from eplb.report.words import Section, Table
+from eplb.report.words import Section, Table, copies_of, percent
 
 __all__ = ["print_report"]
 
 _BAR = 20
+_HOTTEST = 5
+"""Experts that are named."""
 
 
 def print_report(console: Console, figures: Figures) -> None:
@@ -35,6 +39,10 @@ def print_report(console: Console, figures: Figures) -> None:
         page.line(aside, "dim")
     for section in story.sections:
         page.section(section)
+        if section.key == "heat":
+            page.heat(figures.heat)
+        if section.key == "hot":
+            page.hottest(figures.hot)
 
 
 class _Page:
@@ -77,6 +85,24 @@ class _Page:
         if section.command is not None:
             self.line(f"{section.command[0]}:")
             self.command(section.command[1])
+
+    def heat(self, found: Heat) -> None:
+        signs = SIGNS if self.plain(SIGNS) == SIGNS else PLAIN_SIGNS
+        maps = {"now": np.array(found.before), "with a plan": np.array(found.after)}
+        legend, lines = heat_map(maps, found.layers, "GPU", OF_GPUS, self._console.width, signs)
+        self.line(legend, "dim")
+        for line in lines:
+            self.command(line)
+
+    def hottest(self, found: tuple[Hot, ...]) -> None:
+        each = [
+            (share, f"{expert} of layer {hot.layer} ({percent(share, 1)}, {copies_of(copies)})")
+            for hot in found
+            for expert, share, copies in zip(hot.experts, hot.shares, hot.copies, strict=True)
+        ]
+        each.sort(key=lambda found: -found[0])
+        named = ", ".join(words for _, words in each[:_HOTTEST])
+        self.line(f"The hottest (share of their layer's load, copies planned): {named}.")
 
     def table(self, table: Table) -> None:
         rows = [tuple(map(self.plain, row)) for row in table.rows]

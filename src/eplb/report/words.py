@@ -11,6 +11,7 @@ __all__ = [
     "NAMES",
     "Section",
     "Table",
+    "copies_of",
     "percent",
     "printable_lines",
     "rows_of",
@@ -68,6 +69,11 @@ def printable_lines(text: str) -> str:
 def percent(share: float, decimals: int = 0) -> str:
     """A share in percent."""
     return f"{100.0 * share:.{decimals}f} %"
+
+
+def copies_of(number: int) -> str:
+    """A number of copies."""
+    return "1 copy" if number == 1 else f"{number} copies"
 
 
 def score(value: float | None, interval: Interval | None = None, form: str = ".4f") -> str:
