@@ -105,6 +105,25 @@ def test_other_names_are_not() -> None:
         eplb.plam  # noqa: B018
 
 
+def test_dispatch_on_the_device_is_reachable() -> None:
+    pytest.importorskip("torch")
+    code = "import eplb; print(eplb.torch.BatchDispatch.__name__)"
+    assert in_a_fresh_process(code).split() == ["BatchDispatch"]
+
+
+def test_dispatch_on_the_device_without_torch_names_what_to_install() -> None:
+    code = """
+import sys, eplb
+sys.modules["torch"] = None
+try:
+    eplb.torch
+except eplb.MissingExtraError as error:
+    print(error)
+"""
+    assert "pip install torch" in in_a_fresh_process(code)
+    assert "torch" not in dir(eplb) or "torch" in vars(eplb)  # what lists names needs no extra
+
+
 def test_star_import() -> None:
     code = (
         "from eplb import *; print(plan.__module__, rebalance_experts.__name__, Cluster(1, 1, 1))"

@@ -8,6 +8,7 @@ import re
 import shlex
 from typing import Any
 
+import pytest
 from recorded import ROOT
 
 SOURCE = ROOT / "src" / "eplb"
@@ -55,6 +56,25 @@ def test_picture_has_the_figures_of_the_pages_on_engines() -> None:
         assert part.startswith(f"{engine} on ")
         figures = re.findall(r"0(\.\d{3})", part)
         assert any(all(figure in row for figure in figures) for row in rows), part
+
+
+def test_figures_of_splits_are_those_of_the_page_on_dispatch() -> None:
+    """Both are of the same command; the page has a digit more, and what engines plan for a rule
+    of theirs they plan for an even split.
+    """
+
+    def table(page: str, first: str) -> list[list[float]]:
+        text = (ROOT / page).read_text(encoding="utf-8").split(f"| {first}", 1)[1]
+        rows = text.split("\n\n", 1)[0].splitlines()[2:]
+        return [[float(cell) for cell in re.findall(r"\| (\.\d+)", row)] for row in rows]
+
+    command = "`eplb compare DIR/deepseek_v3 --gpus 32 --nodes 4 --slots 288 --policy deepseek,eplb "
+    for page in ("README.md", "docs/dispatch.md"):
+        assert command in (ROOT / page).read_text(encoding="utf-8")
+    theirs, (*ours, sglang, best) = table("docs/dispatch.md", "placed for an even split, split")
+    wanted = [theirs, ours, [ours[0], sglang, best]]
+    for row, given in zip(table("README.md", "tokens split over"), wanted, strict=True):
+        assert row == pytest.approx(given, abs=0.00051)
 
 
 def test_python_runs_and_its_comments_are_true() -> None:

@@ -10,6 +10,7 @@ from eplb import _moved
 
 if TYPE_CHECKING:
     from eplb import cost, synthetic
+    from eplb import torch as torch
     from eplb.cluster import Cluster
     from eplb.dispatching.dispatch import Dispatch, dispatch
     from eplb.engines.balancer import Balancer, Rebalance
@@ -135,14 +136,15 @@ _PACKAGE_OF = {
     "cost": "eplb.cost",
     "forecast": "eplb.planning.forecast",
     "synthetic": "eplb.synthetic",
+    "torch": "eplb.torch",
 }
 
 
 def __getattr__(name: str) -> object:
+    if name in _PACKAGE_OF:  # eplb.torch too, in no list of names: it needs an extra
+        return import_module(_PACKAGE_OF[name])
     if name not in __all__:
         raise AttributeError(f"module 'eplb' has no attribute {name!r}")
-    if name in _PACKAGE_OF:
-        return import_module(_PACKAGE_OF[name])
     value: object = getattr(import_module(_MODULE_OF.get(name, "eplb.errors")), name)
     globals()[name] = value
     return value

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import run
+from recorded import ROOT
 
 import eplb
 from eplb import synthetic
@@ -67,6 +68,11 @@ def test_it_says_so(found: Demo) -> None:
     assert max(map(len, lines[:-2])) <= 80
     figures = json.loads(run("demo", "--json").stdout)
     assert [way["name"] for way in figures["ways"]] == [way.name for way in found.ways]
+
+
+def test_readme_has_its_figures(found: Demo) -> None:
+    theirs, even, _ = (f"{way.balancedness:.3f}".lstrip("0") for way in found.ways)
+    assert f"{theirs} and {even} with tokens split evenly" in (ROOT / "README.md").read_text()
 
 
 def test_a_loss_is_called_one(found: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
