@@ -13,6 +13,8 @@ from eplb.solver.threads import run_kernel
 __all__ = ["bend", "levelled_peaks", "solve_best_split", "split_bounds"]
 
 _EFFORT = {"fast": 0.3, "default": 1.0, "thorough": 8.0}
+_EFFORT_ALONE = {"fast": 0.9, "default": 3.0, "thorough": 12.0}
+"""The same where one window is all there is."""
 _STEPS, _MORE_STEPS = 350, 50_000
 """Changes that the search tries in a layer, the second number divided by its slots, times the
 effort (docs/experiments.md, dispatch)."""
@@ -20,8 +22,7 @@ _HEAT, _HEATED = 0.04, 1000
 """What a change may be for the worse at first, as a share of what is left to gain, in searches of
 so many steps for several windows: copies of one alone would be fitted too well."""
 _WINDOWS = {"fast": 48, "default": 128, "thorough": 128}
-"""Windows that are planned for, about: those that there are, and wider copies of them; of one
-window twice as many where steps are many, which would fit them alone."""
+"""Windows that are planned for, about: those that there are, and wider copies of them."""
 _SLACK = 0.005
 """What the expected peak may be above the lowest that was found, as a share of it, for the sake of
 windows that were not seen."""
@@ -62,16 +63,19 @@ def bend(problem: Problem, even: Layers, effort: Effort, batch: Batch | None = N
     cluster, loaded = problem.cluster, problem.loaded
     num_windows = problem.windows.shape[0]
     bounds = split_bounds(problem)
-    steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS // cluster.num_held))
-    many, alone = steps >= _HEATED, num_windows == 1
-    heat = _HEAT if many and not alone else 0.0
-    num_wide = max(1, round(_WINDOWS[effort] * (1 + (many and alone)) / num_windows))
+    alone = num_windows == 1
+    times = _EFFORT_ALONE[effort] if alone else _EFFORT[effort]
+    steps = int(times * (_STEPS + _MORE_STEPS // cluster.num_held))
+    heat = _HEAT if steps >= _HEATED and not alone else 0.0
+    num_wide = max(1, round(_WINDOWS[effort] / num_windows))
     narrow, wide = even.phy2log.copy(), even.phy2log.copy()
+    mean = np.einsum("tl,tle->l", problem.weight, planned.windows) / cluster.num_gpus
+    enough = levelled_peaks(planned, narrow) / np.maximum(mean, np.finfo(float).tiny)
 
     def work(begin: int, end: int) -> None:
         _place_layers(
             planned.windows, planned.weight, loaded[begin:end], _width(problem), num_wide,
-            problem.nodes, problem.gpus, problem.wishes, steps, heat, narrow, wide,
+            problem.nodes, problem.gpus, problem.wishes, steps, heat, enough, narrow, wide,
         )  # fmt: skip
 
     run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
@@ -99,11 +103,12 @@ def split_bounds(problem: Problem) -> NDArray[np.float64]:
 
 def _width(problem: Problem) -> float:
     """How wide the copies of windows are that are planned for: the wider, the more slots there are
-    to spare, .15 with one on a GPU and .5 with two (docs/experiments.md, dispatch).
+    to spare, .15 with one on a GPU, or .25 of a window alone, and .5 with two (docs/experiments.md,
+    dispatch).
     """
-    cluster, num_experts = problem.cluster, problem.loads.shape[1]
+    cluster, (num_windows, _, num_experts) = problem.cluster, problem.windows.shape
     spare: float = (cluster.num_held - num_experts) / cluster.num_gpus
-    return min(0.5, max(0.15, 0.35 * spare - 0.2))
+    return min(0.5, max(0.25 if num_windows == 1 else 0.15, 0.35 * spare - 0.2))
 
 
 def levelled_peaks(

@@ -12,7 +12,9 @@ as much on any GPU of a level.
 
 Few windows are soon perfect, and then nothing says which placement bends well. So what is planned
 for is wider than what was seen: each window, and copies of it in which every expert's load is
-multiplied by exp(width * normal), each window then scaled to one total.
+multiplied by exp(width * normal), each window then scaled to one total. Copies of one window alone
+are drawn anew now and then, each expert has some load more in them, and the window counts ever more
+beside them.
 
 A change is proposed from a GPU that is busiest in some window to another. Which of the slots there
 are changed is read off the slopes of the norm. The change is then made, and levelled by sweeps over
@@ -62,6 +64,15 @@ _HEAT = 0.3
 searches for the windows alone."""
 _SMALL = 64
 """Layers of fewer slots are searched longer for the windows alone, as many times as they fit."""
+_ANEW = 350
+"""After so many steps for one window and copies of it, those are drawn anew."""
+_MORE = 0.2
+"""What each expert has more in copies of one window, as a share of the mean load of experts."""
+_SHARE = 0.3
+"""What one window counts at last, of all that counts."""
+_AS_EACH = 0.0
+"""Where windows count as much as each of their copies."""
+_NOT_MORE = 0.0
 _UNIFORM = 8
 _DEVIATION = 0.816496580927726
 """Uniform numbers whose sum is nearly normal, and the standard deviation of it: the root of their
@@ -158,7 +169,7 @@ def _new_levelled(
         np.empty((num_experts, 2 + num_apart), np.int64),
         np.empty((3 * num_slots, 2), np.int64),
         np.empty(num_slots, np.int64),
-        np.empty(1, np.int64),
+        np.zeros(1, np.int64),
     )
 
 
@@ -174,6 +185,7 @@ def _place_layers(
     wishes: Wishes,
     steps: int,
     heat: float,
+    enough: F64,
     narrow: I64,
     wide: I64,
 ) -> None:
@@ -182,10 +194,9 @@ def _place_layers(
     and `num_wide` copies of each, which are of this `width`.
 
     `weights` [T, L] are what windows count. Experts stay on the node where they are, and the wishes
-    that `narrow` keeps stay kept. Each search
-    makes so many `steps`, changes that are tried; the wide one begins with some `heat`, and ends
-    with as many steps for the windows alone, until those are split no worse than they were at
-    first.
+    that `narrow` keeps stay kept. Each search makes so many `steps`, changes that are tried; the
+    wide one begins with some `heat`, and ends with as many steps for the windows alone, until their
+    expected peak is at or under `enough` [L], in mean loads of a GPU.
     """
     num_windows, _, num_experts = windows.shape
     num_slots = narrow.shape[1]
@@ -195,22 +206,30 @@ def _place_layers(
     longer = max(1, _SMALL // num_slots) * steps
     num_apart = wishes.apart.shape[2]
     at = _new_levelled(num_experts, gpus, num_apart, num_slots, num_blocks, bool(_STEEP))
+    rounds, more, share = 1, _NOT_MORE, _AS_EACH
+    if num_windows == 1:
+        rounds, more, share = max(1, steps // _ANEW), _MORE, _SHARE
     for layer in layers:
         _wish(at, wishes, layer)
         barred = wishes.barred[layer % wishes.barred.shape[0]]
-        _widen(at, windows[:, layer], width, num_wide)
-        weight = weights[:, layer]
-        _weigh(at, weight, int(_ALONE))
+        loads, weight = windows[:, layer], weights[:, layer]
+        at.random[0] = 0
+        _widen(at, loads, width, more, num_wide)
+        _weigh(at, weight, int(_ALONE), _AS_EACH)
         _begin(at, barred, narrow[layer])
-        first = _search(at, few, longer, node_gpus, _HEAT, 0.0)
+        _search(at, few, longer, node_gpus, _HEAT, num_windows, 0.0)
         _copy(at.best, narrow[layer])
-        _weigh(at, weight, num_wide)
-        _begin(at, barred, narrow[layer])
-        _search(at, num_blocks, steps, node_gpus, heat, 0.0)
         _copy(at.best, wide[layer])
-        _weigh(at, weight, int(_ALONE))
+        for number in range(1, rounds + 1):
+            if number > 1:
+                _widen(at, loads, width, more, num_wide)
+            _weigh(at, weight, num_wide, share * number / rounds)
+            _begin(at, barred, wide[layer])
+            _search(at, num_blocks, steps // rounds, node_gpus, heat, num_windows, 0.0)
+            _copy(at.best, wide[layer])
+        _weigh(at, weight, int(_ALONE), _AS_EACH)
         _begin(at, barred, wide[layer])
-        _search(at, few, longer, node_gpus, 0.0, first)
+        _search(at, few, longer, node_gpus, 0.0, num_windows, enough[layer])
         _copy(at.best, wide[layer])
 
 
@@ -250,17 +269,22 @@ def _normal(random: I64) -> float:
 
 
 @inner
-def _widen(at: Levelled, windows: F64, width: float, num_wide: int) -> None:
-    """Fill the loads with the windows [T, E] and copies of them, of a mean GPU load of 1."""
+def _widen(at: Levelled, windows: F64, width: float, more: float, num_wide: int) -> None:
+    """Fill the loads with the windows [T, E] and copies of them, of a mean GPU load of 1. In copies
+    each expert has the mean load of experts times `more` more, if any.
+    """
     num_windows, num_experts = windows.shape
     num_gpus = at.level.shape[1]
-    at.random[0] = 0
     for i in range(at.load.shape[0] * _BLOCK):
         block, place = i // _BLOCK, i % _BLOCK
         window = i % num_windows
-        total = 0.0
+        added, total = 0.0, 0.0
+        if more > 0.0 and i >= num_windows:
+            for expert in range(num_experts):
+                added += windows[window, expert]
+            added *= more / num_experts
         for expert in range(num_experts):
-            load = windows[window, expert]
+            load = windows[window, expert] + added
             if i >= num_windows:
                 exponent = width * _normal(at.random)
                 factor = _exponential(-abs(exponent))
@@ -273,12 +297,21 @@ def _widen(at: Levelled, windows: F64, width: float, num_wide: int) -> None:
 
 
 @inner
-def _weigh(at: Levelled, weight: F64, num_wide: int) -> None:
-    """Let the windows, of this weight [T], and so many copies of them count, and no others."""
+def _weigh(at: Levelled, weight: F64, num_wide: int, share: float) -> None:
+    """Let the windows, of this weight [T], and so many copies of them count, and no others; the
+    windows this `share` of it, or as much as each copy.
+    """
     num_windows = weight.shape[0]
     at.weight[:] = 0.0
     for i in range(num_windows * (1 + num_wide)):
-        at.weight[i // _BLOCK, i % _BLOCK] = weight[i % num_windows] / (1 + num_wide)
+        each = weight[i % num_windows]
+        if share == _AS_EACH:
+            each /= 1 + num_wide
+        elif i < num_windows:
+            each *= share
+        else:
+            each *= (1.0 - share) / num_wide
+        at.weight[i // _BLOCK, i % _BLOCK] = each
 
 
 @inner
@@ -564,20 +597,39 @@ def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, i
 
 
 @inner
+def _peak(at: Levelled, num_windows: int) -> float:
+    """The expected peak over windows that alone count."""
+    expected = 0.0
+    for window in range(num_windows):
+        block, place = window // _BLOCK, window % _BLOCK
+        peak = 0.0
+        for gpu in range(at.level.shape[1]):
+            peak = max(peak, at.level[block, gpu, place])
+        expected += at.weight[block, place] * peak
+    return expected
+
+
+@inner
 def _search(
-    at: Levelled, num_blocks: int, steps: int, node_gpus: int, heat: float, enough: float
-) -> float:
-    """Make changes that lower the weighted sum of norms in the first blocks, until that is no more
-    than `enough`, and leave the best placement in `best`; return what the sum was at first.
+    at: Levelled,
+    num_blocks: int,
+    steps: int,
+    node_gpus: int,
+    heat: float,
+    num_windows: int,
+    enough: float,
+) -> None:
+    """Make changes that lower the weighted sum of norms in the first blocks, until the expected
+    peak of the windows is at or under `enough`, and leave the best placement in `best`.
 
     With some `heat`, changes may be a little for the worse, ever less so.
     """
     num_links = _find_links(at)
     now = _settle(at, num_blocks, num_links, int(_FIRST_SWEEPS))
-    first, best = now, now
+    best = now
     _write(at, at.best)
     for step in range(steps):
-        if best <= enough or best <= 1.0 + _LEVEL:
+        if best <= 1.0 + _LEVEL or (enough > 0.0 and _peak(at, num_windows) <= enough):
             break
         copy, other, heir = _propose(at, num_blocks, node_gpus)
         if other < 0:
@@ -613,7 +665,6 @@ def _search(
             _drop(at, other)
             _add(at, partner, other)
             num_links = _find_links(at)
-    return first
 
 
 @inner

@@ -64,6 +64,8 @@ _ROUNDING = 1e-9
 _BEGIN = 0
 _ALONE = 0
 _NO_WIDTH = 0.0
+_NOT_MORE = 0.0
+_AS_EACH = 0.0
 _ONLY_PEAK = True
 _STEEP = False
 
@@ -109,8 +111,8 @@ def _walk_levelled(
         of_layer, loads, weight = held[layer], windows[:, layer], weights[:, layer]
         _copy(start[layer], slots)
         _wish(at, wishes, layer)
-        _widen(at, loads, _NO_WIDTH, int(_ALONE))
-        _weigh(at, weight, int(_ALONE))
+        _widen(at, loads, _NO_WIDTH, _NOT_MORE, int(_ALONE))
+        _weigh(at, weight, int(_ALONE), _AS_EACH)
         _begin(at, wishes.barred[layer % wishes.barred.shape[0]], slots)
         num_links = _find_links(at)
         _settle(at, num_blocks, num_links, int(_LAST_SWEEPS))
