@@ -14,11 +14,15 @@ SHOWN = (
     "decide",
     "dispatch",
     "frontier",
+    "load_placement",
+    "load_trace",
     "migrate",
     "plan",
     "rebalance_experts",
     "replay",
+    "save_placement",
     "save_trace",
+    "sweep",
 )
 
 

@@ -73,6 +73,15 @@ def load_trace(
         MissingExtraError: a format whose package is not installed.
         OptionError: axes that do not say what each is, or that the source tells itself; another way
             to merge.
+
+    Example:
+        >>> import json, pathlib, tempfile, eplb
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "loads.json"
+        ...     _ = path.write_text(json.dumps({"logical_count": [[90, 30, 20, 20]]}))
+        ...     trace = eplb.load_trace(path)
+        >>> trace
+        LoadTrace(1 window, 1 layer, 4 experts)
     """
     merge = check_merge(merge)
     how = Reading(None if axes is None else check_axes(axes), counters, merge)

@@ -115,6 +115,14 @@ def sweep(
         OptionError: the scheduler cannot be reached, its workers cannot do the work, or no process
             can be started.
         MissingExtraError: without joblib, or without Dask where a scheduler is given.
+
+    Example:
+        >>> import eplb
+        >>> trace = eplb.LoadTrace([[[90.0, 30.0, 20.0, 20.0]], [[80.0, 40.0, 20.0, 20.0]]])
+        >>> clusters = [eplb.Cluster(2, slots_per_gpu=number) for number in (2, 3)]
+        >>> rows = eplb.sweep(trace, clusters, "eplb")
+        >>> [(row.slots, round(row.score.balancedness, 3)) for row in rows]
+        [(4, 0.8), (6, 1.0)]
     """
     rows = sweep_rows(
         trace,

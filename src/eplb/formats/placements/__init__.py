@@ -125,6 +125,15 @@ def save_placement(
         LoadsError: dense layers of another number than the placement has, or no others.
         PlacementError: an expert twice on a GPU, which vllm-ascend cannot hold, or GPUs of
             different slots for another engine than vLLM or DeepSeek's arrays.
+
+    Example:
+        >>> import tempfile, eplb
+        >>> made = eplb.plan([[90.0, 30.0, 20.0, 20.0]], eplb.Cluster(2, 1, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     eplb.save_placement(made.placement, f"{folder}/placement.json", to="sglang")
+        ...     read = eplb.load_placement(f"{folder}/placement.json", 2)
+        >>> read == made.placement
+        True
     """
     engine = check_placement_path(path, to)
     count = placement.num_layers
@@ -184,6 +193,16 @@ def load_placement(
         ClusterError: GPUs that its slots do not divide over, or nodes that do not divide the GPUs.
         LoadsError: a `dense` that is no list of layers.
         MissingExtraError: a format whose package is not installed.
+
+    Example:
+        >>> import json, pathlib, tempfile, eplb
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "placement.json"
+        ...     text = json.dumps({"physical_to_logical_map": [[0, 1, 2, 3, 0, 1]]})
+        ...     _ = path.write_text(text)
+        ...     placement = eplb.load_placement(path, num_gpus=2)
+        >>> placement.cluster.slots_per_gpu, placement.logcnt.tolist()
+        (3, [[2, 2, 1, 1]])
     """
     source = Path(path)
     mask = None if dense is None else _mask(dense, None)
