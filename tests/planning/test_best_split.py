@@ -79,6 +79,17 @@ def test_one_window_is_proven_best_where_slots_leave_room() -> None:
     assert (made.gap <= 1e-3).all()
 
 
+def test_few_experts_with_load_fill_every_gpu() -> None:
+    rng = np.random.default_rng(5)
+    for num_gpus, num_experts, loaded in ((12, 30, 12), (12, 30, 5), (9, 6, 4), (8, 16, 1)):
+        loads = np.zeros((2, num_experts))
+        for layer in loads:
+            layer[rng.permutation(num_experts)[:loaded]] = rng.lognormal(0.0, 1.0, loaded)
+        cluster = Cluster(num_gpus, 1, -(-(num_experts + num_gpus) // num_gpus))
+        made = plan_best(loads, cluster)
+        assert made.peak == pytest.approx(made.bound, rel=1e-9)
+
+
 def test_layers_do_not_depend_on_each_other_or_on_threads() -> None:
     loads = np.random.default_rng(8).lognormal(0.0, 0.8, (3, 4, 32))
     made = plan_best(loads, Cluster(8, 1, 5), threads=2)

@@ -26,6 +26,8 @@ _WINDOWS = {"fast": 48, "default": 128, "thorough": 128}
 _SLACK = 0.005
 """What the expected peak may be above the lowest that was found, as a share of it, for the sake of
 windows that were not seen."""
+_SLACK_ALONE = 0.0005
+"""The same of one window, whose bound is met where slots are enough."""
 _ROUNDING = 1e-10
 """Peaks nearer to each other than this, as a share, are the same."""
 
@@ -82,13 +84,57 @@ def bend(problem: Problem, even: Layers, effort: Effort, batch: Batch | None = N
     even_peaks = levelled_peaks(problem, even.phy2log, parts)
     layers = Layers(even.phy2log, even_peaks.copy(), bounds)
     keep_better(layers, narrow, levelled_peaks(problem, narrow, parts))
+    if alone:
+        full = _fill(problem, layers)
+        keep_better(layers, full, levelled_peaks(problem, full))
     peaks = levelled_peaks(problem, wide, parts)
     # What bends better may be a little worse for what was seen, but no plan for an even split is
     # better.
-    slack = _SLACK if parts is None else 0.0
+    slack = 0.0 if parts is not None else _SLACK_ALONE if alone else _SLACK
     kept = peaks <= np.minimum(layers.peaks * (1.0 + slack), even_peaks * (1.0 + _ROUNDING))
     layers.phy2log[kept], layers.peaks[kept] = wide[kept], peaks[kept]
     return layers
+
+
+def _fill(problem: Problem, layers: Layers) -> NDArray[np.int64]:
+    """[L, P] plans that fill every GPU to the mean, in layers of which no more experts have load
+    than there are GPUs, and a slot on each GPU is to spare; the plans there are in all others, and
+    in those that are filled already.
+
+    Each GPU takes the lightest of the experts that are left, and as much of the heaviest as it has
+    room for: two slots (A. J. Walker, "An efficient method for generating discrete random
+    variables with general distributions", 1977).
+    """
+    cluster, (num_layers, num_experts) = problem.cluster, problem.loads.shape
+    num_gpus, num_slots = cluster.num_gpus, cluster.num_held
+    full: NDArray[np.int64] = layers.phy2log.copy()
+    free = problem.nodes == 1 and problem.pinned is None and cluster.speed is None
+    size = num_slots // num_gpus
+    if not free or set(cluster.capacity) != {size} or num_slots < num_experts + num_gpus:
+        return full
+    for layer in range(num_layers):
+        load = problem.windows[0, layer].copy()
+        if not 0 < np.count_nonzero(load) <= num_gpus:
+            continue
+        if layers.peaks[layer] <= layers.bounds[layer] * (1.0 + _ROUNDING):
+            continue
+        mean = load.sum() / num_gpus
+        order: list[int] = np.argsort(load, kind="stable").tolist()
+        left, on = order[-num_gpus:], []
+        for _ in range(num_gpus):
+            left.sort(key=load.__getitem__)
+            light = [left.pop(0)] if len(left) > 1 and load[left[0]] <= mean else []
+            on.append([left[-1], *light])
+            load[left[-1]] = max(0.0, load[left[-1]] - (mean - load[light].sum()))
+        held = {expert for gpu in on for expert in gpu}
+        rest = [expert for expert in order if expert not in held]
+        for gpu in on:
+            while len(gpu) < size and rest:
+                gpu.append(rest.pop())
+            others = [expert for expert in order[::-1] if expert not in gpu]
+            gpu.extend((others + gpu)[: size - len(gpu)])
+        full[layer] = np.concatenate(on)
+    return full
 
 
 def split_bounds(problem: Problem) -> NDArray[np.float64]:
