@@ -617,6 +617,8 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
 def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Change) -> Change:
     """The best of that and one more replica of an expert of a GPU in another GPU's slot."""
     gain, kept, rest, clock = state.gain, state.fixed, state.their_rest, state.clock[0]
+    # For each giver the least moves, and whether this GPU holds it too.
+    fewest, both_here = state.rate[0], state.rate[1]
     node_gpus = state.above.shape[0] // num_nodes
     begin = gpu // node_gpus * node_gpus
     givers = np.int64(0)
@@ -627,6 +629,8 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
             kept[givers] = state.burden[slot] - state.all_burden[expert] + state.above[host]
             for window in range(state.part.shape[0]):
                 rest[window, givers] = state.without[window, slot]
+            fewest[givers] = 1.0 if state.own[slot] else _FREE
+            both_here[givers] = 1.0 if state.holds[gpu, expert] > 0 else 0.0
             givers += 1
     worth, given, found = best.worth, np.int64(-1), np.int64(-1)
     for slot in range(state.first[gpu], state.first[gpu + 1]):
@@ -640,10 +644,19 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
             new, left = state.more[window, expert], rest[window]
             for i in range(givers):
                 gain[i] -= _excess(left[i] + new)
+        # Only what returns, or takes the place of what came, costs less than a move.
+        least = _FREE if state.absent[expert] > 0 else 1.0
+        hits = 0
         for i in range(givers):
+            hits += int(gain[i] > worth * min(least, fewest[i])) + int(both_here[i] > 0.0)
+        if hits == 0:
+            continue
+        for i in range(givers):
+            if not gain[i] > worth * min(least, fewest[i]) and both_here[i] == 0.0:
+                continue
             target = state.listed[i]
             giver = state.slots[target]
-            if state.holds[gpu, giver] > 0:
+            if both_here[i] > 0.0:
                 # Sums of relief and burden leave out that both are on this GPU: never below 0, the
                 # excess being convex.
                 for window in range(state.part.shape[0]):
@@ -653,10 +666,8 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
                     more -= state.loads[window, giver] / state.copies[giver]
                     both = _excess(over - less) + _excess(over + more) - _excess(over)
                     gain[i] += both - _excess(over - less + more)
-            # Only what returns, or takes the place of what came, costs less than a move.
-            free = state.absent[expert] > 0 or not state.own[target]
-            if gain[i] <= (_FREE * worth if free else worth):
-                continue
+                if not gain[i] > worth * min(least, fewest[i]):
+                    continue
             other = state.gpu_of[target]
             if state.holds[other, expert] > 0:
                 continue
@@ -828,7 +839,6 @@ def _relieves(state: State, gpu: int, slot: int, other: int) -> bool:
 def _make(state: State, change: Change, held: B, layer: int, length: int, steps: Steps) -> int:
     """Make a change, keep it as a step, and return the steps that there are now."""
     moves = steps.moves[layer, length]
-    num_gpus = state.above.shape[0]
     swap = change.slot != change.other
     steps.slots[layer, length, 0] = change.slot
     steps.slots[layer, length, 1] = change.other
@@ -856,9 +866,13 @@ def _make(state: State, change: Change, held: B, layer: int, length: int, steps:
             state.copies[new] += 1
             _recount_one(state, old)
             _recount_one(state, new)
-            for host in range(num_gpus):
-                if state.holds[host, old] > 0 or state.holds[host, new] > 0:
-                    _renew(state, host)
+            last = np.int64(-1)
+            for place in range(state.slots.shape[0]):
+                if state.slots[place] == old or state.slots[place] == new:
+                    host = state.gpu_of[place]
+                    if host != last:
+                        _renew(state, host)
+                    last = host
         _renew(state, gpu)
     length += 1
     steps.moves[layer, length] = moves
