@@ -202,7 +202,8 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, metavar="DIR", help="recorded loads")
     asked = parser.parse_args()
     agreed = 0
-    kinds, made = KINDS, pairs(asked.pairs, asked.seed)
+    kinds: tuple[str, ...] = KINDS
+    made = pairs(asked.pairs, asked.seed)
     if asked.traces is not None:
         kinds, made = RECORDED, recorded_pairs(asked.traces, asked.pairs, asked.seed)
     worth: dict[str, list[bool]] = {kind: [] for kind in kinds}

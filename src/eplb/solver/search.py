@@ -821,7 +821,7 @@ def _list_partners(
             state.rate[0, k] = 1.0 / _FREE
             state.rate[1, k] = 1.0 if moves == 1 else 1.0 / _FREE
             state.rate[2, k] = 1.0 / _FREE if moves < 0 else 1.0 / (1 + moves)
-    return num
+    return num  # type: ignore[no-any-return]
 
 
 @inner
