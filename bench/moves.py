@@ -42,7 +42,8 @@ _GPT_OSS, _SMALL, _EVERY = "gptoss20b_domains_2048.npz", Cluster(num_gpus=8, slo
 _LEAST_BALANCE, _MOST_MOVES = 0.98, 0.15
 
 _MANY_GPUS = Cluster(num_gpus=256, slots_per_gpu=2)
-_MANY_LAYERS, _MANY_WINDOWS = 8, 16
+_MOST_GPUS = Cluster(num_gpus=1024, slots_per_gpu=4)
+_MANY_LAYERS, _MANY_WINDOWS, _FEW_WINDOWS = 8, 16, (1, 4)
 _MOST_WORK, _MOST_ABOVE = 3.0, 1.005
 _WITHOUT_LIMIT = 1.5474
 """Peak and price of the moves there, in mean GPU loads, when a walk had no limit of work and took
@@ -219,20 +220,35 @@ def windows(traces: Path | None, number: int | None) -> Iterator[Bar]:
 
 
 def without_a_budget() -> Iterator[Bar]:
-    """Two slots on each of many GPUs, and a load that has become another: the work of a plan from
-    what runs, and its peak and the price of its moves beside those who move all or nothing.
+    """Two slots on each of many GPUs, and a load that has become another; with few windows and
+    other clusters, whose plans from scratch take very little, beside it.
+    """
+    yield from _of_work(_MANY_GPUS, 256, _MANY_LAYERS, _MANY_WINDOWS, _WITHOUT_LIMIT)
+    for num_windows in _FEW_WINDOWS:
+        yield from _of_work(_MANY_GPUS, 256, _MANY_LAYERS, num_windows)
+        yield from _of_work(_CLUSTER, 256, 2 * _MANY_LAYERS, num_windows)
+        yield from _of_work(_MOST_GPUS, 1024, 1, num_windows)
+
+
+def _of_work(
+    cluster: Cluster, num_experts: int, num_layers: int, num_windows: int, limit: float = np.inf
+) -> Iterator[Bar]:
+    """The work of a plan from what runs, and its peak and the price of its moves beside those who
+    move all or nothing; judged where what it was without a limit of work is known.
     """
     rng = np.random.default_rng(0)
-    shape = (_MANY_LAYERS, 256)
-    loads = rng.lognormal(0.0, 0.8, shape) * rng.lognormal(0.0, 0.3, (_MANY_WINDOWS, *shape))
-    old = eplb.plan(rng.lognormal(0.0, 0.8, shape), _MANY_GPUS, effort="fast").placement
-    what = f"{_MANY_WINDOWS} windows, {_MANY_GPUS.num_slots} slots on {_MANY_GPUS.num_gpus} GPUs"
+    shape = (num_layers, num_experts)
+    loads = rng.lognormal(0.0, 0.8, shape) * rng.lognormal(0.0, 0.3, (num_windows, *shape))
+    old = eplb.plan(rng.lognormal(0.0, 0.8, shape), cluster, effort="fast").placement
+    windows = "1 window" if num_windows == 1 else f"{num_windows} windows"
+    what = f"{windows}, {cluster.num_slots:,} slots on {cluster.num_gpus:,} GPUs"
+    judged = bool(np.isfinite(limit))
 
     def scratch() -> Plan:
-        return eplb.plan(loads, _MANY_GPUS, threads=1)
+        return eplb.plan(loads, cluster, threads=1)
 
     def moving() -> Plan:
-        return eplb.plan(loads, _MANY_GPUS, current=old, threads=1)
+        return eplb.plan(loads, cluster, current=old, threads=1)
 
     # Processor time: other programs do not count.
     both = [_seconds(call, 3, time.process_time) for call in (scratch, moving)]
@@ -242,20 +258,22 @@ def without_a_budget() -> Iterator[Bar]:
         f"at most {_MOST_WORK:g} times",
         f"{ratio:.2f} times",
         ratio <= _MOST_WORK,
+        judged=judged,
     )
-    unit = loads.sum(axis=2).mean(axis=0) / _MANY_GPUS.num_gpus
+    unit = loads.sum(axis=2).mean(axis=0) / cluster.num_gpus
 
     def cost(made: Plan) -> float:
-        moves = made.placement.moves_from(old) / _MANY_LAYERS
+        moves = made.placement.moves_from(old) / num_layers
         return float((made.peak / unit).mean()) + DEFAULT_MOVE_COST * moves
 
-    keeping = eplb.plan(loads, _MANY_GPUS, current=old, max_moves=0, effort="fast")
-    most = _MOST_ABOVE * min(cost(keeping), cost(scratch()), _WITHOUT_LIMIT)
+    keeping = eplb.plan(loads, cluster, current=old, max_moves=0, effort="fast")
+    most = _MOST_ABOVE * min(cost(keeping), cost(scratch()), limit)
     yield Bar(
         f"{what}: peak and price of the moves, in mean GPU loads",
         f"at most {most:.4f}",
         f"{cost(moving()):.4f}",
         cost(moving()) <= most,
+        judged=judged,
     )
 
 

@@ -66,6 +66,16 @@ def test_fewer_moves_do_where_they_keep_the_gain(pairs: dict[str, advice.Pair]) 
     assert gained >= 0.8 * most > 0.0
 
 
+def test_less_is_asked_where_loads_drift_away_from_what_runs() -> None:
+    (pair,) = advice.pairs(1, 162)
+    assert pair.kind == "drifting"
+    found, back = (judge(seen, pair.cluster, pair.current) for seen in (pair.seen, pair.seen[::-1]))
+    # Back in time the gain is as large, and the loads come towards those that it was made for.
+    assert 0.0 < found.gain < back.gain
+    assert found.advised
+    assert not back.advised
+
+
 def test_thresholds_can_be_set(pairs: dict[str, advice.Pair]) -> None:
     pair = pairs["changed"]
     gain = judged(pair).gain

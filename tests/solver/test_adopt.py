@@ -12,7 +12,7 @@ from solver.test_search import held_by, sets_of, some_loads
 from strategies import COMPILED
 
 from eplb.solver.adopt import _adopt_layers, _fill_new, homes
-from eplb.solver.match import _keep_slots, name_gpus
+from eplb.solver.match import _keep_slots, fewest_received, name_gpus
 from eplb.solver.packing import Gpus
 
 pytestmark = pytest.mark.oracle
@@ -35,6 +35,7 @@ def test_names_against_all_orders(seed: int) -> None:
     ) == sorted(nodes)
     best = naive_moves.fewest_received_by_naming(slots.tolist(), sets_of(held), num_nodes)
     assert naive_moves.received(named.tolist(), sets_of(held)) == best
+    assert fewest_received(slots, held) <= best
 
 
 @given(seeds)
@@ -156,7 +157,7 @@ def test_new_gpus_are_filled_so_that_fourth_powers_are_least() -> None:
         held[0, np.arange(12) // 4, row[:12]] = True
         start = row[None].copy()
         gpus = Gpus(np.arange(0, 21, 4), np.ones(5))
-        _fill_new(load, np.array([0]), ~held.any(axis=2), gpus, start)
+        _fill_new(load, np.array([0]), np.logical_not(held.any(axis=2)), gpus, start)
         sets = [set(np.flatnonzero(each).tolist()) for each in held[0]]
         wanted = filled_plainly(load[0].tolist(), row.reshape(5, 4).tolist(), sets)
         assert [sorted(gpu) for gpu in start.reshape(5, 4).tolist()] == [sorted(g) for g in wanted]

@@ -22,6 +22,7 @@ from eplb.solver.search import (
     _best_of_giving,
     _best_of_swapping,
     _best_of_taking,
+    _compare,
     _follow_layers,
     _new_state,
     _none,
@@ -115,6 +116,7 @@ def _best_changes(
         state.loads[window] = loads[window] * state.root[window]
         state.target[window] = target[window] * state.root[window]
     _begin(state, start, num_nodes)
+    _compare(state, held)
     _sum_up(state)
     for kind in range(2 + size):
         change = _none(0.0)

@@ -7,7 +7,8 @@ Both count alike. What a plan gains on windows that it was made from advises no 
 is one window only.
 
 How sure the gain is follows from the windows held out one by one, and from their sums, in which
-chance is smaller. Where loads drift, what runs gets worse, and less is asked.
+chance is smaller. Where loads drift, above all where they drift towards what makes the GPUs of what
+runs uneven already, it gets worse, and less is asked.
 """
 
 import math
@@ -58,10 +59,14 @@ _ENOUGH = 0.9
 """Share of the gain on unseen windows that fewer moves must keep."""
 _ROOM = 0.02
 """Balancedness that knowing the windows would gain, from which it matters that it cannot be had."""
-_DRIFT = 0.15
-"""Share above chance that a steady change of the loads explains, from which they drift for sure."""
-_STEADY = -0.2
-"""The least that this counts, where a steady change explains less than chance would."""
+_DRIFT = (-1.0, 3.0)
+"""The least and the most standard errors that a steady change of the loads counts for."""
+_FAR = 3.3
+"""Times as many standard errors as a confidence is, that a gain twice, on windows and on sums of
+them, and a steady change are to add up to (docs/experiments.md).
+"""
+_ORDERS = 200
+"""Orders of the windows that a steady change is compared with."""
 _FEWEST = 4
 """Windows from which a steady change can be told from chance."""
 _ROUNDING = 1e-9
@@ -276,6 +281,7 @@ def judge(
     )
     order = np.arange(number)
     made = trials.plan(order)
+    load = paced(running.gpu_load(windows, dispatch), running.cluster.speeds)
     now, then = (_scores(each, windows, dispatch) for each in (running, made.placement))
     gain = seen_gain = _mean(then - now)
     interval = engine_gain = None
@@ -299,7 +305,7 @@ def judge(
         interval = Interval(gain - _TWO_SIDED * error, gain + _TWO_SIDED * error)
         engine_gain = _mean(_both(trials.of_engine(ahead), trials.of_engine(apart))[0])
         engine_moves = trials.engine(order).moves_from(running)
-        sure = _sure(gained, added, drift=_drift(windows), confidence=confidence)
+        sure = _sure(gained, added, drift=_drift(windows, load), confidence=confidence)
     advised = bool(forced) or (sure and gain > 0.0 and gain >= least_gain)
     action: Action = "keep what runs"
     if advised:
@@ -335,7 +341,7 @@ def judge(
         engine_moves,
         _mean(now, 1.0),
         seen_gain,
-        _lasting(paced(running.gpu_load(windows, dispatch), running.cluster.speeds)),
+        _lasting(load),
         0 if forced else _split_groups(running, num_groups),
         held_out,
         float(tokens[tokens > 0.0].mean()) if tokens.any() else 0.0,
@@ -398,10 +404,8 @@ def _error(gained: _Loads) -> float:
 
 
 def _sure(gained: _Loads, added: _Loads, *, drift: float, confidence: float) -> bool:
-    """Whether gains on windows [T, L] and on sums of them [F, L] are above 0 with a confidence.
-
-    Both over their standard errors are to be, on average, one and a half times as far from 0 as the
-    confidence says; where loads drift, up to that much less (docs/experiments.md).
+    """Whether gains on windows [T, L] and on sums of them [F, L] are above 0 with a confidence,
+    where a steady change of the loads is so many standard errors from none.
     """
     if confidence >= 1.0:
         return False
@@ -410,8 +414,8 @@ def _sure(gained: _Loads, added: _Loads, *, drift: float, confidence: float) -> 
     far = sum(
         _over(_mean(each), error) for each, error in zip((gained, added), errors, strict=True)
     )
-    asked = 3.0 * NormalDist().inv_cdf(confidence)
-    return far > asked - 3.0 * min(1.0, max(_STEADY, (drift - 1.0) / _DRIFT))
+    least, most = _DRIFT
+    return far + min(most, max(least, drift)) > _FAR * NormalDist().inv_cdf(confidence)
 
 
 def _over(gain: float, error: float) -> float:
@@ -419,22 +423,37 @@ def _over(gain: float, error: float) -> float:
     return min(_SURE, max(-_SURE, gain / error)) if error > 0.0 else math.copysign(_SURE, gain)
 
 
-def _drift(windows: _Loads) -> float:
-    """How much more of the experts' shares a steady change explains than chance would.
+def _drift(windows: _Loads, load: _Loads) -> float:
+    """How surely windows [T, L, E] change steadily, in standard errors, 0 on average by chance.
 
-    The F statistic of a straight line through the square roots of shares, whose noise is alike.
+    Half of it is how much of the experts' shares a straight line explains; by their square roots,
+    whose noise is alike. The other half knows where such a change leads: what runs was even when it
+    was made, so where loads drift, what its GPUs have above their mean, of loads [T, L, G], goes on
+    growing; where they changed at once, or hardly, it does not. Both are compared with the same
+    windows in other orders.
     """
     number = len(windows)
     total = windows.sum(axis=2, keepdims=True)
     known = (total > 0.0).all(axis=0).ravel()
     if number < _FEWEST or not known.any():
-        return 1.0
-    roots = np.sqrt(windows[:, known] / total[:, known])
-    away = roots - roots.mean(axis=0)
+        return 0.0
     at = np.arange(number) - (number - 1) / 2.0
-    line = float((np.tensordot(at, away, 1) ** 2).sum() / (at @ at))
-    rest = float((away**2).sum()) - line
-    return line * (number - 2) / rest if rest > 0.0 else 1.0
+    others = np.random.default_rng(0).permuted(np.tile(at, (_ORDERS, 1)), axis=1)
+    orders = np.concatenate([at[None], others])
+    away = _away(np.sqrt(windows[:, known] / total[:, known]))
+    explained = (np.tensordot(orders, away, 1) ** 2).sum(axis=(1, 2))
+    shares = load[:, known] / load[:, known].sum(axis=2, keepdims=True)
+    uneven = shares.mean(axis=0) - shares.mean(axis=(0, 2))[:, None]
+    grows = orders @ (_away(shares) * uneven).sum(axis=(1, 2))
+    found = [_over(each[0] - each[1:].mean(), each[1:].std()) for each in (explained, grows)]
+    return float(sum(found)) / math.sqrt(len(found))
+
+
+def _away(values: _Loads) -> _Loads:
+    """[T, ...] values less their mean over windows, by more than rounding."""
+    away: _Loads = values - values.mean(axis=0)
+    away[np.abs(away) < _ROUNDING] = 0.0
+    return away
 
 
 def _lasting(load: _Loads) -> float | None:

@@ -231,6 +231,7 @@ def relocate(
     from eplb.solver.curve import choose as choose_pieces
     from eplb.solver.curve import hulls
     from eplb.solver.layers import NEAR_ENOUGH
+    from eplb.solver.match import fewest_received
     from eplb.solver.search import Drive
 
     patience = _PATIENCE if budget is not None else _PATIENCE_AT_A_PRICE
@@ -267,10 +268,10 @@ def relocate(
     steps.moves[:, 0] = least
     steps.peaks[:, 0] = _peaks(problem, start, rule)
     named, named_moves = start, np.full(num_layers, -1)
-    if afresh:
-        named, named_moves = _named(
-            problem, layers, held, np.flatnonzero(steps.peaks[:, 0] > enough)
-        )
+    further = np.flatnonzero(steps.peaks[:, 0] > enough) if afresh else np.arange(0)
+    only_price = budget is None and price is not None
+    if afresh and not only_price:
+        named, named_moves = _named(problem, layers, held, further)
     limit = reach = num_slots if spare is None else min(spare, num_slots)
     going = problem.loaded
     most_looks = steps.slots.shape[1] * looks(problem) * problem.windows.shape[0] * going.size
@@ -283,6 +284,13 @@ def relocate(
         # Where a walk comes near enough, no move is spent on the rest.
         lowest = steps.peaks.min(axis=1)
         worse = np.where(lowest <= nearest, np.maximum(lowest, layers.peaks), layers.peaks)
+        if afresh and only_price:
+            # Naming takes long: GPUs are named where that may be worth its price.
+            cost = (steps.peaks + at_price[:, None] * steps.moves).min(axis=1)
+            further = further[worse[further] < cost[further]]
+            fewest = [fewest_received(layers.phy2log[each], held[each]) for each in further]
+            worth = worse[further] + at_price[further] * np.array(fewest) <= cost[further]
+            named, named_moves = _named(problem, layers, held, further[worth])
         pieces = hulls(steps, named_moves, worse)
         if reach >= limit:
             return Relocation(problem, before, start, steps, pieces, named, rule)

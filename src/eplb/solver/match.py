@@ -10,7 +10,7 @@ import numpy as np
 from eplb.solver.jit import kernel
 from eplb.solver.packing import F64, I64, B
 
-__all__ = ["assign", "name_gpus"]
+__all__ = ["assign", "fewest_received", "name_gpus"]
 
 
 def name_gpus(phy2log: I64, held: B, num_nodes: int) -> I64:
@@ -23,10 +23,7 @@ def name_gpus(phy2log: I64, held: B, num_nodes: int) -> I64:
     """
     num_gpus = held.shape[0]
     hosts = phy2log.reshape(num_gpus, -1)
-    holds = np.sort(hosts, axis=1)
-    # A second copy on a GPU is no second expert.
-    first = np.diff(holds, axis=1, prepend=-1) > 0
-    alike = (held[:, holds] & first).sum(axis=2).T
+    alike, _ = _alike(hosts, held)
     node_gpus = num_gpus // num_nodes
     blocks = alike.reshape(num_nodes, node_gpus, num_nodes, node_gpus).transpose(0, 2, 1, 3)
     kept = np.empty((num_nodes, num_nodes))
@@ -41,6 +38,26 @@ def name_gpus(phy2log: I64, held: B, num_nodes: int) -> I64:
             node * node_gpus : (node + 1) * node_gpus
         ]
     return named.ravel()
+
+
+def fewest_received(phy2log: I64, held: B) -> int:
+    """What GPUs receive at least, however they are named: each keeps what the one that is most
+    alike has; arguments as for `name_gpus`.
+    """
+    alike, experts = _alike(phy2log.reshape(held.shape[0], -1), held)
+    return int(experts - alike.max(axis=1).sum())
+
+
+def _alike(hosts: I64, held: B) -> tuple[I64, int]:
+    """[G, G] how many experts of a GPU [G, S] each GPU held, and how many they have in all."""
+    holds = np.sort(hosts, axis=1)
+    # A second copy on a GPU is no second expert.
+    first = np.diff(holds, axis=1, prepend=-1) > 0
+    alike = np.zeros((len(hosts), len(hosts)), np.int64)
+    held_by = np.ascontiguousarray(held.T)
+    for slot in range(hosts.shape[1]):
+        alike += held_by[holds[:, slot]] & first[:, slot, None]
+    return alike, int(first.sum())
 
 
 def assign(value: F64) -> I64:

@@ -132,6 +132,10 @@ class State(NamedTuple):
     """[T, E] load of an expert."""
     copies: I64
     """[E] its replicas."""
+    own: B
+    """[P] whether a slot's expert is one that its GPU held before."""
+    absent: I64
+    """[E] GPUs that held it before and do not now."""
     home: I64
     """[E] the node that it is on, where nodes matter, or 0."""
     fewer: F64
@@ -206,6 +210,8 @@ def _new_state(num_experts: int, gpus: Gpus, num_windows: int, num_apart: int) -
         np.empty(num_slots, np.int64),
         np.zeros((num_gpus, num_experts), np.int32),
         np.empty((num_windows, num_experts)),
+        np.empty(num_experts, np.int64),
+        np.empty(num_slots, np.bool_),
         np.empty(num_experts, np.int64),
         np.empty(num_experts, np.int64),
         np.empty((num_windows, num_experts)),
@@ -287,6 +293,17 @@ def _begin(state: State, start: I64, num_nodes: int) -> None:
         _recount_one(state, expert)
     for gpu in range(num_gpus):
         _renew(state, gpu)
+
+
+@inner
+def _compare(state: State, held: B) -> None:
+    """Note what GPUs hold that they held before, and what they do not."""
+    for slot in range(state.slots.shape[0]):
+        state.own[slot] = held[state.gpu_of[slot], state.slots[slot]]
+    state.absent[:] = 0
+    for gpu in range(held.shape[0]):
+        for expert in range(held.shape[1]):
+            state.absent[expert] += int(held[gpu, expert] and state.holds[gpu, expert] == 0)
 
 
 @inner
@@ -429,6 +446,7 @@ def _search_layers(
         _wish(state, wishes, layer)
         _begin(state, slots, num_nodes)
         of_layer = held[layer % held.shape[0]]
+        _compare(state, of_layer)
         goal = enough[layer] / unit * (1.0 + _ROUNDING)
         if not drive.tabu:
             _descend(
@@ -599,6 +617,8 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
 def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Change) -> Change:
     """The best of that and one more replica of an expert of a GPU in another GPU's slot."""
     gain, kept, rest, clock = state.gain, state.fixed, state.their_rest, state.clock[0]
+    # For each giver the least moves, and whether this GPU holds it too.
+    fewest, both_here = state.rate[0], state.rate[1]
     node_gpus = state.above.shape[0] // num_nodes
     begin = gpu // node_gpus * node_gpus
     givers = np.int64(0)
@@ -609,6 +629,8 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
             kept[givers] = state.burden[slot] - state.all_burden[expert] + state.above[host]
             for window in range(state.part.shape[0]):
                 rest[window, givers] = state.without[window, slot]
+            fewest[givers] = 1.0 if state.own[slot] else _FREE
+            both_here[givers] = 1.0 if state.holds[gpu, expert] > 0 else 0.0
             givers += 1
     worth, given, found = best.worth, np.int64(-1), np.int64(-1)
     for slot in range(state.first[gpu], state.first[gpu + 1]):
@@ -622,10 +644,19 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
             new, left = state.more[window, expert], rest[window]
             for i in range(givers):
                 gain[i] -= _excess(left[i] + new)
+        # Only what returns, or takes the place of what came, costs less than a move.
+        least = _FREE if state.absent[expert] > 0 else 1.0
+        hits = 0
         for i in range(givers):
+            hits += int(gain[i] > worth * min(least, fewest[i])) + int(both_here[i] > 0.0)
+        if hits == 0:
+            continue
+        for i in range(givers):
+            if not gain[i] > worth * min(least, fewest[i]) and both_here[i] == 0.0:
+                continue
             target = state.listed[i]
             giver = state.slots[target]
-            if state.holds[gpu, giver] > 0:
+            if both_here[i] > 0.0:
                 # Sums of relief and burden leave out that both are on this GPU: never below 0, the
                 # excess being convex.
                 for window in range(state.part.shape[0]):
@@ -635,8 +666,8 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
                     more -= state.loads[window, giver] / state.copies[giver]
                     both = _excess(over - less) + _excess(over + more) - _excess(over)
                     gain[i] += both - _excess(over - less + more)
-            if gain[i] <= _FREE * worth:
-                continue
+                if not gain[i] > worth * min(least, fewest[i]):
+                    continue
             other = state.gpu_of[target]
             if state.holds[other, expert] > 0:
                 continue
@@ -691,7 +722,7 @@ def _best_of_swapping(
 ) -> Change:
     """The best of that and a swap of a slot of a GPU with another's."""
     fixed, part, rest, clock = state.fixed, state.their_part, state.their_rest, state.clock[0]
-    num, begin, end = _list_partners(state, gpu, held, num_nodes, share, best.worth)
+    num = _list_partners(state, gpu, held, num_nodes, share, best.worth)
     gain = state.gain[:num]
     worth, first, second = best.worth, np.int64(-1), np.int64(-1)
     for slot in range(state.first[gpu], state.first[gpu + 1]):
@@ -704,10 +735,7 @@ def _best_of_swapping(
             for i in range(gain.shape[0]):
                 gain[i] -= _excess(over + theirs[i]) + _excess(others[i] + mine)
         back = int(not held[gpu, expert])
-        least = 1
-        for host in range(begin, end):
-            if held[host, expert] and state.holds[host, expert] == 0:
-                least = 0
+        least = int(state.absent[expert] == 0)
         rate = state.rate[1 + least - back, :num]
         # At most what they are worth: hardly ever more than the best.
         hits = 0
@@ -738,9 +766,9 @@ def _best_of_swapping(
 @inner
 def _list_partners(
     state: State, gpu: int, held: B, num_nodes: int, share: float, worth: float
-) -> tuple[int, int, int]:
+) -> int:
     """List the slots of GPUs on the node that swaps with one may be worth something with, and fill
-    `rate`; return how many, and the node's first GPU and the one after its last.
+    `rate`; return how many.
 
     A swap with another GPU takes off at most what evening out the two would: the excess is convex.
     """
@@ -789,12 +817,11 @@ def _list_partners(
     else:
         for k in range(num):
             target = state.listed[k]
-            partner, host = state.slots[target], state.gpu_of[target]
-            moves = int(not held[gpu, partner]) - int(not held[host, partner])
+            moves = int(not held[gpu, state.slots[target]]) - int(not state.own[target])
             state.rate[0, k] = 1.0 / _FREE
             state.rate[1, k] = 1.0 if moves == 1 else 1.0 / _FREE
             state.rate[2, k] = 1.0 / _FREE if moves < 0 else 1.0 / (1 + moves)
-    return num, begin, begin + node_gpus
+    return num  # type: ignore[no-any-return]
 
 
 @inner
@@ -812,7 +839,6 @@ def _relieves(state: State, gpu: int, slot: int, other: int) -> bool:
 def _make(state: State, change: Change, held: B, layer: int, length: int, steps: Steps) -> int:
     """Make a change, keep it as a step, and return the steps that there are now."""
     moves = steps.moves[layer, length]
-    num_gpus = state.above.shape[0]
     swap = change.slot != change.other
     steps.slots[layer, length, 0] = change.slot
     steps.slots[layer, length, 1] = change.other
@@ -828,16 +854,25 @@ def _make(state: State, change: Change, held: B, layer: int, length: int, steps:
         if state.rules.shape[1] > 2:
             _keep_apart(state, gpu, old, np.int64(-FORBIDDEN))
             _keep_apart(state, gpu, new, np.int64(FORBIDDEN))
-        moves += int(state.holds[gpu, new] == 1 and not held[gpu, new])
-        moves -= int(state.holds[gpu, old] == 0 and not held[gpu, old])
+        state.own[slot] = held[gpu, new]
+        if state.holds[gpu, new] == 1:
+            moves += int(not held[gpu, new])
+            state.absent[new] -= int(held[gpu, new])
+        if state.holds[gpu, old] == 0:
+            moves -= int(not held[gpu, old])
+            state.absent[old] += int(held[gpu, old])
         if not swap:
             state.copies[old] -= 1
             state.copies[new] += 1
             _recount_one(state, old)
             _recount_one(state, new)
-            for host in range(num_gpus):
-                if state.holds[host, old] > 0 or state.holds[host, new] > 0:
-                    _renew(state, host)
+            last = np.int64(-1)
+            for place in range(state.slots.shape[0]):
+                if state.slots[place] == old or state.slots[place] == new:
+                    host = state.gpu_of[place]
+                    if host != last:
+                        _renew(state, host)
+                    last = host
         _renew(state, gpu)
     length += 1
     steps.moves[layer, length] = moves
