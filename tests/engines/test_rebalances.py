@@ -89,7 +89,7 @@ def test_figures_are_those_of_the_placements(
     lines = [record.message for record in caplog.records if "rebalance" in record.message]
     assert [str(told) in line for told, line in zip(rebalances, lines, strict=True)] == [True] * 3
     assert re.fullmatch(
-        r"eplb: prefill: rebalance 3: 3 of 60 experts move \(0.4 kB\): as many as "
+        r"eplb: prefill: rebalance 3: 3 of 60 experts move \(0.4 kB\): budget, as many as "
         r"EPLB_MAX_MOVES allows \(3\); balancedness 0.\d{3} before, 0.\d{3} planned, "
         r"on 3 windows planned for; 0.\d{3} since the last plan, 0.\d{3} expected; \d+.\d\d s",
         lines[2],
@@ -104,15 +104,15 @@ def test_why_nothing_moves(seen: tuple[Any, list[Rebalance]]) -> None:
     running = call(loads(0), first())
     for _ in range(2):
         running = call(even, call(torch.zeros((LAYERS, EXPERTS)), running))
-    reasons = [(told.decision, told.reason) for told in rebalances]
-    assert reasons[1] == ("waited", "no tokens since the last rebalance")
+    reasons = [(told.decision, str(told.reason)) for told in rebalances]
+    assert reasons[1] == ("waited", "no tokens, none came since the last rebalance")
     assert rebalances[1].planned is None
     policy = vllm.make_policy(Theirs, Settings(), told := Rebalances(vllm._logger, Settings(), ""))
     told.observers.append(rebalances.append)
     for _ in range(8):
         running = policy.rebalance_experts(loads(0), SLOTS, 1, 1, RANKS, running)
     assert rebalances[-1].decision == "waited"
-    assert rebalances[-1].reason == "No plan found is better by what its moves are to gain"
+    assert rebalances[-1].reason.name == "no gain"
     assert rebalances[-1].before == rebalances[-1].planned == rebalances[-1].since
 
 
@@ -127,7 +127,10 @@ def test_a_plan_that_fails_is_told_of(
 
     monkeypatch.setattr(live, "next_placement", fail)
     assert torch.equal(call(loads(1), running), first())
-    assert (rebalances[1].decision, rebalances[1].reason) == ("own", "vLLM's own policy answers")
+    assert (rebalances[1].decision, str(rebalances[1].reason)) == (
+        "own",
+        "planning failed, vLLM's own policy answers",
+    )
     assert rebalances[1].moves == placement(first()).moves_from(placement(running))
 
 
