@@ -73,10 +73,12 @@ def test_figures_are_those_of_the_placements(
         shown = np.stack(windows[:number])
         old, new = map(placement, maps[number - 1 : number + 1])
         assert (told.number, told.decision, told.windows) == (number, "moved", number)
-        assert told.before == pytest.approx(old.balancedness(shown))
-        assert told.planned == pytest.approx(new.balancedness(shown))
+        counted, weights = live.windows_to_plan_for(shown)
+        assert np.array_equal(counted, shown)
+        for each, said in ((old, told.before), (new, told.planned)):
+            assert said == pytest.approx(weights @ each.ratios(shown).mean(axis=1))
         assert told.by_layer is not None
-        assert told.by_layer.mean() == pytest.approx(told.planned)
+        assert told.by_layer.mean() == pytest.approx(new.balancedness(shown))
         load = new.gpu_load(shown)
         assert told.peak == pytest.approx((load.max(axis=-1) / load.mean(axis=-1)).max())
         assert told.moves == new.moves_from(old)
@@ -113,7 +115,7 @@ def test_why_nothing_moves(seen: tuple[Any, list[Rebalance]]) -> None:
         running = policy.rebalance_experts(loads(0), SLOTS, 1, 1, RANKS, running)
     assert rebalances[-1].decision == "waited"
     assert rebalances[-1].reason.name == "no gain"
-    assert rebalances[-1].before == rebalances[-1].planned == rebalances[-1].since
+    assert rebalances[-1].before == rebalances[-1].planned == pytest.approx(rebalances[-1].since)
 
 
 def test_a_plan_that_fails_is_told_of(

@@ -2,10 +2,10 @@
 
 The log and the metrics name decisions and reasons alike, by `DECISIONS`.
 
-Balancedness is the mean over windows and layers, with tokens split evenly over the copies of their
-expert. `before` and `planned` are on the windows that were planned for, `since` on those that came
-after the last plan, which it was not made for. So `since` beside what the last plan expected says
-what planning is worth on this service.
+Balancedness is the mean over windows, as a plan counts them, and over layers, with tokens split
+evenly over the copies of their expert. `before` and `planned` are on the windows that were planned
+for, `since` on those that came after the last plan, which it was not made for. So `since` beside
+what the last plan expected says what planning is worth on this service.
 """
 
 import logging
@@ -202,8 +202,7 @@ class Rebalances:
             observer(rebalance)
 
     def _of(self, number: int, expected: float | None, seen: Seen, outcome: Outcome) -> Rebalance:
-        from eplb.balance import ratios
-        from eplb.engines.live import windows_to_plan_for
+        from eplb.engines.live import balancedness_of, windows_to_plan_for
         from eplb.placement import Placement
 
         moves, size, before, planned, since, by_layer, peak = 0, None, None, None, None, None, None
@@ -215,17 +214,17 @@ class Rebalances:
                 expert_bytes = self._bytes_of((made.num_layers, made.num_experts))
                 size = None if expert_bytes is None else moves * expert_bytes
             if seen.windows is not None:
-                windows = windows_to_plan_for(seen.windows)
+                windows, weights = windows_to_plan_for(seen.windows)
                 number_planned = len(windows)
-                of_windows = ratios(made.gpu_load(windows))
+                of_windows = made.ratios(windows)
                 known = ~np.isnan(of_windows)
                 total = np.where(known, of_windows, 0.0).sum(axis=0)
                 by_layer = np.full(made.num_layers, np.nan)
                 np.divide(total, known.sum(axis=0), out=by_layer, where=known.any(axis=0))
-                planned = float(of_windows[known].mean())
+                planned = balancedness_of(made, windows, weights)
                 peak = float(1.0 / of_windows[known].min())
                 if current is not None:
-                    before = current.balancedness(windows)
+                    before = balancedness_of(current, windows, weights)
                     if number > 1 and seen.new:
                         since = current.balancedness(seen.windows[-seen.new :])
         decision: Literal["moved", "waited", "kept", "own"] = "moved" if moves else "waited"
