@@ -253,6 +253,8 @@ def test_the_last_window_counts_more_where_loads_last() -> None:
     assert np.array_equal(found, lasting)
     assert weights.sum() == pytest.approx(1.0)
     assert weights[-1] > 4 * weights[0]
+    # Windows of one interval, as SGLang's: the next one is as long as all of them.
+    np.testing.assert_allclose(windows_to_plan_for(lasting, 16)[1], 1 / 16, rtol=0.01)
     np.testing.assert_allclose(weights[:-1], weights[0], rtol=0.01)
     in_turn = drawn(np.tile(workloads(4), (4, 1, 1)))
     np.testing.assert_allclose(windows_to_plan_for(in_turn)[1], 1 / 16, rtol=0.01)

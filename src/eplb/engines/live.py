@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _UNSEEN = 4
-"""Of 0, 4 and 8, this serves recorded loads best (docs/experiments.md, loads that last)."""
+"""Windows of doubt: docs/experiments.md, "Loads that last"."""
 
 
 def next_placement(
@@ -41,6 +41,7 @@ def next_placement(
     num_groups: int | None,
     current: Placement | None,
     settings: Settings,
+    new: int = 1,
 ) -> NDArray[np.int64]:
     """The experts to run next, [L, P].
 
@@ -54,11 +55,12 @@ def next_placement(
         current: what runs now, None where that is not known.
         settings: how much may move, what pins are to be kept, how much work the plan may be, and
             on how many threads.
+        new: how many of the windows, the last ones, came after the last plan.
 
     Raises:
         EplbError: what cannot be planned.
     """
-    windows, weights = windows_to_plan_for(windows)
+    windows, weights = windows_to_plan_for(windows, new)
     num_layers = windows.shape[1]
     moving: dict[str, Any] = {}
     if current is not None and not is_start(current):
@@ -85,19 +87,24 @@ def next_placement(
 
 
 def windows_to_plan_for(
-    windows: NDArray[np.float64],
+    windows: NDArray[np.float64], new: int = 1
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Windows [T, L, E] as they are, or their sum [1, L, E] where they differ by chance alone; and
     what each of them counts, [T], adding up to 1.
 
     A window counts by its tokens, up to the mean of the windows: what was seen in an idle hour is
-    mostly chance. The last one counts more, by as much as windows so far have lasted.
+    mostly chance. If a window is all that came from one plan to the next, the last one counts more,
+    by as much as windows so far have lasted: the next one will be as long.
+
+    Args:
+        windows: [T, L, E] loads, in order.
+        new: how many of them, the last ones, came after the last plan.
     """
     if alike(windows):
         windows = windows.sum(axis=0, keepdims=True)
     total = windows.sum(axis=(1, 2))
     weights = np.minimum(total, total.mean())
-    part = _lasting(windows)
+    part = _lasting(windows) if new == 1 else 0.0
     weights[-1] *= 1.0 + part / (1.0 - part) * weights.sum() / total.mean()
     return windows, weights / weights.sum()
 

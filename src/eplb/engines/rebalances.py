@@ -214,7 +214,7 @@ class Rebalances:
                 expert_bytes = self._bytes_of((made.num_layers, made.num_experts))
                 size = None if expert_bytes is None else moves * expert_bytes
             if seen.windows is not None:
-                windows, weights = windows_to_plan_for(seen.windows)
+                windows, weights = windows_to_plan_for(seen.windows, seen.new)
                 number_planned = len(windows)
                 of_windows = made.ratios(windows)
                 known = ~np.isnan(of_windows)

@@ -412,7 +412,7 @@ def _plan(
             phy2log: NDArray[np.int64] = current.phy2log.copy()
             return phy2log
         windows = np.ones_like(windows)
-    return next_placement(windows, cluster, num_groups, current, settings)
+    return next_placement(windows, cluster, num_groups, current, settings, len(windows))
 
 
 def _maps(phy2log: NDArray[np.int64], num_experts: int, cluster: Any) -> tuple[Any, ...]:
