@@ -78,7 +78,8 @@ test-engines-before: $(VENV)/engines $(DEV)  ## the plug-ins, in the code of ear
 		echo "$$each"; \
 		test -d $(VENV)/$$each || $(BIN)/python enginetests/fetch.py $(VENV)/$$each $$each; \
 		ENGINES=$(VENV)/$$each:$(VENV)/engines $(BIN)/python -m pytest -q \
-			-o filterwarnings=default enginetests/test_$${each%%==*}.py; \
+			-o filterwarnings=default enginetests/test_$${each%%==*}.py \
+			$$(ls enginetests/test_$${each%%==*}_batches.py 2>/dev/null); \
 	done
 
 test-engines-smoke: $(VENV)/engines $(DEV)  ## two whole vLLM engines: experts move now, and meanwhile

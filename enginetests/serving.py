@@ -123,11 +123,11 @@ class Server:
 def assert_seen(series: dict[str, float], server: Server) -> None:
     """Metrics say what the log says."""
     ours = {name: value for name, value in series.items() if name.startswith("eplb_")}
-    ours = {name: value for name, value in ours.items() if "_created" not in name}
-    assert len(ours) == 19
+    assert len(ours) == 31
     decided = sum(value for name, value in ours.items() if "eplb_rebalances_total" in name)
     assert decided == len(server.lines("eplb: rebalance "))
     assert ours["eplb_moved_experts_total"] == server.moved()
+    assert (ours["eplb_moving_seconds_total"] > 0.0) == (server.moved() > 0)
     assert ours["eplb_interval_steps"] == _INTERVAL
     assert ours["eplb_ranks_agree"] == 1.0
     assert 0.0 < ours['eplb_balancedness{layers="avg"}'] <= 1.0

@@ -32,7 +32,7 @@ for line in sys.stdin:
         kept = decision != "planned"
         phy2log = (running if kept else made).phy2log
         seen = Seen(windows, 1, shape[2], cluster, running)
-        rebalances.tell(str(shape), seen, Outcome(decision, phy2log, "", 0.25, not kept))
+        rebalances.tell(str(shape), seen, Outcome(decision, phy2log, 0.25, not kept))
         load = made.gpu_load(windows)
         of_layers = (load.mean(axis=-1) / load.max(axis=-1))[0]
         print(json.dumps([made.moves_from(running), of_layers.tolist()]), flush=True)  # noqa: T201

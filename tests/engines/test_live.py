@@ -6,10 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from eplb import Cluster, Pins, Placement, plan
 from eplb.checks import Budget
-from eplb.engines.live import Call, History, next_placement, running_placement
+from eplb.engines.live import (
+    Call,
+    History,
+    next_placement,
+    running_placement,
+    windows_to_plan_for,
+)
 from eplb.engines.ranks import agreed_on
 from eplb.engines.settings import Settings, is_on, settings_from, unknown_variables
 from eplb.errors import EplbError, OptionError, PlacementError
@@ -227,6 +234,48 @@ def test_an_idle_window_counts_little() -> None:
     answer = next_placement(windows, cluster, 1, current, Settings())
     weighted = Placement(answer, 8, cluster).balancedness(windows[0])
     assert weighted > plan(windows, cluster, effort="fast").placement.balancedness(windows[0])
+
+
+def workloads(number: int) -> NDArray[np.float64]:
+    """[number, L, E] shares of experts in different workloads."""
+    drawn = np.random.default_rng(3).lognormal(7.0, 1.0, (number, 2, 16))
+    return np.asarray(drawn / drawn.sum(axis=2, keepdims=True))
+
+
+def drawn(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As many tokens in each window, drawn by shares."""
+    return np.random.default_rng(4).poisson(1e5 * shares).astype(float)
+
+
+def test_the_last_window_counts_more_where_loads_last() -> None:
+    lasting = drawn(np.repeat(workloads(4), 4, axis=0))
+    found, weights = windows_to_plan_for(lasting)
+    assert np.array_equal(found, lasting)
+    assert weights.sum() == pytest.approx(1.0)
+    assert weights[-1] > 4 * weights[0]
+    # Windows of one interval, as SGLang's: the next one is as long as all of them.
+    np.testing.assert_allclose(windows_to_plan_for(lasting, 16)[1], 1 / 16, rtol=0.01)
+    np.testing.assert_allclose(weights[:-1], weights[0], rtol=0.01)
+    in_turn = drawn(np.tile(workloads(4), (4, 1, 1)))
+    np.testing.assert_allclose(windows_to_plan_for(in_turn)[1], 1 / 16, rtol=0.01)
+    noise = np.random.default_rng(5).uniform(0.8, 1.2, (16, 2, 16)) * workloads(1)
+    assert windows_to_plan_for(drawn(noise / noise.sum(axis=2, keepdims=True)))[1][-1] < 0.15
+    few = np.concatenate([lasting[:-1], lasting[-1:] / 1000])
+    assert windows_to_plan_for(few)[1][-1] < 0.01
+    for number in (1, 2):
+        np.testing.assert_allclose(
+            windows_to_plan_for(lasting[2 : 2 + 2 * number : 2])[1], 1 / number, rtol=0.01
+        )
+
+
+def test_layers_without_load_and_windows_alike_say_nothing_of_what_lasts() -> None:
+    idle = np.zeros((3, 2, 16))
+    idle[:, 0] = drawn(workloads(3))[:, 0]
+    assert np.isfinite(windows_to_plan_for(idle)[1]).all()
+    same = drawn(np.repeat(workloads(1), 5, axis=0))
+    found, weights = windows_to_plan_for(same)
+    assert np.array_equal(found, same.sum(axis=0, keepdims=True))
+    assert weights.tolist() == [1.0]
 
 
 def test_moves_keep_to_the_budget_but_at_the_start() -> None:

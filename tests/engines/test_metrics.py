@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ from recorded import ROOT
 
 prometheus_client = pytest.importorskip("prometheus_client", reason="the extra metrics")
 
+from eplb import Cluster, Placement  # noqa: E402
 from eplb.engines import metrics  # noqa: E402
-from eplb.engines.rebalances import Rebalances  # noqa: E402
+from eplb.engines.rebalances import Outcome, Rebalances, Seen  # noqa: E402
 from eplb.engines.settings import Settings  # noqa: E402
 
 PROCESS = Path(__file__).with_name("metrics_process.py")
@@ -109,8 +111,15 @@ def test_series_are_those_of_the_rebalances_on_every_server(
     assert later["eplb_steps_since_plan"] == 5.0  # nothing was planned
     assert later["eplb_moved_experts_total"] == moves
     assert later["eplb_last_plan_timestamp_seconds"] == found["eplb_last_plan_timestamp_seconds"]
-    decisions = [later[f'eplb_rebalances_total{{decision="{each}"}}'] for each in ("moved", "kept")]
-    assert decisions == [1.0, 1.0]
+    decided = {
+        name.removeprefix("eplb_rebalances_total"): value
+        for name, value in later.items()
+        if name.startswith("eplb_rebalances_total") and value
+    }
+    assert decided == {
+        '{decision="moved",reason="first plan"}': 1.0,
+        '{decision="kept",reason="ranks disagree"}': 1.0,
+    }
 
 
 def test_there_are_as_many_series_for_any_number_of_ranks_and_layers(
@@ -119,7 +128,7 @@ def test_there_are_as_many_series_for_any_number_of_ranks_and_layers(
     before = scrape()
     tell(layers=9, ranks=16)
     assert scrape().keys() == before.keys()
-    assert len(before) == 19
+    assert len(before) == 31
     assert all(name.startswith("eplb_") for name in before)
 
 
@@ -169,6 +178,48 @@ def test_there_are_none_where_no_server_reads_them(monkeypatch: pytest.MonkeyPat
     assert not rebalances.observers
 
 
+def test_seconds_of_moving_go_from_an_answer_until_it_is_in_force(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(metrics.FOLDER, raising=False)
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    file = tmp_path / "eplb.prom"
+    rebalances = Rebalances(logging.getLogger("an engine"), Settings(), "its own")
+    counted = metrics.Counted(rebalances, None, file)
+    counted.begin(logging.getLogger("an engine"))
+    cluster = Cluster(4, 1, 5)
+    running = Placement.contiguous(2, 16, cluster)
+    other = Placement(np.flip(running.phy2log, axis=1).copy(), 16, cluster)
+
+    def answer(placement: Placement) -> None:
+        seen = Seen(np.ones((1, 2, 16)), 1, 16, cluster, running)
+        rebalances.tell("a model", seen, Outcome("planned", placement.phy2log, 0.5, True))
+
+    def seconds() -> float:
+        counted._write()
+        (line,) = re.findall(r"^eplb_moving_seconds_total (\S+)$", file.read_text(), re.M)
+        return float(line)
+
+    answer(other)
+    now += 2.0
+    counted.in_force()
+    assert seconds() == 2.0
+    now += 4.0
+    counted.in_force()
+    answer(running)  # moves nothing
+    now += 8.0
+    counted.in_force()
+    assert seconds() == 2.0
+    answer(other)
+    now += 16.0
+    answer(other)  # of a second model, half a second after the first one was moved
+    assert seconds() == 17.5
+    now += 32.0
+    counted.in_force()
+    assert seconds() == 49.5
+
+
 def test_a_client_that_fails_costs_a_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,7 +244,7 @@ def test_a_file_has_the_same_series(
         counted.step(12)
     lines = file.read_text().splitlines()
     assert 'eplb_steps_since_plan{role="decode"} 3.0' in lines
-    assert sum('role="decode"' in line and "_created" not in line for line in lines) == 19
+    assert sum('role="decode"' in line for line in lines) == 31
     assert [each.name for each in tmp_path.iterdir()] == [file.name]
     file.unlink()
     tmp_path.rmdir()

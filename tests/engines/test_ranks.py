@@ -89,8 +89,8 @@ def test_the_first_rank_tells_of_each_rebalance(group: Group) -> None:
     assert not any(each["told"] for each in others)
     numbers = [line.split(":")[1].removeprefix(" rebalance ") for line in first["told"]]
     assert numbers == ["1", "2", "3", "4"]
-    assert "experts move: the first plan" in first["told"][0]
-    assert "nothing moves: ranks do not agree, so what runs stays" in first["told"][2]
+    assert "experts move: first plan, from" in first["told"][0]
+    assert "nothing moves: ranks disagree, what runs stays" in first["told"][2]
     first, _ = group({}, {"environment": None})
     assert all("vLLM's own policy answers" in line for line in first["told"])
 
@@ -254,9 +254,9 @@ def test_ranks_of_sglang_plan_around_one_that_died_and_with_it_once_it_is_back(
         assert all(set(row[:6] + row[9:]) == set(range(8)) for row in phy2log)
     assert all(any(row[6:9]) for row in last)
     assert not any(each["said"] for each in did)
-    assert "ranks have come or gone" in did[0]["told"][1]
-    assert "ranks have come or gone" not in did[0]["told"][2]
-    assert "ranks have come or gone" in did[0]["told"][3]
+    assert "experts move: ranks changed, as some have come or gone" in did[0]["told"][1]
+    assert "experts move: ranks changed, as some have come or gone" not in did[0]["told"][2]
+    assert "experts move: ranks changed, as some have come or gone" in did[0]["told"][3]
 
 
 def test_a_rank_of_sglang_that_dies_unseen_holds_up_the_others_once(group: Group) -> None:

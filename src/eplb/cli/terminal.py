@@ -314,14 +314,16 @@ def print_watched_metrics(
     Args:
         console: where.
         title: what is watched.
-        by_role: series of each role, by name.
+        by_role: series of each role, by name; decisions that were never made are left out.
         age: seconds since this planner last answered, where that is known.
     """
     _title(console, title)
     table = _table("", *(printable(role) or "now" for role in by_role))
     names = sorted({name for series in by_role.values() for name in series})
     for name in names:
-        values = (series.get(name) for series in by_role.values())
+        values = [series.get(name) for series in by_role.values()]
+        if name.startswith("eplb_rebalances_total") and not any(values):
+            continue
         cells = ("" if value is None else f"{value:,.6g}" for value in values)
         table.add_row(printable(name.removeprefix("eplb_")), *cells)
     console.print(table)

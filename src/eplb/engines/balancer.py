@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eplb.checks import Budget, budget_from, real_number, whole_number
 from eplb.cluster import Cluster, check_shape
-from eplb.engines.live import next_placement
+from eplb.engines.live import balancedness_of, next_placement, windows_to_plan_for
 from eplb.engines.settings import Settings
 from eplb.engines.trial import INTERVALS, Trials
 from eplb.errors import ClusterError, LoadsError, PlacementError
@@ -35,7 +35,8 @@ class Rebalance:
     Attributes:
         placement: to run next; experts that stay on a GPU keep their slot.
         moves: experts that GPUs must receive.
-        before, after: balancedness on the windows remembered, of what runs and of the new one.
+        before, after: balancedness on the windows remembered, of what runs and of the new one. The
+            last window counts more than the others where loads last from window to window.
         taken_back: whether it goes back to what ran before the last plan, which two windows have
             found worse than that.
     """
@@ -222,7 +223,8 @@ class Balancer:
                 self._windows.popleft()
         placement = Placement(phy2log, self.num_experts, self.cluster)
         moves = placement.moves_from(running)
-        before, after = (each.balancedness(self.windows) for each in (running, placement))
+        planned_for = windows_to_plan_for(self.windows)
+        before, after = (balancedness_of(each, *planned_for) for each in (running, placement))
         if asked is None and (not moves or after - before < self._least_gain):
             return None
         if asked is None:

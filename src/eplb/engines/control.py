@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 from eplb.engines.log import failure
+from eplb.engines.rebalances import Reason
 from eplb.errors import OptionError, PlacementError
 
 __all__ = ["Command", "Control"]
@@ -28,11 +29,11 @@ class Command(NamedTuple):
     """What is asked instead of a plan.
 
     Attributes:
-        reason: in words.
+        reason: why.
         phy2log: [L, P] the map to run; None for what runs.
     """
 
-    reason: str
+    reason: Reason
     phy2log: NDArray[np.int64] | None
 
     def map_after(self, running: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -108,7 +109,7 @@ class Control:
         if text in {"", "resume"}:
             return None
         if text == "pause":
-            return Command("paused by EPLB_CONTROL", None)
+            return Command(Reason("paused", "by EPLB_CONTROL"), None)
         if "\n" in text:
             raise OptionError(f"{self._path}: has several lines: give pause, resume or one path")
         from eplb.formats.placements import load_placement
@@ -120,4 +121,4 @@ class Control:
                 f"{path}: has {placement.num_layers} layers of {placement.phy2log.shape[1]} slots, "
                 f"and the engine runs {shape[0]} of {cluster.num_slots}"
             )
-        return Command(f"EPLB_CONTROL asks for {path.name}", placement.phy2log.copy())
+        return Command(Reason("asked", f"{path.name} by EPLB_CONTROL"), placement.phy2log.copy())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.engines.settings import Settings
 from eplb.errors import PlacementError
+from eplb.loads import to_total
 from eplb.merging import alike
 from eplb.placement import Placement
 from eplb.planning.drop_in import groups_on_nodes
@@ -23,11 +24,15 @@ from eplb.planning.plan import DEFAULT_MOVE_COST, plan
 __all__ = [
     "Call",
     "History",
+    "balancedness_of",
     "is_start",
     "next_placement",
     "running_placement",
     "windows_to_plan_for",
 ]
+
+_UNSEEN = 4
+"""Windows of doubt: docs/experiments.md, "Loads that last"."""
 
 
 def next_placement(
@@ -36,13 +41,12 @@ def next_placement(
     num_groups: int | None,
     current: Placement | None,
     settings: Settings,
+    new: int = 1,
 ) -> NDArray[np.int64]:
     """The experts to run next, [L, P].
 
-    A window counts by its tokens, up to the mean of the windows: what was seen in an idle hour is
-    mostly chance. Windows that differ by chance alone are added up. An expert that stays on its GPU
-    stays in its slot. The budget of moves is not kept where engines start, from a layout that knows
-    no loads, nor where ranks come or go.
+    An expert that stays on its GPU stays in its slot. The budget of moves is not kept where engines
+    start, from a layout that knows no loads, nor where ranks come or go.
 
     Args:
         windows: [T, L, E] loads, each with a load in some layer.
@@ -51,25 +55,25 @@ def next_placement(
         current: what runs now, None where that is not known.
         settings: how much may move, what pins are to be kept, how much work the plan may be, and
             on how many threads.
+        new: how many of the windows, the last ones, came after the last plan.
 
     Raises:
         EplbError: what cannot be planned.
     """
-    windows = windows_to_plan_for(windows)
+    windows, weights = windows_to_plan_for(windows, new)
     num_layers = windows.shape[1]
-    total = windows.sum(axis=(1, 2))
     moving: dict[str, Any] = {}
     if current is not None and not is_start(current):
         moving["current"] = current
         if current.cluster.capacity == cluster.capacity:
             loaded = int(windows.any(axis=2).sum()) * len(cluster.alive)
             moving["max_moves"] = settings.max_moves.of(num_layers * cluster.num_slots)
-            moving["move_cost"] = DEFAULT_MOVE_COST * float(total.sum()) / max(loaded, 1)
+            moving["move_cost"] = DEFAULT_MOVE_COST * float(windows.sum()) / max(loaded, 1)
     made = plan(
         windows,
         cluster,
         num_groups=groups_on_nodes(num_groups, cluster),
-        weights=np.minimum(total, total.mean()),
+        weights=weights,
         pins=settings.pins,
         effort=settings.effort,
         threads=settings.threads,
@@ -82,9 +86,64 @@ def next_placement(
     return phy2log
 
 
-def windows_to_plan_for(windows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Windows [T, L, E] as they are, or their sum [1, L, E] where they differ by chance alone."""
-    return windows.sum(axis=0, keepdims=True) if alike(windows) else windows
+def windows_to_plan_for(
+    windows: NDArray[np.float64], new: int = 1
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Windows [T, L, E] as they are, or their sum [1, L, E] where they differ by chance alone; and
+    what each of them counts, [T], adding up to 1.
+
+    A window counts by its tokens, up to the mean of the windows: what was seen in an idle hour is
+    mostly chance. If a window is all that came from one plan to the next, the last one counts more,
+    by as much as windows so far have lasted: the next one will be as long.
+
+    Args:
+        windows: [T, L, E] loads, in order.
+        new: how many of them, the last ones, came after the last plan.
+    """
+    if alike(windows):
+        windows = windows.sum(axis=0, keepdims=True)
+    total = windows.sum(axis=(1, 2))
+    weights = np.minimum(total, total.mean())
+    part = _lasting(windows) if new == 1 else 0.0
+    weights[-1] *= 1.0 + part / (1.0 - part) * weights.sum() / total.mean()
+    return windows, weights / weights.sum()
+
+
+def _lasting(windows: NDArray[np.float64]) -> float:
+    """The part of what is new in a window, beside those before it, that the next one still has:
+    from 0, as where workloads take turns, to below 1.
+
+    It is found by least squares. A few windows show it badly, so as many more as `_UNSEEN` count as
+    having shown nothing.
+
+    Args:
+        windows: [T, L, E] loads, in order.
+    """
+    number = len(windows) - 2
+    if number < 1:
+        return 0.0
+    total = windows.sum(axis=2, keepdims=True)
+    shares = to_total(windows, total, np.ones_like(total[0]))
+    so_far = np.arange(2, len(windows))[:, None, None]
+    means = np.cumsum(shares, axis=0)[1:-1] / so_far
+    new, then = shares[1:-1] - means, shares[2:] - means
+    square = float((new * new).sum())
+    if square == 0.0:
+        return 0.0
+    part = min(max(float((new * then).sum()) / square, 0.0), 1.0)
+    return part * number / (number + _UNSEEN)
+
+
+def balancedness_of(
+    placement: Placement, windows: NDArray[np.float64], weights: NDArray[np.float64]
+) -> float:
+    """Balancedness on windows [T, L, E] that count `weights` [T]; 1 where none has any load."""
+    found = placement.ratios(windows)
+    known = ~np.isnan(found)
+    counted = weights[:, None] * known
+    if not counted.any():
+        return 1.0
+    return float((np.where(known, found, 0.0) * counted).sum() / counted.sum())
 
 
 def is_start(current: Placement) -> bool:

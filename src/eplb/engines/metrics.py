@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from eplb.engines.log import failure
-from eplb.engines.rebalances import Rebalance, Rebalances
+from eplb.engines.rebalances import DECISIONS, Rebalance, Rebalances
+from eplb.files import write_text
 
 __all__ = ["FOLDER", "Counted", "Metrics"]
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = 5.0
 """From one writing of a file to the next, while the engine steps."""
-_DECISIONS = ("moved", "waited", "kept", "own")
 _STATISTICS = ("min", "p50", "p90", "avg")
 
 
@@ -43,6 +43,7 @@ class Counted:
         self._role = role
         self._file = file
         self._written = 0.0
+        self._moving_since: float | None = None
         self._logger: logging.Logger | None = None
         self._metrics: Metrics | None = None
 
@@ -68,10 +69,26 @@ class Counted:
         if self._file is not None and time.monotonic() - self._written >= _SECONDS:
             self._write()
 
+    def in_force(self) -> None:
+        """Count the seconds since the last answer, which the engine has now moved to. Never raises.
+
+        Called again, it counts nothing.
+        """
+        self._moved(time.monotonic())
+
     def _see(self, rebalance: Rebalance) -> None:
         if self._metrics is not None:
+            # An engine of two models has moved the one before it plans for the other.
+            self._moved(time.monotonic() - rebalance.seconds)
             self._metrics.see(rebalance)
+            self._moving_since = time.monotonic() if rebalance.moves else None
             self._write()
+
+    def _moved(self, until: float) -> None:
+        since, self._moving_since = self._moving_since, None
+        if self._metrics is not None and since is not None:
+            with suppress(OSError, ValueError):  # of a folder that has vanished
+                self._metrics.moved(max(0.0, until - since))
 
     def _write(self) -> None:
         """Write the file whole, or say once why not."""
@@ -79,9 +96,7 @@ class Counted:
             return
         self._written = time.monotonic()
         try:
-            from prometheus_client import write_to_textfile
-
-            write_to_textfile(str(self._file), self._metrics.registry)
+            write_text(self._file, self._metrics.text())
         except Exception as error:
             failure(self._logger, error, "the file of metrics stays as it is, and serving goes on")
 
@@ -108,7 +123,7 @@ class Metrics:
         def series(kind: Any, name: str, text: str, *more: str, **options: Any) -> Any:
             made = kind(f"eplb_{name}", text, (*names, *more), registry=self.registry, **options)
             if more:
-                return lambda value: made.labels(*values, value)
+                return lambda *of: made.labels(*values, *of)
             return made.labels(*values) if values else made
 
         def gauge(name: str, text: str, *more: str) -> Any:
@@ -136,11 +151,18 @@ class Metrics:
         self._peak = gauge(
             "peak_over_mean", "Largest GPU load over the mean of its layer that the plan expects"
         )
-        rebalances = counter("rebalances", "Rebalances by what was decided", "decision")
-        self._rebalances = {each: rebalances(each) for each in _DECISIONS}
+        self._rebalances = counter(
+            "rebalances", "Rebalances by what was decided, and why", "decision", "reason"
+        )
+        for decision, reasons in DECISIONS.items():
+            for reason in reasons:
+                self._rebalances(decision, reason)
         self._moves = counter("moved_experts", "Experts that GPUs received")
         self._bytes = counter("moved_bytes", "Bytes of experts that GPUs received")
-        self._seconds = counter("planning_seconds", "Seconds of planning and agreeing")
+        self._planning = counter("planning_seconds", "Seconds of planning and agreeing")
+        self._moving = counter(
+            "moving_seconds", "Seconds from an answer until its last layer is in force"
+        )
         self._agree = gauge("ranks_agree", "Whether ranks agreed at the last rebalance")
         self._planned_at = gauge(
             "last_plan_timestamp_seconds", "When this planner last answered, in Unix time"
@@ -152,10 +174,10 @@ class Metrics:
 
     def see(self, rebalance: Rebalance) -> None:
         """Count a rebalance."""
-        self._rebalances[rebalance.decision].inc()
+        self._rebalances(rebalance.decision, rebalance.reason.name).inc()
         self._moves.inc(rebalance.moves)
         self._bytes.inc(rebalance.bytes or 0)
-        self._seconds.inc(rebalance.seconds)
+        self._planning.inc(rebalance.seconds)
         self._agree.set(int(rebalance.agreed))
         for series, value in (
             (self._before, rebalance.before),
@@ -174,6 +196,17 @@ class Metrics:
             self._planned_at.set(time.time())
             self._steps = 0
             self._steps_since.set(0)
+
+    def text(self) -> str:
+        """All series as Prometheus reads them, but for the times at which counters were made."""
+        from prometheus_client import generate_latest
+
+        lines = generate_latest(self.registry).decode().splitlines(keepends=True)
+        return "".join(line for line in lines if "_created" not in line)
+
+    def moved(self, seconds: float) -> None:
+        """Count the seconds in which the engine has moved experts."""
+        self._moving.inc(seconds)
 
     def step(self, interval: int) -> None:
         """Count a step of the engine's, which rebalances after so many."""

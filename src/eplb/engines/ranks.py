@@ -186,12 +186,12 @@ class Agreement:
             beside: makes of this planner's map what else must be the same on all ranks.
         """
         begin = time.perf_counter()
-        answer, decision, why, agreed = self._answer(kind, plan, running, form, theirs, beside)
+        answer, decision, agreed = self._answer(kind, plan, running, form, theirs, beside)
         seconds = time.perf_counter() - begin
         if tell is not None:
             try:
                 if self.is_first():
-                    tell(Outcome(decision, _map_in(answer), why, seconds, agreed))
+                    tell(Outcome(decision, _map_in(answer), seconds, agreed))
             except Exception as error:
                 failure(self._logger, error, "the log does not say what this rebalance does")
         return answer
@@ -209,17 +209,17 @@ class Agreement:
         form: Callable[[NDArray[np.int64]], Any],
         theirs: Callable[[], Any],
         beside: Callable[[NDArray[np.int64]], NDArray[np.int64] | None],
-    ) -> tuple[Any, Literal["planned", "kept", "own"], str, bool]:
-        """The answer, whose it is, what went wrong, and whether ranks agree."""
+    ) -> tuple[Any, Literal["planned", "kept", "own"], bool]:
+        """The answer, whose it is, and whether ranks agree."""
         try:
             ranks = self._current()
             wrong = "" if ranks is None else ranks.settle(self._settings)
         except Exception as error:
             failure(self._logger, error, f"{self._own} answers")
-            return theirs(), "own", in_one_line(error), False
+            return theirs(), "own", False
         if wrong:
             self._logger.warning("eplb: %s; %s answers on all ranks", wrong, self._own)
-            return theirs(), "own", wrong, False
+            return theirs(), "own", False
         begin = time.perf_counter()
         made: NDArray[np.int64] | Exception
         more: NDArray[np.int64] | None = None
@@ -231,28 +231,27 @@ class Agreement:
         if ranks is not None:
             wrong = ranks.compare(kind, _of_map(made, more), spent=time.perf_counter() - begin)
         if not wrong and not isinstance(made, Exception):
-            return form(made), "planned", "", True
+            return form(made), "planned", True
         stays = bool(wrong) and running is not None and not (ranks and ranks.wrong)
         instead = "what runs stays" if stays else f"{self._own} answers"
-        why, agreed = wrong, not wrong
+        agreed = not wrong
         if isinstance(made, Exception):
             failure(self._logger, made, instead)
-            why = why or in_one_line(made)
         if wrong:
             self._forget()
             self._logger.warning("eplb: %s; %s on all ranks", wrong, instead)
         if stays and running is not None:
-            return form(running), "kept", why, False
+            return form(running), "kept", False
         answer = theirs()
         if ranks is not None and not ranks.wrong:
             wrong = ranks.compare(f"{kind}/own", _of_map(_map_in(answer)))
             if wrong and running is not None:
                 self._logger.warning("eplb: %s; what runs stays on all ranks", wrong)
-                return form(running), "kept", wrong, False
+                return form(running), "kept", False
             if wrong:
                 self._logger.error("eplb: %s, by %s: restart the engine", wrong, self._own)
             agreed = agreed and not wrong
-        return answer, "own", why, agreed
+        return answer, "own", agreed
 
     def _current(self) -> "_Ranks | None":
         """The ranks of the group that is in force now; None where this process is alone.

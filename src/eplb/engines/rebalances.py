@@ -1,9 +1,11 @@
-"""What each rebalance did: one line in the engine's log, on the first rank.
+"""What each rebalance did, and why: one line in the engine's log, on the first rank.
 
-Balancedness is the mean over windows and layers, with tokens split evenly over the copies of their
-expert. `before` and `planned` are on the windows that were planned for, `since` on those that came
-after the last plan, which it was not made for. So `since` beside what the last plan expected says
-what planning is worth on this service.
+The log and the metrics name decisions and reasons alike, by `DECISIONS`.
+
+Balancedness is the mean over windows, as a plan counts them, and over layers, with tokens split
+evenly over the copies of their expert. `before` and `planned` are on the windows that were planned
+for, `since` on those that came after the last plan, which it was not made for. So `since` beside
+what the last plan expected says what planning is worth on this service.
 """
 
 import logging
@@ -17,7 +19,30 @@ from numpy.typing import NDArray
 from eplb.engines.log import failure
 from eplb.engines.settings import Settings
 
-__all__ = ["Outcome", "Rebalance", "Rebalances", "Seen"]
+__all__ = ["DECISIONS", "Outcome", "Reason", "Rebalance", "Rebalances", "Seen"]
+
+DECISIONS = {
+    "moved": ("first plan", "ranks changed", "gain", "budget", "asked", "taken back"),
+    "waited": ("no tokens", "no gain", "budget", "paused", "asked", "on trial"),
+    "kept": ("ranks disagree",),
+    "own": ("ranks disagree", "planning failed"),
+}
+"""What is decided, and the reasons for it, by their names."""
+
+
+class Reason(NamedTuple):
+    """Why a rebalance does what it does.
+
+    Attributes:
+        name: one of `DECISIONS`.
+        words: more of it, for the log.
+    """
+
+    name: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.words}"
 
 
 @dataclass
@@ -30,7 +55,7 @@ class Seen:
         num_experts: E.
         cluster: the ranks to place experts on, None where even that is not known.
         current: the placement that runs, None where that is not known.
-        reason: why the plan is what it is, where that does not follow from the loads.
+        reason: why the plan is what it is; None where that follows from the loads.
     """
 
     windows: NDArray[np.float64] | None = None
@@ -38,7 +63,7 @@ class Seen:
     num_experts: int = 0
     cluster: Any = None
     current: Any = None
-    reason: str = ""
+    reason: Reason | None = None
 
 
 class Outcome(NamedTuple):
@@ -48,14 +73,12 @@ class Outcome(NamedTuple):
         decision: "planned", "kept" where ranks disagreed and what runs stays, or "own" where the
             engine's own planner answered.
         phy2log: [L, P] the map.
-        why: what went wrong; empty where nothing did.
         seconds: of planning and of agreeing.
         agreed: whether ranks are set alike, and have the same map.
     """
 
     decision: Literal["planned", "kept", "own"]
     phy2log: NDArray[np.int64]
-    why: str
     seconds: float
     agreed: bool
 
@@ -67,7 +90,7 @@ class Rebalance:
     Attributes:
         number: of the model's, from 1.
         decision: "moved", "waited", "kept" or "own".
-        reason: why, in words.
+        reason: why.
         before: balancedness of what ran, on the windows planned for; None where that is not known.
         planned: balancedness of what runs from now on, on the same windows; None without load.
         windows: how many these are.
@@ -84,7 +107,7 @@ class Rebalance:
 
     number: int
     decision: Literal["moved", "waited", "kept", "own"]
-    reason: str
+    reason: Reason
     before: float | None
     planned: float | None
     windows: int
@@ -168,7 +191,7 @@ class Rebalances:
             outcome: what it was answered.
         """
         number, expected = self._last.get(kind, (0, None))
-        planned = outcome.decision == "planned" and not seen.reason
+        planned = outcome.decision == "planned" and seen.reason is None
         if number == 0 and seen.windows is None and planned:
             return
         rebalance = self._of(number + 1, expected, seen, outcome)
@@ -179,8 +202,7 @@ class Rebalances:
             observer(rebalance)
 
     def _of(self, number: int, expected: float | None, seen: Seen, outcome: Outcome) -> Rebalance:
-        from eplb.balance import ratios
-        from eplb.engines.live import windows_to_plan_for
+        from eplb.engines.live import balancedness_of, windows_to_plan_for
         from eplb.placement import Placement
 
         moves, size, before, planned, since, by_layer, peak = 0, None, None, None, None, None, None
@@ -192,17 +214,17 @@ class Rebalances:
                 expert_bytes = self._bytes_of((made.num_layers, made.num_experts))
                 size = None if expert_bytes is None else moves * expert_bytes
             if seen.windows is not None:
-                windows = windows_to_plan_for(seen.windows)
+                windows, weights = windows_to_plan_for(seen.windows, seen.new)
                 number_planned = len(windows)
-                of_windows = ratios(made.gpu_load(windows))
+                of_windows = made.ratios(windows)
                 known = ~np.isnan(of_windows)
                 total = np.where(known, of_windows, 0.0).sum(axis=0)
                 by_layer = np.full(made.num_layers, np.nan)
                 np.divide(total, known.sum(axis=0), out=by_layer, where=known.any(axis=0))
-                planned = float(of_windows[known].mean())
+                planned = balancedness_of(made, windows, weights)
                 peak = float(1.0 / of_windows[known].min())
                 if current is not None:
-                    before = current.balancedness(windows)
+                    before = balancedness_of(current, windows, weights)
                     if number > 1 and seen.new:
                         since = current.balancedness(seen.windows[-seen.new :])
         decision: Literal["moved", "waited", "kept", "own"] = "moved" if moves else "waited"
@@ -226,30 +248,30 @@ class Rebalances:
             outcome.agreed,
         )
 
-    def _reason(self, seen: Seen, outcome: Outcome, moves: int) -> str:
+    def _reason(self, seen: Seen, outcome: Outcome, moves: int) -> Reason:
         from eplb.engines.live import is_start
-        from eplb.moving.verdict import NOTHING_BETTER
 
-        if outcome.decision == "kept":
-            return "ranks do not agree, so what runs stays"
-        if outcome.decision == "own":
-            return f"{self._own} answers"
-        if seen.reason:
+        if outcome.decision != "planned":
+            name = "planning failed" if outcome.agreed else "ranks disagree"
+            instead = "what runs stays" if outcome.decision == "kept" else f"{self._own} answers"
+            return Reason(name, instead)
+        if seen.reason is not None:
             return seen.reason
-        if seen.windows is None or not seen.new:
-            return "no tokens since the last rebalance"
         budget = self._settings.max_moves
-        if not moves and budget.of(outcome.phy2log.size) == 0:
-            return f"EPLB_MAX_MOVES allows none ({budget})"
+        allowed = budget.of(outcome.phy2log.size)
         if not moves:
-            return NOTHING_BETTER.removesuffix(".")
-        if seen.current is None or is_start(seen.current):
-            return "the first plan, from a layout that knows no loads"
+            if seen.windows is None or not seen.new:
+                return Reason("no tokens", "none came since the last rebalance")
+            if allowed == 0:
+                return Reason("budget", f"EPLB_MAX_MOVES allows none ({budget})")
+            return Reason("no gain", "no plan found is better by what its moves are to gain")
+        if is_start(seen.current):
+            return Reason("first plan", "from a layout that knows no loads")
         if seen.current.cluster.capacity != seen.cluster.capacity:
-            return "ranks have come or gone"
-        if moves == budget.of(outcome.phy2log.size):
-            return f"as many as EPLB_MAX_MOVES allows ({budget})"
-        return "each lowers the peak of its layer by enough"
+            return Reason("ranks changed", "as some have come or gone")
+        if moves == allowed:
+            return Reason("budget", f"as many as EPLB_MAX_MOVES allows ({budget})")
+        return Reason("gain", "each lowers the peak of its layer by enough")
 
 
 def _size(number: int) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from eplb.engines.metrics import Counted
 from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.rebalances import Outcome, Rebalances, Seen
 from eplb.engines.settings import Settings, is_on, settings_from
-from eplb.engines.start import after, compile_kernels
+from eplb.engines.start import after, around, compile_kernels
 from eplb.engines.tables import Planned
 from eplb.engines.trial import Trials
 from eplb.errors import PolicyError
@@ -110,6 +110,17 @@ def _hook(settings: Settings) -> Callable[..., object]:
         metrics.step(_interval(manager))
 
     after(*_MANAGER, "on_forward_pass_end", stepped)
+
+    def then_in_force(moving: Iterator[Any]) -> Iterator[Any]:
+        yield from moving
+        metrics.in_force()
+
+    def rebalance(theirs: Any, *args: Any, **kwargs: Any) -> Any:
+        moving = theirs(*args, **kwargs)
+        # It stops before each part of the layers, and goes on in the next pass.
+        return then_in_force(moving) if inspect.isgenerator(moving) else moving
+
+    around(*_MANAGER, "rebalance", rebalance)
 
     def at_start(manager: Any, *_: Any, **__: Any) -> None:
         if batches is not None:
@@ -401,7 +412,7 @@ def _plan(
             phy2log: NDArray[np.int64] = current.phy2log.copy()
             return phy2log
         windows = np.ones_like(windows)
-    return next_placement(windows, cluster, num_groups, current, settings)
+    return next_placement(windows, cluster, num_groups, current, settings, len(windows))
 
 
 def _maps(phy2log: NDArray[np.int64], num_experts: int, cluster: Any) -> tuple[Any, ...]:

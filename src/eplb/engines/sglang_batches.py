@@ -161,10 +161,11 @@ def _difference() -> str:
 
 
 def _num_real() -> Tensor | None:
-    """How many of a batch's rows are real, None where that is not known."""
+    """How many of a batch's rows are real, None where that is not known, as before 0.5.23."""
     from sglang.srt.model_executor.forward_context import get_forward_context, has_forward_context
 
-    bound = get_forward_context().moe_num_token_non_padded if has_forward_context() else None
+    context = get_forward_context() if has_forward_context() else None
+    bound = getattr(context, "moe_num_token_non_padded", None)
     return None if bound is None else bound()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.engines.control import Command
+from eplb.engines.rebalances import Reason
 from eplb.moving.verdict import LEAST_GAIN
 from eplb.placement import Placement
 
@@ -86,11 +87,10 @@ class Trials:
         )
         if not trial.worse:
             self._on[kind] = trial._replace(worse=True)
-            return Command(f"the last plan is measured once more: {found}", None)
-        return Command(
-            f"the last plan is taken back, worse in two intervals: {found}",
-            trial.before.phy2log.copy(),
-        )
+            reason = Reason("on trial", f"the last plan is measured once more: {found}")
+            return Command(reason, None)
+        reason = Reason("taken back", f"the last plan was worse in two intervals: {found}")
+        return Command(reason, trial.before.phy2log.copy())
 
     def clear(self) -> None:
         """Try nothing any more."""

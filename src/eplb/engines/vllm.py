@@ -22,7 +22,7 @@ from eplb.engines.live import Call, History
 from eplb.engines.log import failure, switched_on
 from eplb.engines.metrics import Counted
 from eplb.engines.ranks import Agreement, Member, default_member
-from eplb.engines.rebalances import Rebalances, Seen
+from eplb.engines.rebalances import Reason, Rebalances, Seen
 from eplb.engines.rows import Rows
 from eplb.engines.settings import Settings, is_on, settings_from
 from eplb.engines.start import after, around, compile_kernels
@@ -111,6 +111,8 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
         batches.agree()
         answer = initial.step(theirs, state, *args, **kwargs)
         metrics.step(state.expert_rearrangement_step_interval)
+        if not _is_moving(state):
+            metrics.in_force()
         return answer
 
     around(*_STATE, "step", step)
@@ -132,6 +134,13 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
             failure(_logger, error, "the log does not say what the planner does")
 
     return at_start
+
+
+def _is_moving(state: Any) -> bool:
+    """Whether experts of any model are still moved in the background."""
+    return any(
+        getattr(each, "rebalanced", False) for each in getattr(state, "model_states", {}).values()
+    )
 
 
 def difference() -> str:
@@ -298,7 +307,7 @@ def _plan(
             _record(recorder, loads)
     begun = initial.take((*loads.shape, call.num_slots), loaded=bool(loads.any()))
     if begun is not None:
-        seen.reason = "the placement of EPLB_INITIAL"
+        seen.reason = Reason("asked", "the placement of EPLB_INITIAL")
         return begun
     if current is not None and loads.any() and not scaling:
         tried = trials.judge(kind, current, loads[None])
