@@ -68,7 +68,9 @@ def test_figures_of_splits_are_those_of_the_page_on_dispatch() -> None:
         rows = text.split("\n\n", 1)[0].splitlines()[2:]
         return [[float(cell) for cell in re.findall(r"\| (\.\d+)", row)] for row in rows]
 
-    command = "`eplb compare DIR/deepseek_v3 --gpus 32 --nodes 4 --slots 288 --policy deepseek,eplb "
+    command = (
+        "`eplb compare DIR/deepseek_v3 --gpus 32 --nodes 4 --slots 288 --policy deepseek,eplb "
+    )
     for page in ("README.md", "docs/dispatch.md"):
         assert command in (ROOT / page).read_text(encoding="utf-8")
     theirs, (*ours, sglang, best) = table("docs/dispatch.md", "placed for an even split, split")

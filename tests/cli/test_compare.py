@@ -377,7 +377,8 @@ def test_heat_is_drawn_with_what_the_terminal_has(trace_file: Path) -> None:
         lines = file.read().splitlines()
         end = next(n for n, line in enumerate(lines) if line.startswith("Hottest experts"))
         drawn[encoding] = lines[end - 17 : end - 1]
-    assert {len(line) for line in drawn["utf-8"]} == {32}
+    assert {len(line) for line in drawn["utf-8"]} == {len("15-16 ") + 32}
+    assert drawn["utf-8"][0].split()[0] == "1-2"  # behind a dense layer
     other = str.maketrans("░▒▓█", ".:*#")
     assert [line.translate(other) for line in drawn["utf-8"]] == drawn["ascii"]
 

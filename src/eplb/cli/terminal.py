@@ -247,9 +247,15 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
         console.print()
         console.print(_drift_table(found))
     console.print()
-    loaded = heat[[row for row in range(len(heat)) if heat[row].any()]]
+    _line(
+        console,
+        "Spread is a standard deviation of natural logs: 0 where shares are equal, 0.7 where they "
+        "typically differ by a factor of 2.",
+    )
+    console.print()
+    loaded = np.flatnonzero(heat.any(axis=1))
     words = "below half the mean", "to the mean", "to twice", "to four times", "above"
-    _print_heat(console, loaded, "experts", _STEPS, words)
+    _print_heat(console, heat[loaded], loaded, "expert", _STEPS, words)
     hot = (
         f"{each.expert} of layer {each.layer} ({each.times_mean:.1f})"
         for each in found.hottest_experts
@@ -259,21 +265,43 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
 
 
 def _print_heat(
-    console: Console, heat: Heat, what: str, steps: Sequence[float], words: Sequence[str]
+    console: Console,
+    heat: Heat,
+    numbers: NDArray[np.int64],
+    what: str,
+    steps: Sequence[float],
+    words: Sequence[str],
 ) -> None:
-    """A map of experts, or of GPUs, in layers: neighbours share a sign where there are more than
-    fit, and it is that of the hottest.
+    """A map of experts, or of GPUs, in the layers of these numbers: neighbours share a sign where
+    there are more than fit, and it is that of the hottest.
     """
     signs = _HEAT if _can_print(console, "".join(_HEAT)) else _PLAIN_HEAT
     num_layers, num_experts = heat.shape
     rows = np.array_split(np.arange(num_layers), min(num_layers, _MOST_ROWS))
-    columns = np.array_split(np.arange(num_experts), min(num_experts, console.width - 1, _MAP))
+    names = [
+        f"{numbers[layers[0]]}" + (f"-{numbers[layers[-1]]}" if len(layers) > 1 else "")
+        for layers in rows
+    ]
+    wide = max(map(len, names))
+    room = max(console.width - wide - 2, 1)
+    columns = np.array_split(np.arange(num_experts), min(num_experts, room, _MAP))
     legend = ", ".join(f"{sign!r} {said}" for sign, said in zip(signs, words, strict=True))
-    _line(console, f"Load of {what}, a line for each layer or few: {legend}")
-    for layers in rows:
+    each = f"each line: {_each(rows, 'layer')}; each column: {_each(columns, what)}"
+    _line(console, f"Load of {what}s; {each}; {legend}")
+    for name, layers in zip(names, rows, strict=True):
         hottest = [heat[np.ix_(layers, experts)].max() for experts in columns]
         text = "".join(signs[int(np.searchsorted(steps, value, "right"))] for value in hottest)
-        console.print(Text(text, no_wrap=True))
+        console.print(Text(f"{name:>{wide}} {text}", no_wrap=True))
+
+
+def _each(parts: Sequence[NDArray[np.int64]], what: str) -> str:
+    """How many share a sign: "1 layer", "3-4 layers, the hottest"."""
+    fewest, most = len(parts[-1]), len(parts[0])
+    if most == 1:
+        return f"1 {what}"
+    return (
+        f"{fewest}-{most} {what}s, the hottest" if fewest < most else f"{most} {what}s, the hottest"
+    )
 
 
 def print_watched_loads(
@@ -291,7 +319,8 @@ def print_watched_loads(
     _title(console, title)
     windows, _, gpus = gpu_load.shape
     total = gpu_load.sum(axis=0)
-    total = total[total.any(axis=1)]
+    loaded = np.flatnonzero(total.any(axis=1))
+    total = total[loaded]
     shown = "the last window" if windows == 1 else f"the last {windows} windows"
     ago = "" if age is None else f", {_duration(age)} ago"
     _line(
@@ -312,7 +341,7 @@ def print_watched_loads(
     )
     console.print()
     words = "below 0.9 of the mean", "to the mean", "to 1.1 times", "to 1.25", "above"
-    _print_heat(console, times_mean, "GPUs", _GPU_STEPS, words)
+    _print_heat(console, times_mean, loaded, "GPU", _GPU_STEPS, words)
 
 
 def print_watched_metrics(
@@ -424,10 +453,10 @@ def print_demo(console: Console, found: Demo, seed: int) -> None:
     _line(
         console,
         f"{found.layers} MoE layers of {found.experts} experts in {cluster}. Kinds of requests "
-        f"follow each other; a window has {TOKENS:,} tokens, as vLLM's last 1,000 forward passes "
-        f"with 94 on each of 32 GPUs. Before each of {found.windows} windows (seed {seed}) the "
-        "experts are placed again by what came before it. The window then shows how "
-        "good that is, on loads that no plan has seen.",
+        f"follow each other; a window has {TOKENS:,} tokens, about vLLM's default window: 1,000 "
+        f"steps x {TOKENS / 1000 / found.gpus:,.0f} tokens x {found.gpus} GPUs. Before each of "
+        f"{found.windows} windows (seed {seed}) the planner re-plans from earlier windows; the "
+        "placement is scored on the new one.",
     )
     console.print()
     table = _table(None, gap=2)
@@ -463,10 +492,10 @@ def print_demo(console: Console, found: Demo, seed: int) -> None:
         f"By an estimate for {MODEL} on {GPU} GPUs, eplb serves {more(gains[0], 1)} tokens per "
         f"second with an even split and {more(gains[1], 1)} with the best. Each re-plan sends "
         f"{_bytes(ours[-1].bytes_moved)} of weights to GPUs in place of "
-        f"{_bytes(first.bytes_moved)}, whose time the estimate leaves out.",
+        f"{_bytes(first.bytes_moved)}. The estimate does not count the time of these transfers.",
     )
     console.print()
-    say("Next, with loads that your engine recorded (docs/start.md says how):")
+    say("Next, with loads that your engine recorded (eplb report --help says more):")
     nodes = f" --nodes {found.nodes}" if found.nodes > 1 else ""
     say(f"  eplb report loads.json --gpus {found.gpus}{nodes} --slots {found.slots} --text")
 
@@ -741,7 +770,7 @@ def _skew_table(found: Inspection) -> Table:
         ("load of a layer in a window", found.load_per_layer, "{:,.0f}"),
         ("hottest expert / mean expert", found.hottest, "{:.2f}"),
         ("share of the load on the hottest fifth", found.top_fifth, "{:.1%}"),
-        ("spread of experts' shares (sd of their log)", found.spread, "{:.2f}"),
+        ("spread of log shares", found.spread, "{:.2f}"),
         ("experts below 1 % of the mean", found.idle, "{:.4g}"),
     ):
         if values is not None:
@@ -751,7 +780,7 @@ def _skew_table(found: Inspection) -> Table:
 
 
 def _drift_table(found: Inspection) -> Table:
-    table = _table("windows apart", "correlation of shares", "sd of their log ratio")
+    table = _table("windows apart", "correlation of shares", "spread of log ratios")
     for row in found.drift:
         table.add_row(f"{row.lag:,}", _figure(row.correlation), _figure(row.spread))
     last = found.first_last
