@@ -80,8 +80,9 @@ def test_a_person_sees_a_map_with_a_line_for_each_layer(recording: Path) -> None
     assert "3 MoE layers of 8 experts on 4 GPUs" in done.stdout
     assert "balancedness 0.344 mean" in done.stdout
     assert "GPU 0 has 2.91 times the mean" in done.stdout
-    signs = [line for line in done.stdout.splitlines() if len(line) == 4]
-    assert len(signs) == 3
+    assert "each line: 1 layer; each column: 1 GPU" in done.stdout
+    names, signs = zip(*(line.split(" ", 1) for line in done.stdout.splitlines()[-3:]), strict=True)
+    assert names == ("0", "1", "2")
     assert all(line[0] != line[1] == line[2] == line[3] for line in signs)
 
 
