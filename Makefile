@@ -115,8 +115,11 @@ bench: $(DEV)  ## the planner against the peers in PEERS, in one run
 # Addresses come from one setting, and none is invented.
 export REPOSITORY
 
-dist: $(DEV)  ## a wheel and a source distribution, in dist/; REPOSITORY=https://... is its address
-	$(if $(REPOSITORY),,@echo "REPOSITORY is not set: the package names no address of its source")
+.PHONY: address
+address:
+	$(if $(REPOSITORY),,@echo "REPOSITORY is not set: the package names no address of its source, and links of its README lead nowhere; give it as make dist REPOSITORY=https://...")
+
+dist: address $(DEV)  ## a wheel and a source distribution, in dist/; REPOSITORY=https://... is its address
 	rm -rf dist
 	$(BIN)/python -m build --quiet --outdir dist
 

@@ -1,6 +1,5 @@
 """The figure of the study of dispatch, as SVG that takes the colours of the page it stands in."""
 
-import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +8,6 @@ from study_plots import STYLE, svg_of
 
 __all__ = ["draw"]
 
-_INK = "#24292f"
-"""What the page's colour of text stands in for; light on dark where the system is."""
-_SCHEME = (
-    f"<style>svg{{color:{_INK}}}@media (prefers-color-scheme:dark){{svg{{color:#e6edf3}}}}</style>"
-)
 # Hues of Okabe and Ito's, which differ for the colour-blind too, of 3 to 1 on white and on black.
 _LINES = {
     "together": ("all ranks together", "#3b82c4", "-", "o"),
@@ -23,15 +17,6 @@ _LINES = {
     "vllm": ("vLLM's hash", "#d9702b", "--", "s"),
 }
 _WIDE, _HIGH = 700 / 72, 6.2
-_COLOURS: dict[str, Any] = {
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": "#7a828c",
-    "grid.alpha": 0.35,
-}
 
 
 def draw(points: Sequence[Any], title: str) -> str:
@@ -42,7 +27,7 @@ def draw(points: Sequence[Any], title: str) -> str:
     panels: dict[tuple[str, int, int], list[Any]] = {}
     for point in points:
         panels.setdefault((point.load, point.gpus, point.slots), []).append(point)
-    with mpl.rc_context(STYLE | _COLOURS):
+    with mpl.rc_context(STYLE):
         made: Any = Figure(figsize=(_WIDE, _HIGH))
         made.suptitle(
             textwrap.fill(title, 84), x=0.01, y=0.985, ha="left", fontsize=12.5, fontweight="bold"
@@ -61,18 +46,7 @@ def draw(points: Sequence[Any], title: str) -> str:
         made.subplots_adjust(
             left=0.075, right=0.965, top=0.84, bottom=0.09, hspace=0.42, wspace=0.1
         )
-        text = svg_of(made, transparent=True)
-    # As part of a page it needs neither a prologue nor a size.
-    text = re.sub(
-        r"<\?xml.*?\?>\s*|<!DOCTYPE.*?>\s*|<metadata>.*?</metadata>\s*", "", text, flags=re.S
-    )
-    text = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
-    )
-    text = re.sub(r"(<svg[^>]*>)", rf"\1{_SCHEME}", text, count=1)
-    return text.replace(f": {_INK}", ": currentColor").replace(
-        "<text ", '<text fill="currentColor" '
-    )
+        return svg_of(made)
 
 
 def _draw_panel(axis: Any, points: Sequence[Any]) -> None:

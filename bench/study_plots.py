@@ -1,4 +1,6 @@
-"""The figures of the study, as SVG: the same data give the same bytes."""
+"""The figures of the study, as SVG that takes the colours of the page it stands in: the same data
+give the same bytes.
+"""
 
 import io
 import re
@@ -37,9 +39,20 @@ class Row:
     gain: tuple[float, float] | None = None
 
 
-# Okabe and Ito's colours, which differ for the colour-blind too.
-_BLUE, _ORANGE, _GREEN, _PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+_INK = "#24292f"
+"""What the page's colour of text stands in for; light on dark where the system is."""
+_SCHEME = (
+    f"<style>svg{{color:{_INK}}}@media (prefers-color-scheme:dark){{svg{{color:#e6edf3}}}}</style>"
+)
+# Hues of Okabe and Ito's, which differ for the colour-blind too, of 3 to 1 on white and on black.
+_BLUE, _ORANGE, _GREEN, _PINK = "#3b82c4", "#d9702b", "#1e9e77", "#c466a0"
 STYLE: Any = {
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.alpha": 0.35,
     "svg.hashsalt": "eplb",
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -50,7 +63,7 @@ STYLE: Any = {
     "axes.grid": True,
     "xtick.bottom": False,
     "ytick.left": False,
-    "grid.color": "#dddddd",
+    "grid.color": "#7a828c",
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
     "legend.frameon": False,
@@ -117,16 +130,30 @@ def draw(figure: str, rows: list[Row], loads: Loads, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def svg_of(made: Any, **options: Any) -> str:
+def svg_of(made: Any) -> str:
     """A figure as SVG, in half as many bytes: tenths of a point are enough, and nobody asks for a
     part by its name.
     """
     drawn = io.StringIO()
-    made.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None}, **options)
+    made.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = re.sub(r"<[^>]+>", lambda tag: _DECIMALS.sub(r"\1", tag[0]), drawn.getvalue())
     text = _NAMES.sub("", text).replace("; font-family: 'DejaVu Sans'", "")
     text = text.replace('<style type="text/css">', f'<style type="text/css">{_FONT} ')
-    return "\n".join(line.strip() for line in text.splitlines()) + "\n"
+    return _in_page("\n".join(line.strip() for line in text.splitlines()) + "\n")
+
+
+def _in_page(text: str) -> str:
+    """A drawing as part of a page, which needs neither a prologue nor a size."""
+    text = re.sub(
+        r"<\?xml.*?\?>\s*|<!DOCTYPE.*?>\s*|<metadata>.*?</metadata>\s*", "", text, flags=re.S
+    )
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
+    )
+    text = re.sub(r"(<svg[^>]*>)", rf"\1{_SCHEME}", text, count=1)
+    return text.replace(f": {_INK}", ": currentColor").replace(
+        "<text ", '<text fill="currentColor" '
+    )
 
 
 def _draw_panels(made: Any, rows: list[Row], figure: str) -> None:

@@ -5,8 +5,8 @@
     <!-- include PATH # heading -->  what stands under a heading
     <!-- commands: MODULE -->        the command line, as typer tells it
 
-Links to sources become links to their reference, and pictures of assets/ stand in the page itself,
-where they take its colours.
+Links to sources become links to their reference, and pictures of assets/ and figures/ stand in the
+page itself, where they take its colours.
 """
 
 import re
@@ -23,7 +23,7 @@ INCLUDE = re.compile(
     r"^<!-- include (?P<path>[^\s:#]+)(?:(?P<how>: | # )(?P<what>.+?))? -->$", re.M
 )
 _COMMANDS = re.compile(r"^<!-- commands: (\S+) -->$", re.M)
-_PICTURE = re.compile(r"^!\[(?P<says>[^\]]*)\]\((?P<path>assets/[^)]+\.svg)\)$", re.M)
+_PICTURE = re.compile(r"^!\[(?P<says>[^\]]*)\]\((?P<path>(?:assets|figures)/[^)]+\.svg)\)$", re.M)
 _SOLVER = re.compile(r"\]\(\.\./src/eplb/solver/(\w+)\.py\)")
 _OUTSIDE = {
     re.compile(r"\]\(\.\./bench/(?:README\.md|\w+\.py)\)"): "benchmarks.md",

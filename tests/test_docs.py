@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -241,6 +241,19 @@ def test_pictures_are_what_their_script_draws() -> None:
     for name, draw in _module(DOCS / "assets" / "draw.py").PICTURES.items():
         drawn = (DOCS / "assets" / name).read_text(encoding="utf-8")
         assert drawn == draw(), f"{name}: run docs/assets/draw.py, and look at what changed"
+
+
+def test_figures_take_the_colours_of_their_page() -> None:
+    hooks = _module(DOCS / "hooks.py")
+    for page in ("study.md", "dispatch.md"):
+        text = (DOCS / page).read_text(encoding="utf-8")
+        shown = hooks.on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri=page)))
+        assert ".svg)" not in shown
+        assert "currentColor" in shown
+    for drawn in [*(DOCS / "figures").iterdir(), DOCS / "assets" / "dispatch.svg"]:
+        picture = drawn.read_text(encoding="utf-8")
+        assert "prefers-color-scheme:dark" in picture
+        assert not {"#ffffff", "#000000"} & set(re.findall(r"#\w{6}", picture)), drawn.name
 
 
 def test_what_pages_include_is_there() -> None:

@@ -1,9 +1,13 @@
 """`make` on machines that cannot run it: one line, exit code 2, and nothing made."""
 
+import importlib.util
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -58,6 +62,35 @@ def test_another_python_makes_the_environment_anew(tmp_path: Path) -> None:
     (venv / ".run-3.13").touch()
     assert "venv --clear" not in made(tmp_path, "3.13", "-n", "test").stdout
     assert "-m venv" not in made(tmp_path, "3.13", "-n", "demo").stdout
+
+
+def test_dist_says_that_the_address_is_missing_before_it_installs(tmp_path: Path) -> None:
+    said = made(tmp_path, "3.13", "-n", "dist", "REPOSITORY=").stdout
+    assert 0 <= said.find("REPOSITORY is not set") < said.find("-m venv")
+    assert "is not set" not in made(tmp_path, "3.13", "-n", "dist", "REPOSITORY=https://a").stdout
+
+
+def test_links_of_a_built_readme_lead_to_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hatchling is there where packages are built, and not here."""
+    interface = ModuleType("hatchling.metadata.plugin.interface")
+    interface.MetadataHookInterface = SimpleNamespace  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    spec = importlib.util.spec_from_file_location("build_urls", ROOT / "build_urls.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    monkeypatch.setenv("REPOSITORY", "https://a/b/")
+    metadata: dict[str, Any] = {}
+    hook.Urls(root=str(ROOT)).update(metadata)
+    text = metadata["readme"]["text"]
+    assert "](https://a/b/raw/main/docs/assets/engines.svg)" in text
+    assert "](https://a/b/blob/main/docs/dispatch.md#placed-for-it)" in text
+    assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]+)\)", text))
+    monkeypatch.setenv("REPOSITORY", "")
+    hook.Urls(root=str(ROOT)).update(metadata)
+    assert metadata["readme"]["text"] == (ROOT / "README.md").read_text(encoding="utf-8")
+    assert metadata["urls"] == {}
 
 
 @pytest.mark.parametrize("goal", ["help", "clean"])

@@ -1,6 +1,7 @@
 """The study of windows, history and spare slots: its data, its figures and its arguments."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def test_data_are_those_of_plain_replays(
     told = json.loads(capsys.readouterr().out)
     assert list(told) == ["windows", "history", "spare"]
     assert sorted(path.name for path in out.iterdir()) == [f"{name}.svg" for name in sorted(told)]
+    for path in out.iterdir():
+        assert not {"#ffffff", "#000000"} & set(re.findall(r"#\w{6}", path.read_text())), path.name
     ordered = eplb.load_trace(traces / "gptoss_small.npz")
 
     def replayed(first: int, history: int, rule: Any, slots: int = 3, gpus: int = 8) -> float:

@@ -379,6 +379,7 @@ def test_heat_is_drawn_with_what_the_terminal_has(trace_file: Path) -> None:
         end = next(n for n, line in enumerate(lines) if line.startswith("Hottest experts"))
         drawn[encoding] = lines[end - 17 : end - 1]
     assert {len(line) for line in drawn["utf-8"]} == {5 + 1 + 1 + 32 + 1}
+    assert drawn["utf-8"][0].split()[0] == "1-2"  # behind a dense layer
     other = str.maketrans("░▒▓█", ".:*#")
     assert [line.translate(other) for line in drawn["utf-8"]] == drawn["ascii"]
 

@@ -290,7 +290,7 @@ def test_figures_for_an_engine_are_under_its_rule(loads_file: Path, tmp_path: Pa
     evenly = figures["vllm"]["plan"]
     assert evenly == figures["sglang"]["as_planned"] > figures["sglang"]["plan"]
     text = run("plan", loads_file, *shape[:-1], "--to", "sglang", "-o", tmp_path / "x.json").stdout
-    assert "Dispatch: SGLang's rule" in text
+    assert "Choice among copies: SGLang's rule" in text
     assert f"under which it has balancedness {evenly:.4f}." in " ".join(text.split())
     assert "proven gap" not in text
     scored = run("evaluate", tmp_path / "sglang.json", loads_file, *shape, "--dispatch", "sglang")

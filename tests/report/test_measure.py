@@ -416,6 +416,6 @@ def test_every_figure_is_under_the_rule() -> None:
     assert now > running.balancedness(trace.loads[-32:])
     assert found.choice.compare is not None
     assert "--dispatch best" in found.choice.compare
-    assert "Dispatch: best, each window is split" in " ".join(render_page(found).split())
+    assert "Choice among copies: best (each window is split" in " ".join(render_page(found).split())
     with pytest.raises(OptionError, match="give one of even, sglang"):
         measure(trace, CLUSTER, dispatch="nearest")

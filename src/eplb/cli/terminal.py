@@ -247,6 +247,12 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
         console.print()
         console.print(_drift_table(found))
     console.print()
+    _line(
+        console,
+        "Spread is a standard deviation of natural logs: 0 where shares are equal, 0.7 where they "
+        "typically differ by a factor of 2.",
+    )
+    console.print()
     loaded = [row for row in range(len(heat)) if heat[row].any()]
     _print_heat(console, heat[loaded], loaded, "expert", OF_EXPERTS)
     hot = (
@@ -418,10 +424,10 @@ def print_demo(console: Console, found: Demo, seed: int) -> None:
     _line(
         console,
         f"{found.layers} MoE layers of {found.experts} experts in {cluster}. Kinds of requests "
-        f"follow each other; a window has {TOKENS:,} tokens, as vLLM's last 1,000 forward passes "
-        f"with 94 on each of 32 GPUs. Before each of {found.windows} windows (seed {seed}) the "
-        "experts are placed again by what came before it. The window then shows how "
-        "good that is, on loads that no plan has seen.",
+        f"follow each other; a window has {TOKENS:,} tokens, about vLLM's default window: 1,000 "
+        f"steps x {TOKENS / 1000 / found.gpus:,.0f} tokens x {found.gpus} GPUs. Before each of "
+        f"{found.windows} windows (seed {seed}) the planner re-plans from earlier windows; the "
+        "placement is scored on the new one.",
     )
     console.print()
     table = _table(None, gap=2)
@@ -457,10 +463,10 @@ def print_demo(console: Console, found: Demo, seed: int) -> None:
         f"By an estimate for {MODEL} on {GPU} GPUs, eplb serves {more(gains[0], 1)} tokens per "
         f"second with an even split and {more(gains[1], 1)} with the best. Each re-plan sends "
         f"{_bytes(ours[-1].bytes_moved)} of weights to GPUs in place of "
-        f"{_bytes(first.bytes_moved)}, whose time the estimate leaves out.",
+        f"{_bytes(first.bytes_moved)}. The estimate does not count the time of these transfers.",
     )
     console.print()
-    say("Next, with loads that your engine recorded (docs/start.md says how):")
+    say("Next, with loads that your engine recorded (eplb report --help says more):")
     nodes = f" --nodes {found.nodes}" if found.nodes > 1 else ""
     say(f"  eplb report loads.json --gpus {found.gpus}{nodes} --slots {found.slots} --text")
 
@@ -765,7 +771,7 @@ def _skew_table(found: Inspection) -> Table:
         ("load of a layer in a window", found.load_per_layer, "{:,.0f}"),
         ("hottest expert / mean expert", found.hottest, "{:.2f}"),
         ("share of the load on the hottest fifth", found.top_fifth, "{:.1%}"),
-        ("spread of experts' shares (sd of their log)", found.spread, "{:.2f}"),
+        ("spread of log shares", found.spread, "{:.2f}"),
         ("experts below 1 % of the mean", found.idle, "{:.4g}"),
     ):
         if values is not None:
@@ -775,7 +781,7 @@ def _skew_table(found: Inspection) -> Table:
 
 
 def _drift_table(found: Inspection) -> Table:
-    table = _table("windows apart", "correlation of shares", "sd of their log ratio")
+    table = _table("windows apart", "correlation of shares", "spread of log ratios")
     for row in found.drift:
         table.add_row(f"{row.lag:,}", _figure(row.correlation), _figure(row.spread))
     last = found.first_last

@@ -221,8 +221,9 @@ def words_of(
         f"{tokens_per_gpu:,g} tokens into a step, and each token goes to {model.top_k} experts.",
         f"An expert of a layer is {model.expert_bytes / 1e6:,.1f} MB, read once in a step if any "
         "token needs it.",
-        f"Products run at {sure.compute_efficiency:.0%} of the {computed.upper()} peak and memory "
-        f"at {sure.memory_efficiency:.0%} of its bandwidth, hiding each other in part.",
+        f"Matmuls run at {sure.compute_efficiency:.0%} of the {computed.upper()} peak and memory "
+        f"at {sure.memory_efficiency:.0%} of its bandwidth. Matmuls and memory traffic partly "
+        "overlap.",
     ]
     if computed != model.number_format:
         words.append(

@@ -119,12 +119,14 @@ GIVEN = "split"
 """What a split that a user gives is called beside the names of rules."""
 
 _WORDS = {
-    "even": "Dispatch: even, each copy of an expert takes the same part of its tokens.",
-    "sglang": "Dispatch: SGLang's rule, a GPU sends to its own copy or one on its node, else to "
-    "one drawn fairly.",
-    "ascend": "Dispatch: vllm-ascend's rule, a GPU sends to the copy of its rank modulo copies.",
-    "best": "Dispatch: best, each window is split so that GPUs are as evenly loaded as can be.",
-    GIVEN: "Dispatch: the split that is given, in every window.",
+    "even": "Choice among copies: even (each copy of an expert takes the same part of its tokens).",
+    "sglang": "Choice among copies: SGLang's rule (a GPU sends to its own copy or one on its node, "
+    "else to one drawn fairly).",
+    "ascend": "Choice among copies: vllm-ascend's rule (a GPU sends to the copy of its rank modulo "
+    "copies).",
+    "best": "Choice among copies: best (each window is split so that GPUs are as evenly loaded as "
+    "can be).",
+    GIVEN: "Choice among copies: the split that is given, in every window.",
 }
 
 _UNDER = {

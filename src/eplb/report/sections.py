@@ -60,11 +60,14 @@ def balance(figures: Figures) -> Section:
         f"{percent(figures.choice.gap, 2)} of the busiest GPU's load, mean over layers."
     ]
     if unseen:
+        every = figures.setting.every
+        shown = "window" if every == 1 else f"{every} windows"
         notes.append(
             f"Unseen: {counted(figures.unseen_windows, 'window')}, each served by a plan made "
             "before it. Gain: the difference from what runs now. Moved: share of slots for which "
-            "GPUs receive an expert at each plan after the first. The oracle has perfect "
-            "foresight: it plans for the very window that it is scored on."
+            "GPUs receive an expert at each plan after the first. Perfect foresight (`oracle` in "
+            f"`eplb compare`) is a plan that is shown the {shown} that it is to serve, which "
+            "no engine can have."
         )
     notes.append(
         "The engine's own planner (policy `deepseek`) is DeepSeek's EPLB for the sum of the "
@@ -77,9 +80,9 @@ def balance(figures: Figures) -> Section:
     if isinstance(figures.splits, Splits):
         tables.append(_splits(figures.splits))
         notes.append(
-            "Where an expert has several copies, a rule of dispatch says which of them takes a "
-            f"token. Its table is of {counted(figures.splits.plans, 'plan')} for each figure, "
-            "before windows that they had not seen."
+            "Where an expert has several copies, a rule says which of them takes a token. Each "
+            f"figure in the table of rules is from {counted(figures.splits.plans, 'plan')}, "
+            "scored on windows that came after."
         )
     if figures.choice.tried:
         tables.append(
@@ -106,12 +109,12 @@ def _splits(found: Splits) -> Table:
     engine = {"sglang": "SGLang's rule", "ascend": "vllm-ascend's rule"}[found.engine]
     return Table(
         "How tokens are split over copies",
-        ("split", "placed for an even split", "placed for it"),
+        ("split", "plan made for an even split", "plan made for that rule"),
         rows_of(
             [
                 ("even", score(found.even), score(found.even)),
                 (engine, score(found.by_engine), score(found.engine_placed)),
-                ("best, each window anew", score(found.best), score(found.best_placed)),
+                ("best (re-split per window)", score(found.best), score(found.best_placed)),
             ]
         ),
     )
@@ -273,14 +276,12 @@ def spare(figures: Figures) -> Section:
         for number, each in enumerate(found.points)
     ]
     table = Table(
-        "Balancedness by spare slots on each GPU",
+        "Balancedness by spare slots on each GPU; the knee is the last number up to which each "
+        "slot adds 0.01 or more",
         ("spare slots on a GPU", "slots in all", "seen", "unseen"),
         rows_of(rows),
     )
-    notes = [
-        "A spare slot holds a redundant copy of an expert. The knee is the last number up to which "
-        "each slot adds 0.01 of balancedness or more."
-    ]
+    notes = ["A spare slot holds a redundant copy of an expert."]
     if unseen:
         notes.append(
             f"Each point is {counted(found.plans, 'plan')}, scored on "
@@ -306,8 +307,8 @@ def windows(figures: Figures) -> Section:
     best, top = max(found.points, key=lambda each: each[1])
     more = top > low + 0.005
     finding = (
-        f"On another window, plans for {counted(best, 'window')} reach {top:.4f}, and plans for "
-        f"{first} {low:.4f}"
+        f"A plan made from {counted(best, 'window')} scores {top:.4f} on a window that it did not "
+        f"see, and one made from {first} {low:.4f}"
         if more
         else f"One window is enough to plan for: it gives {low:.4f}, and {last} give {high:.4f}"
     )
