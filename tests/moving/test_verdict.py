@@ -151,7 +151,8 @@ def test_of_workloads_in_no_order_nothing_is_said_of_time(tmp_path: Path) -> Non
     for held in parts:
         others = np.delete(trace.loads, held, axis=0)
         made = eplb.plan(others, CLUSTER, current=running, effort="fast").placement
-        for window in trace.loads[held]:
-            gains.append(made.balancedness(window) - running.balancedness(window))
+        gains += [
+            made.balancedness(window) - running.balancedness(window) for window in trace.loads[held]
+        ]
     if found.action != "move n":
         assert found.gain == pytest.approx(np.mean(gains))
