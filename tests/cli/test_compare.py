@@ -487,4 +487,4 @@ def test_workloads_are_said_to_be_in_no_order(tmp_path: Path) -> None:
     assert run("compare", folder, *on, "--policy", "last").returncode == 2
     # As given, they follow each other.
     files = sorted(folder.iterdir())
-    assert "first and last" in run("inspect", *files).stdout
+    assert "windows apart" in run("inspect", *files).stdout

@@ -18,6 +18,7 @@ from workloads import write_workloads
 import eplb
 from eplb import Cluster, ClusterError, LoadsError, LoadTrace, OptionError, Placement, PolicyError
 from eplb.planning.backtest import expected_of
+from eplb.replaying.compare import score
 from eplb.replaying.policies import POLICIES, named_policies
 
 CLUSTER = Cluster(num_gpus=4, slots_per_gpu=3)
@@ -326,7 +327,7 @@ def test_windows_in_no_order_are_held_out_in_turn(every: int) -> None:
         assert shown.tolist() == np.delete(trace.loads, left_out, axis=0).tolist()
         # What served another window was made from this one.
         assert current == Placement.contiguous(3, 8, CLUSTER)
-    assert eplb.score(found).moved is None
+    assert score(found).moved is None
 
 
 def test_policies_that_move_begin_anew_for_each_workload(tmp_path: Path) -> None:
