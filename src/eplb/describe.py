@@ -324,8 +324,11 @@ class Inspection:
         top_fifth: part of the load that the hottest fifth of the experts have.
         spread: standard deviation of the log of the experts' shares, in nats.
         idle: experts with less than 1 % of the mean load.
-        drift: by how far apart windows are.
-        first_last: the first window and the last, None of one window.
+        ordered: whether windows follow each other.
+        drift: by how far apart windows are; empty of windows in no order.
+        first_last: the first window and the last, None of one window, and of windows in no order.
+        alike: correlation of experts' shares, over any two windows that are in no order; None of
+            others, of more than 64, and where loads are even.
         hottest_experts: those with most load of all layers, the hottest first.
     """
 
@@ -344,8 +347,10 @@ class Inspection:
     top_fifth: Range | None
     spread: Range | None
     idle: Range | None
+    ordered: bool
     drift: list[LagFigures]
     first_last: LagFigures | None
+    alike: Range | None
     hottest_experts: list[HotExpert]
 
     def to_json(self) -> dict[str, Any]:
@@ -378,15 +383,27 @@ def inspect_trace(trace: LoadTrace) -> Inspection:
         top_fifth=_range(uneven.top_fifth),
         spread=_range(uneven.spread),
         idle=_range(uneven.idle),
+        ordered=trace.ordered,
         drift=[
             LagFigures(lag, _known(correlation), _known(spread))
             for lag, correlation, spread in zip(
                 change.lags, change.correlation, change.spread, strict=True
             )
+            if trace.ordered
         ],
-        first_last=first_last if last else None,
+        first_last=first_last if last and trace.ordered else None,
+        alike=None if trace.ordered else _alike(change),
         hottest_experts=_hottest(trace),
     )
+
+
+def _alike(change: Drift) -> Range | None:
+    """Correlation of any two windows, where that is known."""
+    pairs = change.correlation_of_pairs
+    if pairs is None:
+        return None
+    found = pairs[np.triu_indices(len(pairs), 1)]
+    return _range(found[~np.isnan(found)])
 
 
 def heat(trace: LoadTrace) -> _Array:

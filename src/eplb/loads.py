@@ -155,7 +155,7 @@ def check_weights(weights: Any, num_windows: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LoadTrace(Immutable):
-    """Loads of T windows in order, checked and immutable.
+    """Loads of T windows, checked and immutable.
 
     Attributes:
         loads: [T, L, E] tokens routed to each logical expert; one window may be given as [L, E].
@@ -171,6 +171,9 @@ class LoadTrace(Immutable):
             all windows together, where the source counts by rank; otherwise None. They tell what
             part of an expert's tokens comes from where, and stay as they are in a trace of some of
             the windows; like `layers`, they are not compared.
+        ordered: whether windows follow each other in time. Others are workloads, as in a folder of
+            files whose names tell no order: none is later than another, so each is held out in turn
+            where ordered ones are tried on what came next. One window is in order.
 
     Raises:
         LoadsError: loads of another rank, empty, or with a value that is no number of tokens; names
@@ -186,6 +189,7 @@ class LoadTrace(Immutable):
     layers: tuple[int, ...] | None = None
     merging: Merging | None = None
     sources: NDArray[np.float64] | None = None
+    ordered: bool = True
 
     def __post_init__(self) -> None:
         loads = _frozen(self.loads)
@@ -220,6 +224,7 @@ class LoadTrace(Immutable):
                 )
             check_values(sources)
             object.__setattr__(self, "sources", sources)
+        object.__setattr__(self, "ordered", bool(self.ordered) or num_windows == 1)
 
     def __len__(self) -> int:
         return self.num_windows
@@ -227,7 +232,7 @@ class LoadTrace(Immutable):
     def __repr__(self) -> str:
         model = "" if self.model is None else f" of {printable(self.model)}"
         return (
-            f"LoadTrace({counted(self.num_windows, 'window')}{model}, "
+            f"LoadTrace({self.in_words}{model}, "
             f"{counted(self.num_layers, 'layer')}, {counted(self.num_experts, 'expert')})"
         )
 
@@ -235,7 +240,8 @@ class LoadTrace(Immutable):
         if not isinstance(other, LoadTrace):
             return NotImplemented
         return (
-            (self.names, self.top_k, self.model) == (other.names, other.top_k, other.model)
+            (self.names, self.top_k, self.model, self.ordered)
+            == (other.names, other.top_k, other.model, other.ordered)
             and _same(self.times, other.times)
             and np.array_equal(self.loads, other.loads)
         )
@@ -247,6 +253,13 @@ class LoadTrace(Immutable):
     def num_windows(self) -> int:
         """T."""
         return int(self.loads.shape[0])
+
+    @property
+    def in_words(self) -> str:
+        """How many windows there are, and whether they are in order: "6 workloads in no order"."""
+        if self.ordered:
+            return counted(self.num_windows, "window")
+        return f"{counted(self.num_windows, 'workload')} in no order"
 
     @property
     def num_layers(self) -> int:
@@ -269,6 +282,10 @@ class LoadTrace(Immutable):
         """[L, E] all windows added up."""
         total: NDArray[np.float64] = self.loads.sum(axis=0)
         return total
+
+    def last(self, most: int) -> NDArray[np.float64]:
+        """[S, L, E] the last windows, so many at most; all where they are in no order."""
+        return self.loads[-most:] if self.ordered else self.loads
 
     def pick(self, windows: slice | Iterable[int]) -> "LoadTrace":
         """The trace of some windows, by a slice or by their numbers, in the order given.
@@ -308,7 +325,7 @@ class LoadTrace(Immutable):
         )
 
     def merged(self, merge: Merge = "auto") -> "LoadTrace":
-        """The trace with windows added up in time order.
+        """The trace with neighbouring windows added up, as they are in order or named.
 
         Args:
             merge: "auto" adds neighbours up until they differ by more than chance, and leaves what
@@ -329,7 +346,8 @@ class LoadTrace(Immutable):
         recording = Recording(merge)
         times = None if self.times is None else self.times.tolist()
         recording.add(self.loads, self.names, times)
-        return trace_of(recording, self.top_k, self.model, self.layers, self.sources)
+        found = trace_of(recording, self.top_k, self.model, self.layers, self.sources)
+        return found if self.ordered else replace(found, ordered=False)
 
 
 def trace_of(

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from command_line import run
 from rich.console import Console
+from workloads import write_workloads
 
 import eplb
 from eplb import synthetic
@@ -476,3 +478,33 @@ def test_wide_tables_are_printed_in_parts_and_whole(trace_file: Path) -> None:
     assert sum(line.startswith("deciding ") for line in lines) == 2
     sweep = ("sweep", trace_file, "--gpus", "8,16", "--every", 8, "--policy", "mean", "--jobs", 1)
     assert "…" not in run(*sweep, COLUMNS="60").stdout
+
+
+def test_workloads_are_said_to_be_in_no_order(tmp_path: Path) -> None:
+    folder = write_workloads(tmp_path / "loads")
+    on = ("--gpus", 4, "--slots", 20)
+    told = run("inspect", folder).stdout
+    assert "5 workloads, in no order (chat to prose)" in told
+    assert "correlate by" in told
+    assert "first and last" not in told
+    assert "windows apart" not in told
+    figures = figures_of("inspect", folder)
+    assert (figures["ordered"], figures["drift"], figures["first_last"]) == (False, [], None)
+    pairs = [
+        np.mean([np.corrcoef(one[layer], other[layer])[0, 1] for layer in (1, 2)])
+        for one, other in itertools.combinations(eplb.load_trace(folder).loads, 2)
+    ]
+    assert figures["alike"]["mean"] == pytest.approx(np.mean(pairs))
+    in_turn = "workloads in no order, each held out in turn and served by a plan for the others"
+    done = " ".join(run("compare", folder, *on, "--policy", "deepseek,eplb").stdout.split())
+    assert in_turn in done
+    done = " ".join(
+        run("sweep", folder, "--gpus", 4, "--policy", "deepseek", "--jobs", 1).stdout.split()
+    )
+    assert in_turn.replace("w", "W", 1) in done
+    done = " ".join(run("size", folder, "--gpus", 4, "--spare", "0,1").stdout.split())
+    assert "held out in turn: workloads in no order" in done
+    assert run("compare", folder, *on, "--policy", "last").returncode == 2
+    # As given, they follow each other.
+    files = sorted(folder.iterdir())
+    assert "windows apart" in run("inspect", *files).stdout

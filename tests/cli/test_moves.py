@@ -274,7 +274,10 @@ RATES = (*CURRENT, *SERVICE)
             ("plan", "one.npz", "--gpus", 8, *CURRENT, "--max-moves", "nan%"),
             "--max-moves is 'nan%': give",
         ),
-        (("plan", "one.npz", "--gpus", 8, *CURRENT, "--move-cost", -1), "--move-cost is -1.0: give"),
+        (
+            ("plan", "one.npz", "--gpus", 8, *CURRENT, "--move-cost", -1),
+            "--move-cost is -1.0: give",
+        ),
         (
             ("plan", "one.npz", "--gpus", 5, "--slots", 35, *CURRENT, "--max-moves", 0),
             "--max-moves is 0: ",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from workloads import NAMES, write_workloads
 
 from eplb import FormatError, LoadTrace, OptionError
 from eplb.formats import load_trace, save_trace
@@ -42,13 +43,41 @@ def test_a_folder_of_workloads_is_told_to_be_no_series(
     load_trace(tmp_path)
     assert caplog.messages == []
     write_json(tmp_path / "chat.json", LOADS)
-    load_trace(tmp_path)
+    trace = load_trace(tmp_path)
+    assert not trace.ordered
     (told,) = caplog.messages
     assert "2 kinds of names (chat.json to step10.json) tell no order in time" in told
     caplog.clear()
-    # Who gives the files gives their order.
-    load_trace([tmp_path / "step1.json", tmp_path / "chat.json"])
+    # Who gives the files gives their order, and their sum needs none.
+    assert load_trace([tmp_path / "step1.json", tmp_path / "chat.json"]).ordered
+    assert load_trace(tmp_path, merge="all").ordered
     assert caplog.messages == []
+    assert not load_trace([tmp_path / "step1.json", tmp_path]).ordered
+
+
+@pytest.mark.parametrize("ending", ["npz", "csv"])
+def test_what_is_in_no_order_stays_so(tmp_path: Path, ending: str) -> None:
+    trace = load_trace(write_workloads(tmp_path / "loads"))
+    assert (trace.ordered, trace.names) == (False, NAMES)
+    assert repr(trace) == "LoadTrace(5 workloads in no order, 3 layers, 16 experts)"
+    assert trace != trace_of(trace.loads, trace.names)
+    assert not trace.pick([2, 0]).ordered
+    assert trace.pick([2]).ordered
+    assert not trace.merged(2).ordered
+    assert len(trace.last(1)) == 5
+    # A folder of such a file, which is one kind of name, is in no order either.
+    (tmp_path / "saved").mkdir()
+    save_trace(trace, tmp_path / "saved" / f"all.{ending}")
+    assert load_trace(tmp_path / "saved" / f"all.{ending}") == trace
+    assert not load_trace(tmp_path / "saved").ordered
+
+
+def test_times_tell_an_order_that_names_do_not(tmp_path: Path) -> None:
+    for name, time in (("a", 1.0), ("b", 2.0)):
+        save_trace(trace_of(LOADS, ["x"], [time]), tmp_path / f"{name}.npz")
+    assert load_trace(tmp_path).ordered
+    save_trace(trace_of(LOADS, ["x"], [0.5]), tmp_path / "c.npz")
+    assert not load_trace(tmp_path).ordered
 
 
 def test_dumps_in_order_of_time(tmp_path: Path) -> None:

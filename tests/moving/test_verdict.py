@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import advice
 import numpy as np
 import pytest
+from workloads import CLUSTER, write_workloads
 
 import eplb
 from eplb.moving.verdict import Verdict, judge
@@ -143,3 +145,24 @@ def test_groups_on_several_nodes_are_told() -> None:
         eplb.OptionError, match=r"max_moves is 0: \d+ are enough to put each expert"
     ):
         eplb.plan(loads, cluster, num_groups=4, current=anywhere, max_moves=0)
+
+
+def test_of_workloads_in_no_order_nothing_is_said_of_time(tmp_path: Path) -> None:
+    trace = eplb.load_trace(write_workloads(tmp_path))
+    running = eplb.Placement.contiguous(3, 16, CLUSTER)
+    found = judge(trace.loads, CLUSTER, running, ordered=trace.ordered)
+    assert found.lasting is None
+    assert "each held out in turn" in found.words
+    assert "persist" not in found.words
+    assert "earlier" not in found.words
+    # Four parts, each planned for from the rest.
+    parts = np.array_split(np.arange(5), 4)
+    gains = []
+    for held in parts:
+        others = np.delete(trace.loads, held, axis=0)
+        made = eplb.plan(others, CLUSTER, current=running, effort="fast").placement
+        gains += [
+            made.balancedness(window) - running.balancedness(window) for window in trace.loads[held]
+        ]
+    if found.action != "move n":
+        assert found.gain == pytest.approx(np.mean(gains))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from recorded import GPT_OSS, load_windows
+from workloads import CLUSTER, write_workloads
 
 import eplb
 from eplb import Cluster, LoadsError, LoadTrace, OptionError
@@ -24,6 +25,7 @@ from eplb.planning.forecast import (
     Scenarios,
     Smoothed,
     changed_at,
+    in_no_order,
     named_forecast,
 )
 
@@ -247,3 +249,49 @@ def test_what_is_wrong_is_told() -> None:
         eplb.backtest(LoadTrace(np.ones((1, 2, 8))), cluster)
     with pytest.raises(OptionError, match="no forecast is called 'luck'"):
         eplb.backtest(LoadTrace(np.ones((3, 2, 8))), cluster, ["luck"])
+
+
+def held_out_in_turn(trace: LoadTrace) -> float:
+    """Balancedness of plans for all windows but one on that one, mean over windows and layers."""
+    found = []
+    for window in range(len(trace)):
+        others = np.delete(trace.loads, window, axis=0)
+        expected = Recent(None)(others)
+        placed = eplb.plan(expected.loads, CLUSTER, weights=expected.weights).placement
+        found.append(placed.balancedness(trace.loads[window]))
+    return float(np.mean(found))
+
+
+def test_workloads_in_no_order_are_each_held_out(tmp_path: Path) -> None:
+    """And all are planned for, in whatever order their names put them."""
+    trace = eplb.load_trace(write_workloads(tmp_path))
+    found = expected_of(trace, CLUSTER)
+    score = held_out_in_turn(trace)
+    assert found.tried is not None
+    assert found.tried.windows == 5
+    assert found.tried.scores == {"recent": pytest.approx(score, abs=1e-12)}
+    assert found.words == (
+        "Planned for: 5 workloads in no order, all alike. Each of 5 workloads held out in turn, "
+        f"plans for the others gave {score:.4f}"
+    )
+    assert found.scenarios.weights.tolist() == [0.2] * 5
+    assert shares(found.scenarios.loads) == pytest.approx(shares(trace.loads))
+    turned = expected_of(trace.pick([3, 1, 4, 0, 2]), CLUSTER).scenarios
+    again = eplb.plan(turned.loads, CLUSTER, weights=turned.weights)
+    assert again == eplb.plan(found.scenarios.loads, CLUSTER, weights=found.scenarios.weights)
+    tried = eplb.backtest(trace, CLUSTER)
+    assert list(tried.scores) == ["mean", "deviation", "recent", "extended", "clusters"]
+
+
+def test_windows_in_no_order_have_no_last_one_and_no_change() -> None:
+    before, after = np.array([[4e6, 2e6, 1e6]]), np.array([[1e6, 2e6, 4e6]])
+    loads = np.array([before] * 40 + [after] * 2)
+    assert changed_at(loads) == 40
+    assert len(in_no_order(Recent())(loads).loads) == 42
+    assert len(in_no_order(Clusters(clusters=50))(loads).loads) == 42
+    for name in ("smoothed", "last", "decay"):
+        with pytest.raises(OptionError, match=f"forecast {name} goes by the order of windows"):
+            in_no_order(FORECASTS[name])
+    trace = LoadTrace(loads, ordered=False)
+    words = expected_of(trace, Cluster(2, 1, 2), "recent").words
+    assert words == "Planned for: recent, 42 scenarios of 42 workloads in no order"

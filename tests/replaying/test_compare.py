@@ -150,6 +150,7 @@ def expected() -> list[dict[str, Any]]:
                     "spare": cluster.num_slots - 8,
                     "every": every,
                     "dispatch": "even",
+                    "ordered": True,
                 }
                 rows.append({**place, **timeless(json.loads(json.dumps(vars(row), default=vars)))})
     return rows

@@ -1,6 +1,7 @@
 """Replay: what a policy is shown, what it is scored on, and what is recorded of it."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from recorded import GPT_OSS, load_windows
+from workloads import CLUSTER as WORKLOADS
+from workloads import write_workloads
 
 import eplb
 from eplb import Cluster, ClusterError, LoadsError, LoadTrace, OptionError, Placement, PolicyError
+from eplb.planning.backtest import expected_of
+from eplb.replaying.compare import score
 from eplb.replaying.policies import POLICIES, named_policies
 
 CLUSTER = Cluster(num_gpus=4, slots_per_gpu=3)
@@ -307,3 +312,37 @@ def test_on_recorded_windows_each_policy_gives_what_it_knows(traces: Path) -> No
     assert abs(found["mean"] - found["seed"]) < 0.03
     assert found["eplb"] > max(found[name] for name in everybody) + 0.03
     assert found["oracle"] > found["eplb"] + 0.05
+
+
+@pytest.mark.parametrize("every", [1, 2, 99])
+def test_windows_in_no_order_are_held_out_in_turn(every: int) -> None:
+    trace = replace(made(5), ordered=False)
+    policy = Recorder()
+    found = eplb.replay(trace, CLUSTER, policy, num_groups=2, every=every, history=1, first=3)
+    assert found.windows.tolist() == list(range(5))
+    assert not found.ordered
+    step = min(every, 2)
+    held = [range(begin, min(begin + step, 5)) for begin in range(0, 5, step)]
+    for shown, current, left_out in zip(policy.shown, policy.current, held, strict=True):
+        assert shown.tolist() == np.delete(trace.loads, left_out, axis=0).tolist()
+        # What served another window was made from this one.
+        assert current == Placement.contiguous(3, 8, CLUSTER)
+    assert score(found).moved is None
+
+
+def test_policies_that_move_begin_anew_for_each_workload(tmp_path: Path) -> None:
+    trace = eplb.load_trace(write_workloads(tmp_path))
+    found = eplb.compare(trace, WORKLOADS, ["eplb", "moving", "recent"])
+    assert (found.windows, found.wanted, found.ordered) == (5, 5, False)
+    values = [each.balancedness for each in found.scores]
+    assert values[1:] == [values[0]] * 2
+    expected = expected_of(trace, WORKLOADS).tried
+    assert expected is not None
+    assert expected.scores["recent"] == values[0]
+    with pytest.raises(OptionError, match="forecast last goes by the order of windows"):
+        eplb.compare(trace, WORKLOADS, ["eplb", "last"])
+    with pytest.raises(OptionError, match="whether moves pay is a question of time"):
+        eplb.compare(trace, WORKLOADS, "eplb", service=eplb.Service(1, 1.0, 1.0))
+    spare = eplb.size(trace, WORKLOADS, [1])
+    assert spare.windows == 5
+    assert spare.points[0].unseen == pytest.approx(values[0], abs=1e-12)

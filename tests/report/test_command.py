@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from command_line import run, run_process
 from report_traces import CLUSTER, HOSTILE, hostile_trace, small_trace
+from workloads import write_workloads
 
 import eplb
 
@@ -167,3 +168,21 @@ def test_figures_are_json_and_follow_the_size_and_bandwidths_given(trace_file: P
     assert "--bandwidth-within" in done.stderr
     unknown = run("report", trace_file, *ON, "--model", "none", "--expert-bytes", 1)
     assert "--expert-bytes changes one figure of a model" in unknown.stderr
+
+
+def test_a_report_on_workloads_says_nothing_of_time(tmp_path: Path) -> None:
+    folder, page = write_workloads(tmp_path / "loads"), tmp_path / "page.html"
+    done = run("report", folder, "--gpus", 4, "--slots", 20, "--text", "-o", page)
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    text = page.read_text("utf-8")
+    for each in (told, text):
+        assert "5 workloads in no order" in each
+        assert "each is held out in turn and scored by a plan for the others" in each
+        for word in ("Through time", "Drift", "it lasts", "it ages", "persist", "apart"):
+            assert word not in each
+    trace = eplb.load_trace(folder)
+    found = eplb.compare(trace, eplb.Cluster(4, 1, 5), "eplb").scores[0].balancedness
+    assert f"a plan for 20 slots {found:.4f}" in told
+    planned = run("plan", folder, "--gpus", 4, "--slots", 20)
+    assert f"plans for the others gave {found:.4f}" in " ".join(planned.stdout.split())

@@ -60,7 +60,11 @@ def test_unseen_figures_are_those_of_compare(traces: Path) -> None:
     told = run(*words[1:], "--json")
     assert told.returncode == 0, told.stderr
     scores = {each["policy"]: each for each in json.loads(told.stdout)["scores"]}
-    names = {"plan": found.choice.forecast, "contiguous": "contiguous", "engine": "deepseek"}
+    names = {
+        "plan": found.choice.forecast or "eplb",
+        "contiguous": "contiguous",
+        "engine": "deepseek",
+    }
     for who, policy in (names | {"oracle": "oracle"}).items():
         standing, score = found.standing(who), scores[policy]  # type: ignore[arg-type]
         assert standing is not None

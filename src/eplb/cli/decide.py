@@ -89,11 +89,12 @@ def command(
         waiting(console, "planning; kernels are compiled once on a machine"),
     ):
         found = decide(
-            loads.loads[-history:],
+            loads.last(history),
             cluster,
             placement,
             service,
             seconds,
+            ordered=loads.ordered,
             num_groups=groups,
             max_moves=budget,
             margin=margin,

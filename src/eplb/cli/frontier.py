@@ -27,7 +27,7 @@ from eplb.cli.terminal import print_frontier, print_json, say, waiting
 from eplb.errors import LoadsError
 from eplb.files import check_writable
 from eplb.moving.frontier import Frontier, frontier
-from eplb.planning.forecast import Recent, Scenarios
+from eplb.planning.forecast import Recent, Scenarios, in_no_order
 from eplb.planning.problem import Effort
 
 __all__ = ["command"]
@@ -71,7 +71,7 @@ def command(
             f"{in_few_words(traces)}: no layer has any load: there is nothing to balance"
         )
     routed = traffic_of(traffic, None, loads, cluster)
-    expected = Recent()(loads.loads)
+    expected = (Recent() if loads.ordered else in_no_order(Recent()))(loads.loads)
     if loads.num_windows == 1:
         expected = Scenarios(loads.loads, np.ones(1))
     console = Console(stderr=True)

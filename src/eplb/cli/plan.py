@@ -156,10 +156,11 @@ def command(
     plain = low.objective == "tokens"
     if plain and not loads.dense.all():
         verdict = judge(
-            loads.loads[-HISTORY:],
+            loads.last(HISTORY),
             cluster,
             None if moves is None else moves.placement,
             num_groups=groups if node_price is None else 1,
+            ordered=loads.ordered,
             dispatch=rule,
             max_moves=None if moves is None else moves.most,
             move_cost=None if moves is None else moves.cost,

@@ -143,9 +143,10 @@ def _words(found: Sizing) -> list[str]:
             line += f", or {more.kv_tokens - knee.kv_tokens:,} tokens of KV cache"
         lines.append(f"{line}.")
     if found.windows:
+        came = "that came after" if found.ordered else "held out in turn: workloads in no order"
         lines.append(
             f"Unseen: {found.plans} plan{'s' * (found.plans > 1)} for each number of slots, scored "
-            f"on {found.windows} window{'s' * (found.windows > 1)} that came after."
+            f"on {found.windows} window{'s' * (found.windows > 1)} {came}."
         )
     else:
         lines.append(

@@ -80,6 +80,8 @@ _SPLITS = {
 }
 """What plans are made for."""
 
+_IN_TURN = "in no order, each held out in turn and served by a plan for the others"
+
 _STANDINGS = {
     "this": "this placement",
     "from this": "a plan from it",
@@ -219,13 +221,12 @@ def _second_copies(summary: Summary, why: str | None) -> str:
 def print_inspection(console: Console, title: str, found: Inspection, heat: Heat) -> None:
     """Print the figures of a trace for a person, and its `heat` [L, E] as a map."""
     _title(console, title)
-    windows = "1 window" if found.windows == 1 else f"{found.windows:,} windows"
     names = printable(found.first_window)
     if found.windows > 1:
         names += f" to {printable(found.last_window)}"
     if found.seconds is not None:
         names += f", {found.seconds:,.1f} seconds"
-    _line(console, f"{windows} ({names})")
+    _line(console, f"{_counted(found)} ({names})")
     layers = counted(found.layers - len(found.dense_layers), "MoE layer")
     layers += f" of {counted(found.experts, 'expert')}"
     if found.dense_layers:
@@ -246,6 +247,14 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
     if found.drift:
         console.print()
         console.print(_drift_table(found))
+    if found.alike is not None:
+        alike = found.alike
+        console.print()
+        _line(
+            console,
+            f"Experts' shares in two of the workloads correlate by {alike.mean:.3f} on average "
+            f"({alike.least:.3f} to {alike.most:.3f}).",
+        )
     console.print()
     _line(
         console,
@@ -353,11 +362,13 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
         "the last window" if comparison.history == 1 else f"the last {comparison.history} windows"
     )
     _title(console, title)
-    _line(
-        console,
-        f"{_setting(comparison.layers, comparison.dense_layers, comparison.experts, comparison)}; "
-        f"{comparison.windows:,} windows served, a plan before {cadence} from {shown} before it",
+    setting = _setting(comparison.layers, comparison.dense_layers, comparison.experts, comparison)
+    served = (
+        f"{comparison.windows:,} windows served, a plan before {cadence} from {shown} before it"
     )
+    if not comparison.ordered:
+        served = f"{counted(comparison.windows, 'workload')} {_IN_TURN}"
+    _line(console, f"{setting}; {served}")
     _line(console, in_words(comparison.dispatch))
     console.print()
     net = any(score.net is not None for score in comparison.scores)
@@ -476,6 +487,8 @@ def print_sweep(console: Console, title: str, rows: Sequence[SweepRow], wanted: 
     _title(console, title)
     if rows:
         _line(console, in_words(rows[0].dispatch))
+        if not rows[0].ordered:
+            _line(console, f"Workloads {_IN_TURN}.")
     console.print()
     table = _table("GPUs", "slots", "spare", "every")
     table.add_column("policy")
@@ -500,7 +513,7 @@ def print_evaluation(
     console: Console, title: str, found: Evaluation, command: str | None = None
 ) -> None:
     """Print how good the placement is that runs, and what plans would gain."""
-    windows = "1 window" if found.windows == 1 else f"{found.windows:,} windows"
+    windows = _counted(found)
     dense = len(found.dense_layers)
     _title(console, title)
     setting = _setting(found.layers, dense, found.experts, found, dead=found.dead)
@@ -824,6 +837,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds < 1.0 else f"{seconds:.1f} s"
 
 
+def _counted(found: Evaluation | Inspection) -> str:
+    """How many windows there are, or workloads in no order."""
+    number = counted(found.windows, "window" if found.ordered else "workload")
+    return number if found.ordered else f"{number}, in no order"
+
+
 def _of_evaluation(found: Evaluation) -> list[str]:
     """Sentences below the tables of an evaluation."""
     lines = []
@@ -843,10 +862,17 @@ def _of_evaluation(found: Evaluation) -> list[str]:
         gain = with_interval(unseen.gain, unseen.gain_interval, "+.4f")
         last = "window" if unseen.windows == 1 else f"{unseen.windows:,} windows"
         before = "window" if unseen.seen == 1 else f"{unseen.seen:,} windows"
-        lines.append(
+        line = (
             f"On the last {last}, this placement gives {unseen.this:.4f}, and a plan from it for "
             f"the {before} before gives {unseen.plan:.4f} ({gain})."
         )
+        if not found.ordered:
+            line = (
+                f"On {unseen.windows:,} workloads held out in turn, this placement gives "
+                f"{unseen.this:.4f}, and plans from it for the others give {unseen.plan:.4f} "
+                f"({gain})."
+            )
+        lines.append(line)
     lines.append("Moves: experts that GPUs would receive to get from this placement to the other.")
     if found.standings[0].duplicates:
         lines.append(_duplicates(found.standings[0]))

@@ -74,36 +74,50 @@ def read_folder(folder: Path, how: Reading) -> LoadTrace:
         if is_statistics(folder):
             return windows_of(folder, read_statistics(folder), how)
         groups = _by_rank(folder, _files(folder))
-    _doubt_order(folder, [group[0] for group in groups])
-    return _read_groups(folder, groups, how)
+    return _in_order(folder, [group[0] for group in groups], _read_groups(folder, groups, how))
 
 
-def _doubt_order(folder: Path, files: list[Path]) -> None:
-    """Tell where names of files differ in more than numbers: these are of no one time series."""
-    kinds = dict.fromkeys(_NUMBER.sub("", path.stem) for path in files)
-    if len(kinds) > 1:
-        warn(
-            folder,
-            f"{len(kinds)} kinds of names ({files[0].name} to {files[-1].name}) tell no order in "
-            "time: what comes later in it is only another workload; give the files in their order, "
-            "or --merge all for their sum",
-        )
+def _in_order(folder: Path, files: list[Path], trace: LoadTrace) -> LoadTrace:
+    """The trace of a folder, in no order where neither names nor times tell one, which is told."""
+    kinds = _kinds(files)
+    if kinds < 2 or trace.num_windows == 1 or _rises(trace.times):
+        return trace
+    warn(
+        folder,
+        f"{kinds} kinds of names ({files[0].name} to {files[-1].name}) tell no order in time: its "
+        f"{trace.num_windows} windows are workloads in no order, each held out in turn; if they "
+        "follow each other, give the files in their order",
+    )
+    return replace(trace, ordered=False)
+
+
+def _kinds(files: list[Path]) -> int:
+    """How many kinds of names files have, numbers aside: those of one time series have one."""
+    return len({_NUMBER.sub("", path.stem) for path in files})
+
+
+def _rises(times: NDArray[np.float64] | None) -> bool:
+    return times is not None and bool((np.diff(times) > 0.0).all())
 
 
 def read_files(sources: list[Path], how: Reading) -> LoadTrace:
     """The trace of several files and folders, one after another; ranks of one time are added up."""
     files: list[Path] = []
+    series = True
     for source in sources:
         if not source.is_dir():
             files.append(source)
         elif is_statistics(source):
             raise FormatError(f"{source}: is a folder of statistics for each rank: give it alone")
         else:
-            files += _files(source)
+            found = _files(source)
+            series = series and _kinds(found) < 2
+            files += found
     together = Path(in_few_words(sources))
     with naming(together):
         groups = _by_rank(together, files, as_given=True)
-    return _read_groups(together, groups, how)
+    trace = _read_groups(together, groups, how)
+    return trace if series else _in_order(together, files, trace)
 
 
 def _read_groups(source: Path, groups: list[list[Path]], how: Reading) -> LoadTrace:
@@ -260,6 +274,7 @@ def _added_up(
     windows = Windows(source, how)
     first: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None
     said: set[tuple[int | None, str | None]] = set()
+    ordered = True
     for group in groups:
         path = group[0]
         try:
@@ -271,6 +286,7 @@ def _added_up(
             continue
         pieces, names, times = _windows(part)
         said.add((None, None) if isinstance(part, Steps) else (part.top_k, part.model))
+        ordered = ordered and (isinstance(part, Steps) or part.ordered)
         found = pieces[0].shape[1:], part.layers
         first = first or found
         _check_like(path, found, groups[0][0], first)
@@ -287,7 +303,8 @@ def _added_up(
     top_k, model = (
         None if len(each) > 1 else each.pop() for each in map(set, zip(*said, strict=True))
     )
-    return windows.finish(top_k, model, None if first is None else first[1])
+    trace = windows.finish(top_k, model, None if first is None else first[1])
+    return trace if ordered else replace(trace, ordered=False)
 
 
 def _check_like(

@@ -1,7 +1,7 @@
 """Windows as they are read: counters become what each adds, doubts are told, neighbours merged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def windows_of(source: Path, trace: LoadTrace, how: Reading) -> LoadTrace:
     times = None if trace.times is None else trace.times.tolist()
     windows.add(source, trace.loads, trace.names, times)
     windows.count(trace.sources)
-    return windows.finish(trace.top_k, trace.model, trace.layers)
+    found = windows.finish(trace.top_k, trace.model, trace.layers)
+    return found if trace.ordered else replace(found, ordered=False)
 
 
 def _tells_sources(counted: NDArray[np.float64]) -> bool:

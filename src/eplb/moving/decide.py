@@ -82,6 +82,7 @@ def decide(
     *,
     num_groups: int = 1,
     weights: Any = None,
+    ordered: bool = True,
     max_moves: int | None = None,
     margin: float = MARGIN,
     least_gain: float = LEAST_GAIN,
@@ -112,6 +113,7 @@ def decide(
         seconds: time until the next decision.
         num_groups: groups that the model routes by.
         weights: [T] what windows count.
+        ordered: whether windows follow each other, as for `eplb.moving.verdict.judge`.
         max_moves: maximum number of moves.
         margin: minimum ratio of gain to cost.
         least_gain: balancedness that moving is to gain on windows held out.
@@ -143,6 +145,7 @@ def decide(
         current,
         num_groups=num_groups,
         weights=weights,
+        ordered=ordered,
         max_moves=max_moves,
         least_gain=least_gain,
         confidence=confidence,

@@ -101,7 +101,7 @@ class Verdict:
         seen_gain: balancedness that the plan gains on the windows that it was made from.
         lasting: correlation of GPUs' loads, over their layer's mean, between the earlier and the
             later half of the windows: 1 where hot spots persist, 0 where they pass; None of one
-            window.
+            window, or of windows in no order.
         split_groups: expert groups that what runs has on more nodes than one, in all layers, where
             groups are to stay on a node.
         windows: how many are held out in turn; 0 where nothing is.
@@ -217,6 +217,7 @@ def judge(
     *,
     num_groups: int = 1,
     weights: Any = None,
+    ordered: bool = True,
     max_moves: int | None = None,
     move_cost: float | None = None,
     least_gain: float = LEAST_GAIN,
@@ -237,6 +238,8 @@ def judge(
             have died, over what is left of it.
         num_groups: groups that the model routes by.
         weights: [T] what windows count.
+        ordered: whether windows follow each other; else none is tried on those after it, and
+            nothing is said of what lasts.
         max_moves: maximum number of moves.
         move_cost: price of a move, as for `eplb.plan`.
         least_gain: balancedness that a plan is to gain.
@@ -299,13 +302,19 @@ def judge(
         apart = [
             (np.setdiff1d(order, held), held) for held in np.array_split(order, min(_TRIES, number))
         ]
+        if not ordered:
+            ahead = apart
         later = trials.of(ahead)
-        gained, added = _both(later, trials.of(apart))
+        gained, added = _both(later, trials.of(apart)) if ordered else later
         gain, error = _mean(gained), _error(gained)
         interval = Interval(gain - _TWO_SIDED * error, gain + _TWO_SIDED * error)
-        engine_gain = _mean(_both(trials.of_engine(ahead), trials.of_engine(apart))[0])
+        engine = trials.of_engine(apart)
+        if ordered:
+            engine = _both(trials.of_engine(ahead), engine)
+        engine_gain = _mean(engine[0])
         engine_moves = trials.engine(order).moves_from(running)
-        sure = _sure(gained, added, drift=_drift(windows, load), confidence=confidence)
+        drift = _drift(windows, load) if ordered else 0.0
+        sure = _sure(gained, added, 2 if ordered else 1, drift=drift, confidence=confidence)
     advised = bool(forced) or (sure and gain > 0.0 and gain >= least_gain)
     action: Action = "keep what runs"
     if advised:
@@ -341,7 +350,7 @@ def judge(
         engine_moves,
         _mean(now, 1.0),
         seen_gain,
-        _lasting(load),
+        _lasting(load) if ordered else None,
         0 if forced else _split_groups(running, num_groups),
         held_out,
         float(tokens[tokens > 0.0].mean()) if tokens.any() else 0.0,
@@ -403,14 +412,15 @@ def _error(gained: _Loads) -> float:
     return math.sqrt(float((away**2).sum()) / freedom / known.sum()) if freedom > 0 else math.inf
 
 
-def _sure(gained: _Loads, added: _Loads, *, drift: float, confidence: float) -> bool:
-    """Whether gains on windows [T, L] and on sums of them [F, L] are above 0 with a confidence,
-    where a steady change of the loads is so many standard errors from none.
+def _sure(gained: _Loads, added: _Loads, sums: int, *, drift: float, confidence: float) -> bool:
+    """Whether gains on windows [T, L] and on sums of them [F, L], in so many of which each window
+    is, are above 0 with a confidence, where a steady change of the loads is so many standard errors
+    from none.
     """
     if confidence >= 1.0:
         return False
-    # Windows and layers are in two of the sums, once later and once apart.
-    errors = _error(gained), math.sqrt(2.0) * _error(added)
+    # Windows and layers are in two of the sums, once later and once apart, where both are tried.
+    errors = _error(gained), math.sqrt(sums) * _error(added)
     far = sum(
         _over(_mean(each), error) for each, error in zip((gained, added), errors, strict=True)
     )

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eplb.balance import Interval, Served
 from eplb.checks import counted, in_one_line, printable, whole_number
@@ -17,20 +18,27 @@ from eplb.planning.forecast import (
     FORECASTS,
     HISTORY,
     Forecast,
+    Recent,
     Scenarios,
     changed_at,
+    in_no_order,
     named_forecast,
 )
 from eplb.planning.problem import Effort
 from eplb.planning.solve import placed_afresh, planned_rule
 
-__all__ = ["BEST", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of"]
+__all__ = [
+    "BEST", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of", "held_out",
+]  # fmt: skip
 
 BEST = "best"
 """In place of a forecast's name: the best of those that are tried."""
 
 _TIE = 0.002
 """Balancedness by which a rule must be better, where there are too few windows for an interval."""
+
+_OF_ANY_ORDER = ("mean", "deviation", "recent", "extended", "clusters")
+"""Forecasts that ask for no order of windows."""
 
 _TRIALS = 16
 """Plans that each forecast may make while it is tried, about."""
@@ -40,10 +48,13 @@ _TRIALS = 16
 class Schedule:
     """When plans are made on a trace, and from what.
 
+    Windows in no order are held out in turn, `every` at a time, and planned for from all others.
+
     Attributes:
         every: windows from one plan to the next.
         history: most windows that a plan is made from, the last ones before it.
-        first: the first window that is served; those before it are only planned from.
+        first: the first window that is served; those before it are only planned from. It and
+            `history` say nothing of windows in no order.
 
     Raises:
         OptionError: a number below 1.
@@ -59,17 +70,29 @@ class Schedule:
 
     def check(self, trace: LoadTrace) -> None:
         """Raise a LoadsError for a trace that is too short."""
+        if not trace.ordered:
+            return  # one window is in order
         if trace.num_windows <= self.first:
             raise LoadsError(
                 f"the trace has {counted(trace.num_windows, 'window')}: to serve window "
                 f"{self.first} after the ones before it takes {self.first + 1}"
             )
 
-    def plans(self, num_windows: int) -> Iterator[tuple[slice, slice]]:
+    def num_served(self, trace: LoadTrace) -> int:
+        """How many windows are served."""
+        return trace.num_windows - (self.first if trace.ordered else 0)
+
+    def plans(self, trace: LoadTrace) -> Iterator[tuple[slice | NDArray[np.intp], slice]]:
         """For each plan the windows that it is made from, and those that it serves."""
-        for window in range(self.first, num_windows, self.every):
-            served = slice(window, min(window + self.every, num_windows))
-            yield slice(max(0, window - self.history), window), served
+        total = trace.num_windows
+        # Of those in no order, some are always left to plan for.
+        every = self.every if trace.ordered else min(self.every, total // 2)
+        for window in range(self.first if trace.ordered else 0, total, every):
+            served = slice(window, min(window + every, total))
+            if trace.ordered:
+                yield slice(max(0, window - self.history), window), served
+            else:
+                yield np.delete(np.arange(total), served), served
 
 
 @dataclass(frozen=True)
@@ -137,7 +160,7 @@ class Expected:
 def backtest(
     trace: LoadTrace,
     cluster: Cluster,
-    forecasts: Sequence[str] | Mapping[str, Forecast] = tuple(FORECASTS),
+    forecasts: Sequence[str] | Mapping[str, Forecast] | None = None,
     *,
     num_groups: int = 1,
     every: int = 1,
@@ -160,9 +183,11 @@ def backtest(
         'recent'
 
     Args:
-        trace: the windows, in the order in which they happened.
+        trace: the windows, in the order in which they happened; in no order, each is held out in
+            turn and planned for from the others.
         cluster: the GPUs and their slots.
-        forecasts: names in `eplb.forecast.FORECASTS`, or rules by name, from simple to clever.
+        forecasts: names in `eplb.forecast.FORECASTS`, or rules by name, from simple to clever; None
+            for all that do not ask for an order that windows do not have.
         num_groups: groups that the model routes by.
         every: windows from one plan to the next.
         history: most windows that a rule is shown.
@@ -182,8 +207,12 @@ def backtest(
     check_rule(dispatch)
     if trace.num_windows < 2:
         raise LoadsError("the trace has 1 window: 2 are needed to try a forecast")
+    if forecasts is None:
+        forecasts = list(FORECASTS) if trace.ordered else list(_OF_ANY_ORDER)
     if not isinstance(forecasts, Mapping):
         forecasts = {name: named_forecast(name) for name in forecasts}
+    if not trace.ordered:
+        forecasts = {name: in_no_order(rule) for name, rule in forecasts.items()}
     begin = first or max(1, min(history, trace.num_windows // 2))
     schedule = Schedule(every, history, begin)
     schedule.check(trace)
@@ -193,8 +222,8 @@ def backtest(
 
     def served(name: str, rule: Forecast) -> Served:
         parts = []
-        for shown, after in schedule.plans(trace.num_windows):
-            expected = _ask(name, rule, trace, shown)
+        for shown, after in schedule.plans(trace):
+            expected = _ask(name, rule, trace.loads[shown], after.start)
             placement = placed_afresh(
                 expected.loads,
                 cluster,
@@ -214,7 +243,7 @@ def backtest(
         gain, interval = each.gain_over(found[top], every)
         tried.append(Tried(name, each.average(), each.interval(every), -gain, _turned(interval)))
     best = next(each.forecast for each in tried if _as_good(each))
-    return Backtest(best, top, trace.num_windows - begin, schedule, tuple(tried))
+    return Backtest(best, top, schedule.num_served(trace), schedule, tuple(tried))
 
 
 def expected_of(
@@ -229,6 +258,7 @@ def expected_of(
     threads: int | None = None,
 ) -> Expected:
     """What to plan for on a trace: by the forecast of that name, or by the best of all, tried.
+    Workloads in no order are all planned for alike, and each is held out in turn to try that.
 
     Raises:
         EplbError: as for `backtest`.
@@ -236,9 +266,9 @@ def expected_of(
     trace = trace.merged()
     if trace.num_windows == 1:
         return Expected(Scenarios(trace.loads, np.ones(1)), None, None)
-    known = 0 if trace.merging is None else trace.merging.changed
+    known = 0 if trace.merging is None or not trace.ordered else trace.merging.changed
     changed = ""
-    if begin := known or changed_at(trace.loads):
+    if trace.ordered and (begin := known or changed_at(trace.loads)):
         changed = (
             f". Loads changed clearly at window {printable(trace.names[begin])}, and what was "
             "before is passed over"
@@ -250,17 +280,19 @@ def expected_of(
         words = (
             "the only window since then"
             if len(trace) == 1
-            else f"the sum of {len(trace)} windows, which differ by chance alone"
+            else f"the sum of {trace.in_words}, which differ by chance alone"
         )
         scenarios = Scenarios(trace.total()[None], np.ones(1))
         return Expected(scenarios, f"Planned for: {words}{changed}", None)
     if forecast != BEST:
-        scenarios = named_forecast(forecast)(trace.loads)
+        rule = named_forecast(forecast)
+        scenarios = (rule if trace.ordered else in_no_order(rule))(trace.loads)
         words = f"Planned for: {_words(forecast, scenarios, trace)}{changed}"
         return Expected(scenarios, words, None)
     tried = backtest(
         trace,
         cluster,
+        None if trace.ordered else ["recent"],
         num_groups=num_groups,
         every=max(1, trace.num_windows // _TRIALS),
         effort=effort,
@@ -268,8 +300,14 @@ def expected_of(
         planned=planned,
         threads=threads,
     )
-    scenarios = named_forecast(tried.best)(trace.loads)
     scores = tried.scores
+    if not trace.ordered:
+        words = (
+            f"Planned for: {trace.in_words}, all alike. {held_out(trace, tried.schedule.every)}, "
+            f"plans for the others gave {scores[tried.best]:.4f}"
+        )
+        return Expected(in_no_order(Recent())(trace.loads), words, tried)
+    scenarios = named_forecast(tried.best)(trace.loads)
     unseen = "1 unseen window" if tried.windows == 1 else f"{tried.windows} unseen windows"
     words = (
         f"Planned for: {_words(tried.best, scenarios, trace)}. On {unseen} this forecast gave "
@@ -279,14 +317,14 @@ def expected_of(
     return Expected(scenarios, words, tried)
 
 
-def _ask(name: str, rule: Forecast, trace: LoadTrace, shown: slice) -> Scenarios:
+def _ask(name: str, rule: Forecast, shown: NDArray[np.float64], window: int) -> Scenarios:
     try:
-        return rule(trace.loads[shown])
+        return rule(shown)
     except EplbError:
         raise
     except Exception as error:
         raise PolicyError(
-            f"forecast {name} fails before window {shown.stop}: {in_one_line(error)}"
+            f"forecast {name} fails before window {window}: {in_one_line(error)}"
         ) from error
 
 
@@ -304,4 +342,12 @@ def _turned(interval: Interval | None) -> Interval | None:
 def _words(forecast: str, scenarios: Scenarios, trace: LoadTrace) -> str:
     number = len(scenarios.loads)
     count = "1 scenario" if number == 1 else f"{number} scenarios"
-    return f"{forecast}, {count} of {len(trace)} windows"
+    return f"{forecast}, {count} of {trace.in_words}"
+
+
+def held_out(trace: LoadTrace, every: int = 1) -> str:
+    """How windows in no order are held out, as the begin of a sentence."""
+    number = counted(trace.num_windows, "workload")
+    if every == 1:
+        return f"Each of {number} held out in turn"
+    return f"Of {number}, {every} at a time held out in turn"

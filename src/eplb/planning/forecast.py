@@ -5,10 +5,12 @@ over the windows that a rule gives, so a rule that gives several plans for each 
 
 Where loads have clearly changed, to what was not there before, all rules but `Clusters` pass over
 the windows from before the change: it can be too late for a backtest to show that.
+
+Workloads in no order have no last one, and no change: what rules make of them goes by none.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ __all__ = [
     "Scenarios",
     "Smoothed",
     "changed_at",
+    "in_no_order",
     "named_forecast",
 ]
 
@@ -102,10 +105,10 @@ class Mean:
     """The mean of the last windows: what engines plan for, who add them up.
 
     Attributes:
-        windows: how many of them at most.
+        windows: how many of them at most; None for all, as they are in no order.
     """
 
-    windows: int = HISTORY
+    windows: int | None = HISTORY
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
@@ -137,11 +140,11 @@ class Deviation:
 
     Attributes:
         deviations: how many standard deviations over windows.
-        windows: how many of them at most.
+        windows: how many of them at most; None for all, as they are in no order.
     """
 
     deviations: float = 1.0
-    windows: int = HISTORY
+    windows: int | None = HISTORY
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
@@ -155,10 +158,10 @@ class Recent:
     """The last windows, each a scenario of its own.
 
     Attributes:
-        windows: how many of them at most.
+        windows: how many of them at most; None for all, as they are in no order.
     """
 
-    windows: int = HISTORY
+    windows: int | None = HISTORY
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
@@ -173,10 +176,10 @@ class Extended:
     (T + 1) / (T - 1).
 
     Attributes:
-        windows: how many of them at most.
+        windows: how many of them at most; None for all, as they are in no order.
     """
 
-    windows: int = HISTORY
+    windows: int | None = HISTORY
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
@@ -198,15 +201,15 @@ class Clusters:
 
     Attributes:
         clusters: how many kinds at most.
-        windows: how many windows at most.
+        windows: how many windows at most, the last ones; None for all.
     """
 
     clusters: int = 8
-    windows: int = 128
+    windows: int | None = 128
 
     def __call__(self, loads: _Loads) -> Scenarios:
         """The windows to plan for."""
-        scaled = _of_one_total(loads[-self.windows :])
+        scaled = _of_one_total(loads if self.windows is None else loads[-self.windows :])
         if len(scaled) <= self.clusters:
             return _alike(scaled)
         kind = _kinds(np.sqrt(scaled).reshape(len(scaled), -1), self.clusters)
@@ -239,6 +242,23 @@ def named_forecast(name: str) -> Forecast:
     return FORECASTS[name]
 
 
+def in_no_order(rule: Forecast) -> Forecast:
+    """The rule for windows that do not follow each other: of all of them, whichever comes last.
+
+    Raises:
+        OptionError: a rule that goes by which window came last.
+    """
+    if isinstance(rule, Smoothed | Last | Decay):
+        name = type(rule).__name__.lower()
+        raise OptionError(
+            f"forecast {name} goes by the order of windows, and these are workloads in no order: "
+            "give recent, mean, deviation, extended or clusters, or the files in their order"
+        )
+    if isinstance(rule, Mean | Deviation | Recent | Extended | Clusters):
+        return replace(rule, windows=None)
+    return rule
+
+
 def changed_at(loads: _Loads) -> int:
     """The first window of [T, L, E] since a clear change of the loads, 0 where there was none, as
     `eplb.merging.clear_change` tells it from distances. Only the last 32 windows are looked at.
@@ -253,8 +273,10 @@ def changed_at(loads: _Loads) -> int:
     return len(loads) - len(last) + change if change else 0
 
 
-def _present(loads: _Loads, most: int) -> _Loads:
-    """The last windows, so many at most, since loads have clearly changed."""
+def _present(loads: _Loads, most: int | None) -> _Loads:
+    """The last windows, so many at most, since loads have clearly changed; None for all."""
+    if most is None:
+        return loads
     return loads[max(changed_at(loads), len(loads) - most) :]
 
 

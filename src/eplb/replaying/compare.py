@@ -39,7 +39,7 @@ class Score:
         gain_interval: of that; both policies' windows are drawn together.
         plans: times that the policy was asked.
         moved: share of the slots of layers with any load that GPUs had to receive at a plan, the
-            first left out, on average; None where there was no other.
+            first left out, on average; None where there was no other, or no order.
         bytes_per_plan: the same in bytes, None where an expert's bytes are unknown.
         plan_ms: median time of a plan in milliseconds, without the first where there are more;
             first_plan_ms: of the first, for which a file's kernels may be loaded or compiled;
@@ -73,6 +73,7 @@ class Comparison:
         windows: windows served by every policy; wanted: those that were to be.
         layers: L; dense_layers: those with no load in any window; experts: E.
         dispatch: name of the rule of dispatch that all scores are under.
+        ordered: whether windows follow each other; else each was held out in turn.
         balancedness_under: by the name of each rule asked for, the first included, the balancedness
             of the same placements under it, of each policy.
         placed_for: by the name of each rule asked for but the first, the balancedness under it of
@@ -94,6 +95,7 @@ class Comparison:
     history: int
     first: int
     dispatch: str
+    ordered: bool
     balancedness_under: dict[str, list[float]]
     placed_for: dict[str, list[float | None]]
     scores: list[Score]
@@ -145,7 +147,8 @@ def compare(
         True
 
     Args:
-        trace: the windows, in the order in which they happened.
+        trace: the windows, in the order in which they happened; in no order, each is held out in
+            turn as in `eplb.replay`.
         cluster: the GPUs and their slots.
         policies: names in `eplb.policies.POLICIES` and paths of Python files, or callables by name;
             a lone one need not be in a list.
@@ -177,6 +180,11 @@ def compare(
     size = expert_bytes_of(trace.model, expert_bytes)
     length = None
     if service is not None:
+        if not trace.ordered:
+            raise OptionError(
+                f"these are {trace.in_words}, and whether moves pay is a question of time: leave "
+                "out the service, or give the files in their order"
+            )
         size = service.expert_bytes
         length = _window_seconds(trace, window_seconds)
         policies = {
@@ -202,7 +210,7 @@ def compare(
         )
         for rule, name in [*((rules[0], name) for name in policies), *again]
     ]
-    wanted = trace.num_windows - first
+    wanted = schedule.num_served(trace)
     rounds: list[tuple[Step, ...]] = []
     try:
         for steps in zip(*walks, strict=True):
@@ -215,7 +223,7 @@ def compare(
         failed(error)
     walked = list(zip(*rounds, strict=True))
     replays = [
-        replay_of(steps, name, cluster, size, service, rules[0])
+        replay_of(steps, name, cluster, size, service, rules[0], ordered=trace.ordered)
         for name, steps in zip(policies, walked[: len(policies)], strict=True)
     ]
     placed = {
@@ -236,6 +244,7 @@ def compare(
         history=history,
         first=first,
         dispatch=name_of(rules[0]),
+        ordered=trace.ordered,
         balancedness_under={
             name_of(rule): [
                 (replay if rule is rules[0] else replay.under(trace, rule)).average()
@@ -310,6 +319,7 @@ def score(replay: Replay, reference: Replay | None = None) -> Score:
     every = int(np.diff(asked).max()) if later.size else replay.num_steps
     moe = replay.peak.any(axis=0)  # a dense layer has nothing to move
     received = replay.moves[np.ix_(later, moe)].sum(axis=1)
+    moves_on = later.size > 0 and replay.ordered
     slots = max(1, int(moe.sum())) * replay.cluster.num_held
     seconds = replay.seconds[replay.planned]
     gain, gain_interval = replay.gain_over(reference, every)
@@ -323,8 +333,8 @@ def score(replay: Replay, reference: Replay | None = None) -> Score:
         gain=gain,
         gain_interval=gain_interval,
         plans=int(replay.planned.sum()),
-        moved=float(received.mean()) / slots if later.size else None,
-        bytes_per_plan=_times(float(received.mean()) if later.size else None, replay.expert_bytes),
+        moved=float(received.mean()) / slots if moves_on else None,
+        bytes_per_plan=_times(float(received.mean()) if moves_on else None, replay.expert_bytes),
         plan_ms=float(np.median(seconds[1:] if later.size else seconds)) * 1e3,
         first_plan_ms=float(seconds[0]) * 1e3,
         longest_plan_ms=float(seconds.max()) * 1e3,

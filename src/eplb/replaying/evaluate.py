@@ -14,14 +14,17 @@ from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, judge
 from eplb.placement import Placement
+from eplb.planning.backtest import Schedule
 from eplb.planning.engine import engine_placement
-from eplb.planning.forecast import HISTORY, Recent, Scenarios
+from eplb.planning.forecast import HISTORY, Recent, Scenarios, in_no_order
 from eplb.planning.plan import plan
 from eplb.planning.solve import planned_rule
 
 __all__ = ["Evaluation", "HotGpu", "LayerFigures", "Standing", "Unseen", "evaluate_placement"]
 
 _WORST = 5
+_HELD_OUT = 8
+"""Times that windows in no order are held out, at most."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,11 @@ class HotGpu:
 
 @dataclass(frozen=True)
 class Unseen:
-    """The later half of the windows, with a plan from this placement for the earlier half.
+    """The later half of the windows, with a plan from this placement for the earlier half; or all
+    of those in no order, held out in turn, with plans for the others.
 
     Attributes:
-        seen: windows that the plan was made from; windows: those after them, that are scored.
+        seen: windows that a plan was made from; windows: others, that are scored.
         this, plan: balancedness of both; gain: of the plan above the placement evaluated.
     """
 
@@ -107,6 +111,7 @@ class Evaluation:
         gpus: G, dead ones too; dead: their numbers; slots: of a layer, on those alive.
         layers: L; dense_layers: those with no load in any window.
         dispatch: name of the rule of dispatch that all figures are under.
+        ordered: whether windows follow each other.
         standings: of the placement, of two plans for the same slots made from these windows, of
             what engines plan from them, and of the contiguous layout.
         unseen: what a plan gains on windows that it was not made from; None of one window.
@@ -125,6 +130,7 @@ class Evaluation:
     groups: int
     windows: int
     dispatch: str
+    ordered: bool
     standings: list[Standing]
     unseen: Unseen | None
     worst_layers: list[LayerFigures]
@@ -178,11 +184,11 @@ def evaluate_placement(
     begin = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
     placements = {
         "this": placement,
-        "from this": _planned(trace.loads, placement, num_groups, threads),
+        "from this": _planned(trace, trace.loads, placement, num_groups, threads),
         "afresh": _planned(
-            trace.loads, placement, num_groups, threads, planned_rule(dispatch), afresh=True
+            trace, trace.loads, placement, num_groups, threads, planned_rule(dispatch), afresh=True
         ),
-        "engine": engine_placement(trace.loads[-HISTORY:], cluster, num_groups),
+        "engine": engine_placement(trace.last(HISTORY), cluster, num_groups),
         "contiguous": begin,
     }
     found = {name: each.serve(trace.loads, dispatch) for name, each in placements.items()}
@@ -197,6 +203,7 @@ def evaluate_placement(
         groups=num_groups,
         windows=trace.num_windows,
         dispatch=dispatch,
+        ordered=trace.ordered,
         standings=[
             _standing(name, each, found[name], placement, found["this"], moe)
             for name, each in placements.items()
@@ -207,9 +214,10 @@ def evaluate_placement(
         verdict=None
         if trace.dense.all()
         else judge(
-            trace.loads[-HISTORY:],
+            trace.last(HISTORY),
             cluster,
             placement,
+            ordered=trace.ordered,
             num_groups=num_groups,
             dispatch=dispatch,
             least_gain=least_gain,
@@ -220,6 +228,7 @@ def evaluate_placement(
 
 
 def _planned(
+    trace: LoadTrace,
     loads: NDArray[np.float64],
     current: Placement,
     num_groups: int,
@@ -228,8 +237,9 @@ def _planned(
     *,
     afresh: bool = False,
 ) -> Placement:
-    """A plan for the same slots, from the placement that runs or afresh."""
-    expected = Scenarios(loads, np.ones(1)) if len(loads) == 1 else Recent()(loads)
+    """A plan for the same slots and some of the windows, from the placement that runs or afresh."""
+    rule = Recent() if trace.ordered else in_no_order(Recent())
+    expected = Scenarios(loads, np.ones(1)) if len(loads) == 1 else rule(loads)
     return plan(
         expected.loads,
         current.cluster,
@@ -276,16 +286,25 @@ def _unseen(
     dispatch: str,
     threads: int | None,
 ) -> Unseen | None:
-    """The later half of the windows, with a plan that was made before them."""
-    seen = trace.num_windows // 2
-    if not seen:
+    """Windows with plans that had not seen them."""
+    total = trace.num_windows
+    if total == 1:
         return None
-    made = _planned(trace.loads[:seen], this, num_groups, threads)
-    later, planned = served.part(slice(seen, None)), made.serve(trace.loads[seen:], dispatch)
+    half = Schedule(total, total, total // 2)
+    schedule = half if trace.ordered else Schedule(-(-total // _HELD_OUT))
+    parts = []
+    seen = 0
+    for shown, after in schedule.plans(trace):
+        loads = trace.loads[shown]
+        seen = max(seen, len(loads))
+        made = _planned(trace, loads, this, num_groups, threads)
+        parts.append(made.serve(trace.loads[after], dispatch))
+    planned = Served.joined(parts)
+    later = served.part(slice(total - schedule.num_served(trace), None))
     gain, interval = planned.gain_over(later)
     return Unseen(
         seen=seen,
-        windows=trace.num_windows - seen,
+        windows=schedule.num_served(trace),
         this=later.average(),
         plan=planned.average(),
         gain=gain,

@@ -19,7 +19,7 @@ from eplb.loads import LoadTrace
 from eplb.moving.service import Service
 from eplb.placement import Placement
 from eplb.planning.backtest import Schedule
-from eplb.planning.forecast import HISTORY
+from eplb.planning.forecast import HISTORY, in_no_order
 from eplb.planning.pins import Pins
 from eplb.planning.plan import Plan
 from eplb.replaying.policies import (
@@ -62,6 +62,9 @@ class Step:
 class Replay(Served):
     """What would have happened: S windows served in turn, none seen before it was.
 
+    Windows in no order are each held out in turn: served by a plan for the others, made from the
+    layout that engines start with.
+
     Attributes:
         name: of the policy.
         cluster: the GPUs.
@@ -74,6 +77,7 @@ class Replay(Served):
             the layout that engines start with. Dense layers have none.
         expert_bytes: bytes of one expert of one layer, None where nobody said.
         moving_seconds: [S] time of the transfers before a window; None where no service is known.
+        ordered: whether windows follow each other.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Replay(Served):
     moves: NDArray[np.int64]
     expert_bytes: int | None = None
     moving_seconds: NDArray[np.float64] | None = None
+    ordered: bool = True
 
     def __repr__(self) -> str:
         return (
@@ -143,6 +148,10 @@ def replay(
     window and those up to the next plan: never on one that the policy has seen. A policy whose
     attribute `sees_next` is true is the exception: it is shown the windows that it will serve.
 
+    Windows in no order (`LoadTrace.ordered`) are held out in turn, `every` at a time: the policy is
+    asked with all others, and with the layout that engines start with, and what it answers is
+    scored on those held out.
+
     Example:
         >>> import eplb
         >>> trace = eplb.synthetic.trace(
@@ -154,7 +163,7 @@ def replay(
         (11, 3)
 
     Args:
-        trace: T windows, in the order in which they happened.
+        trace: T windows, in the order in which they happened or in none.
         cluster: the GPUs and their slots.
         policy: a name in `eplb.policies.POLICIES`, the path of a Python file, or a callable.
         num_groups: groups that the model routes by.
@@ -184,13 +193,13 @@ def replay(
     ):
         steps.append(step)
         if progress is not None:
-            progress(len(steps), trace.num_windows - first)
+            progress(len(steps), schedule.num_served(trace))
     name = (
         os.fsdecode(policy)
         if isinstance(policy, str | os.PathLike)
         else getattr(policy, "__name__", "policy")
     )
-    return replay_of(steps, name, cluster, size, dispatch=dispatch)
+    return replay_of(steps, name, cluster, size, dispatch=dispatch, ordered=trace.ordered)
 
 
 def replay_steps(
@@ -216,6 +225,8 @@ def replay_steps(
     if isinstance(called, Forecasted | Moving | Deciding):
         if isinstance(dispatch, str):
             called = replace(called, dispatch=dispatch)
+        if not trace.ordered and not isinstance(called, Deciding):
+            called = replace(called, forecast=in_no_order(called.forecast))
         if pins is not None:
             called = replace(called, pins=pins.at_layers(trace.layers))
     elif pins is not None:
@@ -256,9 +267,11 @@ def _walk(
 ) -> Iterator[Step]:
     sees_next = bool(getattr(policy, "sees_next", False))
     no_moves = np.zeros(trace.num_layers, np.int64)
-    current = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
+    start = current = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
     warm_up(policy)
-    for before, served in schedule.plans(trace.num_windows):
+    for before, served in schedule.plans(trace):
+        if not trace.ordered:
+            current = start  # what was made before has seen these windows
         shown = trace.loads[served if sees_next else before]
         begin = time.perf_counter()
         answer = _ask(policy, shown, current, num_groups, served.start)
@@ -326,6 +339,8 @@ def replay_of(
     expert_bytes: int | None = None,
     service: Service | None = None,
     dispatch: Any = "even",
+    *,
+    ordered: bool = True,
 ) -> Replay:
     """The steps of a replay, however many were done, as one record."""
     served = Served.joined(step.served for step in steps)
@@ -345,4 +360,5 @@ def replay_of(
         moving_seconds=(
             None if service is None else np.array([step.moving_seconds for step in steps])
         ),
+        ordered=ordered,
     )

@@ -21,7 +21,7 @@ from eplb.errors import ClusterError, LoadsError, OptionError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.backtest import Schedule
-from eplb.planning.forecast import HISTORY, Forecast, named_forecast
+from eplb.planning.forecast import HISTORY, Forecast, in_no_order, named_forecast
 from eplb.planning.plan import plan
 from eplb.planning.problem import Effort, check_effort
 from eplb.planning.solve import planned_rule
@@ -81,6 +81,7 @@ class Sizing:
         layers: that have load; experts, gpus, nodes: E, G and N.
         windows: not seen, that each point is scored on, 0 of one window; plans: made for each.
         dispatch: name of the rule that plans are made for and figures are under.
+        ordered: whether windows follow each other; else each was held out in turn.
         bytes_each: memory of one spare slot on each GPU, in all layers of the model.
         kv_bytes: of one token in the KV cache.
     """
@@ -94,6 +95,7 @@ class Sizing:
     windows: int
     plans: int
     dispatch: str
+    ordered: bool
     bytes_each: int | None
     kv_bytes: int | None
 
@@ -120,7 +122,8 @@ def size(
     """Try numbers of spare slots on a trace, each window scored before a plan has seen it.
 
     At most 8 plans are made for each number, evenly apart, and each is scored on at most 8 of the
-    windows that follow it.
+    windows that follow it. Windows in no order are held out in turn, and planned for from the
+    others.
 
     Example:
         >>> import eplb
@@ -162,6 +165,7 @@ def size(
     trace = trace.merged()
     whole_number(num_groups, "num_groups", error=ClusterError)
     rule = named_forecast(forecast) if isinstance(forecast, str) else forecast
+    rule = rule if trace.ordered else in_no_order(rule)
     least = fewest_slots(trace.num_experts, cluster)
     clusters = [
         (number, _of_size(cluster, least + number))
@@ -191,11 +195,11 @@ def size(
     plans = 0
     for number, spared in clusters:
         parts = []
-        for shown, after in _schedule(trace.num_windows):
+        for shown, after in _schedule(trace):
             some = trace.loads[after][_evenly(after.stop - after.start)]
             parts.append(made(trace.loads[shown], spared).serve(some, dispatch))
         plans = len(parts)
-        seen = made(trace.loads, spared).serve(trace.loads[-HISTORY:], dispatch)
+        seen = made(trace.loads, spared).serve(trace.last(HISTORY), dispatch)
         unseen = Served.joined(parts) if parts else None
         served, run = unseen or seen, -(-len((unseen or seen).peak) // max(1, plans))
         gain, gain_interval = (None, None) if before is None else served.gain_over(before, run)
@@ -226,6 +230,7 @@ def size(
         0 if not plans or before is None else len(before.peak),
         plans,
         dispatch,
+        trace.ordered,
         each,
         token,
     )
@@ -267,15 +272,18 @@ def _of_size(cluster: Cluster, size: int) -> Cluster:
     return replace(cluster, slots=tuple(max(1, each + more) for each in cluster.slots))
 
 
-def _schedule(num_windows: int) -> list[tuple[slice, slice]]:
+def _schedule(trace: LoadTrace) -> list[tuple[slice | NDArray[np.intp], slice]]:
     """The windows that plans are made from and those that they serve. Of few windows each is served
     after the first; of many those after the history that a plan is made from.
     """
+    num_windows = trace.num_windows
     if num_windows == 1:
         return []
+    if not trace.ordered:
+        return list(Schedule(-(-num_windows // _PLANS)).plans(trace))
     first = 1 if num_windows <= _PLANS + 1 else min(HISTORY, num_windows // 2)
     every = -(-(num_windows - first) // _PLANS)
-    return list(Schedule(every, first=first).plans(num_windows))
+    return list(Schedule(every, first=first).plans(trace))
 
 
 def _evenly(total: int) -> NDArray[np.int64]:

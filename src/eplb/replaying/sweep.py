@@ -48,6 +48,7 @@ class SweepRow:
         gpus: G; nodes: N; slots: P, of which `spare` are more than there are experts.
         every: windows from one plan to the next.
         dispatch: name of the rule of dispatch that the figures are under.
+        ordered: whether windows follow each other; else each was held out in turn.
         score: the figures; the gain is over the sweep's first policy on the same cluster at the
             same cadence.
     """
@@ -58,6 +59,7 @@ class SweepRow:
     spare: int
     every: int
     dispatch: str
+    ordered: bool
     score: Score
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +93,8 @@ def sweep(
     """Replay a trace with every policy on every cluster at every cadence.
 
     Args:
-        trace: the windows, in the order in which they happened.
+        trace: the windows, in the order in which they happened; in no order, each is held out in
+            turn as in `eplb.replay`.
         clusters: the clusters to try.
         policies: names in `eplb.policies.POLICIES` and paths of Python files, or callables by name,
             which are pickled where the work goes to other processes.
@@ -220,6 +223,7 @@ def sweep_rows(
                 spare=cluster.num_slots - trace.num_experts,
                 every=cadence,
                 dispatch=name_of(dispatch),
+                ordered=trace.ordered,
                 score=score(replayed, reference),
             )
 
@@ -351,7 +355,14 @@ def _replay(
             steps = replay_steps(
                 sent.trace, cluster, policy, schedule, num_groups=num_groups, dispatch=dispatch
             )
-            return replay_of(list(steps), name, cluster, expert_bytes, dispatch=dispatch)
+            return replay_of(
+                list(steps),
+                name,
+                cluster,
+                expert_bytes,
+                dispatch=dispatch,
+                ordered=sent.trace.ordered,
+            )
         except EplbError as error:
             # A policy's own kind of error might not be known where it goes.
             known = type(error).__module__ == EplbError.__module__

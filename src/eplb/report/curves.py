@@ -13,7 +13,7 @@ from eplb.cost.models import Model
 from eplb.dispatching.rules import TABLES
 from eplb.moving.frontier import frontier
 from eplb.placement import Placement
-from eplb.planning.forecast import HISTORY, Forecast, Recent
+from eplb.planning.forecast import HISTORY, Forecast, Recent, in_no_order
 from eplb.planning.plan import plan
 from eplb.planning.traffic import Traffic, mean_other_nodes
 from eplb.replaying.compare import compare
@@ -105,20 +105,23 @@ def measure_windows(asked: Asked, progress: Callable[[int, int], object]) -> Win
             if total == 1
             else "3 windows are needed to hold one out and plan for two"
         )
-    in_order = total > _HELD_OUT
+    in_order = trace.ordered and total > _HELD_OUT
     if in_order:
         longest = min(HISTORY, total // 2)
         held = [longest + each for each in evenly(total - longest, _PLANS)]
+    elif total > _HELD_OUT:
+        longest, held = min(HISTORY, total - 1), evenly(total, _PLANS).tolist()
     else:
         longest, held = total - 1, list(range(total))
     numbers = [1 << power for power in range(longest.bit_length()) if 1 << power < longest]
     points = []
+    rule = Recent(longest) if trace.ordered else in_no_order(Recent())
     for done, number in enumerate([*numbers, longest]):
         scores = []
         for window in held:
             # Held out in turn, the windows before the first are the last ones.
             before = [(window - back) % total for back in range(number, 0, -1)]
-            expected = Recent(number)(trace.loads[before])
+            expected = rule(trace.loads[before])
             made = asked.plan(expected.loads, asked.cluster, expected.weights)
             if trace.loads[window].any():
                 scores.append(made.balancedness(trace.loads[window], asked.dispatch))
@@ -143,8 +146,12 @@ def measure_moves(
     moves = [int(each.moves_by_layer(current)[moe].sum()) for each in placements]
     if len(loads) > 1:
         half = len(loads) // 2
-        earlier = _frontier(asked, loads[:half], current, rule)
-        later = loads[half:][evenly(len(loads) - half, _SCORED)]
+        # Of workloads by name, the second half would be those of other names.
+        shown, held = loads[:half], loads[half:]
+        if not asked.trace.ordered:
+            shown, held = loads[1::2], loads[::2]
+        earlier = _frontier(asked, shown, current, rule)
+        later = held[evenly(len(held), _SCORED)]
         # Of two frontiers the points differ: read off the other one at the same moves.
         heights = [each.balancedness(later, asked.dispatch) for each in earlier]
         at = [int(each.moves_by_layer(current)[moe].sum()) for each in earlier]

@@ -59,6 +59,7 @@ class Setting:
         dispatch: the rule of dispatch that balancedness and times are under.
         every: windows from one plan to the next in the replay.
         merged: how windows were added up, in a sentence; None where none were.
+        ordered: whether windows follow each other; else each was held out in turn.
     """
 
     trace: str
@@ -78,6 +79,7 @@ class Setting:
     dispatch: str
     every: int
     merged: str | None = None
+    ordered: bool = True
     uneven: str = ""
 
 
@@ -110,7 +112,8 @@ class Contender:
             EPLB for the sum of the windows; "plan", what is recommended; "contiguous", the layout
             that engines start with; "oracle", a plan that is shown the windows that come.
         seen: on the windows that the recommended plan is made from; None for the oracle.
-        unseen: in a replay, each window scored before a plan has seen it; None of one window.
+        unseen: in a replay, each window scored before a plan has seen it, or held out in turn;
+            None of one window.
         worst: of those windows the least.
         gain: of `unseen` above what runs now.
         engine_gain: the same above what engines plan by themselves.

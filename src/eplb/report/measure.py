@@ -16,9 +16,9 @@ from eplb.loads import LoadTrace
 from eplb.moving.service import find_overhead
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, judge
 from eplb.placement import Placement
-from eplb.planning.backtest import expected_of
+from eplb.planning.backtest import Schedule, expected_of
 from eplb.planning.engine import engine_placement
-from eplb.planning.forecast import Forecast, Recent, named_forecast
+from eplb.planning.forecast import Forecast, Recent, in_no_order, named_forecast
 from eplb.planning.plan import plan
 from eplb.planning.solve import planned_rule
 from eplb.planning.traffic import Traffic, check_traffic
@@ -81,7 +81,8 @@ def measure(
     """Take every figure of a report.
 
     Args:
-        trace: the windows, in the order in which they happened.
+        trace: the windows, in the order in which they happened; in no order, each is held out in
+            turn, and nothing is said of time.
         cluster: the GPUs and their slots.
         name: path of the trace, or of its files, for the command that makes the plan.
         current: the placement that runs, for this cluster; None where engines start.
@@ -130,6 +131,7 @@ def measure(
     say(STEPS[0], 0, 1)
     forecast, tried = _tried(asked)
     rule: Forecast = named_forecast(forecast) if forecast else Recent()
+    rule = rule if trace.ordered else in_no_order(rule)
     expected = rule(trace.loads)
     made = plan(
         expected.loads,
@@ -139,7 +141,7 @@ def measure(
         dispatch=planned_rule(dispatch),
         threads=threads,
     )
-    served = trace.num_windows - 1
+    served = 0 if trace.num_windows == 1 else Schedule().num_served(trace)
     every = 1 if served <= _MOST_PLANS else -(-served // _PLANS)
 
     def replaying(done: int, wanted: int) -> None:
@@ -157,8 +159,11 @@ def measure(
             progress=replaying,
         )
     replays = {} if comparison is None else {each.name: each for each in comparison.replays}
-    ran = replays["plan"].placements if replays else ()
     planned_by_engine = engine_placement(asked.seen, cluster, num_groups)
+    ran, ran_by_engine = (
+        [*([first] if trace.ordered else []), *(replays[name].placements if replays else ())]
+        for name, first in (("plan", made.placement), ("engine", planned_by_engine))
+    )
     shape = known if isinstance(known, Model) else None
     spare = measure_spare(asked, rule, shape, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
@@ -191,8 +196,8 @@ def measure(
     estimated = estimate_times(
         asked,
         running,
-        [planned_by_engine, *(replays["engine"].placements if replays else ())],
-        [made.placement, *ran],
+        ran_by_engine,
+        ran,
         known,
         card,
         tokens_per_gpu,
@@ -204,6 +209,7 @@ def measure(
         cluster,
         current,
         num_groups=num_groups,
+        ordered=trace.ordered,
         dispatch=dispatch,
         least_gain=least_gain,
         confidence=confidence,
@@ -259,7 +265,9 @@ def _check(trace: LoadTrace, cluster: Cluster, current: Placement | None, num_gr
 
 
 def _tried(asked: Asked) -> tuple[str | None, tuple[tuple[str, float], ...]]:
-    """The forecast that did best, as `eplb.plan` finds it, and how each did."""
+    """The forecast that did best, as `eplb.plan` finds it, and how each did; none is chosen for
+    windows in no order, which are all planned for.
+    """
     found = expected_of(
         asked.trace,
         asked.cluster,
@@ -269,6 +277,8 @@ def _tried(asked: Asked) -> tuple[str | None, tuple[tuple[str, float], ...]]:
     ).tried
     if found is None:
         return ("mean" if asked.trace.num_windows > 1 else None), ()
+    if not asked.trace.ordered:
+        return None, ()
     return found.best, tuple(found.scores.items())
 
 
@@ -308,6 +318,7 @@ def _setting(asked: Asked, name: str, current: str | None, every: int) -> Settin
         num_groups=asked.num_groups,
         dispatch=asked.dispatch,
         every=every,
+        ordered=trace.ordered,
         uneven=_uneven(cluster),
     )
 

@@ -37,8 +37,7 @@ class Asked:
     @cached_property
     def seen(self) -> NDArray[np.float64]:
         """[S, L, E] the last windows, that the recommended plan is made from."""
-        loads: NDArray[np.float64] = self.trace.loads[-HISTORY:]
-        return loads
+        return self.trace.last(HISTORY)
 
     @cached_property
     def start(self) -> Placement:

@@ -54,20 +54,24 @@ def balance(figures: Figures) -> Section:
     columns = len(headings) if unseen else 2
     caption = "Balancedness, mean over windows and layers"
     tables = [Table(caption, headings[:columns], rows_of([row[:columns] for row in rows]))]
+    ordered = figures.setting.ordered
+    last = f"the last {counted(figures.seen_windows, 'window')}"
     notes = [
-        f"Seen: the last {counted(figures.seen_windows, 'window')}, which the recommended plan is "
-        "made from. It is proven that on these no plan can be better by more than "
+        f"Seen: {last if ordered else 'all workloads'}, which the recommended plan is made from. "
+        "It is proven that on these no plan can be better by more than "
         f"{percent(figures.choice.gap, 2)} of the busiest GPU's load, mean over layers."
     ]
     if unseen:
         every = figures.setting.every
         shown = "window" if every == 1 else f"{every} windows"
+        how = "each served by a plan made before it"
+        if not ordered:
+            how, shown = "each held out in turn and served by a plan for the others", "window"
         notes.append(
-            f"Unseen: {counted(figures.unseen_windows, 'window')}, each served by a plan made "
-            "before it. Gain: the difference from what runs now. Moved: share of slots for which "
-            "GPUs receive an expert at each plan after the first. Perfect foresight (`oracle` in "
-            f"`eplb compare`) is a plan that is shown the {shown} that it is to serve, which "
-            "no engine can have."
+            f"Unseen: {counted(figures.unseen_windows, 'window')}, {how}. Gain: the difference from "
+            "what runs now. Moved: share of slots for which GPUs receive an expert at each plan "
+            "after the first. Perfect foresight (`oracle` in `eplb compare`) is a plan that is "
+            f"shown the {shown} that it is to serve, which no engine can have."
         )
     notes.append(
         "The engine's own planner (policy `deepseek`) is DeepSeek's EPLB for the sum of the "
@@ -357,6 +361,8 @@ def moves(figures: Figures) -> Section:
     )
     note = "A move is an expert of a layer that a GPU receives."
     unseen = "Unseen: plans for the earlier half of the windows, on the later; the same budgets."
+    if not figures.setting.ordered:
+        unseen = "Unseen: plans for every other workload, on those between; the same budgets."
     notes = (note, unseen) if last.unseen is not None else (note,)
     command = None
     if found.enough and figures.verdict.advised:

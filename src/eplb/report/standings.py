@@ -81,17 +81,18 @@ def why_unsure(standings: tuple[Contender, ...], num_windows: int) -> str | None
 
 
 def heat_of(asked: Asked, running: Placement, made: Placement, ran: Sequence[Placement]) -> Heat:
-    """A typical window of those not seen, with the plan that ran then; or the only one."""
+    """A typical window of those not seen, with the plan that `ran` [T] then; or the only one."""
     trace = asked.trace
-    loaded = [each for each in range(1, trace.num_windows) if trace.loads[each].any()]
+    first = 1 if trace.ordered else 0
+    loaded = [each for each in range(first, trace.num_windows) if trace.loads[each].any()]
     loaded = [loaded[each] for each in evenly(len(loaded), _TYPICAL)]
     window, after, seen = int(trace.loads.any(axis=(1, 2)).argmax()), made, True
     if loaded:
         heights = np.array(
-            [ran[each - 1].balancedness(trace.loads[each], asked.dispatch) for each in loaded]
+            [ran[each].balancedness(trace.loads[each], asked.dispatch) for each in loaded]
         )
         window = loaded[int(np.abs(heights - heights.mean()).argmin())]
-        after, seen = ran[window - 1], False
+        after, seen = ran[window], False
     layers = np.flatnonzero(trace.loads[window].any(axis=1))
     return Heat(
         trace.names[window],

@@ -34,7 +34,8 @@ class Story:
 
 
 def tell(figures: Figures) -> Story:
-    """Say what the figures are."""
+    """Say what the figures are; of time, nothing where windows are in no order."""
+    in_order = figures.setting.ordered
     return Story(
         title=f"Expert load of {_of(figures)}",
         setting=_setting(figures),
@@ -52,8 +53,7 @@ def tell(figures: Figures) -> Story:
             sections.windows(figures),
             sections.moves(figures),
             *sections.nodes(figures),
-            sections.through(figures),
-            sections.drift(figures),
+            *([sections.through(figures), sections.drift(figures)] if in_order else ()),
         ),
     )
 
@@ -77,10 +77,17 @@ def _setting(figures: Figures) -> str:
     groups = f", {at.num_groups} groups" if at.num_groups > 1 else ""
     return (
         f"{layers}{groups}, in {at.num_slots} slots on {at.num_gpus} GPUs{at.uneven}{nodes}; "
-        f"{counted(at.num_windows, 'window')} ({names})"
+        f"{_windows(figures)} ({names})"
         + ("" if at.merged is None else f". {at.merged}")
         + f". {in_words(at.dispatch)}"
     )
+
+
+def _windows(figures: Figures) -> str:
+    at = figures.setting
+    if at.ordered:
+        return counted(at.num_windows, "window")
+    return f"{counted(at.num_windows, 'workload')} in no order"
 
 
 def _sentence(figures: Figures) -> str:
@@ -126,6 +133,11 @@ def _lasts(figures: Figures) -> str:
     if figures.plan.unseen is None:
         return "one window cannot show whether that lasts"
     through = figures.through
+    if not figures.setting.ordered:
+        worst = figures.plan.worst
+        workloads = counted(figures.setting.num_windows, "workload")
+        least = "" if worst is None else f", and the worst had {worst:.4f}"
+        return f"each of {workloads} was held out in turn{least}"
     if isinstance(through, Missing):
         few = f"{counted(figures.setting.num_windows, 'window')} are too few to show if it lasts"
         worst = figures.plan.worst
@@ -151,6 +163,14 @@ def _asides(figures: Figures) -> tuple[str, ...]:
         lines.append(
             "The trace has one window, so the plan cannot be scored on loads that it has not seen."
         )
+    elif not figures.setting.ordered:
+        every = figures.setting.every
+        turn = "each is held out in turn" if every == 1 else f"{every} at a time are held out"
+        lines.append(
+            f"These are {_windows(figures)}, as the names of their files tell none: {turn} and "
+            "scored by a plan for the others. What a plan gives through time they cannot show; if "
+            "they follow each other, give the files in their order."
+        )
     else:
         lines.append(
             f"Unseen: each of the {counted(figures.unseen_windows, 'window')} after the first is "
@@ -161,8 +181,8 @@ def _asides(figures: Figures) -> tuple[str, ...]:
                 else f", with a new plan every {figures.setting.every} windows."
             )
         )
-        if figures.unsure:
-            lines.append(f"There are no intervals: {figures.unsure}.")
+    if figures.plan.unseen is not None and figures.unsure:
+        lines.append(f"There are no intervals: {figures.unsure}.")
     if not isinstance(figures.estimated, Missing):
         lines.append(
             f"Tokens/s are an estimate for {figures.estimated.model} on {figures.estimated.gpu}; "

@@ -45,6 +45,8 @@ def measure_through(
     """What the windows in their order tell."""
     trace = asked.trace
     total = trace.num_windows
+    if not trace.ordered:
+        return Missing(f"{trace.in_words} say nothing of time")
     if comparison is None or total < FEWEST:
         windows = "1 window does" if total == 1 else f"{total} windows do"
         return Missing(f"{windows} not show how loads change; {FEWEST} are needed")

@@ -69,8 +69,8 @@ def estimate_times(
     Args:
         asked: the loads.
         running: the placement that runs.
-        engine: [T] what engines planned by themselves for each window, the first aside: of a trace
-            of one window, for that.
+        engine: [T] what engines planned by themselves for each window, the first aside where they
+            are in order: of a trace of one window, for that.
         planned: [T] the same of the plan that is recommended.
         model: figures of the model.
         gpu: figures of the GPU.
@@ -86,9 +86,10 @@ def estimate_times(
         return Missing("times are estimated for GPUs that are alike, and these differ")
     loads = asked.trace.loads
     seen = len(loads) == 1
-    loaded = [each for each in range(0 if seen else 1, len(loads)) if loads[each].any()]
+    begin = 0 if seen or not asked.trace.ordered else 1
+    loaded = [each for each in range(begin, len(loads)) if loads[each].any()]
     if not loaded:
-        return Missing("the windows after the first have no load")
+        return Missing("the windows that plans have not seen have no load")
     chosen = [loaded[each] for each in evenly(len(loaded), _WINDOWS).tolist()]
 
     def estimated(placement: Placement, windows: Sequence[int]) -> Estimate:

@@ -25,6 +25,8 @@ def about_text(trace: LoadTrace, *, names: bool) -> str:
         about["model"] = trace.model
     if trace.layers is not None:
         about["layers"] = list(trace.layers)
+    if not trace.ordered:
+        about["ordered"] = False
     if names:
         about["names"] = list(trace.names)
     return json.dumps(about)
@@ -61,4 +63,8 @@ def trace_about(
         raise FormatError(f"{path}: model is no name, but {type(model).__name__}")
     if not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
         raise FormatError(f"{path}: names are no list of names")
-    return LoadTrace(loads, named, times, top_k, model, about.get("layers"))
+    ordered = about.get("ordered", True)
+    if not isinstance(ordered, bool):
+        raise FormatError(f"{path}: ordered is {str(ordered)[:40]!r}, expected true or false")
+    layers = about.get("layers")
+    return LoadTrace(loads, named, times, top_k, model, layers, ordered=ordered)
