@@ -1,12 +1,12 @@
 """What follows wherever vLLM puts a map in force, all layers at once or layer by layer."""
 
 import functools
-import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from eplb.engines.log import failure
+from eplb.engines.start import unknown_arguments
 from eplb.errors import PolicyError
 
 __all__ = ["after_commits"]
@@ -40,10 +40,8 @@ def after_commits(
     if any(hasattr(each, "eplb") for each in commits):
         return False
     for (name, known), theirs in zip(_OF_COMMITS.items(), commits, strict=True):
-        found = tuple(inspect.signature(theirs).parameters) if theirs else ()
-        if found != known:
-            taken = f"takes {', '.join(found)}" if found else "is not there"
-            raise PolicyError(f"{name} {taken}; known is {', '.join(known)}")
+        if wrong := unknown_arguments(name, theirs, known):
+            raise PolicyError(wrong)
 
     def and_ours(theirs: Any) -> Callable[..., None]:
         @functools.wraps(theirs)

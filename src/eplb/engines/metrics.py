@@ -74,7 +74,9 @@ class Counted:
 
         Called again, it counts nothing.
         """
-        self._moved(time.monotonic())
+        if self._moving_since is not None:
+            self._moved(time.monotonic())
+            self._write()
 
     def _see(self, rebalance: Rebalance) -> None:
         if self._metrics is not None:

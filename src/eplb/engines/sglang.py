@@ -24,7 +24,7 @@ from eplb.engines.metrics import Counted
 from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.rebalances import Outcome, Rebalances, Seen
 from eplb.engines.settings import Settings, is_on, settings_from
-from eplb.engines.start import after, around, compile_kernels
+from eplb.engines.start import after, around, compile_kernels, unknown_arguments
 from eplb.engines.tables import Planned
 from eplb.engines.trial import Trials
 from eplb.errors import PolicyError
@@ -153,10 +153,7 @@ def difference() -> str:
     from sglang.srt.plugins import hook_registry
 
     del hook_registry
-    arguments = tuple(inspect.signature(eplb_algorithms.rebalance_experts).parameters)
-    if arguments == _ARGUMENTS:
-        return ""
-    return f"rebalance_experts takes {', '.join(arguments)}; known is {', '.join(_ARGUMENTS)}"
+    return unknown_arguments("rebalance_experts", eplb_algorithms.rebalance_experts, _ARGUMENTS)
 
 
 def _interval(manager: Any) -> int:
@@ -187,12 +184,8 @@ def _hook_table(settings: Settings, planned: Planned, version: str) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     name = _TABLE.rsplit(".", 1)[-1]
-    function = getattr(expert_location, name, None)
-    arguments = () if function is None else tuple(inspect.signature(function).parameters)
-    if arguments != _OF_TABLE:
-        taken = f"takes {', '.join(arguments)}" if arguments else "is not there"
-        error = PolicyError(f"SGLang {version}: {name} {taken}; known is {', '.join(_OF_TABLE)}")
-        failure(_logger, error, f"{_OWN_TABLE} stays")
+    if wrong := unknown_arguments(name, getattr(expert_location, name, None), _OF_TABLE):
+        failure(_logger, PolicyError(f"SGLang {version}: {wrong}"), f"{_OWN_TABLE} stays")
         return
     HookRegistry.register(_TABLE, make_table_hook(settings, planned), HookType.AROUND)
     _logger.warning(

@@ -5,7 +5,6 @@ SGLang calls it eagerly, and in code that it compiles. There it is one operation
 compiler, which finds its layer when it runs.
 """
 
-import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import Tensor
 from eplb.engines.batches import Batches
 from eplb.engines.log import failure
 from eplb.engines.ranks import Agreement
+from eplb.engines.start import unknown_arguments
 from eplb.errors import PolicyError
 
 __all__ = ["SglangBatches"]
@@ -148,11 +148,8 @@ def _difference() -> str:
     )
     for where, path, arguments in known:
         name = path.rsplit(".", 1)[-1]
-        function = getattr(where, name, None)
-        found = () if function is None else tuple(inspect.signature(function).parameters)
-        if found != arguments:
-            taken = f"takes {', '.join(found)}" if found else "is not there"
-            return f"{name} {taken}; known is {', '.join(arguments)}"
+        if wrong := unknown_arguments(name, getattr(where, name, None), arguments):
+            return wrong
     for name, kernel in _PAST_IT.items():
         switch = getattr(envs, name, None)
         if switch is not None and switch.get():

@@ -1,15 +1,33 @@
-"""What a plug-in does where the engine builds its EPLB state, before it says that it is ready."""
+"""How a plug-in gets into an engine: whether what it replaces is what it knows, calls around the
+engine's own, and what it does before the engine says that it is ready.
+"""
 
 import functools
 import importlib.util
+import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from eplb.engines.log import failure
 
-__all__ = ["after", "around", "compile_kernels"]
+__all__ = ["after", "around", "compile_kernels", "unknown_arguments"]
+
+
+def unknown_arguments(name: str, function: Any, known: Sequence[str]) -> str:
+    """What a function of the engine's takes where that is not what is known; nothing where it is.
+
+    Args:
+        name: of the function.
+        function: None where the engine has none of that name.
+        known: its arguments, in order.
+    """
+    found = () if function is None else tuple(inspect.signature(function).parameters)
+    if found == tuple(known):
+        return ""
+    taken = f"takes {', '.join(found)}" if found else "is not there"
+    return f"{name} {taken}; known is {', '.join(known)}"
 
 
 class _Awaited:

@@ -25,7 +25,7 @@ from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.rebalances import Reason, Rebalances, Seen
 from eplb.engines.rows import Rows
 from eplb.engines.settings import Settings, is_on, settings_from
-from eplb.engines.start import after, around, compile_kernels
+from eplb.engines.start import after, around, compile_kernels, unknown_arguments
 from eplb.engines.trial import INTERVALS, Trials
 from eplb.engines.vllm_batches import VllmBatches
 from eplb.errors import LoadsError, PolicyError
@@ -154,10 +154,9 @@ def difference() -> str:
     function = getattr(EPLB_POLICIES["default"], "rebalance_experts", None)
     if function is None:
         return "its policy has no rebalance_experts"
+    if wrong := unknown_arguments("rebalance_experts", function, _ARGUMENTS):
+        return wrong
     signature = inspect.signature(function)
-    arguments = tuple(signature.parameters)
-    if arguments != _ARGUMENTS:
-        return f"rebalance_experts takes {', '.join(arguments)}; known is {', '.join(_ARGUMENTS)}"
     returned = str(getattr(signature.return_annotation, "__name__", signature.return_annotation))
     if not returned.endswith("Tensor"):
         return f"rebalance_experts returns {returned}; known is one Tensor, physical to logical"

@@ -6,7 +6,6 @@ vLLM records follows its own rules, and it gives the rows that pad a slot.
 """
 
 import functools
-import inspect
 import logging
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eplb.engines.commits import after_commits
 from eplb.engines.log import failure
+from eplb.engines.start import unknown_arguments
 from eplb.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -135,10 +135,9 @@ class VllmBatches:
         """
         module = sys.modules.get(_MODULE)
         theirs = getattr(module, _NAME, None)
-        found = tuple(inspect.signature(theirs).parameters) if theirs else ()
-        if theirs is None or found != _ARGUMENTS:
-            taken = f"takes {', '.join(found)}" if found else "is not there"
-            raise PolicyError(f"{_NAME} {taken}; known is {', '.join(_ARGUMENTS)}")
+        wrong = unknown_arguments(_NAME, theirs, _ARGUMENTS)
+        if theirs is None or wrong:
+            raise PolicyError(wrong)
 
         def follow(state: Any, phy2log: Any, layer: int | None) -> None:
             maps, rows = state.logical_to_physical_map, phy2log.cpu().numpy()
