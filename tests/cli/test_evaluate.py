@@ -298,7 +298,7 @@ def test_figures_for_an_engine_are_under_its_rule(loads_file: Path, tmp_path: Pa
     ruled = json.loads(run("plan", loads_file, *shape, "--dispatch", "sglang").stdout)
     assert ruled["plan"] == ruled["as_planned"] > figures["sglang"]["plan"]
     said = run("plan", loads_file, *shape[:-1], "--dispatch", "sglang").stdout
-    assert "one drawn fairly. The plan is made for this." in " ".join(said.split())
+    assert "one drawn fairly). The plan is made for this." in " ".join(said.split())
     refused = run("evaluate", tmp_path / "sglang.json", loads_file, "--dispatch", "lp")
     assert refused.returncode == 2
     assert refused.stderr == "eplb: --dispatch is 'lp': give one of even, sglang, ascend, best\n"
