@@ -68,10 +68,10 @@ def balance(figures: Figures) -> Section:
         if not ordered:
             how, shown = "each held out in turn and served by a plan for the others", "window"
         notes.append(
-            f"Unseen: {counted(figures.unseen_windows, 'window')}, {how}. Gain: the difference from "
-            "what runs now. Moved: share of slots for which GPUs receive an expert at each plan "
-            "after the first. Perfect foresight (`oracle` in `eplb compare`) is a plan that is "
-            f"shown the {shown} that it is to serve, which no engine can have."
+            f"Unseen: {counted(figures.unseen_windows, 'window')}, {how}. Gain: the difference "
+            "from what runs now. Moved: share of slots for which GPUs receive an expert at each "
+            "plan after the first. Perfect foresight (`oracle` in `eplb compare`) is a plan that "
+            f"is shown the {shown} that it is to serve, which no engine can have."
         )
     notes.append(
         "The engine's own planner (policy `deepseek`) is DeepSeek's EPLB for the sum of the "
