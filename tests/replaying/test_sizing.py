@@ -136,7 +136,7 @@ def test_the_command_prints_what_the_function_gives(tmp_path: Path) -> None:
     assert "Give --kv-bytes" in done.stdout
     for words, said in (
         (("--spare", "x"), "--spare is 'x'"),
-        (("--gpus", 0), "num_gpus is 0"),
+        (("--gpus", 0), "--gpus is 0"),
         (("--model", "DeepSeek-V3"), "256"),
     ):
         done = run("size", path, "--gpus", 8, *words)

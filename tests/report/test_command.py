@@ -87,7 +87,7 @@ def test_names_from_files_do_nothing_to_a_terminal(tmp_path: Path) -> None:
         (("--gpus", 8, "--slots", 42), "42 slots do not divide over 8 GPUs"),
         (("--gpus", 8, "--slots", 24), "24 slots do not hold 32 experts"),
         ((*ON, "--gpu", "H1000"), "the GPU 'H1000' is not known"),
-        ((*ON, "--tokens-per-gpu", 0), "tokens_per_gpu is 0"),
+        ((*ON, "--tokens-per-gpu", 0), "--tokens-per-gpu is 0"),
         ((*ON, "--window-seconds", -1), "--window-seconds is -1"),
         ((*ON, "--merge", 13), "windows to add up is 13: give 1 to 12"),
         ((*ON, "--current", "absent.json"), "absent.json"),

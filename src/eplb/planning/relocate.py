@@ -269,8 +269,9 @@ def relocate(
     steps.peaks[:, 0] = _peaks(problem, start, rule)
     named, named_moves = start, np.full(num_layers, -1)
     further = np.flatnonzero(steps.peaks[:, 0] > enough) if afresh else np.arange(0)
-    only_price = budget is None and price is not None
-    if afresh and not only_price:
+    # Naming takes long: without a budget, GPUs are named where that may be worth its price.
+    later = budget is None and price is not None and _may_name(problem)
+    if afresh and not later:
         named, named_moves = _named(problem, layers, held, further)
     limit = reach = num_slots if spare is None else min(spare, num_slots)
     going = problem.loaded
@@ -284,8 +285,7 @@ def relocate(
         # Where a walk comes near enough, no move is spent on the rest.
         lowest = steps.peaks.min(axis=1)
         worse = np.where(lowest <= nearest, np.maximum(lowest, layers.peaks), layers.peaks)
-        if afresh and only_price:
-            # Naming takes long: GPUs are named where that may be worth its price.
+        if afresh and later:
             cost = (steps.peaks + at_price[:, None] * steps.moves).min(axis=1)
             further = further[worse[further] < cost[further]]
             fewest = [fewest_received(layers.phy2log[each], held[each]) for each in further]
@@ -414,18 +414,21 @@ def _peaks(problem: Problem, phy2log: NDArray[np.int64], rule: str) -> NDArray[n
     return peaks_of(problem, problem.loaded, phy2log)
 
 
+def _may_name(problem: Problem) -> bool:
+    """Whether GPUs may trade names: they are alike, and no pins are to GPUs of these names."""
+    return problem.cluster.even and not problem.wishes.barred.shape[1]
+
+
 def _named(
     problem: Problem, layers: Layers, held: NDArray[np.bool_], which: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The plan made afresh with the GPUs of some layers named so that they receive least, if they
-    are alike, [L, P], and its moves, [L], -1 in others.
+    may be, [L, P], and its moves, [L], -1 in others.
     """
     from eplb.solver.match import name_gpus
 
     named = layers.phy2log.copy()
-    # Pins are to GPUs of these names.
-    alike = problem.cluster.even and not problem.wishes.barred.shape[1]
-    for layer in which if alike else ():
+    for layer in which if _may_name(problem) else ():
         named[layer] = name_gpus(layers.phy2log[layer], held[layer], problem.nodes)
     named_moves = np.full(len(named), -1)
     named_moves[which] = _received(problem, named[which], held[which])
