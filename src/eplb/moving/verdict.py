@@ -53,6 +53,8 @@ NOTHING_BETTER = "No plan found is better by what its moves are to gain."
 """Why nothing moves, where no window held out is needed to see that."""
 
 _TRIES = 4
+"""Times that windows are held out; of windows in no order up to `_WORKLOADS`, each by itself."""
+_WORKLOADS = 8
 _BUDGETS = (0.125, 0.25, 0.5)
 """Shares of a plan's moves that are tried too."""
 _ENOUGH = 0.9
@@ -299,9 +301,8 @@ def judge(
         ahead = [
             (order[:begin], order[begin : begin + length]) for begin in range(first, number, length)
         ]
-        apart = [
-            (np.setdiff1d(order, held), held) for held in np.array_split(order, min(_TRIES, number))
-        ]
+        folds = min(_TRIES if ordered else _WORKLOADS, number)
+        apart = [(np.setdiff1d(order, held), held) for held in np.array_split(order, folds)]
         if not ordered:
             ahead = apart
         later = trials.of(ahead)

@@ -60,7 +60,7 @@ def measure_splits(asked: Asked, rule: Forecast) -> Splits | Missing:
         asked.cluster,
         {"plan": Forecasted(rule, threads=asked.threads)},
         num_groups=asked.num_groups,
-        every=-(-(len(trace) - 1) // _SPLIT_PLANS),
+        every=-(-(len(trace) - 1) // _SPLIT_PLANS) if trace.ordered else -(-len(trace) // _PLANS),
         dispatch=["even", engine, "best"],
     )
     placed = {name: values[0] for name, values in found.placed_for.items()}

@@ -83,10 +83,11 @@ def balance(figures: Figures) -> Section:
         notes.append("± is half a 95 % confidence interval.")
     if isinstance(figures.splits, Splits):
         tables.append(_splits(figures.splits))
+        which = "that came after" if ordered else "held out"
         notes.append(
             "Where an expert has several copies, a rule says which of them takes a token. Each "
             f"figure in the table of rules is from {counted(figures.splits.plans, 'plan')}, "
-            "scored on windows that came after."
+            f"scored on windows {which}."
         )
     if figures.choice.tried:
         tables.append(
