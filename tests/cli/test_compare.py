@@ -467,15 +467,18 @@ def test_wide_tables_are_printed_in_parts_and_whole(trace_file: Path) -> None:
     timed = ("--window-seconds", 5, "--model", "gpt-oss-20b", "--gpu", "H100")
     done = run(
         "compare", trace_file, *words, *timed, "--policy", "contiguous,mean,moving,deciding",
-        COLUMNS="80",
+        COLUMNS="64",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines)) <= 64
     assert "…" not in done.stdout
     for heading in ("balancedness", "weighted", "worst window", "moved", "bytes", "plan", "net"):
         assert any(re.search(rf"\b{heading}\b", line) for line in lines), heading
-    assert sum(line.startswith("deciding ") for line in lines) == 2
+    # How long plans take says how wide the last column is.
+    parts = sum(line.startswith("policy ") for line in lines)
+    assert parts >= 2
+    assert sum(line.startswith("deciding ") for line in lines) == parts
     sweep = ("sweep", trace_file, "--gpus", "8,16", "--every", 8, "--policy", "mean", "--jobs", 1)
     assert "…" not in run(*sweep, COLUMNS="60").stdout
 
