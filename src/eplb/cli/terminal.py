@@ -716,7 +716,8 @@ def _print_wide(console: Console, table: Table, of_row: int = 1) -> None:
         others = others[len(shown) - of_row :]
         part = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
         for at in shown:
-            part.add_column(columns[at][0], justify=table.columns[at].justify)
+            justify = table.columns[at].justify
+            part.add_column(columns[at][0], justify=justify, min_width=widths[at] - gap)
         for row in zip(*(columns[at][1] for at in shown), strict=True):
             part.add_row(*row)
         console.print(part)
