@@ -473,7 +473,7 @@ def test_wide_tables_are_printed_in_parts_and_whole(trace_file: Path) -> None:
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 64
     assert "…" not in done.stdout
-    for heading in ("balancedness", "weighted", "worst window", "moved", "bytes", "plan", "net"):
+    for heading in ("balancedness", "weighted", "worst", "window", "moved", "bytes", "plan", "net"):
         assert any(re.search(rf"\b{heading}\b", line) for line in lines), heading
     # How long plans take says how wide the last column is.
     parts = sum(line.startswith("policy ") for line in lines)
