@@ -705,7 +705,9 @@ def _print_wide(console: Console, table: Table, of_row: int = 1) -> None:
     """
     gap = _gap(console)
     columns = [(str(each.header), list(map(str, each.cells))) for each in table.columns]
-    widths = [max(map(len, [*head.split(), *cells])) + gap for head, cells in columns]
+    widths = [max(map(len, [head, *cells])) + gap for head, cells in columns]
+    if sum(widths) - gap > console.width:  # headings in lines
+        widths = [max(map(len, [*head.split(), *cells])) + gap for head, cells in columns]
     about, others = list(range(of_row)), list(range(of_row, len(columns)))
     while others:
         shown = about + others[:1]
@@ -717,7 +719,7 @@ def _print_wide(console: Console, table: Table, of_row: int = 1) -> None:
         part = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
         for at in shown:
             justify = table.columns[at].justify
-            part.add_column(columns[at][0], justify=justify, min_width=widths[at] - gap)
+            part.add_column(columns[at][0], justify=justify, width=widths[at] - gap)
         for row in zip(*(columns[at][1] for at in shown), strict=True):
             part.add_row(*row)
         console.print(part)
