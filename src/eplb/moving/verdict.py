@@ -25,6 +25,7 @@ from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named, under
 from eplb.loads import check_weights, check_windows
 from eplb.placement import Placement
+from eplb.planning.backtest import HELD_OUT
 from eplb.planning.engine import engine_placement
 from eplb.planning.pinned import check_pins, keeps
 from eplb.planning.pins import Pins
@@ -53,8 +54,7 @@ NOTHING_BETTER = "No plan found is better by what its moves are to gain."
 """Why nothing moves, where no window held out is needed to see that."""
 
 _TRIES = 4
-"""Times that windows are held out; of windows in no order up to `_WORKLOADS`, each by itself."""
-_WORKLOADS = 8
+"""Parts of windows in order that are held out."""
 _BUDGETS = (0.125, 0.25, 0.5)
 """Shares of a plan's moves that are tried too."""
 _ENOUGH = 0.9
@@ -301,7 +301,7 @@ def judge(
         ahead = [
             (order[:begin], order[begin : begin + length]) for begin in range(first, number, length)
         ]
-        folds = min(_TRIES if ordered else _WORKLOADS, number)
+        folds = min(_TRIES if ordered else HELD_OUT, number)
         apart = [(np.setdiff1d(order, held), held) for held in np.array_split(order, folds)]
         if not ordered:
             ahead = apart

@@ -28,11 +28,15 @@ from eplb.planning.problem import Effort
 from eplb.planning.solve import placed_afresh, planned_rule
 
 __all__ = [
-    "BEST", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of", "held_out",
+    "BEST", "HELD_OUT", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of",
+    "held_out",
 ]  # fmt: skip
 
 BEST = "best"
 """In place of a forecast's name: the best of those that are tried."""
+
+HELD_OUT = 8
+"""Parts of windows in no order that are held out, at most, where each has plans of its own."""
 
 _TIE = 0.002
 """Balancedness by which a rule must be better, where there are too few windows for an interval."""

@@ -14,7 +14,7 @@ from eplb.errors import LoadsError
 from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN, Verdict, judge
 from eplb.placement import Placement
-from eplb.planning.backtest import Schedule
+from eplb.planning.backtest import HELD_OUT, Schedule
 from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import HISTORY, Recent, Scenarios, in_no_order
 from eplb.planning.plan import plan
@@ -23,8 +23,6 @@ from eplb.planning.solve import planned_rule
 __all__ = ["Evaluation", "HotGpu", "LayerFigures", "Standing", "Unseen", "evaluate_placement"]
 
 _WORST = 5
-_HELD_OUT = 8
-"""Times that windows in no order are held out, at most."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +289,7 @@ def _unseen(
     if total == 1:
         return None
     half = Schedule(total, total, total // 2)
-    schedule = half if trace.ordered else Schedule(-(-total // _HELD_OUT))
+    schedule = half if trace.ordered else Schedule(-(-total // HELD_OUT))
     parts = []
     seen = 0
     for shown, after in schedule.plans(trace):

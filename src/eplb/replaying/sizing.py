@@ -20,7 +20,7 @@ from eplb.dispatching.rules import check_named
 from eplb.errors import ClusterError, LoadsError, OptionError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.planning.backtest import Schedule
+from eplb.planning.backtest import HELD_OUT, Schedule
 from eplb.planning.forecast import HISTORY, Forecast, in_no_order, named_forecast
 from eplb.planning.plan import plan
 from eplb.planning.problem import Effort, check_effort
@@ -280,7 +280,7 @@ def _schedule(trace: LoadTrace) -> list[tuple[slice | NDArray[np.intp], slice]]:
     if num_windows == 1:
         return []
     if not trace.ordered:
-        return list(Schedule(-(-num_windows // _PLANS)).plans(trace))
+        return list(Schedule(-(-num_windows // HELD_OUT)).plans(trace))
     first = 1 if num_windows <= _PLANS + 1 else min(HISTORY, num_windows // 2)
     every = -(-(num_windows - first) // _PLANS)
     return list(Schedule(every, first=first).plans(trace))

@@ -13,6 +13,7 @@ from eplb.cost.models import Model
 from eplb.dispatching.rules import TABLES
 from eplb.moving.frontier import frontier
 from eplb.placement import Placement
+from eplb.planning.backtest import HELD_OUT
 from eplb.planning.forecast import HISTORY, Forecast, Recent, in_no_order
 from eplb.planning.plan import plan
 from eplb.planning.traffic import Traffic, mean_other_nodes
@@ -60,7 +61,7 @@ def measure_splits(asked: Asked, rule: Forecast) -> Splits | Missing:
         asked.cluster,
         {"plan": Forecasted(rule, threads=asked.threads)},
         num_groups=asked.num_groups,
-        every=-(-(len(trace) - 1) // _SPLIT_PLANS) if trace.ordered else -(-len(trace) // _PLANS),
+        every=-(-(len(trace) - 1) // _SPLIT_PLANS) if trace.ordered else -(-len(trace) // HELD_OUT),
         dispatch=["even", engine, "best"],
     )
     placed = {name: values[0] for name, values in found.placed_for.items()}
