@@ -109,7 +109,8 @@ def recorded(folder: Path) -> list[Cell]:
     """Cells from every recorded load in a folder, on 32, 64 and 144 GPUs.
 
     Read are `deepseek_v3/*.json` ({"logical_count": [L][E]}) and `*.npz` (counts [L, E], or
-    [T, L, E], of which the sum and the first window are taken). Layers with no load are dropped.
+    [T, L, E], of which the sum and the first window are taken; recorded tokens, topk_ids, are
+    passed over). Layers with no load are dropped.
 
     Raises:
         ValueError: a folder with no such file, or a file of another form.
@@ -121,6 +122,8 @@ def recorded(folder: Path) -> list[Cell]:
         made.append(Cell(f"{path.stem}:288/32:8/4", loads, 288, 32, 8, 4, from_trace=True))
     for path in sorted(folder.glob("*.npz")):
         counts = _read_npz(path)
+        if counts is None:
+            continue
         if counts.ndim == 3:
             made += _on_clusters(f"{path.stem}_sum", _layers(counts.sum(axis=0), path))
             made += _on_clusters(f"{path.stem}_first", _layers(counts[0], path))
@@ -156,9 +159,12 @@ def _read_json(path: Path) -> NDArray[np.float64]:
         raise ValueError(f"{path} has no logical_count [L][E]: {error}") from None
 
 
-def _read_npz(path: Path) -> NDArray[np.float64]:
+def _read_npz(path: Path) -> NDArray[np.float64] | None:
+    """The counts of a recording, or None for one of tokens."""
     try:
         with np.load(path) as file:
+            if "topk_ids" in file and "counts" not in file:
+                return None
             return np.asarray(file["counts"], dtype=np.float64)
     except (KeyError, OSError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path} has no counts [L, E] or [T, L, E]: {error}") from None

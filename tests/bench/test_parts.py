@@ -61,6 +61,7 @@ def test_recorded_loads_lose_their_empty_layers(tmp_path: Path) -> None:
         json.dumps({"logical_count": dense.tolist()})
     )
     np.savez(tmp_path / "drift.npz", counts=windows)
+    np.savez(tmp_path / "tokens.npz", topk_ids=windows, lengths=windows[0, 0])
     found = {cell.name: cell for cell in cells.recorded(tmp_path)}
     for name in ("chat:288/32", "chat:320/64", "chat:288/144", "chat:432/144", "chat:288/32:8/4"):
         np.testing.assert_array_equal(found[name].loads, dense[[0, 2]])
