@@ -50,9 +50,9 @@ def load_trace(
     What is taken for something that it is not certain to be is told in the log of `eplb.formats`.
 
     Nothing in a file is ever run, and loads that would take more than 4 GiB are refused before
-    memory is taken. Reading a whole file takes at most 256 MiB and four times the resulting array.
-    Pages of `.pt` and `.npy` files do not count: these are mapped, and the system takes them back
-    where memory is short.
+    memory is taken. Reading a whole file takes at most 256 MiB and four times an array of all its
+    windows. Pages of `.pt` and `.npy` files do not count: these are mapped, and the system takes
+    them back where memory is short.
 
     Args:
         path: a file, whose ending tells the format, or a folder, or a list of these.
