@@ -1,5 +1,6 @@
 """Windows that are added up in time order until they differ by more than chance."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 import eplb
 from eplb import LoadsError, LoadTrace, OptionError, merging
-from eplb.merging import FEWEST, Recording, alike
+from eplb.merging import FEWEST, Recording, alike, clear_change
 from eplb.planning.backtest import expected_of
 from eplb.planning.forecast import Recent
 
@@ -245,3 +246,41 @@ def test_recorded_tokens_cut_into_passes(traces: Path) -> None:
             scores.append(made.placement.balancedness(later))
         gains.append(scores[1] - scores[0])
     assert np.mean(gains) > 0.0
+
+
+def naive_change(apart: NDArray[np.float64], chance: float) -> int:
+    """The first change from which each window is further from all before than others are."""
+    number = len(apart)
+    for each in range(6, number - 1):
+        across = min(apart[i, j] for i in range(each - 1) for j in range(each, number))
+        novel = [min(apart[: w - 1, w]) for w in range(2, each - 1)]
+        since = [min(apart[each:w, w]) for w in range(each + 1, number)]
+        other = max(*novel, *since)
+        if chance:
+            other = max(other, chance, 2.0 * other - 4.0 * chance)
+        if across > 1.75 * other:
+            return each
+    return 0
+
+
+def _column(apart: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    return apart[:window, window]
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.3])
+def test_a_change_is_found_without_all_distances(chance: float) -> None:
+    """As where they are all compared, and where nothing changed the last window's are enough."""
+    draw = np.random.default_rng(7)
+    changed = 0
+    for case in range(400):
+        number = int(draw.integers(5, 34))
+        apart = draw.random((number, number)) - chance
+        begin = int(draw.integers(number))
+        apart[:begin, begin:] += draw.choice([0.0, 1.0, 2.0, 5.0])
+        found = clear_change(number, partial(_column, apart), chance)
+        assert found == naive_change(apart, chance), case
+        changed += found > 0
+    assert changed > 50
+    columns = [np.ones(window) for window in range(32)]
+    columns[1:-1] = [np.array([])] * 30
+    assert clear_change(32, lambda window: columns[window]) == 0, "the last one is enough"

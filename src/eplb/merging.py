@@ -15,7 +15,7 @@ makes of their distances taken off, and windows begin where it was found.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
@@ -271,33 +271,41 @@ def _clear_windows(loads: _Loads) -> int:
     return number
 
 
-def clear_change(apart: NDArray[np.float64], chance: float | None = None) -> int:
-    """The first window since a clear change of the loads, 0 where there was none.
+def clear_change(number: int, away: Callable[[int], _Loads], chance: float = 0.0) -> int:
+    """The first of so many windows since a clear change of the loads, 0 where there was none.
 
     From a change on, each window is further from all that were before than any window was from
     those before it, or is from those since. The window in which loads change is passed over, as is
     each window's neighbour: where loads drift, it is nearest. So loads that drift, or that changed
-    as much before, have no clear change.
+    as much before, have no clear change. Most often, the last window shows that there was none.
 
     Args:
-        apart: [T, T] how far each window is from those before it.
+        number: the windows.
+        away: gives how far a window is from each of those before it.
         chance: standard deviation that distances have by chance, where what chance makes of them
-            on average has been taken off; None where it is in them. What is beyond four of it is
+            on average has been taken off; 0 where it is in them. What is beyond four of it is
             drift, and counts double: now and then a load that wanders goes far at once.
     """
-    number = len(apart)
-    if number < _BEFORE + _AFTER:
-        return 0
-    novel = [apart[: max(0, each - 1), each].min(initial=np.inf) for each in range(number)]
-    for each in range(_BEFORE, number - _AFTER + 1):
-        across = float(apart[: each - 1, each:].min())
-        since = (float(apart[each:later, later].min()) for later in range(each + 1, number))
-        other = max(*novel[2 : each - 1], *since)
-        if chance is not None:
-            other = max(other, chance, 2.0 * other - 4.0 * chance)
-        if across > _CHANGE * other:
-            return each
-    return 0
+    across = dict.fromkeys(range(_BEFORE, number - _AFTER + 1), np.inf)
+    other = dict.fromkeys(across, chance)
+    for window in range(number - 1, 1, -1):
+        if not across:
+            return 0
+        apart = away(window)
+        for each in list(across):
+            if window >= each:
+                across[each] = min(across[each], float(apart[: each - 1].min()))
+            found = -np.inf
+            if window > each:
+                found = float(apart[each:].min())
+            elif window < each - 1:
+                found = float(apart[: window - 1].min())
+            if chance:
+                found = max(found, 2.0 * found - 4.0 * chance)
+            other[each] = max(other[each], found)
+            if across[each] <= _CHANGE * other[each]:
+                del across[each]
+    return min(across, default=0)
 
 
 def _first_of_sums(loads: _Loads, number: int) -> tuple[list[int], int]:
@@ -323,7 +331,7 @@ def _change_in(loads: _Loads) -> int:
     unit = _unit(loads)
     for number in _PARTS:
         parts = _first_of(len(loads), min(number, len(loads)))
-        found = clear_change(*_apart(_added_up(loads, parts), unit))
+        found = clear_change(len(parts), *_apart(_added_up(loads, parts), unit))
         if not found:
             continue
         begin, end = parts[found - 1], parts[found]
@@ -347,9 +355,9 @@ def _shares(loads: _Loads) -> _Loads:
     return shares
 
 
-def _apart(loads: _Loads, unit: int) -> tuple[NDArray[np.float64], float]:
-    """[T, T] how far each of the windows [T, L, E] is from those before it, mean over the layers
-    that both load, without what chance makes of it; and the standard deviation that this has.
+def _apart(loads: _Loads, unit: int) -> tuple[Callable[[int], _Loads], float]:
+    """How far each of the windows [T, L, E] is from those before it, mean over the layers that both
+    load, without what chance makes of it; and the standard deviation that this has.
 
     The squared difference of shares, of each expert over its share of all: of windows of one load
     that is by chance 1 / n + 1 / m for each expert but one, from n and m tokens.
@@ -361,15 +369,17 @@ def _apart(loads: _Loads, unit: int) -> tuple[NDArray[np.float64], float]:
     mean = loads.sum(axis=0) / unit / np.maximum(tokens.sum(axis=0), 1.0)[:, None]
     weight = np.divide(1.0, mean, out=np.zeros_like(mean), where=mean > 0.0)
     freedom = np.maximum((mean > 0.0).sum(axis=1) - 1, 0)
-    apart = np.zeros((len(loads), len(loads)))
-    for window in range(1, len(loads)):
-        away = ((share[:window] - share[window]) ** 2 * weight).sum(axis=2)
-        away -= freedom * (noise[:window] + noise[window])
+
+    def away(window: int) -> _Loads:
+        apart = ((share[:window] - share[window]) ** 2 * weight).sum(axis=2)
+        apart -= freedom * (noise[:window] + noise[window])
         both = loaded[:window] & loaded[window]
-        apart[:window, window] = (away * both).sum(axis=1) / np.maximum(both.sum(axis=1), 1)
+        found: _Loads = (apart * both).sum(axis=1) / np.maximum(both.sum(axis=1), 1)
+        return found
+
     layers = max(1, int((freedom > 0).sum()))
     deviation = np.sqrt(2.0 * freedom.sum()) * 2.0 * noise[loaded].mean() / layers
-    return apart, float(deviation)
+    return away, float(deviation)
 
 
 def _first_of(windows: int, number: int) -> list[int]:

@@ -269,7 +269,7 @@ def changed_at(loads: _Loads) -> int:
         8
     """
     last = loads[-HISTORY:]
-    change = clear_change(_apart(last))
+    change = clear_change(len(last), _apart(last))
     return len(loads) - len(last) + change if change else 0
 
 
@@ -280,20 +280,22 @@ def _present(loads: _Loads, most: int | None) -> _Loads:
     return loads[max(changed_at(loads), len(loads) - most) :]
 
 
-def _apart(loads: _Loads) -> _Loads:
-    """[T, T] how far each window is from those before it, mean over the layers that both load.
+def _apart(loads: _Loads) -> Callable[[int], _Loads]:
+    """How far a window [L, E] is from each of those before it, mean over the layers that both load.
 
     The squared distance of the square roots of experts' shares, whose noise is alike.
     """
     total = loads.sum(axis=2)
     loaded = total > 0.0
     roots = np.sqrt(loads / np.where(loaded, total, 1.0)[:, :, None])
-    apart = np.zeros((len(loads), len(loads)))
-    for window in range(1, len(loads)):
-        away = ((roots[:window] - roots[window]) ** 2).sum(axis=2)
+
+    def away(window: int) -> _Loads:
+        apart = ((roots[:window] - roots[window]) ** 2).sum(axis=2)
         both = loaded[:window] & loaded[window]
-        apart[:window, window] = (away * both).sum(axis=1) / np.maximum(both.sum(axis=1), 1)
-    return apart
+        found: _Loads = (apart * both).sum(axis=1) / np.maximum(both.sum(axis=1), 1)
+        return found
+
+    return away
 
 
 def _alike(loads: _Loads) -> Scenarios:
