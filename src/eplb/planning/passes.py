@@ -28,6 +28,9 @@ _STEPS = {"fast": 0, "default": 20, "thorough": 300}
 _MOST_LOOKS = 200_000
 """Looks at a slot or an expert in a window, for each step of the effort, that a search of a layer
 may take, so that its time is bounded whatever the size."""
+_MOST_LOOKS_ALONE = 16_000
+"""The same for one window, by default: else a search on 1,024 GPUs takes four times as long as all
+before, for .0003 of balancedness (docs/experiments.md, the search)."""
 _FEW_LOOKS = 13_000
 _MORE_STEPS = 60
 """Where a layer is small or windows are few, there are more steps, as many as take so many looks
@@ -329,13 +332,16 @@ def _search_again(problem: Problem, layers: Layers, effort: Effort, starts: slic
 
 def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
     """[L] steps that a search may make, for the windows in which a layer has load."""
-    steps = _STEPS[effort]
-    if effort == "default" and problem.windows.shape[0] == 1 and not problem.cluster.even:
-        steps *= _LONGER_UNEVEN
+    steps, most_looks = _STEPS[effort], _MOST_LOOKS
+    if effort == "default" and problem.windows.shape[0] == 1:
+        if problem.cluster.even:
+            most_looks = _MOST_LOOKS_ALONE
+        else:
+            steps *= _LONGER_UNEVEN
     num_windows = np.maximum((problem.weight > 0.0).sum(axis=0), 1)
     all_looks = looks(problem) * num_windows
     most = np.maximum(
-        np.minimum(steps, _MOST_LOOKS * steps // all_looks),
+        np.minimum(steps, most_looks * steps // all_looks),
         np.minimum(_MORE_STEPS * steps // num_windows, _FEW_LOOKS * steps // all_looks),
     )
     return np.where(most >= _FEWEST_STEPS, most, 0)
