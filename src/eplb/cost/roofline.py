@@ -11,15 +11,18 @@ The roofline is that of Williams, Waterman and Patterson, 2009, but for its corn
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.checks import real_number, share_of_one
-from eplb.cluster import Cluster
 from eplb.cost.gpus import Gpu
 from eplb.cost.models import Model
 from eplb.errors import OptionError
+
+if TYPE_CHECKING:
+    from eplb.cost import Estimate
 
 __all__ = ["DEFAULTS", "Assumptions", "LayerTime", "layer_time", "stages", "words_of"]
 
@@ -127,15 +130,14 @@ def layer_time(
     """
     if num_gpus < 1 or num_nodes < 1 or num_gpus % num_nodes:
         raise OptionError(f"{num_gpus} GPUs do not divide over {num_nodes} nodes")
-    sure = assumptions
     compute, memory, travel = stages(
         tokens, active_experts, gpu, model,
-        num_gpus=num_gpus, num_nodes=num_nodes, assumptions=sure,
+        num_gpus=num_gpus, num_nodes=num_nodes, assumptions=assumptions,
     )  # fmt: skip
     experts = _round_corner(compute, memory)
     busy = tokens.max(axis=-1) > 0.0
-    latency = busy * (2.0 * sure.exchange_latency if num_gpus > 1 else 0.0)
-    if sure.overlapped:
+    latency = busy * (2.0 * assumptions.exchange_latency if num_gpus > 1 else 0.0)
+    if assumptions.overlapped:
         seconds = _round_corner(experts, travel).max(axis=-1) + latency
     else:
         seconds = experts.max(axis=-1) + travel.max(axis=-1) + latency
@@ -161,7 +163,10 @@ def stages(
     """
     rate, _ = gpu.rate(model.number_format)
     compute = tokens * (2.0 * model.expert_weights) / (rate * assumptions.compute_efficiency)
-    read = active_experts * float(model.expert_bytes) + tokens * _bytes_of_activations(model)
+    # What both products of an expert read and write for a token, weights aside.
+    products_in = (model.hidden_size + model.expert_size) * model.dispatch_bytes
+    products_out = (2 * model.expert_size + model.hidden_size) * 2.0
+    read = active_experts * float(model.expert_bytes) + tokens * (products_in + products_out)
     memory = read / (gpu.memory_bandwidth * assumptions.memory_efficiency)
     a_byte = _seconds_of_a_byte(gpu, model, num_gpus, num_nodes, assumptions)
     sent = model.hidden_size * (model.dispatch_bytes + model.combine_bytes)
@@ -173,13 +178,6 @@ def _round_corner(first: NDArray[np.float64], second: NDArray[np.float64]) -> ND
     # Not np.hypot, whose last bit depends on the platform.
     together: NDArray[np.float64] = np.sqrt(first * first + second * second)
     return together
-
-
-def _bytes_of_activations(model: Model) -> float:
-    """Bytes that both products of an expert read and write for a token, weights aside."""
-    products_in = (model.hidden_size + model.expert_size) * model.dispatch_bytes
-    products_out = (2 * model.expert_size + model.hidden_size) * 2.0
-    return products_in + products_out
 
 
 def _seconds_of_a_byte(
@@ -202,23 +200,19 @@ def _seconds_of_a_byte(
     )
 
 
-def words_of(
-    gpu: Gpu,
-    model: Model,
-    cluster: Cluster,
-    tokens_per_gpu: float,
-    num_layers: int,
-    assumptions: Assumptions,
-) -> tuple[str, ...]:
-    """What an estimate assumes, a sentence each; `num_layers` had any load."""
-    sure = assumptions
+def words_of(estimate: "Estimate") -> tuple[str, ...]:
+    """What an estimate assumes, a sentence each."""
+    gpu, model, cluster = estimate.gpu, estimate.model, estimate.cluster
+    sure = estimate.assumptions
+    num_layers = int(np.count_nonzero(estimate.layer_seconds))
     _, computed = gpu.rate(model.number_format)
     words = [
         "This is an estimate from a roofline, not a measurement: arithmetic, memory and network "
         "are taken to reach these shares of their peaks.",
         f"{cluster.num_gpus} x {gpu.name} on {cluster.num_nodes} "
         f"{'node' if cluster.num_nodes == 1 else 'nodes'} serve {model.name}; each brings "
-        f"{tokens_per_gpu:,g} tokens into a step, and each token goes to {model.top_k} experts.",
+        f"{estimate.tokens_per_gpu:,g} tokens into a step, and each token goes to {model.top_k} "
+        "experts.",
         f"An expert of a layer is {model.expert_bytes / 1e6:,.1f} MB, read once in a step if any "
         "token needs it.",
         f"Matmuls run at {sure.compute_efficiency:.0%} of the {computed.upper()} peak and memory "
