@@ -41,17 +41,11 @@ def switched_on(
     engine: str,
     checked: Sequence[str],
 ) -> None:
-    """Say once that the plug-in is on, in an engine of a version, and what a user may not expect.
+    """Say once that the plug-in is on, in place of what, in an engine as "vLLM 0.33.0", and what a
+    user may not expect: another version than those that it was checked with, unknown variables.
 
     Said where the engine builds its EPLB state, on the first rank: plug-ins are registered in
     processes too that never plan.
-
-    Args:
-        logger: the engine's.
-        instead_of: what the planner stands in place of.
-        settings: what it goes by.
-        engine: the engine's name and version, as "vLLM 0.33.0".
-        checked: versions that the plug-in was checked with.
     """
     once(logger, "switched on", f"this planner replaces {instead_of}: {settings}")
     if engine.rsplit(" ", 1)[-1] not in checked:

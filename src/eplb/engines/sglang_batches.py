@@ -41,11 +41,7 @@ _started: list["SglangBatches"] = []
 
 
 class SglangBatches:
-    """Dispatch batch by batch in one engine.
-
-    Args:
-        agreement: compares what ranks have.
-    """
+    """Dispatch batch by batch in one engine."""
 
     def __init__(self, agreement: Agreement) -> None:
         self._agreement = agreement

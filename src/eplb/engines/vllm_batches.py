@@ -51,12 +51,7 @@ class _Same(NamedTuple):
 
 
 class VllmBatches:
-    """Dispatch batch by batch in the models of one engine.
-
-    Args:
-        agreement: compares what ranks have.
-        wanted: whether to dispatch so.
-    """
+    """Dispatch batch by batch in the models of one engine, where that is wanted."""
 
     def __init__(self, agreement: "Agreement", *, wanted: bool) -> None:
         self._agreement = agreement
@@ -128,11 +123,7 @@ class VllmBatches:
         return False
 
     def _replace(self, batches: "Batches") -> None:
-        """Put ours in place of vLLM's functions.
-
-        Raises:
-            PolicyError: a vLLM that does it otherwise.
-        """
+        """Put ours in place of vLLM's functions."""
         module = sys.modules.get(_MODULE)
         theirs = getattr(module, _NAME, None)
         wrong = unknown_arguments(_NAME, theirs, _ARGUMENTS)
