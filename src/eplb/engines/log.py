@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from eplb.checks import in_one_line
 from eplb.engines.settings import Settings, unknown_variables
 
-__all__ = ["failure", "once", "switched_on"]
+__all__ = ["by_batch", "failure", "once", "switched_on"]
 
 _told: set[tuple[str, str]] = set()
 
@@ -32,6 +32,15 @@ def failure(logger: logging.Logger, error: Exception, instead: str) -> None:
     cause = re.sub(r"[0-9a-f]*[0-9][0-9a-f.+-]*", "#", cause)
     once(logger, f"{type(error).__name__} {cause} {instead}", f"{message}; {instead}")
     logger.debug("eplb: where that came from", exc_info=error)
+
+
+def by_batch(logger: logging.Logger, own: str) -> None:
+    """Say that batches are dispatched by their tokens, in place of the engine's own way."""
+    logger.warning(
+        "eplb: each batch is split over copies by its own tokens, on each rank for itself, in "
+        "place of %s",
+        own,
+    )
 
 
 def switched_on(

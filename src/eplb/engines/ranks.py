@@ -164,6 +164,11 @@ class Agreement:
             self._logger.warning("eplb: %s: %s; no rank uses it", kind, wrong)
         return not wrong
 
+    def timed(self) -> Callable[[str, NDArray[np.int64] | Exception], bool]:
+        """`alike`, of what this rank needs the seconds from now on for."""
+        begin = time.perf_counter()
+        return lambda kind, made: self.alike(kind, made, spent=time.perf_counter() - begin)
+
     def answer(
         self,
         kind: str,

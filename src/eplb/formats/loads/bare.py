@@ -207,14 +207,8 @@ def _routed(path: Path, array: NDArray[Any], axes: tuple[str, ...]) -> Listed:
         np.transpose(array, [axes.index(axis) for axis in ("tokens", "layers", "choices")])
     )
     layers, experts = (each.ravel() for each in np.indices(counts.shape))
-    return listed(
-        path,
-        None,
-        layers.astype(np.float64),
-        experts.astype(np.float64),
-        counts.ravel().astype(np.float64),
-        numbered=False,
-    )
+    tokens = counts.ravel().astype(np.float64)
+    return listed(path, None, layers, experts, tokens, numbered=False)
 
 
 def _warn_of_axes(path: Path, loads: NDArray[Any]) -> None:

@@ -85,8 +85,8 @@ def list_columns(names: Sequence[str]) -> tuple[int | None, ...] | None:
 def listed(
     path: Path,
     windows: Sequence[Any] | None,
-    layers: NDArray[np.float64] | None,
-    experts: NDArray[np.float64],
+    layers: NDArray[Any] | None,
+    experts: NDArray[Any],
     counts: NDArray[np.float64],
     *,
     numbered: bool = True,
