@@ -169,7 +169,7 @@ def test_memory_does_not_grow_with_a_recording(monkeypatch: pytest.MonkeyPatch) 
         recording = Recording()
         for at in range(0, 5000, size):
             recording.add(loads[at : at + size].astype(np.int32), names[at : at + size])
-            assert recording.num_kept <= 64
+            assert recording._num_kept <= 64
             assert len(recording._sums) <= 64
         found.append(recording.finish())
     for merged, starts, _, _ in found:

@@ -117,11 +117,7 @@ def real_number(
 
 
 def share_of_one(value: object, name: str) -> float:
-    """A share above 0 and at most 1.
-
-    Raises:
-        OptionError: what is none.
-    """
+    """A share above 0 and at most 1."""
     number = math.nan
     if isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)
@@ -154,21 +150,13 @@ def rising_layers(
 
 
 def layers_from(text: str, name: str) -> tuple[int, ...]:
-    """Layers as a user writes them: "3-60", "1,3,5,7" or both.
-
-    Raises:
-        OptionError: what is none of them.
-    """
+    """Layers as a user writes them: "3-60", "1,3,5,7" or both."""
     layers = _numbers_from(text, name, "layers, as 3-60 or 1,3,5,7", LAYERS)
     return rising_layers(layers, None, name)
 
 
 def gpus_from(text: str, name: str) -> tuple[int, ...]:
-    """GPUs as a user writes them: "13,14", "8-15", both, or "none".
-
-    Raises:
-        OptionError: what is none of them.
-    """
+    """GPUs as a user writes them: "13,14", "8-15", both, or "none"."""
     if text.strip().lower() == "none":
         return ()
     return tuple(_numbers_from(text, name, "GPUs, as 13,14 or 8-15, or none", GPUS))
@@ -208,11 +196,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def number_of_threads(threads: int | None) -> int:
-    """The number of threads to use: what was asked for, or the processors that may be used.
-
-    Raises:
-        OptionError: what is no whole number of 1 or more.
-    """
+    """The number of threads to use: what was asked for, or the processors that may be used."""
     if threads is None:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
@@ -241,11 +225,7 @@ class Budget:
 
 
 def budget_from(text: str, name: str) -> Budget:
-    """A budget as a user writes it: "800", "5%" of the slots, or "none".
-
-    Raises:
-        OptionError: what is none of them.
-    """
+    """A budget as a user writes it: "800", "5%" of the slots, or "none"."""
     given = text.strip().lower()
     if given == "none":
         return Budget()
@@ -270,17 +250,12 @@ def find_named(
     instead: str,
     also: Mapping[str, str] | None = None,
 ) -> _Figures:
-    """What is known by a name; case, spaces, dashes and who publishes it do not matter.
-
-    Args:
-        name: such as "H100" or "deepseek-ai/DeepSeek-V3".
-        known: figures by name.
-        what: they are, for the message.
-        instead: what to give for one that is not known, for the message.
-        also: other names of what is known, and the name that it is known by.
+    """What is known by a name, or also by another; case, spaces, dashes and who publishes it do not
+    matter.
 
     Raises:
-        OptionError: a name that is not known; the message has the nearest and all of them.
+        OptionError: a name that is not known; the message says what it is a name of, has the
+            nearest and all of them, and what to give instead.
     """
     plain = {_plain(key): key for key in known}
     plain |= {_plain(other): key for other, key in (also or {}).items()}

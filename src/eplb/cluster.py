@@ -74,14 +74,14 @@ class Cluster:
     def __post_init__(self) -> None:
         num_gpus = whole_number(self.num_gpus, "num_gpus", error=ClusterError)
         given: Any = self.slots_per_gpu
+        given = given if self.slots is None else self.slots
         if self.slots is not None or _is_list(given):
-            given = self.slots if self.slots is not None else given
-            slots = _of_each(given, "slots_per_gpu", num_gpus, _some_slots)
+            slots = _of_each(given, "slots_per_gpu", num_gpus, whole_number)
             # GPUs that are alike need no list.
             object.__setattr__(self, "slots", slots if len(set(slots)) > 1 else None)
             object.__setattr__(self, "slots_per_gpu", max(slots))
         if self.speed is not None:
-            speed = _of_each(self.speed, "speed", num_gpus, _some_speed)
+            speed = _of_each(self.speed, "speed", num_gpus, real_number)
             if max(speed) > _MOST_APART * min(speed):
                 raise ClusterError(
                     f"speeds are from {min(speed):g} to {max(speed):g}: give none that is more "
@@ -212,11 +212,7 @@ def check_cluster(value: object) -> Cluster:
 
 
 def check_even(cluster: Cluster) -> Cluster:
-    """A cluster of GPUs with as many slots each, as fast as each other, or dead.
-
-    Raises:
-        ClusterError: another.
-    """
+    """A cluster of GPUs with as many slots each, as fast as each other, or dead."""
     if not cluster.even:
         raise ClusterError(
             "the GPUs differ in slots or speed: such clusters are planned for by eplb.plan alone, "
@@ -255,11 +251,7 @@ def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
 
 
 def check_pairs(num_experts: int, number: int, what: str) -> None:
-    """Check that a table of all experts of a layer and so many GPUs or slots fits memory.
-
-    Raises:
-        ClusterError: it does not.
-    """
+    """Check that a table of all experts of a layer and so many GPUs or slots fits memory."""
     if num_experts * number > _MOST_PAIRS:
         most = _MOST_PAIRS // num_experts
         raise ClusterError(
@@ -280,11 +272,7 @@ def nearest_multiples(value: int, divisor: int, least: int = 1) -> str:
 
 
 def _dead_gpus(gpus: object, num_gpus: int) -> tuple[int, ...]:
-    """Numbers of dead GPUs in rising order, each once.
-
-    Raises:
-        ClusterError: what is no list of numbers of GPUs, or every GPU.
-    """
+    """Numbers of dead GPUs in rising order, each once."""
     if not isinstance(gpus, Iterable) or isinstance(gpus, str):
         raise ClusterError(f"dead GPUs are {gpus!r}: give a list of their numbers")
     dead = {
@@ -300,25 +288,15 @@ def _is_list(value: object) -> TypeGuard[Iterable[object]]:
     return isinstance(value, Iterable) and not isinstance(value, str)
 
 
-def _some_slots(value: object, name: str) -> int:
-    return whole_number(value, name, error=ClusterError)
-
-
-def _some_speed(value: object, name: str) -> float:
-    return real_number(value, name, error=ClusterError)
-
-
 def _of_each(
-    values: object, what: str, num_gpus: int, check: Callable[[object, str], _Number]
+    values: object, what: str, num_gpus: int, check: Callable[..., _Number]
 ) -> tuple[_Number, ...]:
-    """A number of each GPU.
-
-    Raises:
-        ClusterError: no list of so many.
-    """
+    """A number of each GPU."""
     if not _is_list(values):
         raise ClusterError(f"{what} is {values!r}: give a number for each of {num_gpus} GPUs")
-    checked = tuple(check(value, f"{what}[{gpu}]") for gpu, value in enumerate(values))
+    checked = tuple(
+        check(value, f"{what}[{gpu}]", error=ClusterError) for gpu, value in enumerate(values)
+    )
     if len(checked) != num_gpus:
         raise ClusterError(
             f"{what} has {len(checked)} numbers: give one for each of {num_gpus} GPUs"

@@ -40,7 +40,6 @@ _Array: TypeAlias = NDArray[np.float64]
 _AT_ONCE = 1 << 20
 """Values worked on at a time, so that memory stays bounded: 8 MB an array."""
 
-
 _MOST_PAIRED = 64
 """Windows of which each is compared with each; of more, only those some lags apart."""
 
@@ -171,27 +170,32 @@ def drift(trace: LoadTrace) -> Drift:
     """
     num_windows, num_layers, num_experts = trace.loads.shape
     lags = tuple(1 << power for power in range((num_windows - 1).bit_length()))
-    by_lag = [_Mean() for _ in lags]
-    ends, pairs = _Mean(), _Mean()
+    # The first window and the last, then windows so far apart.
+    paired = [(slice(1), slice(-1, None)), *((slice(-lag), slice(lag, None)) for lag in lags)]
+    sums = np.zeros((len(paired), 4))
+    of_each = np.zeros((4, num_windows, num_windows)) if num_windows <= _MOST_PAIRED else None
     size = max(1, _AT_ONCE // (num_windows * num_experts))
     for begin in range(0, num_layers, size):
         layers = _layers(trace.loads[:, begin : begin + size])
-        ends.add(_compare(layers, slice(1), slice(-1, None), _each_with_its_own), axis=(0, 1))
-        for lag, mean in zip(lags, by_lag, strict=True):
-            some = _compare(layers, slice(-lag), slice(lag, None), _each_with_its_own)
-            mean.add(some, axis=(0, 1))
-        if num_windows <= _MOST_PAIRED:
-            pairs.add(_compare(layers, slice(None), slice(None), _each_with_each), axis=0)
-    paired = num_windows <= _MOST_PAIRED
-    return Drift(
-        lags,
-        np.array([float(mean.correlation) for mean in by_lag]),
-        np.array([float(mean.spread) for mean in by_lag]),
-        float(ends.correlation),
-        float(ends.spread),
-        pairs.correlation if paired else None,
-        pairs.spread if paired else None,
-    )
+        for total, (first, second) in zip(sums, paired, strict=True):
+            found = _compare(layers, first, second, _each_with_its_own)
+            total += [part.sum(axis=(0, 1)) for part in found]
+        if of_each is not None:
+            every = slice(None)
+            of_each += [
+                part.sum(axis=0) for part in _compare(layers, every, every, _each_with_each)
+            ]
+    (ends, *correlation), (ends_spread, *spread) = _means(sums.T)
+    pairs = (None, None) if of_each is None else _means(of_each)
+    correlations, spreads = np.array(correlation), np.array(spread)
+    return Drift(lags, correlations, spreads, float(ends), float(ends_spread), *pairs)
+
+
+def _means(sums: _Array) -> tuple[_Array, _Array]:
+    """Mean correlations and spreads, of sums [4, ...] of what `_compare` tells; NaN of nothing."""
+    total, count = sums[::2], sums[1::2]
+    correlation, spread = np.where(count > 0.0, total / np.maximum(count, 1.0), np.nan)
+    return correlation, spread
 
 
 class _Layers(NamedTuple):
@@ -201,15 +205,6 @@ class _Layers(NamedTuple):
     logs: _Array
     has_load: _Array
     uneven: _Array  # [L, T, 1]
-
-
-class _Compared(NamedTuple):
-    """Two windows compared, for each layer and pair, and whether they can be (0 or 1)."""
-
-    correlation: _Array
-    correlates: _Array
-    spread: _Array
-    spreads: _Array
 
 
 _Dot: TypeAlias = Callable[[_Array, _Array], _Array]
@@ -240,8 +235,10 @@ def _layers(loads: _Array) -> _Layers:
     return _Layers(deviation, logs, has_load, uneven.astype(np.float64))
 
 
-def _compare(layers: _Layers, first: slice, second: slice, dot: _Dot) -> _Compared:
-    """Compare the windows of one slice with those of another, paired as `dot` does."""
+def _compare(layers: _Layers, first: slice, second: slice, dot: _Dot) -> tuple[_Array, ...]:
+    """Compare the windows of one slice with those of another, paired as `dot` does: correlation and
+    spread for each layer and pair, and behind each whether it is there (0 or 1).
+    """
     one, other = (_Layers(*(part[:, some] for part in layers)) for some in (first, second))
     count = dot(one.has_load, other.has_load)
     safe = np.maximum(count, 1.0)
@@ -251,31 +248,7 @@ def _compare(layers: _Layers, first: slice, second: slice, dot: _Dot) -> _Compar
     spread = np.sqrt(np.maximum(square / safe - mean**2, 0.0))
     correlates = dot(one.uneven, other.uneven)
     correlation = np.clip(dot(one.deviation, other.deviation), -1.0, 1.0) * correlates
-    return _Compared(correlation, correlates, spread, (count > 0.0).astype(np.float64))
-
-
-class _Mean:
-    """Means of what was compared, over parts that come one by one."""
-
-    def __init__(self) -> None:
-        self._sums: list[Any] = [0.0, 0.0, 0.0, 0.0]
-
-    def add(self, compared: _Compared, axis: int | tuple[int, int]) -> None:
-        self._sums = [
-            total + part.sum(axis=axis) for total, part in zip(self._sums, compared, strict=True)
-        ]
-
-    @property
-    def correlation(self) -> Any:
-        return self._mean(*self._sums[:2])
-
-    @property
-    def spread(self) -> Any:
-        return self._mean(*self._sums[2:])
-
-    @staticmethod
-    def _mean(total: Any, count: Any) -> Any:
-        return np.where(count > 0.0, total / np.maximum(count, 1.0), np.nan)
+    return correlation, correlates, spread, (count > 0.0).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -483,9 +456,7 @@ def heat_map(
         lines.append(f"{label:>{indent - 1}}{''.join(drawn)}")
     legend = ", ".join(f"{sign!r} {words}" for sign, words in zip(signs, shades.words, strict=True))
     shared = [
-        f"{len(parts[-1])} {name}s"
-        if len(parts[-1]) == len(parts[0])
-        else f"{len(parts[-1])} or {len(parts[0])} {name}s"
+        f"{' or '.join(map(str, sorted({len(parts[-1]), len(parts[0])})))} {name}s"
         for parts, name in ((rows, "layer"), (columns, what))
         if len(parts[0]) > 1
     ]

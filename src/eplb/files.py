@@ -60,11 +60,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file whole or not at all; as for `replacing`.
-
-    Raises:
-        FormatError: a path that cannot be written, or text that no file can hold.
-    """
+    """Write a text file whole or not at all; as for `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
 
@@ -100,11 +96,7 @@ def check_writable(path: Path, *sources: Path) -> None:
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[IO[bytes]]:
-    """As `replacing`, with the errors of the system, and in place of whatever `target` is.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """As `replacing`, with the errors of the system, and in place of whatever `target` is."""
     _remove_abandoned(target.parent)
     descriptor, name = _new_file(target.parent)
     try:
@@ -157,9 +149,6 @@ def _refusal(path: str | os.PathLike[str], why: str) -> FormatError:
 def _follow(path: Path) -> Path | int:
     """What a path's links lead to: a path, or a descriptor of this process (/dev/stdout leads to
     /proc/self/fd/1). That one is written to as it is: it may be a pipe, or a file that is added to.
-
-    Raises:
-        OSError: links that lead to each other.
     """
     own = f"{os.path.realpath('/proc/self')}/fd"
     target = path.absolute()
@@ -174,11 +163,7 @@ def _follow(path: Path) -> Path | int:
 
 
 def _check_permission(target: Path) -> None:
-    """A file that its owner has made read-only is not replaced, although its folder would let us.
-
-    Raises:
-        OSError: what may not be written.
-    """
+    """Refuse a file that its owner has made read-only, although its folder would let us."""
     if target.exists() and not os.access(target, os.W_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
 
@@ -193,11 +178,7 @@ def _stream(descriptor: int) -> Iterator[IO[bytes]]:
 
 
 def _new_file(folder: Path) -> tuple[int, Path | None]:
-    """A new file in a folder, locked, with the permissions of any new file; and its name, if any.
-
-    Raises:
-        OSError: none can be made.
-    """
+    """A new file in a folder, locked, with the permissions of any new file; its name, if any."""
     if sys.platform == "linux":
         with suppress(OSError):
             descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)

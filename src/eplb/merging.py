@@ -34,6 +34,7 @@ __all__ = [
     "alike",
     "check_merge",
     "clear_change",
+    "summed_if_alike",
 ]
 
 Merge: TypeAlias = int | Literal["auto", "none", "all"]
@@ -94,11 +95,7 @@ class Merging:
 
 
 def check_merge(merge: object, name: str = "merge") -> Merge:
-    """One of "auto", "none" and "all", or a number of windows, that may be in digits.
-
-    Raises:
-        OptionError: anything else.
-    """
+    """One of "auto", "none" and "all", or a number of windows, that may be in digits."""
     if merge == "auto" or merge == "none" or merge == "all":  # noqa: PLR1714  # mypy narrows these
         return merge
     if isinstance(merge, str) and not merge.removeprefix("-").isdecimal():
@@ -108,11 +105,8 @@ def check_merge(merge: object, name: str = "merge") -> Merge:
 
 
 class Recording:
-    """Windows as they are read, added up.
-
-    Args:
-        merge: how many to one; by the rule of this module, none, all, or so many, in which case a
-            rest is left out.
+    """Windows as they are read, added up by the rule of this module, not, all, or so many to one,
+    in which case a rest is left out.
     """
 
     def __init__(self, merge: Merge = "auto") -> None:
@@ -125,11 +119,6 @@ class Recording:
         self._times: list[float] | None = []
         self._recorded = 0
 
-    @property
-    def num_kept(self) -> int:
-        """Sums that are kept, the one that is being filled among them."""
-        return self._num_kept
-
     def bytes_with(self, loads: NDArray[Any]) -> int:
         """Of the sums that there would be with more windows, where none are merged by the rule."""
         return 8 * (self._num_kept * math.prod(loads.shape[1:]) + loads.size // self._stride)
@@ -137,12 +126,8 @@ class Recording:
     def add(
         self, loads: NDArray[Any], names: Sequence[str], times: Sequence[float] | None = None
     ) -> None:
-        """Add windows that follow those before.
-
-        Args:
-            loads: [T, L, E] real numbers of any type, checked.
-            names: T names.
-            times: T seconds, None where they are not known.
+        """Add windows [T, L, E] that follow those before, checked, with their names, and times
+        where they are known.
         """
         if not self._recorded:
             self._sums = np.empty((0, *loads.shape[1:]))
@@ -169,11 +154,7 @@ class Recording:
             self._filled = (self._filled + len(more)) % self._stride
 
     def finish(self, top_k: int | None = None) -> tuple[_Loads, list[str], Any, Merging]:
-        """The windows [T, L, E], their names, their times where known, and what became of them.
-
-        Raises:
-            LoadsError: fewer windows than are to be added up to one.
-        """
+        """The windows [T, L, E], their names, their times where known, and what became of them."""
         if self._filled and isinstance(self._merge, int):
             what = "the number of windows to add up"
             whole_number(self._merge, what, most=self._recorded, error=LoadsError)
@@ -250,6 +231,11 @@ def alike(loads: _Loads) -> bool:
         return False
     found = _differ(loads, unit)
     return _TOO_ALIKE <= found.ratio <= max(_ONE_LOAD, 1.0 + 2.0 * found.deviation)
+
+
+def summed_if_alike(loads: _Loads) -> _Loads:
+    """Windows [T, L, E] as they are, or their sum [1, L, E] where they differ by chance alone."""
+    return loads.sum(axis=0, keepdims=True) if alike(loads) else loads
 
 
 def _clear_windows(loads: _Loads) -> int:

@@ -30,6 +30,7 @@ balancedness is 1. One copy each, without the redundant expert, would leave 60 o
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -114,12 +115,7 @@ class Placement(Immutable):
         """A placement that the planner made: taken over without a copy or a check."""
         placement = object.__new__(cls)
         phy2log.flags.writeable = False
-        for name, value in (
-            ("phy2log", phy2log),
-            ("num_experts", num_experts),
-            ("cluster", cluster),
-        ):
-            object.__setattr__(placement, name, value)
+        placement.__dict__.update(phy2log=phy2log, num_experts=num_experts, cluster=cluster)
         return placement
 
     @classmethod
@@ -320,11 +316,9 @@ class Placement(Immutable):
         if isinstance(dispatch, str) and dispatch == "even":
             return Served.of((self.gpu_load(window) for window in loads), self.cluster.speeds)
         # Many at once: "best" levels them together, and a split that is given is checked each time.
-        parts = (
-            self.gpu_load(loads[at : at + _AT_ONCE], dispatch)
-            for at in range(0, len(loads), _AT_ONCE)
-        )
-        return Served.of((window for part in parts for window in part), self.cluster.speeds)
+        begins = range(0, len(loads), _AT_ONCE)
+        parts = (self.gpu_load(loads[at : at + _AT_ONCE], dispatch) for at in begins)
+        return Served.of(chain.from_iterable(parts), self.cluster.speeds)
 
     def moves_from(self, other: "Placement") -> int:
         """Moves from another placement to this: (layer, GPU, expert) held here and not there.
@@ -342,7 +336,7 @@ class Placement(Immutable):
 
     def moves_by_layer(self, other: "Placement") -> NDArray[np.int64]:
         """[L] moves from another placement of the same model."""
-        mine, theirs = self._held(), other._held()
+        mine, theirs = (each._by_gpu().transpose(1, 0, 2) for each in (self, other))
         num_gpus = min(len(mine), len(theirs))
         received = np.ones(mine.shape, np.bool_)
         received[:num_gpus] = (mine[:num_gpus, :, :, None] != theirs[:num_gpus, :, None, :]).all(
@@ -358,7 +352,7 @@ class Placement(Immutable):
 
     def held_by(self, num_gpus: int) -> NDArray[np.bool_]:
         """[L, G, E] whether each of so many GPUs holds an expert; those beyond the cluster none."""
-        by_gpu = self.phy2log.reshape(self.num_layers, self.cluster.num_gpus, -1)[:, :num_gpus]
+        by_gpu = self._by_gpu()[:, :num_gpus]
         held = np.zeros((self.num_layers, num_gpus, self.num_experts), np.bool_)
         layers = np.arange(self.num_layers)[:, None, None]
         held[layers, np.arange(by_gpu.shape[1])[:, None], by_gpu] = True
@@ -368,11 +362,9 @@ class Placement(Immutable):
             held[:, : by_gpu.shape[1], -1] = last
         return held
 
-    def _held(self) -> NDArray[np.int64]:
-        """[G, L, S] expert in each slot of each GPU."""
-        by_gpu = self.phy2log.reshape(self.num_layers, self.cluster.num_gpus, -1)
-        held: NDArray[np.int64] = by_gpu.transpose(1, 0, 2)
-        return held
+    def _by_gpu(self) -> NDArray[np.int64]:
+        """[L, G, S] expert in each slot of each GPU."""
+        return self.phy2log.reshape(self.num_layers, self.cluster.num_gpus, -1)
 
 
 def check_placement(value: object, name: str = "placement") -> Placement:

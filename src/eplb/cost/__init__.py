@@ -22,7 +22,14 @@ from eplb.checks import more, real_number
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, Gpu, find_gpu
 from eplb.cost.models import MODELS, Model, find_model
-from eplb.cost.roofline import DEFAULTS, Assumptions, LayerTime, layer_time, words_of
+from eplb.cost.roofline import (
+    DEFAULTS,
+    Assumptions,
+    LayerTime,
+    Roofline,
+    layer_time,
+    words_of,
+)
 from eplb.errors import LoadsError, OptionError
 from eplb.loads import as_array, check_values
 from eplb.placement import Placement
@@ -88,10 +95,7 @@ class Estimate:
     @property
     def words(self) -> tuple[str, ...]:
         """What is assumed, a sentence each."""
-        num_layers = int(np.count_nonzero(self.layer_seconds))
-        return words_of(
-            self.gpu, self.model, self.cluster, self.tokens_per_gpu, num_layers, self.assumptions
-        )
+        return words_of(self)
 
     def __str__(self) -> str:
         return (
@@ -174,6 +178,7 @@ def estimate(
     check_values(array)
     windows = array.reshape(-1, *array.shape[-2:])
     cluster, tokens = placement.cluster, tokens_per_gpu * placement.cluster.num_gpus * model.top_k
+    roof = Roofline(gpu, model, cluster.num_gpus, cluster.num_nodes, assumptions)
     sums = np.zeros((3, placement.num_layers))
     counts, moe_seconds, num_windows = np.zeros(placement.num_layers), 0.0, 0
     # Window after window: slots of a thousand windows at once would fill the memory.
@@ -187,7 +192,7 @@ def estimate(
         by_gpu = slots.reshape(placement.num_layers, cluster.num_gpus, -1)
         # Of many tokens, one reaches a slot with this probability, each by itself.
         active = -np.expm1(-by_gpu).sum(axis=-1)
-        found = _layer_time(by_gpu.sum(axis=-1), active, gpu, model, cluster, assumptions)
+        found = roof.time(by_gpu.sum(axis=-1), active)
         sums += np.stack([found.seconds, found.experts, found.exchange])
         counts += counted
         moe_seconds += float(found.seconds[counted].mean()) * model.num_moe_layers
@@ -197,10 +202,7 @@ def estimate(
     layer, experts, exchange = sums / np.maximum(counts, 1.0)
     even = tokens_per_gpu * model.top_k
     active = np.array([-math.expm1(-tokens / model.num_experts)]) * model.num_experts
-    balanced = _layer_time(
-        np.array([even]), active / cluster.num_gpus, gpu, model, cluster, assumptions
-    )
-    at_best = float(balanced.seconds)
+    at_best = float(roof.time(np.array([even]), active / cluster.num_gpus).seconds)
     share = assumptions.expert_share
     return Estimate(
         gpu,
@@ -276,6 +278,7 @@ def seconds_saved(
     of_all = as_array(total, "total")
     check_values(np.atleast_1d(of_all))
     tokens = tokens_per_gpu * cluster.num_gpus * model.top_k
+    roof = Roofline(gpu, model, cluster.num_gpus, cluster.num_nodes, assumptions)
     seconds = []
     for name, peak in (("peak_before", peak_before), ("peak_after", peak_after)):
         array = as_array(peak, name)
@@ -287,25 +290,6 @@ def seconds_saved(
         np.divide(array, of_all, out=part, where=of_all > 0.0)
         of_step = (part * tokens)[..., None]
         read = np.full(of_step.shape, float(cluster.slots_per_gpu))
-        seconds.append(_layer_time(of_step, read, gpu, model, cluster, assumptions).seconds)
+        seconds.append(roof.time(of_step, read).seconds)
     saved: NDArray[np.float64] = np.asarray(seconds[0] - seconds[1])
     return saved
-
-
-def _layer_time(
-    tokens: NDArray[np.float64],
-    active: NDArray[np.float64],
-    gpu: Gpu,
-    model: Model,
-    cluster: Cluster,
-    assumptions: Assumptions,
-) -> LayerTime:
-    return layer_time(
-        tokens,
-        active,
-        gpu,
-        model,
-        num_gpus=cluster.num_gpus,
-        num_nodes=cluster.num_nodes,
-        assumptions=assumptions,
-    )

@@ -7,7 +7,7 @@ a `Gpu`.
 """
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from eplb.checks import find_named, real_number
 from eplb.cost.models import NumberFormat
@@ -88,226 +88,121 @@ _CX8 = (
     "network: one ConnectX-8 of 800 Gb/s a GPU: "
     "https://www.nvidia.com/en-us/data-center/gb300-nvl72/"
 )
+_GB300 = (
+    "bf16, fp8, fp4, memory, links (1.8 TB/s both ways), dense: Verda, GB300 NVL72: "
+    "https://verda.com/blog/gb300-nvl72-architecture"
+)
 _ASSUMED_400G = "network: one adapter of 400 Gb/s a GPU, assumed: servers differ"
 _ASCEND = (
     "all: device profiles of Huawei's simulator msmodeling, tensor_cast/device.py: "
     "https://gitcode.com/Ascend/msmodeling"
 )
 
-GPUS: dict[str, Gpu] = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu(
-            "H100",
-            3.35 * _T,
-            450 * _G,
-            50 * _G,
-            bf16=989 * _T,
-            fp8=1979 * _T,
-            int8=1979 * _T,
-            sources=(_H100, _CX7),
-        ),
-        Gpu(
-            "H200",
-            4.8 * _T,
-            450 * _G,
-            50 * _G,
-            bf16=989 * _T,
-            fp8=1979 * _T,
-            int8=1979 * _T,
-            sources=(
-                "bf16, fp8, int8, memory, links (900 GB/s both ways): NVIDIA H200 Tensor Core "
-                "GPU data sheet, SXM, rates there are with sparsity, twice these: "
-                "https://www.nvidia.com/en-us/data-center/h200/",
-                _CX7,
-            ),
-        ),
-        # An H100 with fewer links: the machine of DeepSeek's published times.
-        Gpu(
-            "H800",
-            3.35 * _T,
-            200 * _G,
-            50 * _G,
-            bf16=989 * _T,
-            fp8=1979 * _T,
-            int8=1979 * _T,
-            sources=(
-                "links and network: DeepSeek, Insights into DeepSeek-V3, section 4.3: "
-                "https://arxiv.org/abs/2505.09343",
-                f"the rest as H100: {_H100}",
-            ),
-        ),
-        Gpu(
-            "B200",
-            8.0 * _T,
-            900 * _G,
-            50 * _G,
-            bf16=2250 * _T,
-            fp8=4500 * _T,
-            int8=4500 * _T,
-            fp4=9000 * _T,
-            sources=(
-                "bf16, fp8, int8, fp4, memory, links (1.8 TB/s both ways): NVIDIA HGX "
-                "specifications, HGX B200, an eighth of the board's dense rates: "
-                "https://www.nvidia.com/en-us/data-center/hgx/",
-                _CX7,
-            ),
-        ),
-        # INT8 units are few, so whole numbers are taken to be computed in FP8.
-        Gpu(
-            "B300",
-            7.7 * _T,
-            900 * _G,
-            100 * _G,
-            bf16=2250 * _T,
-            fp8=4500 * _T,
-            fp4=14000 * _T,
-            sources=(
-                "bf16, fp8, fp4, memory, links (1.8 TB/s both ways), dense: Verda, GB300 NVL72: "
-                "https://verda.com/blog/gb300-nvl72-architecture",
-                _CX8,
-            ),
-        ),
-        # 72 of them are joined by one NVLink: a rack is one node.
-        Gpu(
-            "GB200",
-            8.0 * _T,
-            900 * _G,
-            50 * _G,
-            bf16=2500 * _T,
-            fp8=5000 * _T,
-            int8=5000 * _T,
-            fp4=10000 * _T,
-            sources=(
-                "bf16, fp8, int8, fp4, memory, links (1.8 TB/s both ways): B200 as in GB200, at "
-                "1,200 W: https://glennklockwood.com/garden/processors/B200; others give less, as "
-                "4.5 PFLOPS in fp8 and 7.7 TB/s: https://verda.com/blog/gb300-nvl72-architecture",
-                "network: one ConnectX-7 a GPU, as in MLPerf's system: "
-                "https://github.com/mlcommons/inference_results_v6.1",
-            ),
-        ),
-        Gpu(
-            "GB300",
-            8.0 * _T,
-            900 * _G,
-            100 * _G,
-            bf16=2500 * _T,
-            fp8=5000 * _T,
-            fp4=15000 * _T,
-            sources=(
-                "bf16, fp8, fp4, memory, links (1.8 TB/s both ways), dense: Verda, GB300 NVL72: "
-                "https://verda.com/blog/gb300-nvl72-architecture",
-                _CX8,
-            ),
-        ),
-        Gpu(
-            "H20",
-            4.0 * _T,
-            450 * _G,
-            50 * _G,
-            bf16=148 * _T,
-            fp8=296 * _T,
-            int8=296 * _T,
-            sources=(
-                "bf16, int8, memory, links (900 GB/s both ways); fp8 as int8: "
-                "https://willitrunai.com/es/gpus/h20-96gb",
-                _ASSUMED_400G,
-            ),
-        ),
-        Gpu(
-            "A100",
-            2.039 * _T,
-            300 * _G,
-            25 * _G,
-            bf16=312 * _T,
-            int8=624 * _T,
-            sources=(
-                "bf16, int8, memory, links (600 GB/s both ways): A100 80 GB SXM, after NVIDIA's "
-                "data sheet: https://glennklockwood.com/garden/processors/A100",
-                "network: one adapter of 200 Gb/s a GPU, as in DGX A100: "
-                "https://geektopia.es/es/technology/2020/05/14/noticias/nvidia-anuncia-el-servidor-"
-                "dgx-a100-ocho-tesla-a100-desde-200-000-dolares.html",
-            ),
-        ),
-        Gpu(
-            "MI300X",
-            5.3 * _T,
-            448 * _G,
-            50 * _G,
-            bf16=1307.4 * _T,
-            fp8=2614.9 * _T,
-            int8=2614.9 * _T,
-            sources=(
-                "bf16, fp8, int8, memory, links (7 of 128 GB/s both ways): AMD Instinct "
-                "MI300X data sheet: https://www.amd.com/content/dam/amd/en/documents/"
-                "instinct-tech-docs/data-sheets/amd-instinct-mi300x-data-sheet.pdf",
-                _ASSUMED_400G,
-            ),
-        ),
-        Gpu(
-            "MI325X",
-            6.0 * _T,
-            448 * _G,
-            50 * _G,
-            bf16=1307.4 * _T,
-            fp8=2614.9 * _T,
-            int8=2614.9 * _T,
-            sources=(
-                "memory: AMD Instinct MI325X: "
-                "https://www.amd.com/en/products/accelerators/instinct/mi300/mi325x.html",
-                "the rest as MI300X, of the same CDNA 3: "
-                "https://docs.vultr.com/inference-cookbook/rocm/getting-started/hardware-requirements",
-            ),
-        ),
-        Gpu(
-            "MI355X",
-            8.0 * _T,
-            537.6 * _G,
-            50 * _G,
-            bf16=2516.6 * _T,
-            fp8=5033.2 * _T,
-            int8=5033.2 * _T,
-            fp4=10066.3 * _T,
-            sources=(
-                "fp8: 256 compute units, 8,192 operations a clock each: https://news.lavx.hu/article/"
-                "isscc-2026-amd-s-mi355x-doubles-throughput-with-fewer-compute-units-and-"
-                "challenges-nvidia-s-gb200; at 2.4 GHz: https://wccftech.com/amd-instinct-mi350-"
-                "gpuai-hardware-powerhouse-3nm-3d-chiplet-cdna-4-185-billion-transistors-1400w-tbp-"
-                "over-4000b-llm-support//amp/",
-                "fp4 (10 PFLOPS), memory: https://www.theregister.com/2025/06/12/amd_mi355x/; bf16 "
-                "half of fp8, int8 as fp8",
-                "links: 7 of 153.6 GB/s both ways: "
-                "https://humeconsulting.co/amd-mi355x-strong-node-level-inference-but-not-yet-"
-                "rack-scale",
-                _ASSUMED_400G,
-            ),
-        ),
-        Gpu(
-            "Ascend 910B",
-            1.6 * _T,
-            196 * _G,
-            25 * _G,
-            bf16=353.9 * _T,
-            int8=752 * _T,
-            sources=(_ASCEND, "profile ATLAS_800_A2_376T_64G; others of this name are slower"),
-        ),
-        # Engines see each of its two dies as a device.
-        Gpu(
-            "Ascend 910C die",
-            1.6 * _T,
-            196 * _G,
-            196 * _G,
-            bf16=353.9 * _T,
-            int8=752 * _T,
-            sources=(
-                _ASCEND,
-                "profile ATLAS_800_A3_752T_128G_DIE, one of two dies; nodes of a "
-                "CloudMatrix 384 are joined by the same bus: "
-                "https://arxiv.org/abs/2506.12708",
-            ),
-        ),
-    )
+_SOURCES: dict[str, tuple[str, ...]] = {
+    "H100": (_H100, _CX7),
+    "H200": (
+        "bf16, fp8, int8, memory, links (900 GB/s both ways): NVIDIA H200 Tensor Core GPU data "
+        "sheet, SXM, rates there are with sparsity, twice these: "
+        "https://www.nvidia.com/en-us/data-center/h200/",
+        _CX7,
+    ),
+    "H800": (
+        "links and network: DeepSeek, Insights into DeepSeek-V3, section 4.3: "
+        "https://arxiv.org/abs/2505.09343",
+        f"the rest as H100: {_H100}",
+    ),
+    "B200": (
+        "bf16, fp8, int8, fp4, memory, links (1.8 TB/s both ways): NVIDIA HGX specifications, HGX "
+        "B200, an eighth of the board's dense rates: https://www.nvidia.com/en-us/data-center/hgx/",
+        _CX7,
+    ),
+    "B300": (_GB300, _CX8),
+    "GB200": (
+        "bf16, fp8, int8, fp4, memory, links (1.8 TB/s both ways): B200 as in GB200, at 1,200 W: "
+        "https://glennklockwood.com/garden/processors/B200; others give less, as 4.5 PFLOPS in fp8 "
+        "and 7.7 TB/s: https://verda.com/blog/gb300-nvl72-architecture",
+        "network: one ConnectX-7 a GPU, as in MLPerf's system: "
+        "https://github.com/mlcommons/inference_results_v6.1",
+    ),
+    "GB300": (_GB300, _CX8),
+    "H20": (
+        "bf16, int8, memory, links (900 GB/s both ways); fp8 as int8: "
+        "https://willitrunai.com/es/gpus/h20-96gb",
+        _ASSUMED_400G,
+    ),
+    "A100": (
+        "bf16, int8, memory, links (600 GB/s both ways): A100 80 GB SXM, after NVIDIA's data "
+        "sheet: https://glennklockwood.com/garden/processors/A100",
+        "network: one adapter of 200 Gb/s a GPU, as in DGX A100: "
+        "https://geektopia.es/es/technology/2020/05/14/noticias/nvidia-anuncia-el-servidor-"
+        "dgx-a100-ocho-tesla-a100-desde-200-000-dolares.html",
+    ),
+    "MI300X": (
+        "bf16, fp8, int8, memory, links (7 of 128 GB/s both ways): AMD Instinct MI300X data "
+        "sheet: https://www.amd.com/content/dam/amd/en/documents/"
+        "instinct-tech-docs/data-sheets/amd-instinct-mi300x-data-sheet.pdf",
+        _ASSUMED_400G,
+    ),
+    "MI325X": (
+        "memory: AMD Instinct MI325X: "
+        "https://www.amd.com/en/products/accelerators/instinct/mi300/mi325x.html",
+        "the rest as MI300X, of the same CDNA 3: "
+        "https://docs.vultr.com/inference-cookbook/rocm/getting-started/hardware-requirements",
+    ),
+    "MI355X": (
+        "fp8: 256 compute units, 8,192 operations a clock each: https://news.lavx.hu/article/"
+        "isscc-2026-amd-s-mi355x-doubles-throughput-with-fewer-compute-units-and-"
+        "challenges-nvidia-s-gb200; at 2.4 GHz: https://wccftech.com/amd-instinct-mi350-"
+        "gpuai-hardware-powerhouse-3nm-3d-chiplet-cdna-4-185-billion-transistors-1400w-tbp-"
+        "over-4000b-llm-support//amp/",
+        "fp4 (10 PFLOPS), memory: https://www.theregister.com/2025/06/12/amd_mi355x/; bf16 half of "
+        "fp8, int8 as fp8",
+        "links: 7 of 153.6 GB/s both ways: "
+        "https://humeconsulting.co/amd-mi355x-strong-node-level-inference-but-not-yet-rack-scale",
+        _ASSUMED_400G,
+    ),
+    "Ascend 910B": (
+        _ASCEND,
+        "profile ATLAS_800_A2_376T_64G; others of this name are slower",
+    ),
+    "Ascend 910C die": (
+        _ASCEND,
+        "profile ATLAS_800_A3_752T_128G_DIE, one of two dies; nodes of a CloudMatrix 384 are "
+        "joined by the same bus: https://arxiv.org/abs/2506.12708",
+    ),
 }
+
+_ROWS: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...] = (
+    # Memory in TB/s, links and network in GB/s; then bf16, fp8, int8 and fp4 in TFLOPS.
+    ("H100", (3.35, 450, 50), (989, 1979, 1979, None)),
+    ("H200", (4.8, 450, 50), (989, 1979, 1979, None)),
+    # An H100 with fewer links: the machine of DeepSeek's published times.
+    ("H800", (3.35, 200, 50), (989, 1979, 1979, None)),
+    ("B200", (8.0, 900, 50), (2250, 4500, 4500, 9000)),
+    # INT8 units are few, so whole numbers are taken to be computed in FP8.
+    ("B300", (7.7, 900, 100), (2250, 4500, None, 14000)),
+    # 72 of them are joined by one NVLink: a rack is one node.
+    ("GB200", (8.0, 900, 50), (2500, 5000, 5000, 10000)),
+    ("GB300", (8.0, 900, 100), (2500, 5000, None, 15000)),
+    ("H20", (4.0, 450, 50), (148, 296, 296, None)),
+    ("A100", (2.039, 300, 25), (312, None, 624, None)),
+    ("MI300X", (5.3, 448, 50), (1307.4, 2614.9, 2614.9, None)),
+    ("MI325X", (6.0, 448, 50), (1307.4, 2614.9, 2614.9, None)),
+    ("MI355X", (8.0, 537.6, 50), (2516.6, 5033.2, 5033.2, 10066.3)),
+    ("Ascend 910B", (1.6, 196, 25), (353.9, None, 752, None)),
+    # Engines see each of its two dies as a device.
+    ("Ascend 910C die", (1.6, 196, 196), (353.9, None, 752, None)),
+)
+
+
+def _gpu(name: str, bandwidths: Any, rates: Any) -> Gpu:
+    memory, link, network = bandwidths
+    bf16, fp8, int8, fp4 = (rate and rate * _T for rate in rates)
+    figures = memory * _T, link * _G, network * _G, bf16, fp8, int8, fp4
+    return Gpu(name, *figures, sources=_SOURCES[name])
+
+
+GPUS: dict[str, Gpu] = {name: _gpu(name, *figures) for name, *figures in _ROWS}
 """GPUs by name."""
 
 _ALSO = {

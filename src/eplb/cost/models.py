@@ -6,7 +6,7 @@ model, or one served in another number format, `dataclasses.replace` a preset or
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from eplb.checks import find_named, real_number, whole_number
 from eplb.errors import OptionError
@@ -106,234 +106,71 @@ class Model:
         return None if self.kv_numbers is None else 2 * self.kv_numbers
 
 
-_FP8 = 1 + 4 / 128
+_FP8_SENT = 1 + 4 / 128
 """Bytes of a number in FP8 with one FP32 scale for each 128, as DeepEP sends them."""
 _MXFP4 = 17 / 32
 """Bytes of a weight in MXFP4: 4 bits, and one scale of 8 bits for each 32."""
 _INT4 = 18 / 32
 """Bytes of a weight of 4 bits with a scale of 16 bits for each 32, as Kimi-K2.5 has them."""
-_LATENT = 512 + 64
-"""Numbers of a token in a layer of latent attention: its latent, and the part with positions."""
+_MLA = 61 * (512 + 64)
+"""Numbers of a token in 61 layers of latent attention: its latent, and the part with positions."""
+
+# Bytes of a weight, the format computed in, bytes of a number sent to experts and sent back.
+_BF16 = (2.0, "bf16", 2.0, 2.0)
+_FP8 = (1.0, "fp8", _FP8_SENT, 2.0)
+_FP4 = (_MXFP4, "bf16", 2.0, 2.0)
+_FP4_IN_FP8 = (_MXFP4, "fp8", _FP8_SENT, 2.0)
+_4_BITS = (_INT4, "bf16", 2.0, 2.0)
 
 
 def _card(name: str) -> str:
     return f"https://huggingface.co/{name}/blob/main/config.json"
 
 
-MODELS: dict[str, Model] = {
-    model.name: model
-    for model in (
-        Model(
-            "DeepSeek-V3",
-            num_layers=61,
-            num_moe_layers=58,
-            num_experts=256,
-            top_k=8,
-            hidden_size=7168,
-            expert_size=2048,
-            bytes_per_weight=1.0,
-            number_format="fp8",
-            dispatch_bytes=_FP8,
-            kv_numbers=61 * _LATENT,
-            source=_card("deepseek-ai/DeepSeek-V3"),
-            num_groups=8,
-            topk_groups=4,
-        ),
-        Model(
-            "DeepSeek-R1",
-            num_layers=61,
-            num_moe_layers=58,
-            num_experts=256,
-            top_k=8,
-            hidden_size=7168,
-            expert_size=2048,
-            bytes_per_weight=1.0,
-            number_format="fp8",
-            dispatch_bytes=_FP8,
-            kv_numbers=61 * _LATENT,
-            source=_card("deepseek-ai/DeepSeek-R1"),
-            num_groups=8,
-            topk_groups=4,
-        ),
-        # The first three of its layers route by the token's number, and count as well.
-        Model(
-            "DeepSeek-V4-Flash",
-            num_layers=43,
-            num_moe_layers=43,
-            num_experts=256,
-            top_k=6,
-            hidden_size=4096,
-            expert_size=2048,
-            bytes_per_weight=_MXFP4,
-            number_format="fp8",
-            dispatch_bytes=_FP8,
-            source=_card("deepseek-ai/DeepSeek-V4-Flash"),
-        ),
-        Model(
-            "DeepSeek-V4-Pro",
-            num_layers=61,
-            num_moe_layers=61,
-            num_experts=384,
-            top_k=6,
-            hidden_size=7168,
-            expert_size=3072,
-            bytes_per_weight=_MXFP4,
-            number_format="fp8",
-            dispatch_bytes=_FP8,
-            source="https://apxml.com/models/deepseek-v4-pro; all layers have experts, of 4 bits: "
-            "https://lzwjava.github.io/deepseek-v4-pro-architecture-and-code-overview-en",
-        ),
-        Model(
-            "Kimi-K2",
-            num_layers=61,
-            num_moe_layers=60,
-            num_experts=384,
-            top_k=8,
-            hidden_size=7168,
-            expert_size=2048,
-            bytes_per_weight=1.0,
-            number_format="fp8",
-            dispatch_bytes=_FP8,
-            kv_numbers=61 * _LATENT,
-            source=_card("moonshotai/Kimi-K2-Instruct"),
-        ),
-        # The shape of Kimi-K2, with experts of 4 bits.
-        Model(
-            "Kimi-K2.5",
-            num_layers=61,
-            num_moe_layers=60,
-            num_experts=384,
-            top_k=8,
-            hidden_size=7168,
-            expert_size=2048,
-            bytes_per_weight=_INT4,
-            kv_numbers=61 * _LATENT,
-            source="https://glennklockwood.com/garden/kimi-k2.5; the format of experts: "
-            "https://huggingface.co/eatang/Kimi-K2.5-2layer",
-        ),
-        # Experts work on a token that is projected to half its width, 7168, and travels so.
-        Model(
-            "Kimi-K3",
-            num_layers=93,
-            num_moe_layers=92,
-            num_experts=896,
-            top_k=16,
-            hidden_size=3584,
-            expert_size=3072,
-            bytes_per_weight=_MXFP4,
-            source=_card("moonshotai/Kimi-K3"),
-        ),
-        Model(
-            "GLM-4.5",
-            num_layers=92,
-            num_moe_layers=89,
-            num_experts=160,
-            top_k=8,
-            hidden_size=5120,
-            expert_size=1536,
-            bytes_per_weight=2.0,
-            kv_numbers=92 * 2 * 8 * 128,
-            source=_card("zai-org/GLM-4.5"),
-        ),
-        Model(
-            "GLM-5",
-            num_layers=78,
-            num_moe_layers=75,
-            num_experts=256,
-            top_k=8,
-            hidden_size=6144,
-            expert_size=2048,
-            bytes_per_weight=2.0,
-            source=_card("zai-org/GLM-5"),
-        ),
-        Model(
-            "MiniMax-M2",
-            num_layers=62,
-            num_moe_layers=62,
-            num_experts=256,
-            top_k=8,
-            hidden_size=3072,
-            expert_size=1536,
-            bytes_per_weight=1.0,
-            number_format="fp8",
-            dispatch_bytes=_FP8,
-            kv_numbers=62 * 2 * 8 * 128,
-            source=_card("MiniMaxAI/MiniMax-M2"),
-        ),
-        Model(
-            "Mixtral-8x7B",
-            num_layers=32,
-            num_moe_layers=32,
-            num_experts=8,
-            top_k=2,
-            hidden_size=4096,
-            expert_size=14336,
-            bytes_per_weight=2.0,
-            kv_numbers=32 * 2 * 8 * 128,
-            source=_card("mistralai/Mixtral-8x7B-Instruct-v0.1"),
-        ),
-        Model(
-            "Qwen3-30B-A3B",
-            num_layers=48,
-            num_moe_layers=48,
-            num_experts=128,
-            top_k=8,
-            hidden_size=2048,
-            expert_size=768,
-            bytes_per_weight=2.0,
-            kv_numbers=48 * 2 * 4 * 128,
-            source=_card("Qwen/Qwen3-30B-A3B"),
-        ),
-        Model(
-            "Qwen3-235B-A22B",
-            num_layers=94,
-            num_moe_layers=94,
-            num_experts=128,
-            top_k=8,
-            hidden_size=4096,
-            expert_size=1536,
-            bytes_per_weight=2.0,
-            kv_numbers=94 * 2 * 4 * 128,
-            source=_card("Qwen/Qwen3-235B-A22B"),
-        ),
-        Model(
-            "Qwen3.5-397B-A17B",
-            num_layers=60,
-            num_moe_layers=60,
-            num_experts=512,
-            top_k=10,
-            hidden_size=4096,
-            expert_size=1024,
-            bytes_per_weight=2.0,
-            kv_numbers=15 * 2 * 2 * 256,
-            source=_card("Qwen/Qwen3.5-397B-A17B"),
-        ),
-        Model(
-            "gpt-oss-120b",
-            num_layers=36,
-            num_moe_layers=36,
-            num_experts=128,
-            top_k=4,
-            hidden_size=2880,
-            expert_size=2880,
-            bytes_per_weight=_MXFP4,
-            kv_numbers=18 * 2 * 8 * 64,
-            source=_card("openai/gpt-oss-120b"),
-        ),
-        Model(
-            "gpt-oss-20b",
-            num_layers=24,
-            num_moe_layers=24,
-            num_experts=32,
-            top_k=4,
-            hidden_size=2880,
-            expert_size=2880,
-            bytes_per_weight=_MXFP4,
-            kv_numbers=12 * 2 * 8 * 64,
-            source=_card("openai/gpt-oss-20b"),
-        ),
-    )
-}
+_V4_PRO = (
+    "https://apxml.com/models/deepseek-v4-pro; all layers have experts, of 4 bits: "
+    "https://lzwjava.github.io/deepseek-v4-pro-architecture-and-code-overview-en"
+)
+_K2_5 = (
+    "https://glennklockwood.com/garden/kimi-k2.5; the format of experts: "
+    "https://huggingface.co/eatang/Kimi-K2.5-2layer"
+)
+
+_MIXTRAL = _card("mistralai/Mixtral-8x7B-Instruct-v0.1")
+
+_ROWS: tuple[tuple[Any, ...], ...] = (
+    # Name, layers, those with experts, experts, top k, hidden size, expert size, format,
+    # numbers in the KV cache, publisher of the card of that name or another source, groups.
+    ("DeepSeek-V3", 61, 58, 256, 8, 7168, 2048, _FP8, _MLA, "deepseek-ai", 8, 4),
+    ("DeepSeek-R1", 61, 58, 256, 8, 7168, 2048, _FP8, _MLA, "deepseek-ai", 8, 4),
+    # The first three of its layers route by the token's number, and count as well.
+    ("DeepSeek-V4-Flash", 43, 43, 256, 6, 4096, 2048, _FP4_IN_FP8, None, "deepseek-ai"),
+    ("DeepSeek-V4-Pro", 61, 61, 384, 6, 7168, 3072, _FP4_IN_FP8, None, _V4_PRO),
+    ("Kimi-K2", 61, 60, 384, 8, 7168, 2048, _FP8, _MLA, _card("moonshotai/Kimi-K2-Instruct")),
+    # The shape of Kimi-K2, with experts of 4 bits.
+    ("Kimi-K2.5", 61, 60, 384, 8, 7168, 2048, _4_BITS, _MLA, _K2_5),
+    # Experts work on a token that is projected to half its width, 7168, and travels so.
+    ("Kimi-K3", 93, 92, 896, 16, 3584, 3072, _FP4, None, "moonshotai"),
+    ("GLM-4.5", 92, 89, 160, 8, 5120, 1536, _BF16, 92 * 2 * 8 * 128, "zai-org"),
+    ("GLM-5", 78, 75, 256, 8, 6144, 2048, _BF16, None, "zai-org"),
+    ("MiniMax-M2", 62, 62, 256, 8, 3072, 1536, _FP8, 62 * 2 * 8 * 128, "MiniMaxAI"),
+    ("Mixtral-8x7B", 32, 32, 8, 2, 4096, 14336, _BF16, 32 * 2 * 8 * 128, _MIXTRAL),
+    ("Qwen3-30B-A3B", 48, 48, 128, 8, 2048, 768, _BF16, 48 * 2 * 4 * 128, "Qwen"),
+    ("Qwen3-235B-A22B", 94, 94, 128, 8, 4096, 1536, _BF16, 94 * 2 * 4 * 128, "Qwen"),
+    ("Qwen3.5-397B-A17B", 60, 60, 512, 10, 4096, 1024, _BF16, 15 * 2 * 2 * 256, "Qwen"),
+    ("gpt-oss-120b", 36, 36, 128, 4, 2880, 2880, _FP4, 18 * 2 * 8 * 64, "openai"),
+    ("gpt-oss-20b", 24, 24, 32, 4, 2880, 2880, _FP4, 12 * 2 * 8 * 64, "openai"),
+)
+
+
+def _model(name: str, *figures: Any) -> Model:
+    *shape, served, kv_numbers, source = figures[:9]
+    source = source if "://" in source else _card(f"{source}/{name}")
+    found: list[Any] = [name, *shape, *served, kv_numbers, source, *figures[9:]]
+    return Model(*found)
+
+
+MODELS: dict[str, Model] = {row[0]: _model(*row) for row in _ROWS}
 """Models in the number format that their weights are published in: FP8 for DeepSeek-V3 and -R1,
 Kimi-K2 and MiniMax (the scales of 128 x 128 weights are left out: 1 / 4096); BF16 for GLM, Mixtral
 and Qwen; MXFP4 for DeepSeek-V4, Kimi-K3 and gpt-oss, and whole numbers of 4 bits for Kimi-K2.5, of

@@ -11,17 +11,20 @@ The roofline is that of Williams, Waterman and Patterson, 2009, but for its corn
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eplb.checks import real_number, share_of_one
-from eplb.cluster import Cluster
 from eplb.cost.gpus import Gpu
 from eplb.cost.models import Model
 from eplb.errors import OptionError
 
-__all__ = ["DEFAULTS", "Assumptions", "LayerTime", "layer_time", "stages", "words_of"]
+if TYPE_CHECKING:
+    from eplb.cost import Estimate
+
+__all__ = ["DEFAULTS", "Assumptions", "LayerTime", "Roofline", "layer_time", "words_of"]
 
 _MOST_TOKENS_SENT_SINGLY = 256
 
@@ -127,45 +130,70 @@ def layer_time(
     """
     if num_gpus < 1 or num_nodes < 1 or num_gpus % num_nodes:
         raise OptionError(f"{num_gpus} GPUs do not divide over {num_nodes} nodes")
-    sure = assumptions
-    compute, memory, travel = stages(
-        tokens, active_experts, gpu, model,
-        num_gpus=num_gpus, num_nodes=num_nodes, assumptions=sure,
-    )  # fmt: skip
-    experts = _round_corner(compute, memory)
-    busy = tokens.max(axis=-1) > 0.0
-    latency = busy * (2.0 * sure.exchange_latency if num_gpus > 1 else 0.0)
-    if sure.overlapped:
-        seconds = _round_corner(experts, travel).max(axis=-1) + latency
-    else:
-        seconds = experts.max(axis=-1) + travel.max(axis=-1) + latency
-    return LayerTime(
-        np.where(busy, seconds, 0.0),
-        np.where(busy, experts.max(axis=-1), 0.0),
-        travel.max(axis=-1) + latency,
-    )
+    return Roofline(gpu, model, num_gpus, num_nodes, assumptions).time(tokens, active_experts)
 
 
-def stages(
-    tokens: NDArray[np.float64],
-    active_experts: NDArray[np.float64],
-    gpu: Gpu,
-    model: Model,
-    *,
-    num_gpus: int,
-    num_nodes: int = 1,
-    assumptions: Assumptions = DEFAULTS,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Seconds of computing, of memory and of travel, each by itself, of whatever so many tokens
-    and experts come to, [...]; arguments as of `layer_time`.
-    """
-    rate, _ = gpu.rate(model.number_format)
-    compute = tokens * (2.0 * model.expert_weights) / (rate * assumptions.compute_efficiency)
-    read = active_experts * float(model.expert_bytes) + tokens * _bytes_of_activations(model)
-    memory = read / (gpu.memory_bandwidth * assumptions.memory_efficiency)
-    a_byte = _seconds_of_a_byte(gpu, model, num_gpus, num_nodes, assumptions)
-    sent = model.hidden_size * (model.dispatch_bytes + model.combine_bytes)
-    return compute, memory, tokens * (sent * a_byte)
+@dataclass(frozen=True)
+class Roofline:
+    """What the time of expert layers follows from; attributes as the arguments of `layer_time`."""
+
+    gpu: Gpu
+    model: Model
+    num_gpus: int
+    num_nodes: int
+    assumptions: Assumptions
+
+    def time(self, tokens: NDArray[np.float64], active_experts: NDArray[np.float64]) -> LayerTime:
+        """As `layer_time`."""
+        sure = self.assumptions
+        compute, memory, travel = self.stages(tokens, active_experts)
+        experts = _round_corner(compute, memory)
+        busy = tokens.max(axis=-1) > 0.0
+        latency = busy * (2.0 * sure.exchange_latency if self.num_gpus > 1 else 0.0)
+        if sure.overlapped:
+            seconds = _round_corner(experts, travel).max(axis=-1) + latency
+        else:
+            seconds = experts.max(axis=-1) + travel.max(axis=-1) + latency
+        return LayerTime(
+            np.where(busy, seconds, 0.0),
+            np.where(busy, experts.max(axis=-1), 0.0),
+            travel.max(axis=-1) + latency,
+        )
+
+    def stages(
+        self, tokens: NDArray[np.float64], active_experts: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Seconds of computing, of memory and of travel, each by itself, of whatever so many tokens
+        and experts come to, [...].
+        """
+        gpu, model, sure = self.gpu, self.model, self.assumptions
+        rate, _ = gpu.rate(model.number_format)
+        compute = tokens * (2.0 * model.expert_weights) / (rate * sure.compute_efficiency)
+        # What both products of an expert read and write for a token, weights aside.
+        products_in = (model.hidden_size + model.expert_size) * model.dispatch_bytes
+        products_out = (2 * model.expert_size + model.hidden_size) * 2.0
+        read = active_experts * float(model.expert_bytes) + tokens * (products_in + products_out)
+        memory = read / (gpu.memory_bandwidth * sure.memory_efficiency)
+        sent = model.hidden_size * (model.dispatch_bytes + model.combine_bytes)
+        return compute, memory, tokens * (sent * self._seconds_of_a_byte())
+
+    def _seconds_of_a_byte(self) -> float:
+        """Time that a GPU's links need for each byte of the tokens that its experts process.
+
+        Tokens come from all GPUs alike, its own too, from which nothing travels. Where a token
+        crosses to a node once, routing is taken to be even over nodes.
+        """
+        gpu, sure, num_nodes, top_k = self.gpu, self.assumptions, self.num_nodes, self.model.top_k
+        between = 1.0 - 1.0 / num_nodes
+        within = 1.0 / num_nodes - 1.0 / self.num_gpus
+        if sure.one_copy_per_node:
+            nodes_reached = (num_nodes - 1) * (1.0 - math.pow(1.0 - 1.0 / num_nodes, top_k))
+            between = nodes_reached / top_k
+            within = 1.0 - 1.0 / self.num_gpus
+        return max(
+            within / (gpu.link_bandwidth * sure.link_efficiency),
+            between / (gpu.network_bandwidth * sure.network_efficiency),
+        )
 
 
 def _round_corner(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,50 +203,19 @@ def _round_corner(first: NDArray[np.float64], second: NDArray[np.float64]) -> ND
     return together
 
 
-def _bytes_of_activations(model: Model) -> float:
-    """Bytes that both products of an expert read and write for a token, weights aside."""
-    products_in = (model.hidden_size + model.expert_size) * model.dispatch_bytes
-    products_out = (2 * model.expert_size + model.hidden_size) * 2.0
-    return products_in + products_out
-
-
-def _seconds_of_a_byte(
-    gpu: Gpu, model: Model, num_gpus: int, num_nodes: int, sure: Assumptions
-) -> float:
-    """Time that a GPU's links need for each byte of the tokens that its experts process.
-
-    Tokens come from all GPUs alike, its own too, from which nothing travels. Where a token crosses
-    to a node once, routing is taken to be even over nodes.
-    """
-    between = 1.0 - 1.0 / num_nodes
-    within = 1.0 / num_nodes - 1.0 / num_gpus
-    if sure.one_copy_per_node:
-        nodes_reached = (num_nodes - 1) * (1.0 - math.pow(1.0 - 1.0 / num_nodes, model.top_k))
-        between = nodes_reached / model.top_k
-        within = 1.0 - 1.0 / num_gpus
-    return max(
-        within / (gpu.link_bandwidth * sure.link_efficiency),
-        between / (gpu.network_bandwidth * sure.network_efficiency),
-    )
-
-
-def words_of(
-    gpu: Gpu,
-    model: Model,
-    cluster: Cluster,
-    tokens_per_gpu: float,
-    num_layers: int,
-    assumptions: Assumptions,
-) -> tuple[str, ...]:
-    """What an estimate assumes, a sentence each; `num_layers` had any load."""
-    sure = assumptions
+def words_of(estimate: "Estimate") -> tuple[str, ...]:
+    """What an estimate assumes, a sentence each."""
+    gpu, model, cluster = estimate.gpu, estimate.model, estimate.cluster
+    sure = estimate.assumptions
+    num_layers = int(np.count_nonzero(estimate.layer_seconds))
     _, computed = gpu.rate(model.number_format)
     words = [
         "This is an estimate from a roofline, not a measurement: arithmetic, memory and network "
         "are taken to reach these shares of their peaks.",
         f"{cluster.num_gpus} x {gpu.name} on {cluster.num_nodes} "
         f"{'node' if cluster.num_nodes == 1 else 'nodes'} serve {model.name}; each brings "
-        f"{tokens_per_gpu:,g} tokens into a step, and each token goes to {model.top_k} experts.",
+        f"{estimate.tokens_per_gpu:,g} tokens into a step, and each token goes to {model.top_k} "
+        "experts.",
         f"An expert of a layer is {model.expert_bytes / 1e6:,.1f} MB, read once in a step if any "
         "token needs it.",
         f"Matmuls run at {sure.compute_efficiency:.0%} of the {computed.upper()} peak and memory "

@@ -60,9 +60,6 @@ class Batches:
             phy2log: [L, P] what runs.
             num_gpus: ranks that the slots are on.
             owners: the engine's layers, L of them, or None each.
-
-        Raises:
-            EplbError: what is no placement.
         """
         cluster = Cluster.with_slots(phy2log.shape[1], num_gpus)
         made = {}
@@ -74,10 +71,8 @@ class Batches:
         self._maps.append(log2phy)
 
     def agree(self, alike: Any) -> bool:
-        """Try a batch in each layer and switch on where all ranks found the same slots.
-
-        Args:
-            alike: tells whether an array is the same on all ranks, or why there is none.
+        """Try a batch in each layer, and switch on where all ranks found the same slots: `alike`
+        tells whether an array is the same on all of them, or why there is none.
         """
         tried: NDArray[np.int64] | Exception
         try:
@@ -89,11 +84,8 @@ class Batches:
         return self._on
 
     def follow(self, log2phy: Iterable[Tensor], phy2log: NDArray[np.int64]) -> None:
-        """Dispatch for another placement from now on.
-
-        Args:
-            log2phy: L times [E, X], rows of the map; those that have no dispatcher are left alone.
-            phy2log: [L, P] the placement that is now in force there.
+        """Dispatch for another placement [L, P] from now on, in the layers whose rows [E, X] of the
+        map are given; those that have no dispatcher are left alone.
         """
         for row, mine in zip(log2phy, phy2log, strict=True):
             layer = self._layers.get(row.data_ptr())
@@ -126,11 +118,7 @@ class Batches:
 
 
 def _tried(layer: _Layer) -> NDArray[np.int64]:
-    """The slots of a batch that is the same on all ranks.
-
-    Raises:
-        PolicyError: a device that finds other slots than a CPU.
-    """
+    """The slots of a batch that is the same on all ranks, which a CPU must find too."""
     dispatch = layer.dispatch
     ids = torch.arange(_TRIAL * 4).reshape(_TRIAL, 4) ** 2 % layer.num_experts
     slots = dispatch(ids.to(dispatch.gpus.device), _TRIAL - 1).cpu()

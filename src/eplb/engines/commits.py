@@ -23,13 +23,8 @@ def after_commits(
     function: Callable[[Any, Any, int | None], None], logger: logging.Logger, instead: str
 ) -> bool:
     """Call a function after vLLM's own, with vLLM's state of the model, the new map from physical
-    to logical experts, and the number of the layer, None for all. Whether it will be called: it is
-    not where another one is.
-
-    Args:
-        function: what to call; what it raises is logged.
-        logger: of the engine.
-        instead: what is done instead where it raises, as lines say it.
+    to logical experts, and the number of the layer, None for all; what it raises is logged, with
+    what is done instead. Whether it will be called: it is not where another one is.
 
     Raises:
         PolicyError: a vLLM that does it otherwise.

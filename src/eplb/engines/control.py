@@ -18,8 +18,9 @@ from eplb.cluster import Cluster
 from eplb.engines.log import failure
 from eplb.engines.rebalances import Reason
 from eplb.errors import OptionError, PlacementError
+from eplb.placement import Placement
 
-__all__ = ["Command", "Control"]
+__all__ = ["Command", "Control", "map_of"]
 
 _MOST_BYTES = 4096
 _INSTEAD = "what EPLB_CONTROL asked before stays"
@@ -43,12 +44,8 @@ class Command(NamedTuple):
 
 
 class Control:
-    """The file of one engine.
-
-    Args:
-        path: the file; None for none. Where it is not there, nothing is asked.
-        alike: whether all ranks have the same array, by a kind of question.
-        logger: of the engine.
+    """The file of one engine, None for none; where it is not there, nothing is asked. `alike` tells
+    whether all ranks have the same array, by a kind of question.
     """
 
     def __init__(
@@ -63,12 +60,8 @@ class Control:
         self._agreed: dict[str, Command | None] = {}
 
     def command(self, kind: str, shape: tuple[int, int], cluster: Cluster) -> Command | None:
-        """What is asked instead of a plan; None where a plan is. All ranks call it alike.
-
-        Args:
-            kind: of the call, which tells models apart.
-            shape: L and E.
-            cluster: the ranks.
+        """What is asked instead of a plan; None where a plan is. All ranks call it alike, with the
+        kind of call that tells models apart, and the model's L and E.
         """
         if self._path is None:
             return None
@@ -100,11 +93,7 @@ class Control:
             return ""
 
     def _of(self, text: str, shape: tuple[int, int], cluster: Cluster) -> Command | None:
-        """What a text asks.
-
-        Raises:
-            EplbError: no placement, or one of another model or other ranks.
-        """
+        """What a text asks of a model and ranks."""
         assert self._path is not None
         if text in {"", "resume"}:
             return None
@@ -116,9 +105,16 @@ class Control:
 
         path = self._path.parent / text
         placement = load_placement(path, cluster.num_gpus, cluster.num_nodes, num_experts=shape[1])
-        if placement.phy2log.shape != (shape[0], cluster.num_slots):
-            raise PlacementError(
-                f"{path}: has {placement.num_layers} layers of {placement.phy2log.shape[1]} slots, "
-                f"and the engine runs {shape[0]} of {cluster.num_slots}"
-            )
-        return Command(Reason("asked", f"{path.name} by EPLB_CONTROL"), placement.phy2log.copy())
+        phy2log = map_of(placement, path, shape[0], cluster.num_slots)
+        return Command(Reason("asked", f"{path.name} by EPLB_CONTROL"), phy2log)
+
+
+def map_of(placement: Placement, path: Path, num_layers: int, num_slots: int) -> NDArray[np.int64]:
+    """[L, P] the placement of a file, where the engine runs as many layers and slots."""
+    if placement.phy2log.shape != (num_layers, num_slots):
+        raise PlacementError(
+            f"{path}: has {placement.num_layers} layers of {placement.phy2log.shape[1]} slots, and "
+            f"the engine runs {num_layers} of {num_slots}"
+        )
+    phy2log: NDArray[np.int64] = placement.phy2log.copy()
+    return phy2log

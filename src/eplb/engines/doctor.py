@@ -5,6 +5,7 @@ the others do. What ranks compare when they start (`ranks.py`) must be alike on 
 """
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -158,11 +159,7 @@ def _engine(name: str) -> str:
     if _version(name) is None:
         return _NONE
     try:
-        if name == "vllm":
-            from eplb.engines.vllm import difference
-        else:
-            from eplb.engines.sglang import difference
-        return difference() or _KNOWN
+        return str(importlib.import_module(f"eplb.engines.{name}").difference() or _KNOWN)
     except Exception as error:
         return in_one_line(error)
 

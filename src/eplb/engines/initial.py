@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.engines.control import map_of
 from eplb.engines.log import failure
-from eplb.errors import OptionError, PlacementError
+from eplb.errors import OptionError
 
 __all__ = ["Initial"]
 
@@ -24,12 +25,8 @@ _INSTEAD = "vLLM starts with its own layout"
 
 
 class Initial:
-    """The placement of a file, until it has been used.
-
-    Args:
-        path: the file; None for none.
-        alike: whether all ranks plan, and have the same array, by a kind of question.
-        logger: of the engine.
+    """The placement of a file, None for none, until it has been used. `alike` tells whether all
+    ranks plan, and have the same array, by a kind of question.
     """
 
     def __init__(
@@ -77,12 +74,9 @@ class Initial:
         return answer
 
     def take(self, model: tuple[int, ...], *, loaded: bool) -> NDArray[np.int64] | None:
-        """[L, P] what to answer at a model's first rearrangement, once; None where there is none.
-
-        Args:
-            model: L, E and P.
-            loaded: whether the engine shows any load: it shows none where it tries what memory a
-                rearrangement takes.
+        """[L, P] what to answer at a model's first rearrangement, by its L, E and P, once; None
+        where there is none. The engine shows no load where it tries what memory a rearrangement
+        takes.
         """
         return self._maps.pop(model, None) if self._due or loaded else None
 
@@ -99,11 +93,7 @@ class Initial:
 
 
 def _map_for(model: Any, path: Path) -> NDArray[np.int64]:
-    """[L, P] the placement in a file, for the MoE layers of a model of vLLM's.
-
-    Raises:
-        EplbError: a file that cannot be read, or of another model or other ranks.
-    """
+    """[L, P] the placement in a file, for the MoE layers of a model of vLLM's."""
     from eplb.formats.placements import load_placement
 
     num_slots = model.num_physical_experts
@@ -118,11 +108,4 @@ def _map_for(model: Any, path: Path) -> NDArray[np.int64]:
         num_experts=model.num_logical_experts,
         layers=numbers if numbers and len(numbers) == model.num_moe_layers else None,
     )
-    expected = model.num_moe_layers, num_slots
-    if placement.phy2log.shape != expected:
-        raise PlacementError(
-            f"{path}: has {placement.num_layers} layers of {placement.phy2log.shape[1]} slots, and "
-            f"the engine runs {expected[0]} of {expected[1]}"
-        )
-    phy2log: NDArray[np.int64] = placement.phy2log.copy()
-    return phy2log
+    return map_of(placement, path, model.num_moe_layers, num_slots)

@@ -16,7 +16,7 @@ from eplb.cluster import Cluster
 from eplb.engines.settings import Settings
 from eplb.errors import PlacementError
 from eplb.loads import to_total
-from eplb.merging import alike
+from eplb.merging import summed_if_alike
 from eplb.placement import Placement
 from eplb.planning.drop_in import groups_on_nodes
 from eplb.planning.plan import DEFAULT_MOVE_COST, plan
@@ -56,9 +56,6 @@ def next_placement(
         settings: how much may move, what pins are to be kept, how much work the plan may be, and
             on how many threads.
         new: how many of the windows, the last ones, came after the last plan.
-
-    Raises:
-        EplbError: what cannot be planned.
     """
     windows, weights = windows_to_plan_for(windows, new)
     num_layers = windows.shape[1]
@@ -94,14 +91,10 @@ def windows_to_plan_for(
 
     A window counts by its tokens, up to the mean of the windows: what was seen in an idle hour is
     mostly chance. If a window is all that came from one plan to the next, the last one counts more,
-    by as much as windows so far have lasted: the next one will be as long.
-
-    Args:
-        windows: [T, L, E] loads, in order.
-        new: how many of them, the last ones, came after the last plan.
+    by as much as windows so far have lasted: the next one will be as long. The last `new` of them
+    came after the last plan.
     """
-    if alike(windows):
-        windows = windows.sum(axis=0, keepdims=True)
+    windows = summed_if_alike(windows)
     total = windows.sum(axis=(1, 2))
     weights = np.minimum(total, total.mean())
     part = _lasting(windows) if new == 1 else 0.0
@@ -113,11 +106,8 @@ def _lasting(windows: NDArray[np.float64]) -> float:
     """The part of what is new in a window, beside those before it, that the next one still has:
     from 0, as where workloads take turns, to below 1.
 
-    It is found by least squares. A few windows show it badly, so as many more as `_UNSEEN` count as
-    having shown nothing.
-
-    Args:
-        windows: [T, L, E] loads, in order.
+    It is found by least squares, of windows [T, L, E] in order. A few show it badly, so as many
+    more as `_UNSEEN` count as having shown nothing.
     """
     number = len(windows) - 2
     if number < 1:
@@ -196,22 +186,15 @@ class Call:
     num_gpus: int
 
     def cluster(self) -> Cluster:
-        """The ranks and their slots.
-
-        Raises:
-            ClusterError: slots or nodes that ranks do not divide.
-        """
+        """The ranks and their slots."""
         return Cluster.with_slots(self.num_slots, self.num_gpus, self.num_nodes)
 
 
 class History:
-    """The last windows of each model that an engine runs, as [L, E] loads.
+    """The last windows of each model that an engine runs, so many at most, as [L, E] loads.
 
     Models are told apart by L, E, slots of a rank and groups: an engine that drafts with a second
     model shows both in turn.
-
-    Args:
-        most: windows to keep of a model.
     """
 
     def __init__(self, most: int) -> None:
@@ -220,15 +203,11 @@ class History:
         self._scaled: set[tuple[Any, ...]] = set()
 
     def see(self, call: Call, shape: tuple[int, ...], *, scaling: bool) -> None:
-        """Forget a model's windows where its ranks are not those of its call before.
+        """Forget the windows of a model (L, E) where its ranks are not those of its call before, or
+        it is scaling: slots are empty now, or are to be left.
 
         A call of the engine's other thread, for the ranks before scaling, may come after the call
         that scales on this rank, and before it on another. It has windows of its own.
-
-        Args:
-            call: what this call is for.
-            shape: (L, E) of the model.
-            scaling: whether slots are empty now, or are to be left: ranks come or go.
         """
         model = _model(call, shape)
         calls = self._models.setdefault(model, {})

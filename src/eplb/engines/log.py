@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from eplb.checks import in_one_line
 from eplb.engines.settings import Settings, unknown_variables
 
-__all__ = ["failure", "once", "switched_on"]
+__all__ = ["by_batch", "failure", "once", "switched_on"]
 
 _told: set[tuple[str, str]] = set()
 
@@ -34,6 +34,15 @@ def failure(logger: logging.Logger, error: Exception, instead: str) -> None:
     logger.debug("eplb: where that came from", exc_info=error)
 
 
+def by_batch(logger: logging.Logger, own: str) -> None:
+    """Say that batches are dispatched by their tokens, in place of the engine's own way."""
+    logger.warning(
+        "eplb: each batch is split over copies by its own tokens, on each rank for itself, in "
+        "place of %s",
+        own,
+    )
+
+
 def switched_on(
     logger: logging.Logger,
     instead_of: str,
@@ -41,17 +50,11 @@ def switched_on(
     engine: str,
     checked: Sequence[str],
 ) -> None:
-    """Say once that the plug-in is on, in an engine of a version, and what a user may not expect.
+    """Say once that the plug-in is on, in place of what, in an engine as "vLLM 0.33.0", and what a
+    user may not expect: another version than those that it was checked with, unknown variables.
 
     Said where the engine builds its EPLB state, on the first rank: plug-ins are registered in
     processes too that never plan.
-
-    Args:
-        logger: the engine's.
-        instead_of: what the planner stands in place of.
-        settings: what it goes by.
-        engine: the engine's name and version, as "vLLM 0.33.0".
-        checked: versions that the plug-in was checked with.
     """
     once(logger, "switched on", f"this planner replaces {instead_of}: {settings}")
     if engine.rsplit(" ", 1)[-1] not in checked:

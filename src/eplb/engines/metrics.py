@@ -28,12 +28,8 @@ _STATISTICS = ("min", "p50", "p90", "avg")
 
 
 class Counted:
-    """Metrics of what a plug-in does, from when its first rank begins them; no other rank does.
-
-    Args:
-        rebalances: of the plug-in.
-        role: of the engine, a label of every series; None for no label.
-        file: to write them to; None for none.
+    """Metrics of what a plug-in does, from when its first rank begins them; no other rank does. Its
+    role is a label of every series, and they are written to a file where one is given.
     """
 
     def __init__(
@@ -104,11 +100,7 @@ class Counted:
 
 
 class Metrics:
-    """The series of one process, all of them there from the start.
-
-    Attributes:
-        registry: that has them, and nothing else.
-    """
+    """The series of one process, all of them there from the start, in a registry of their own."""
 
     def __init__(self, role: str | None = None) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge

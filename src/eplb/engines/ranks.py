@@ -164,6 +164,11 @@ class Agreement:
             self._logger.warning("eplb: %s: %s; no rank uses it", kind, wrong)
         return not wrong
 
+    def timed(self) -> Callable[[str, NDArray[np.int64] | Exception], bool]:
+        """`alike`, of what this rank needs the seconds from now on for."""
+        begin = time.perf_counter()
+        return lambda kind, made: self.alike(kind, made, spent=time.perf_counter() - begin)
+
     def answer(
         self,
         kind: str,
@@ -302,13 +307,8 @@ class _Ranks:
             return self.wrong
 
     def compare(self, kind: str, answer: _Answer, *, spent: float = 0.0, wait: bool = True) -> str:
-        """What differs among the answers of the next round of a kind; nothing where none does.
-
-        Args:
-            kind: of the question.
-            answer: this rank's.
-            spent: seconds that this rank needed for it.
-            wait: whether to wait for the other ranks.
+        """What differs among the answers of the next round of a kind; nothing where none does. This
+        rank spent so many seconds on its own.
         """
         try:
             seconds = _SECONDS + _SLOWER * spent if wait else None

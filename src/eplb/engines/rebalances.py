@@ -139,13 +139,7 @@ class Rebalance:
 
 
 class Rebalances:
-    """Tells of the rebalances of all models that an engine runs.
-
-    Args:
-        logger: of the engine.
-        settings: what plans go by.
-        own: the engine's own planner, as lines call it.
-    """
+    """Tells of the rebalances of all models of an engine, whose own planner lines call `own`."""
 
     def __init__(self, logger: logging.Logger, settings: Settings, own: str) -> None:
         self._logger = logger
@@ -158,11 +152,8 @@ class Rebalances:
         self.observers: list[Callable[[Rebalance], object]] = []
 
     def weigh(self, weights: Callable[[], Any], model: tuple[int, int] | None = None) -> None:
-        """Note where the weights are that say what an expert weighs.
-
-        Args:
-            weights: of a layer, tensors [slots of this rank, ...]; asked at the first rebalance.
-            model: its L and E; None where the engine runs one model.
+        """Note where the weights of a layer are, tensors [slots of this rank, ...], that say what
+        an expert weighs, by the model's L and E where the engine may run several.
         """
         self._weights[model] = weights
 
@@ -180,15 +171,10 @@ class Rebalances:
         return self._expert_bytes[model]
 
     def tell(self, kind: str, seen: Seen, outcome: Outcome) -> None:
-        """Say what one rebalance did.
+        """Say what one rebalance did, of the model that the kind of call tells.
 
         Before any window has load nothing is said: engines call so to find out what memory a
         rebalance takes.
-
-        Args:
-            kind: of the call: tells models apart.
-            seen: what the engine showed.
-            outcome: what it was answered.
         """
         number, expected = self._last.get(kind, (0, None))
         planned = outcome.decision == "planned" and seen.reason is None

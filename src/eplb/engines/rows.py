@@ -29,9 +29,6 @@ _OWN_ROWS = "vLLM's own map of copies"
 class Rows:
     """The rows of vLLM's map from logical to physical experts, in which a copy stands the more
     often the more tokens it is to take: vLLM takes an entry by a hash of the token's place.
-
-    Args:
-        settings: what dispatches, and on how many threads.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -50,13 +47,8 @@ class Rows:
         call: Call,
         windows: NDArray[np.float64] | None,
     ) -> NDArray[np.int64] | None:
-        """How often each slot [L, P] is to stand in its expert's row; None for vLLM's own map.
-
-        Args:
-            phy2log: [L, P] the map that follows.
-            num_experts: E.
-            call: the ranks.
-            windows: [T, L, E] that the map is for; None where it is what runs.
+        """How often each slot [L, P] of the map that follows is to stand in its expert's row, for
+        windows [T, L, E], None where it is what runs; None for vLLM's own map.
         """
         if self._settings.dispatch != "table":
             return None

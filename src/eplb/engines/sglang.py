@@ -8,7 +8,6 @@ import functools
 import hashlib
 import inspect
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import in_one_line
 from eplb.engines.control import Control
 from eplb.engines.log import failure, once, switched_on
 from eplb.engines.metrics import Counted
 from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.rebalances import Outcome, Rebalances, Seen
-from eplb.engines.settings import Settings, is_on, settings_from
-from eplb.engines.start import after, around, compile_kernels, unknown_arguments
+from eplb.engines.settings import Settings
+from eplb.engines.start import after, around, compile_kernels, switch_on, unknown_arguments
 from eplb.engines.tables import Planned
 from eplb.engines.trial import Trials
 from eplb.errors import PolicyError
@@ -59,21 +57,8 @@ _TABLE = "sglang.srt.eplb.expert_location.compute_logical_to_rank_dispatch_physi
 
 def register() -> None:
     """Put the planner in place where EPLB_POLICY says so; say so, or why not. Never raises."""
-    try:
-        if not is_on(os.environ):
-            return
-        at_start = _hook(settings_from(os.environ))
-    except ImportError as error:
-        failure(_logger, error, "SGLang's own EPLB algorithm stays")
-        return
-    except Exception as error:
-        failure(_logger, error, "SGLang's own EPLB algorithm stays")
-        refuse = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
-
-        def at_start(*_: Any, **__: Any) -> None:
-            refuse()
-
-    after(*_MANAGER, "__init__", at_start)
+    where = (*_MANAGER, "__init__")
+    switch_on(_hook, where, _member, _OWN, "SGLang's own EPLB algorithm stays", _logger)
 
 
 def _hook(settings: Settings) -> Callable[..., object]:
@@ -107,7 +92,7 @@ def _hook(settings: Settings) -> Callable[..., object]:
             # Ranks end their first pass together. Stages of a pipeline do not, nor does a rank
             # that is started again: they meet at the first rebalance.
             agreement.meet()
-        metrics.step(_interval(manager))
+        metrics.step(int(getattr(manager, "_rebalance_num_iterations", 0)))
 
     after(*_MANAGER, "on_forward_pass_end", stepped)
 
@@ -154,11 +139,6 @@ def difference() -> str:
 
     del hook_registry
     return unknown_arguments("rebalance_experts", eplb_algorithms.rebalance_experts, _ARGUMENTS)
-
-
-def _interval(manager: Any) -> int:
-    """Steps between rebalances."""
-    return int(getattr(manager, "_rebalance_num_iterations", 0))
 
 
 @functools.cache
@@ -253,14 +233,8 @@ def make_hook(
     agreement: Agreement | None = None,
     trials: Trials | None = None,
 ) -> Callable[..., Any]:
-    """A hook around SGLang's `rebalance_experts`, that calls it where it fails itself.
-
-    Args:
-        settings: how to plan.
-        planned: where to say what the last answer was planned for.
-        rebalances: tells of each call.
-        agreement: has ranks answer alike; it forgets the trials where they do not.
-        trials: of the plans made.
+    """A hook around SGLang's `rebalance_experts`, that calls it where it fails itself, and says in
+    `planned` what its last answer was planned for. The agreement forgets the trials.
     """
     told = rebalances or Rebalances(_logger, settings, _OWN)
     tried = Trials() if trials is None else trials

@@ -6,17 +6,14 @@ compiler, which finds its layer when it runs.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from eplb.engines.batches import Batches
-from eplb.engines.log import failure
+from eplb.engines.log import by_batch, failure
 from eplb.engines.ranks import Agreement
 from eplb.engines.start import unknown_arguments
 from eplb.errors import PolicyError
@@ -41,11 +38,7 @@ _started: list["SglangBatches"] = []
 
 
 class SglangBatches:
-    """Dispatch batch by batch in one engine.
-
-    Args:
-        agreement: compares what ranks have.
-    """
+    """Dispatch batch by batch in one engine."""
 
     def __init__(self, agreement: Agreement) -> None:
         self._agreement = agreement
@@ -71,21 +64,13 @@ class SglangBatches:
         try:
             if not self._agreement.agreed():
                 return  # each call that plans says why
-            begin = time.perf_counter()
+            alike = self._agreement.timed()
             if self._hooked:
                 self._hold()
-
-            def alike(kind: str, tried: NDArray[np.int64] | Exception) -> bool:
-                return self._agreement.alike(kind, tried, spent=time.perf_counter() - begin)
-
             if self._batches.agree(alike):
                 _started[:] = [self]
                 if self._agreement.is_first():
-                    _logger.warning(
-                        "eplb: each batch is split over copies by its own tokens, on each rank for "
-                        "itself, in place of %s (--ep-dispatch-algorithm static or dynamic)",
-                        _OWN,
-                    )
+                    by_batch(_logger, f"{_OWN} (--ep-dispatch-algorithm static or dynamic)")
         except Exception as error:
             failure(_logger, error, f"{_OWN} stays")
 

@@ -6,22 +6,52 @@ import functools
 import importlib.util
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from eplb.checks import in_one_line
 from eplb.engines.log import failure
+from eplb.engines.ranks import Agreement, Member
+from eplb.engines.settings import Settings, is_on, settings_from
 
-__all__ = ["after", "around", "compile_kernels", "unknown_arguments"]
+__all__ = ["after", "around", "compile_kernels", "switch_on", "unknown_arguments"]
+
+
+def switch_on(
+    replace: Callable[[Settings], Callable[..., object] | None],
+    where: tuple[str, str, str],
+    find: Callable[[], Member | None],
+    own: str,
+    instead: str,
+    logger: logging.Logger,
+) -> None:
+    """Replace an engine's own planner where EPLB_POLICY says so; say so, or why not. Never raises.
+
+    What `replace` returns is called after the method of the engine's that is its start.
+    """
+    try:
+        if not is_on(os.environ):
+            return
+        at_start = replace(settings_from(os.environ))
+    except ImportError as error:
+        failure(logger, error, instead)
+        return
+    except Exception as error:
+        failure(logger, error, instead)
+        refuse = Agreement(find, in_one_line(error), own, logger, lambda: None).refuse
+
+        def at_start(*_: Any, **__: Any) -> None:
+            refuse()
+
+    if at_start is not None:
+        after(*where, at_start)
 
 
 def unknown_arguments(name: str, function: Any, known: Sequence[str]) -> str:
-    """What a function of the engine's takes where that is not what is known; nothing where it is.
-
-    Args:
-        name: of the function.
-        function: None where the engine has none of that name.
-        known: its arguments, in order.
+    """What a function of the engine's takes where that is not what is known, in order; nothing
+    where it is. The function is None where the engine has none of that name.
     """
     found = () if function is None else tuple(inspect.signature(function).parameters)
     if found == tuple(known):

@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
+from eplb.dispatching.dispatch import dispatch
 from eplb.engines.settings import Settings
+from eplb.merging import summed_if_alike
+from eplb.placement import Placement
 
 __all__ = ["Planned", "compile_tables", "entries_by_slot", "rows_of_slots", "slots_by_rank"]
 
@@ -30,32 +33,18 @@ def slots_by_rank(
     cluster: Cluster,
     settings: Settings,
 ) -> NDArray[np.int64] | None:
-    """The slot [L, R, E] that each rank sends an expert's tokens to, by `eplb.dispatch(...).table`;
-    None where copies are missing: those of ranks that have died, or that a rank is not to use.
-
-    Args:
-        log2phy: [L, E, X] slots of each expert, padded with -1.
-        windows: [T, L, E] loads that tokens are split for.
-        cluster: the ranks, R of them, and the nodes that they are on.
-        settings: on how many threads.
-
-    Raises:
-        EplbError: what is no placement.
+    """The slot [L, R, E] that each of R ranks sends an expert's tokens to, for windows [T, L, E],
+    by `eplb.dispatch(...).table`; None where copies are missing in the slots [L, E, X], padded with
+    -1, of each expert: those of ranks that have died, or that a rank is not to use.
     """
-    from eplb.dispatching.dispatch import dispatch
-    from eplb.merging import alike
-    from eplb.placement import Placement
-
     layer, expert, copy = np.nonzero(log2phy >= 0)
     phy2log = np.full((log2phy.shape[0], cluster.num_slots), -1)
     phy2log[layer, log2phy[layer, expert, copy]] = expert
     if (phy2log < 0).any():
         return None
-    if alike(windows):
-        windows = windows.sum(axis=0, keepdims=True)
     placement = Placement(phy2log, log2phy.shape[1], cluster)
     # A table is the same for every rule, and one split for all windows would take long.
-    made = dispatch(placement, windows, rule="even", threads=settings.threads)
+    made = dispatch(placement, summed_if_alike(windows), rule="even", threads=settings.threads)
     return made.table(effort="fast")
 
 
@@ -67,28 +56,13 @@ def entries_by_slot(
     settings: Settings,
 ) -> NDArray[np.int64]:
     """How often each slot [L, P] stands in its expert's row of slots, for an engine that takes an
-    entry of the row at random: as nearly as whole numbers allow, half way from an even split to
-    that of `eplb.dispatch(...)`. The whole way fits what is chance in the windows too, and loses on
-    the windows that follow (docs/experiments.md, dispatch).
-
-    Args:
-        phy2log: [L, P] expert in each slot.
-        windows: [T, L, E] loads that tokens are split for.
-        cluster: the ranks.
-        room: entries of a row; those of an expert with copies are all used.
-        settings: on how many threads.
-
-    Raises:
-        EplbError: what is no placement.
+    entry of the row at random, in windows [T, L, E]: as nearly as whole numbers allow, half way
+    from an even split to that of `eplb.dispatch(...)`. The whole way fits what is chance in the
+    windows too, and loses on the windows that follow (docs/experiments.md, dispatch). Rows have
+    room for so many entries; those of an expert with copies are all used.
     """
-    from eplb.dispatching.dispatch import dispatch
-    from eplb.merging import alike
-    from eplb.placement import Placement
-
-    if alike(windows):
-        windows = windows.sum(axis=0, keepdims=True)
     placement = Placement(phy2log, windows.shape[2], cluster)
-    split = dispatch(placement, windows, threads=settings.threads).split
+    split = dispatch(placement, summed_if_alike(windows), threads=settings.threads).split
     entries = np.ones(phy2log.shape, np.int64)
     for layer, expert in np.argwhere(placement.logcnt > 1).tolist():
         slots = placement.log2phy[layer, expert, : placement.logcnt[layer, expert]]

@@ -27,13 +27,7 @@ _SURE = 3.0
 
 
 class _Trial(NamedTuple):
-    """A plan that is on trial.
-
-    Attributes:
-        before: what ran before it.
-        plan: what runs now.
-        worse: whether an interval has found it worse.
-    """
+    """A plan that runs on trial, what ran before it, and whether an interval has found it worse."""
 
     before: Placement
     plan: Placement
@@ -51,12 +45,8 @@ class Trials:
         self._on: dict[str, _Trial] = {}
 
     def begin(self, kind: str, before: Placement | None, plan: Placement) -> None:
-        """Try a plan, if what ran before it is known and it moves anything.
-
-        Args:
-            kind: of the call, which tells models apart.
-            before: what runs until then.
-            plan: what runs from now on.
+        """Try the plan that runs from now on, if what ran before it is known and it moves anything.
+        The kind of the call tells models apart.
         """
         self._on.pop(kind, None)
         if before is not None and before.cluster == plan.cluster and plan.moves_from(before):
@@ -65,13 +55,9 @@ class Trials:
     def judge(
         self, kind: str, running: Placement | None, windows: NDArray[np.float64]
     ) -> Command | None:
-        """What to do instead of a plan: keep what runs for an interval more, or take it back. None
-        where there is no plan on trial, or it is not worse.
-
-        Args:
-            kind: of the call.
-            running: what runs. A plan that does not is on trial no longer.
-            windows: [T, L, E] loads since the plan, some of them above 0.
+        """What to do instead of a plan, by the loads since the last one [T, L, E], some above 0:
+        keep what runs for an interval more, or take it back. None where there is no plan on trial,
+        it does not run, or it is not worse.
         """
         trial = self._on.pop(kind, None)
         if trial is None or running is None or running.cluster != trial.plan.cluster:

@@ -7,15 +7,14 @@ policy called "default" is replaced there. docs/vllm.md tells how to use it.
 
 import inspect
 import logging
-import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import in_one_line
 from eplb.engines.control import Command, Control
 from eplb.engines.initial import Initial
 from eplb.engines.live import Call, History
@@ -24,8 +23,8 @@ from eplb.engines.metrics import Counted
 from eplb.engines.ranks import Agreement, Member, default_member
 from eplb.engines.rebalances import Reason, Rebalances, Seen
 from eplb.engines.rows import Rows
-from eplb.engines.settings import Settings, is_on, settings_from
-from eplb.engines.start import after, around, compile_kernels, unknown_arguments
+from eplb.engines.settings import Settings
+from eplb.engines.start import around, compile_kernels, switch_on, unknown_arguments
 from eplb.engines.trial import INTERVALS, Trials
 from eplb.engines.vllm_batches import VllmBatches
 from eplb.errors import LoadsError, PolicyError
@@ -51,23 +50,8 @@ _STATE = "vllm.distributed.eplb.eplb_state", "EplbState"
 
 def register() -> None:
     """Put the planner in place where EPLB_POLICY says so; say so, or why not. Never raises."""
-    try:
-        if not is_on(os.environ):
-            return
-        at_start = _replace(settings_from(os.environ))
-        if at_start is None:
-            return
-    except ImportError as error:
-        failure(_logger, error, "vLLM's own EPLB policy stays")
-        return
-    except Exception as error:
-        failure(_logger, error, "vLLM's own EPLB policy stays")
-        refuse = Agreement(_member, in_one_line(error), _OWN, _logger, lambda: None).refuse
-
-        def at_start(*_: Any, **__: Any) -> None:
-            refuse()
-
-    after(*_STATE, "add_model", at_start)
+    where = (*_STATE, "add_model")
+    switch_on(_replace, where, _member, _OWN, "vLLM's own EPLB policy stays", _logger)
 
 
 def _member() -> Member | None:
@@ -111,7 +95,9 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
         batches.agree()
         answer = initial.step(theirs, state, *args, **kwargs)
         metrics.step(state.expert_rearrangement_step_interval)
-        if not _is_moving(state):
+        models = getattr(state, "model_states", {}).values()
+        # Experts of a model may still be moved in the background.
+        if not any(getattr(each, "rebalanced", False) for each in models):
             metrics.in_force()
         return answer
 
@@ -134,13 +120,6 @@ def _replace(settings: Settings) -> Callable[..., object] | None:
             failure(_logger, error, "the log does not say what the planner does")
 
     return at_start
-
-
-def _is_moving(state: Any) -> bool:
-    """Whether experts of any model are still moved in the background."""
-    return any(
-        getattr(each, "rebalanced", False) for each in getattr(state, "model_states", {}).values()
-    )
 
 
 def difference() -> str:
@@ -169,14 +148,7 @@ def make_policy(
     rebalances: Rebalances | None = None,
     rows: Rows | None = None,
 ) -> Any:
-    """A policy class for vLLM's table, that answers with `theirs` where it fails itself.
-
-    Args:
-        theirs: vLLM's own policy class.
-        settings: how to plan.
-        rebalances: tells of each call.
-        rows: says which copies take which part of the tokens.
-    """
+    """A policy class for vLLM's table, that answers with vLLM's own class where it fails itself."""
     told = rebalances or Rebalances(_logger, settings, _OWN)
     history, trials = History(settings.windows), Trials()
     parts = rows or Rows(settings)
@@ -201,6 +173,7 @@ def make_policy(
             recorder = Recorder(folder, settings.record_files, _logger)
         except Exception as error:
             failure(_logger, error, "loads are not recorded, and planning goes on")
+    planner = _Planner(settings, history, trials, initial, recorder)
 
     class EplbPolicy(theirs):  # type: ignore[misc]  # known where the engine runs
         """vLLM's policy, but for the planning."""
@@ -236,20 +209,7 @@ def make_policy(
                 # Before the lock: ranks wait for each other here.
                 asked = control.command(kind, tuple(weight.shape), call.cluster())
                 with lock:
-                    return _plan(
-                        history,
-                        trials,
-                        kind,
-                        recorder,
-                        call,
-                        settings,
-                        weight,
-                        running,
-                        initial,
-                        seen,
-                        asked,
-                        scaling=scaling,
-                    )
+                    return planner.plan(call, weight, running, kind, seen, asked, scaling=scaling)
 
             return agreement.answer(
                 kind,
@@ -266,68 +226,75 @@ def make_policy(
     return EplbPolicy
 
 
-def _plan(
-    history: History,
-    trials: Trials,
-    kind: str,
-    recorder: Any,
-    call: Call,
-    settings: Settings,
-    weight: Any,
-    running: NDArray[np.int64] | None,
-    initial: Initial,
-    seen: Seen,
-    asked: Command | None,
-    *,
-    scaling: bool,
-) -> NDArray[np.int64]:
-    from eplb.engines.live import next_placement, running_placement
-    from eplb.loads import as_array, check_loads
+@dataclass(frozen=True)
+class _Planner:
+    """What plans of one engine go by."""
 
-    loads = as_array(weight)
-    history.see(call, loads.shape, scaling=scaling)
-    try:
-        loads = check_loads(loads)
-    except LoadsError as error:
-        if loads.ndim != 2 or loads.size == 0:
-            raise
-        # The ranks have added these loads up among them, so each of them leaves the window out.
-        failure(_logger, error, "this window is left out")
-        loads = np.zeros(loads.shape)
-    cluster = call.cluster()
-    current = None
-    if running is not None:
-        current = running_placement(running, loads.shape[1], cluster.slots_per_gpu)
-    seen.num_experts, seen.cluster, seen.current = loads.shape[1], cluster, current
-    if loads.any():
-        seen.windows = history.add(call, loads)
-        seen.new = 1
-        if recorder is not None:
-            _record(recorder, loads)
-    begun = initial.take((*loads.shape, call.num_slots), loaded=bool(loads.any()))
-    if begun is not None:
-        seen.reason = Reason("asked", "the placement of EPLB_INITIAL")
-        return begun
-    if current is not None and loads.any() and not scaling:
-        tried = trials.judge(kind, current, loads[None])
-        if asked is None and tried is not None:
-            if tried.phy2log is not None:
-                # It would be made again for the windows before it.
-                history.keep(call, loads.shape, INTERVALS)
-            asked = tried
-        if asked is not None:
-            seen.reason = asked.reason
-            return asked.map_after(current.phy2log)
-    if seen.windows is not None:
-        made = next_placement(seen.windows, cluster, call.num_groups, current, settings)
-        trials.begin(kind, current, Placement(made, loads.shape[1], cluster))
-        return made
-    if current is not None and not scaling:
-        # No load is known: so it is when the engine starts and tries what a plan costs.
-        phy2log: NDArray[np.int64] = current.phy2log.copy()
-        return phy2log
-    even = np.ones((1, *loads.shape))
-    return next_placement(even, cluster, call.num_groups, current, settings)
+    settings: Settings
+    history: History
+    trials: Trials
+    initial: Initial
+    recorder: Any
+
+    def plan(
+        self,
+        call: Call,
+        weight: Any,
+        running: NDArray[np.int64] | None,
+        kind: str,
+        seen: Seen,
+        asked: Command | None,
+        *,
+        scaling: bool,
+    ) -> NDArray[np.int64]:
+        """[L, P] the map to run next."""
+        from eplb.engines.live import next_placement, running_placement
+        from eplb.loads import as_array, check_loads
+
+        loads = as_array(weight)
+        self.history.see(call, loads.shape, scaling=scaling)
+        try:
+            loads = check_loads(loads)
+        except LoadsError as error:
+            if loads.ndim != 2 or loads.size == 0:
+                raise
+            # The ranks have added these loads up among them, so each of them leaves the window out.
+            failure(_logger, error, "this window is left out")
+            loads = np.zeros(loads.shape)
+        cluster = call.cluster()
+        current = None
+        if running is not None:
+            current = running_placement(running, loads.shape[1], cluster.slots_per_gpu)
+        seen.num_experts, seen.cluster, seen.current = loads.shape[1], cluster, current
+        if loads.any():
+            seen.windows = self.history.add(call, loads)
+            seen.new = 1
+            if self.recorder is not None:
+                _record(self.recorder, loads)
+        begun = self.initial.take((*loads.shape, call.num_slots), loaded=bool(loads.any()))
+        if begun is not None:
+            seen.reason = Reason("asked", "the placement of EPLB_INITIAL")
+            return begun
+        if current is not None and loads.any() and not scaling:
+            tried = self.trials.judge(kind, current, loads[None])
+            if asked is None and tried is not None:
+                if tried.phy2log is not None:
+                    # It would be made again for the windows before it.
+                    self.history.keep(call, loads.shape, INTERVALS)
+                asked = tried
+            if asked is not None:
+                seen.reason = asked.reason
+                return asked.map_after(current.phy2log)
+        if seen.windows is not None:
+            made = next_placement(seen.windows, cluster, call.num_groups, current, self.settings)
+            self.trials.begin(kind, current, Placement(made, loads.shape[1], cluster))
+            return made
+        if current is not None and not scaling:
+            # No load is known: so it is when the engine starts and tries what a plan costs.
+            phy2log: NDArray[np.int64] = current.phy2log.copy()
+            return phy2log
+        even = np.ones((1, *loads.shape))
+        return next_placement(even, cluster, call.num_groups, current, self.settings)
 
 
 def _record(recorder: Any, loads: NDArray[np.float64]) -> None:

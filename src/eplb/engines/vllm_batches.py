@@ -8,17 +8,14 @@ vLLM records follows its own rules, and it gives the rows that pad a slot.
 import functools
 import logging
 import sys
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eplb.engines.commits import after_commits
-from eplb.engines.log import failure
+from eplb.engines.log import by_batch, failure
 from eplb.engines.start import unknown_arguments
 from eplb.errors import PolicyError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from eplb.engines.batches import Batches
@@ -51,12 +48,7 @@ class _Same(NamedTuple):
 
 
 class VllmBatches:
-    """Dispatch batch by batch in the models of one engine.
-
-    Args:
-        agreement: compares what ranks have.
-        wanted: whether to dispatch so.
-    """
+    """Dispatch batch by batch in the models of one engine, where that is wanted."""
 
     def __init__(self, agreement: "Agreement", *, wanted: bool) -> None:
         self._agreement = agreement
@@ -107,20 +99,12 @@ class VllmBatches:
         try:
             agreed = self._agreement.agreed() and self._wanted
             if agreed and self._tried() and self._agreement.is_first():
-                _logger.warning(
-                    "eplb: each batch is split over copies by its own tokens, on each rank for "
-                    "itself, in place of %s",
-                    _OWN,
-                )
+                by_batch(_logger, _OWN)
         except Exception as error:
             failure(_logger, error, f"{_OWN} stays")
 
     def _tried(self) -> bool:
-        begin = time.perf_counter()
-
-        def alike(kind: str, tried: "NDArray[np.int64] | Exception") -> bool:
-            return self._agreement.alike(kind, tried, spent=time.perf_counter() - begin)
-
+        alike = self._agreement.timed()
         if self._batches is not None:
             return self._batches.agree(alike)
         # This rank has no dispatchers, and the others are to have none.
@@ -128,11 +112,7 @@ class VllmBatches:
         return False
 
     def _replace(self, batches: "Batches") -> None:
-        """Put ours in place of vLLM's functions.
-
-        Raises:
-            PolicyError: a vLLM that does it otherwise.
-        """
+        """Put ours in place of vLLM's functions."""
         module = sys.modules.get(_MODULE)
         theirs = getattr(module, _NAME, None)
         wrong = unknown_arguments(_NAME, theirs, _ARGUMENTS)

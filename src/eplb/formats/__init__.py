@@ -91,7 +91,7 @@ def load_trace(
     for source in sources:
         with naming(source):
             if not source.exists():
-                raise FormatError(f"{source}: does not exist")
+                raise FormatError("does not exist")
     if len(sources) > 1:
         return read_files(sources, how)
     (source,) = sources

@@ -1,14 +1,12 @@
 """One file, by its ending, or a folder of files as one trace."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.checks import in_few_words, ranges
 from eplb.errors import FormatError, OptionError
@@ -20,8 +18,8 @@ from eplb.formats.loads.lists import Listed, joined_lists
 from eplb.formats.loads.sglang import NothingRecordedError, Passes, dump_time, joined, read_pt
 from eplb.formats.loads.tables import read_csv, read_parquet
 from eplb.formats.loads.tensorrt_llm import is_statistics, read_statistics
-from eplb.formats.safe import check_regular, naming, warn
-from eplb.formats.windows import Reading, Steps, Windows, windows_of
+from eplb.formats.safe import check_regular, error_in, naming, warn
+from eplb.formats.windows import Reading, Steps, Windows, check_model
 from eplb.loads import LoadTrace
 
 __all__ = ["read_file", "read_files", "read_folder"]
@@ -56,31 +54,30 @@ def _ending(path: Path) -> str:
 def read_file(path: Path, how: Reading) -> LoadTrace:
     """The trace in a file."""
     content = _read(path, how.axes)
-    if isinstance(content, Steps):
-        return _added_up(path, [[path]], how, content)
     if isinstance(content, Passes):
         with naming(path):
             return joined([content], Windows(path, how))
     if isinstance(content, Listed):
         content = joined_lists([[content]])
-    if is_of_one_rank(path):
+    if isinstance(content, LoadTrace) and is_of_one_rank(path):
         warn(path, "is called like one rank's file: give the folder of all ranks' files")
-    return windows_of(path, content, how)
+    return _added_up(path, [[path]], how, content)
 
 
 def read_folder(folder: Path, how: Reading) -> LoadTrace:
     """The trace of a folder: TensorRT-LLM's statistics, a recording, or any files, in order."""
     with naming(folder):
         if is_statistics(folder):
-            return windows_of(folder, read_statistics(folder), how)
+            return _added_up(folder, [[folder]], how, read_statistics(folder))
         groups = _by_rank(folder, _files(folder))
     return _in_order(folder, [group[0] for group in groups], _read_groups(folder, groups, how))
 
 
 def _in_order(folder: Path, files: list[Path], trace: LoadTrace) -> LoadTrace:
     """The trace of a folder, in no order where neither names nor times tell one, which is told."""
-    kinds = _kinds(files)
-    if kinds < 2 or trace.num_windows == 1 or _rises(trace.times):
+    kinds, times = _kinds(files), trace.times
+    rises = times is not None and (np.diff(times) > 0.0).all()
+    if kinds < 2 or trace.num_windows == 1 or rises:
         return trace
     warn(
         folder,
@@ -96,10 +93,6 @@ def _kinds(files: list[Path]) -> int:
     return len({_NUMBER.sub("", path.stem) for path in files})
 
 
-def _rises(times: NDArray[np.float64] | None) -> bool:
-    return times is not None and bool((np.diff(times) > 0.0).all())
-
-
 def read_files(sources: list[Path], how: Reading) -> LoadTrace:
     """The trace of several files and folders, one after another; ranks of one time are added up."""
     files: list[Path] = []
@@ -108,7 +101,7 @@ def read_files(sources: list[Path], how: Reading) -> LoadTrace:
         if not source.is_dir():
             files.append(source)
         elif is_statistics(source):
-            raise FormatError(f"{source}: is a folder of statistics for each rank: give it alone")
+            raise error_in(source, "is a folder of statistics for each rank: give it alone")
         else:
             found = _files(source)
             series = series and _kinds(found) < 2
@@ -132,7 +125,7 @@ def _read_groups(source: Path, groups: list[list[Path]], how: Reading) -> LoadTr
     if isinstance(first, Listed):
         with naming(groups[0][0]):
             lists = [[_list_of(path, how.axes) for path in group] for group in groups]
-            return windows_of(source, joined_lists(lists), how)
+            return _added_up(source, [[source]], how, joined_lists(lists))
     return _added_up(source, groups, how, first)
 
 
@@ -149,19 +142,20 @@ def _read(path: Path, axes: tuple[str, ...] | None = None) -> LoadTrace | Steps 
             return content
         if path.suffix.lower() == ".safetensors":
             raise FormatError(
-                f"{path}: is one rank of TensorRT-LLM's statistics: give the folder, "
-                "with meta_info.json in it"
+                "is one rank of TensorRT-LLM's statistics: give the folder, with meta_info.json in "
+                "it"
             )
         known = ", ".join(_READERS)
-        raise FormatError(f"{path}: the ending tells the format, and it is none of {known}")
+        raise FormatError(f"the ending tells the format, and it is none of {known}")
 
 
 def _list_of(path: Path, axes: tuple[str, ...] | None) -> Listed:
     part = _read(path, axes)
     if not isinstance(part, Listed):
-        raise FormatError(
-            f"{path}: is no list of experts and counts as other files of the folder are: "
-            "keep each recording in a folder of its own"
+        raise error_in(
+            path,
+            "is no list of experts and counts as other files of the folder are: "
+            "keep each recording in a folder of its own",
         )
     return part
 
@@ -174,7 +168,7 @@ def _files(folder: Path) -> list[Path]:
         if not entry.is_dir()
     ]
     if not files:
-        raise FormatError(f"{folder}: has no file that ends in any of {', '.join(_READERS)}")
+        raise error_in(folder, f"has no file that ends in any of {', '.join(_READERS)}")
     times = [(time, file) for file in files if (time := dump_time(file)) is not None]
     if len(times) == len(files):
         return [file for _, file in sorted(times)]
@@ -196,19 +190,16 @@ def _recording(first: Passes, files: list[Path]) -> Iterator[Passes]:
     for path in files[1:]:
         part = _read(path)
         if not isinstance(part, Passes):
-            raise FormatError(
-                f"{path}: has windows, and {first.path.name} has a rank's passes: "
-                "keep each recording in a folder of its own"
+            raise error_in(
+                path,
+                f"has windows, and {first.path.name} has a rank's passes: "
+                "keep each recording in a folder of its own",
             )
         yield part
 
 
 def _by_rank(folder: Path, files: list[Path], *, as_given: bool = False) -> list[list[Path]]:
-    """Files that are of one time, one for each rank where their names tell ranks.
-
-    Raises:
-        FormatError: ranks of different numbers of files.
-    """
+    """Files that are of one time, one for each rank where their names tell ranks."""
     found = [_RANK.search(path.stem) for path in files]
     ranks: dict[str, list[Path]] = {}
     for path, match in zip(files, found, strict=True):
@@ -224,47 +215,44 @@ def _by_rank(folder: Path, files: list[Path], *, as_given: bool = False) -> list
         missing = next(each for each in range(numbers[0], numbers[-1]) if each not in numbers)
         lacks = f"has files of ranks up to {numbers[-1]}, and none of rank {missing}"
         if is_of_one_rank(files[0]):
-            raise FormatError(f"{folder}: {lacks}: its experts are missing")
+            raise FormatError(f"{lacks}: its experts are missing")
         warn(folder, f"{lacks}: the tokens that it counted are missing")
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{size} of rank {rank}" for rank, size in list(sizes.items())[:4])
-        raise FormatError(f"{folder}: has {said} files: each rank needs as many")
+        raise FormatError(f"has {said} files: each rank needs as many")
     return [list(group) for group in zip(*ranks.values(), strict=True)]
 
 
 def _together(
     group: list[Path], axes: tuple[str, ...] | None, first: LoadTrace | Steps | None
-) -> LoadTrace | Steps:
+) -> Steps:
     """The windows of a file, or of one of each rank: tokens added up, or local experts joined."""
-    parts: list[LoadTrace | Steps] = []
+    parts: list[Steps] = []
     for path in group:
         part = first if first is not None and not parts else _read(path, axes)
         if not isinstance(part, LoadTrace | Steps):
-            raise FormatError(
-                f"{path}: has a rank's passes or a list, and other files have windows: "
-                "keep each recording in a folder of its own"
+            raise error_in(
+                path,
+                "has a rank's passes or a list, and other files have windows: "
+                "keep each recording in a folder of its own",
             )
-        parts.append(part)
+        parts.append(part if isinstance(part, Steps) else Steps.of(part))
     if len(parts) == 1:
         return parts[0]
-    loads = [np.concatenate(_windows(part)[0]) for part in parts]
+    loads = [np.concatenate(part.pieces) for part in parts]
     for path, each in zip(group, loads, strict=True):
         if each.shape != loads[0].shape:
-            raise FormatError(
-                f"{path}: has shape {each.shape}, {group[0].name} has {loads[0].shape}"
-            )
+            what = f"has shape {each.shape}, {group[0].name} has {loads[0].shape}"
+            raise error_in(path, what)
     if is_of_one_rank(group[0]):
-        loads = [split_rows(group[0], np.concatenate(loads, axis=2)[0])]
-        return LoadTrace(loads[0])
+        found = split_rows(group[0], np.concatenate(loads, axis=2)[0])
+        return Steps([found], list(map(str, range(len(found)))))
     whole = np.sum(loads, axis=0)
     numbers = [int(match["rank"]) for path in group if (match := _RANK.search(path.stem))]
     counted = None
     if len(numbers) == 1 + max(numbers) - min(numbers):
         counted = np.stack([loads[at].sum(axis=0) for at in np.argsort(numbers)])
-    if isinstance(parts[0], Steps):
-        return replace(parts[0], pieces=[whole], counted=counted)
-    whole.flags.writeable = False
-    return replace(parts[0], loads=whole, sources=counted)
+    return replace(parts[0], pieces=[whole], counted=counted)
 
 
 def _added_up(
@@ -272,7 +260,7 @@ def _added_up(
 ) -> LoadTrace:
     """The windows of all files, each file's after those of the file before, ranks added up."""
     windows = Windows(source, how)
-    first: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None
+    first: tuple[Path, tuple[int, ...], tuple[int, ...] | None] | None = None
     said: set[tuple[int | None, str | None]] = set()
     ordered = True
     for group in groups:
@@ -284,52 +272,35 @@ def _added_up(
                 raise
             warn(path, "is left out: nothing was recorded")
             continue
-        pieces, names, times = _windows(part)
-        said.add((None, None) if isinstance(part, Steps) else (part.top_k, part.model))
-        ordered = ordered and (isinstance(part, Steps) or part.ordered)
-        found = pieces[0].shape[1:], part.layers
-        first = first or found
-        _check_like(path, found, groups[0][0], first)
+        said.add((part.top_k, part.model))
+        ordered = ordered and part.ordered
+        shape, names, times = part.pieces[0].shape[1:], part.names, part.times
+        first = first or (path, shape, part.layers)
         if len(groups) > 1:
             stem = path.stem
             names = [stem] if len(names) == 1 else [f"{stem}/{name}" for name in names]
         begin = 0
-        for piece in pieces:
-            some = slice(begin, begin + len(piece))
-            with naming(path):
-                windows.add(path, piece, names[some], times and times[some])
-            begin = some.stop
-        windows.count(part.counted if isinstance(part, Steps) else part.sources)
+        with naming(path):
+            check_model(shape, first[1], first[0])
+            _check_layers(part.layers, first[2], first[0])
+            for piece in part.pieces:
+                some = slice(begin, begin + len(piece))
+                windows.add(piece, names[some], times and times[some])
+                begin = some.stop
+        windows.count(part.counted)
     top_k, model = (
         None if len(each) > 1 else each.pop() for each in map(set, zip(*said, strict=True))
     )
-    trace = windows.finish(top_k, model, None if first is None else first[1])
+    trace = windows.finish(top_k, model, None if first is None else first[2])
     return trace if ordered else replace(trace, ordered=False)
 
 
-def _check_like(
-    path: Path,
-    found: tuple[tuple[int, ...], tuple[int, ...] | None],
-    first_path: Path,
-    first: tuple[tuple[int, ...], tuple[int, ...] | None],
+def _check_layers(
+    layers: tuple[int, ...] | None, known: tuple[int, ...] | None, first: Path
 ) -> None:
-    """Raise a FormatError where a file has another shape, or other layers, than the first."""
-    (shape, layers), (first_shape, first_layers) = found, first
-    if shape != first_shape:
+    """Raise a FormatError where a file has other layers than the first."""
+    if layers != known:
         raise FormatError(
-            f"{path}: has {shape[0]} layers and {shape[1]} experts, "
-            f"{first_path.name} has {first_shape[0]} and {first_shape[1]}"
+            f"has layers {ranges(layers or ()) or 'without numbers'}, {first.name} has "
+            f"{ranges(known or ()) or 'some without numbers'}"
         )
-    if layers != first_layers:
-        raise FormatError(
-            f"{path}: has layers {ranges(layers or ()) or 'without numbers'}, "
-            f"{first_path.name} has {ranges(first_layers or ()) or 'some without numbers'}"
-        )
-
-
-def _windows(
-    part: LoadTrace | Steps,
-) -> tuple[Sequence[NDArray[Any]], Sequence[str], list[float] | None]:
-    if isinstance(part, Steps):
-        return part.pieces, part.names, part.times
-    return [part.loads], part.names, None if part.times is None else part.times.tolist()

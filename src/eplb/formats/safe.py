@@ -1,9 +1,12 @@
 """What a file may be: regular, whole, and of no more values than `LARGEST` allows.
 
 Nothing in a file is ever run. Packages that read a format check what is theirs, and the readers
-here check sizes before memory is taken. What goes wrong becomes one line that begins with the path.
+here check sizes before memory is taken. What goes wrong becomes one line that begins with the path:
+readers raise what is wrong, and `naming`, around all that reads a file, says in which one.
 """
 
+import gzip
+import io
 import json
 import logging
 import pickle
@@ -11,10 +14,11 @@ import re
 import stat
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +30,7 @@ __all__ = [
     "LARGEST",
     "check_regular",
     "check_size",
+    "error_in",
     "floats",
     "frozen",
     "load_pt",
@@ -37,6 +42,7 @@ __all__ = [
     "reading",
     "reason",
     "tensor_array",
+    "text_of",
     "unique_keys",
     "warn",
     "zip_names",
@@ -58,22 +64,32 @@ def warn(path: Path, text: str) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into one FormatError that begins with its path."""
+    """Turn what goes wrong with a file into one FormatError that begins with its path.
+
+    Where such blocks stand in one another, the innermost says which file it is.
+    """
     try:
         yield
     except FormatError as error:
-        # What a file says must not break lines, or speak to the user's terminal.
-        raise type(error)(printable(error)) from None
+        raise error if hasattr(error, "named") else error_in(path, error, type(error)) from None
     except LoadsError as error:
-        raise FormatError(f"{path}: {error}") from None
+        raise error_in(path, error) from None
     except OSError as error:
-        raise FormatError(f"{path}: {error.strerror or reason(error)}") from None
+        raise error_in(path, error.strerror or reason(error)) from None
     except MemoryError:
-        raise FormatError(f"{path}: claims more values than memory holds") from None
+        raise error_in(path, "claims more values than memory holds") from None
+
+
+def error_in(path: Path, what: object, kind: type[FormatError] = FormatError) -> FormatError:
+    """The error of a file, which `naming` leaves as it is."""
+    # What a file says must not break lines, or speak to the user's terminal.
+    error = kind(printable(f"{path}: {what}"))
+    error.named = True  # type: ignore[attr-defined]
+    return error
 
 
 @contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
+def reading(kind: str) -> Iterator[None]:
     """Turn whatever a package raises on a file of a kind into a FormatError.
 
     The errors of these packages have no base in common. Only their calls stand in such a block, so
@@ -88,7 +104,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise FormatError(f"{path}: not a whole {kind} file ({reason(error)})") from None
+        raise FormatError(f"not a whole {kind} file ({reason(error)})") from None
 
 
 def reason(error: BaseException) -> str:
@@ -103,17 +119,15 @@ def check_regular(path: Path) -> None:
     """Raise a FormatError for a folder, and for a pipe or a device, which might never end."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
-        raise FormatError(f"{path}: is a folder, expected a file")
+        raise FormatError("is a folder, expected a file")
     if not stat.S_ISREG(mode):
-        raise FormatError(f"{path}: is no regular file and no folder")
+        raise FormatError("is no regular file and no folder")
 
 
-def check_size(path: Path, what: str, num_values: int) -> None:
+def check_size(what: str, num_values: int) -> None:
     """Raise a FormatError where a file claims more values than any trace has."""
     if num_values * 8 > LARGEST:
-        raise FormatError(
-            f"{path}: {what} claims {num_values} values, at most {LARGEST // 8} are read"
-        )
+        raise FormatError(f"{what} claims {num_values} values, at most {LARGEST // 8} are read")
 
 
 def frozen(values: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -133,23 +147,26 @@ def floats(array: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def read_text(path: Path) -> bytes:
-    """The bytes of a text file.
-
-    Raises:
-        FormatError: more than any placement or note takes.
-    """
+    """The bytes of a text file."""
     size = path.stat().st_size
     if size > _LARGEST_TEXT:
-        raise FormatError(f"{path}: has {size} bytes, at most {_LARGEST_TEXT} are read as text")
+        raise FormatError(f"has {size} bytes, at most {_LARGEST_TEXT} are read as text")
     return path.read_bytes()
 
 
-def unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """An object of a file that has no key twice, where nobody could tell which is meant.
+@contextmanager
+def text_of(path: Path) -> Iterator[IO[str]]:
+    """A text of any length, compressed where the name says so."""
+    packed = path.suffix.lower() == ".gz"
+    with gzip.open(path) if packed else path.open("rb") as file:
+        try:
+            yield io.TextIOWrapper(file, encoding="utf-8-sig")
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise FormatError(f"not a whole gzip file ({reason(error)})") from None
 
-    Raises:
-        ValueError: a repeated key.
-    """
+
+def unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """An object of a file that has no key twice, where nobody could tell which is meant."""
     content: dict[Any, Any] = {}
     for key, value in pairs:
         if key in content:
@@ -158,28 +175,24 @@ def unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     return content
 
 
-def read_json_text(path: Path, text: bytes) -> Any:
-    """What a short JSON text holds, whole numbers as int.
-
-    Raises:
-        FormatError: no JSON, or an object that has a key twice.
-    """
-    with reading(path, "JSON"):
+def read_json_text(text: bytes) -> Any:
+    """What a short JSON text holds, whole numbers as int."""
+    with reading("JSON"):
         return json.loads(text.decode("utf-8-sig"), object_pairs_hook=unique_keys)
 
 
 def read_npy(path: Path) -> NDArray[Any]:
     """The array in a `.npy` file, of any shape, mapped: what is not looked at stays on disk."""
-    with reading(path, ".npy"):
+    with reading(".npy"):
         # Mapped: numpy holds the shape that the header claims against the size of the file.
         mapped = np.lib.format.open_memmap(path, mode="r")
-    _check_real_numbers(path, mapped, "the array")
+    _check_real_numbers(mapped, "the array")
     return mapped
 
 
 def zip_names(path: Path, kind: str) -> list[str]:
     """Names of the members of a zip archive; `kind` is the ending that the file should have."""
-    with reading(path, kind), zipfile.ZipFile(path) as archive:
+    with reading(kind), zipfile.ZipFile(path) as archive:
         return archive.namelist()
 
 
@@ -188,45 +201,40 @@ def read_npz(
 ) -> dict[str, NDArray[np.float64]]:
     """Those arrays of an `.npz` file that are chosen from all names, of any shape."""
     arrays = {}
-    with reading(path, ".npz"), zipfile.ZipFile(path) as archive:
+    with reading(".npz"), zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         for name in choose(list(members)):
             what = f"array {name[:80]!r}"
             # The archive gives no more bytes than it claims here.
-            check_size(path, what, members[name].file_size // 8)
+            check_size(what, members[name].file_size // 8)
             with archive.open(members[name]) as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
-            _check_real_numbers(path, array, what)
+            _check_real_numbers(array, what)
             arrays[name] = floats(array)
     return arrays
 
 
-def _check_real_numbers(path: Path, array: NDArray[Any], what: str) -> None:
+def _check_real_numbers(array: NDArray[Any], what: str) -> None:
     if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
-        raise FormatError(f"{path}: {what} holds {str(array.dtype)[:40]}, expected real numbers")
-    check_size(path, what, array.size)
+        raise FormatError(f"{what} holds {str(array.dtype)[:40]}, expected real numbers")
+    check_size(what, array.size)
 
 
 def load_pt(path: Path) -> Any:
-    """What a `.pt` file holds: dicts, lists, numbers, names and tensors that lie in the file.
-
-    Raises:
-        FormatError: a file that is not whole, or asks for anything else.
-        MissingExtraError: no torch.
-    """
+    """What a `.pt` file holds: dicts, lists, numbers, names and tensors that lie in the file."""
     try:
         import torch
     except ImportError:
         raise MissingExtraError("torch", "torch", f"reading {path}") from None
-    with reading(path, ".pt (torch 1.6 or later)"), zipfile.ZipFile(path) as archive:
+    with reading(".pt (torch 1.6 or later)"), zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type:
                 # Mapped, its packed bytes would be taken for numbers.
                 name = info.filename[:80]
-                raise FormatError(f"{path}: member {name!r} is packed, torch saves none so")
+                raise FormatError(f"member {name!r} is packed, torch saves none so")
             if info.filename.endswith(".pkl"):
                 archive.read(info)  # torch does not hold it against its sum
-    with reading(path, ".pt"):
+    with reading(".pt"):
         try:
             # Mapped, steps and tokens that nobody looks at never come into memory.
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
@@ -234,27 +242,23 @@ def load_pt(path: Path) -> Any:
             # torch's first lines advise to load the file with all that it asks for.
             said = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
             raise FormatError(
-                f"{path}: holds what is never loaded ({said[1][:80] if said else reason(error)}); "
+                f"holds what is never loaded ({said[1][:80] if said else reason(error)}); "
                 "save plain tensors"
             ) from None
 
 
-def tensor_array(path: Path, value: Any, place: str) -> NDArray[Any]:
-    """A tensor of a file as an array, without a copy where numpy has its type.
-
-    Raises:
-        FormatError: no tensor, or one of no real numbers, or one that repeats values.
-    """
+def tensor_array(value: Any, place: str) -> NDArray[Any]:
+    """A tensor of a file as an array, without a copy where numpy has its type."""
     import torch
 
     if not isinstance(value, torch.Tensor):
-        raise FormatError(f"{path}: {place} is {type(value).__name__}, expected a tensor")
-    expected = f"{path}: {place} is of {value.dtype}, expected real numbers in a dense tensor"
+        raise FormatError(f"{place} is {type(value).__name__}, expected a tensor")
+    expected = f"{place} is of {value.dtype}, expected real numbers in a dense tensor"
     if value.layout != torch.strided:
         raise FormatError(expected)
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise FormatError(
-            f"{path}: {place} has shape {tuple(value.shape)}, and only "
+            f"{place} has shape {tuple(value.shape)}, and only "
             f"{value.untyped_storage().nbytes()} bytes"
         )
     try:

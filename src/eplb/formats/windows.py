@@ -1,7 +1,7 @@
 """Windows as they are read: counters become what each adds, doubts are told, neighbours merged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from eplb.formats.safe import LARGEST, warn
 from eplb.loads import LoadTrace, trace_of
 from eplb.merging import Merge, Recording
 
-__all__ = ["Reading", "Steps", "Windows", "windows_of"]
+__all__ = ["Reading", "Steps", "Windows", "check_model"]
 
 _FEWEST = 24
 """Values that must agree before it is no accident."""
@@ -38,6 +38,7 @@ class Steps:
         times: of all windows, None where they are not known.
         layers: numbers of the layers, None where they are not known.
         counted: [R, L, E] what each rank counted in all of them, None where ranks are not told.
+        top_k, model, ordered: as a LoadTrace has them.
     """
 
     pieces: list[NDArray[Any]]
@@ -45,6 +46,23 @@ class Steps:
     times: list[float] | None = None
     layers: tuple[int, ...] | None = None
     counted: NDArray[np.float64] | None = None
+    top_k: int | None = None
+    model: str | None = None
+    ordered: bool = True
+
+    @classmethod
+    def of(cls, trace: LoadTrace) -> "Steps":
+        """The windows of a file that was read whole."""
+        return cls(
+            [trace.loads],
+            list(trace.names),
+            None if trace.times is None else trace.times.tolist(),
+            trace.layers,
+            trace.sources,
+            trace.top_k,
+            trace.model,
+            trace.ordered,
+        )
 
 
 class Windows:
@@ -58,22 +76,11 @@ class Windows:
         self._counted: list[NDArray[np.float64]] = []
         self._by_rank = not how.counters
 
-    def add(
-        self,
-        path: Path,
-        loads: NDArray[Any],
-        names: Sequence[str],
-        times: Sequence[float] | None,
-    ) -> None:
-        """Add windows [T, L, E] of a file, with their names and their times where known.
-
-        Raises:
-            FormatError: more windows than are read, where they are not merged by the rule.
-            LoadsError: counters that are none.
-        """
+    def add(self, loads: NDArray[Any], names: Sequence[str], times: Sequence[float] | None) -> None:
+        """Add windows [T, L, E] of a file, with their names and their times where known."""
         if not self._bounded and self._recording.bytes_with(loads) > LARGEST:
             raise FormatError(
-                f"{path}: windows up to here have over {LARGEST // 8} values: "
+                f"windows up to here have over {LARGEST // 8} values: "
                 "merge them by the rule (--merge auto)"
             )
         if self._counters is not None:
@@ -98,29 +105,20 @@ class Windows:
         model: str | None = None,
         layers: tuple[int, ...] | None = None,
     ) -> LoadTrace:
-        """The trace of all windows, merged; what looks wrong about them is told.
-
-        Raises:
-            LoadsError: fewer windows than are to be added up to one.
-        """
+        """The trace of all windows, merged; what looks wrong about them is told."""
         if self._doubts is not None:
             self._doubts.tell()
         known = [each for each in self._counted if self._by_rank and _tells_sources(each)]
         return trace_of(self._recording, top_k, model, layers, known[0] if known else None)
 
 
-def windows_of(source: Path, trace: LoadTrace, how: Reading) -> LoadTrace:
-    """The windows of a source that was read whole.
-
-    Raises:
-        LoadsError: as for `Windows`.
-    """
-    windows = Windows(source, how)
-    times = None if trace.times is None else trace.times.tolist()
-    windows.add(source, trace.loads, trace.names, times)
-    windows.count(trace.sources)
-    found = windows.finish(trace.top_k, trace.model, trace.layers)
-    return found if trace.ordered else replace(found, ordered=False)
+def check_model(shape: tuple[int, ...], known: tuple[int, ...], first: Path) -> None:
+    """Raise a FormatError where loads have other layers or experts than those of the first file."""
+    if shape != known:
+        raise FormatError(
+            f"has {shape[0]} layers and {shape[1]} experts, {first.name} has {known[0]} and "
+            f"{known[1]}"
+        )
 
 
 def _tells_sources(counted: NDArray[np.float64]) -> bool:
@@ -142,11 +140,7 @@ class _Counters:
         self._before: NDArray[np.float64] | None = None
 
     def differences(self, loads: NDArray[Any], names: Sequence[str]) -> NDArray[np.float64]:
-        """[T, L, E] what each of the next windows adds.
-
-        Raises:
-            LoadsError: counts of which some fall and others do not: no counters.
-        """
+        """[T, L, E] what each of the next windows adds."""
         added = loads.astype(np.float64)
         for number, name in enumerate(names):
             now, before = added[number].copy(), self._before

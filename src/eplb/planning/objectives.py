@@ -8,7 +8,6 @@ and judged as it is.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.cost.gpus import Gpu, find_gpu
 from eplb.cost.models import Model, find_model, model_of_shape
-from eplb.cost.roofline import DEFAULTS, layer_time, stages
+from eplb.cost.roofline import DEFAULTS, Roofline
 from eplb.dispatching.dispatch import of_gpus
 from eplb.errors import ClusterError, OptionError
 from eplb.placement import Placement
@@ -118,7 +117,7 @@ class Clock:
             of_gpus(each, self.cluster.num_gpus)
             for each in (shares * self._tokens, _touched(shares, self.batch))
         )
-        return self._layer_time(*of_gpu)
+        return self._roofline.time(*of_gpu).seconds
 
     def least(self, windows: NDArray[np.float64]) -> NDArray[np.float64]:
         """[T, L] proven: a step takes no less with any placement and split, as it would take no
@@ -126,9 +125,8 @@ class Clock:
         """
         shares = _shares(windows)
         of_all = (shares * self._tokens, _touched(shares, self.batch))
-        return self._layer_time(
-            *(each.sum(axis=2, keepdims=True) / len(self.cluster.alive) for each in of_all)
-        )
+        even = (each.sum(axis=2, keepdims=True) / len(self.cluster.alive) for each in of_all)
+        return self._roofline.time(*even).seconds
 
     def weigh(
         self, placement: Placement, windows: NDArray[np.float64], dispatch: str
@@ -142,7 +140,7 @@ class Clock:
         for slot, expert in enumerate(placement.phy2log.T):
             # An empty slot is not touched.
             touched[:, layers, expert] += _touched(shares[:, :, slot], self.batch)
-        compute, memory, travel = self._stages(_shares(windows) * self._tokens, touched)
+        compute, memory, travel = self._roofline.stages(_shares(windows) * self._tokens, touched)
         both = [each.sum(axis=2, keepdims=True) for each in (compute, memory)]
         together = np.sqrt(both[0] * both[0] + both[1] * both[1])
         slope = np.where(together > 0.0, together, 1.0)
@@ -155,26 +153,11 @@ class Clock:
         """Of a step, each counted once for each of its experts."""
         return float(self.batch.tokens_per_rank * self.batch.num_ranks * (self.batch.top_k or 1))
 
-    def _assumed(self) -> dict[str, Any]:
-        """The rest of what the roofline is of."""
+    @property
+    def _roofline(self) -> Roofline:
         tokens = self.batch.tokens_per_rank * self.batch.num_ranks / len(self.cluster.alive)
-        return {
-            "gpu": self.gpu,
-            "model": self.model,
-            "num_gpus": self.cluster.num_gpus,
-            "num_nodes": self.cluster.num_nodes,
-            "assumptions": DEFAULTS.for_batch(tokens),
-        }
-
-    def _stages(
-        self, tokens: NDArray[np.float64], touched: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        return stages(tokens, touched, **self._assumed())
-
-    def _layer_time(
-        self, tokens: NDArray[np.float64], touched: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        return layer_time(tokens, touched, **self._assumed()).seconds
+        num_gpus, num_nodes = self.cluster.num_gpus, self.cluster.num_nodes
+        return Roofline(self.gpu, self.model, num_gpus, num_nodes, DEFAULTS.for_batch(tokens))
 
 
 def clock_of(

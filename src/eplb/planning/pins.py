@@ -179,7 +179,7 @@ def pins_in(path: Path) -> Pins:
     """
     with naming(path):
         check_regular(path)
-        content = read_json_text(path, read_text(path))
+        content = read_json_text(read_text(path))
     try:
         return Pins.from_json(content)
     except OptionError as error:

@@ -5,7 +5,7 @@ levelled at once as if its experts came one after the other. All layers of a pla
 the same shapes, so that what was compiled or captured for one serves them all.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -70,40 +70,34 @@ class Copies:
     """[P] how many there are."""
 
 
-@dataclass
-class _Layer:
+class _Layer(NamedTuple):
     """GPUs of each expert, and classes of the experts that are on several."""
 
     gpus: list[list[int]]
-    room: Room | None = None
-    classes: list[list[int]] = field(default_factory=list)
+    classes: list[list[int]]
 
-    def __post_init__(self) -> None:
-        """Put an expert into the first class that has none of its GPUs, widest experts first."""
-        room = self.room
-        if room is not None:
-            self.gpus = [gpus[: room.width] for gpus in self.gpus]
-        taken: list[set[int]] = []
-        copied = [expert for expert, gpus in enumerate(self.gpus) if len(gpus) > 1]
-        for expert in sorted(copied, key=lambda expert: -len(self.gpus[expert])):
-            mine = set(self.gpus[expert])
-            number = next(
-                (
-                    i
-                    for i, gpus in enumerate(taken)
-                    if not gpus & mine and (room is None or len(self.classes[i]) < room.rows)
-                ),
-                len(taken),
-            )
-            if room is not None and number == room.classes:
-                # Not all of them to their first: that would be low GPUs.
-                self.gpus[expert] = [self.gpus[expert][expert % len(mine)]]
-                continue
-            if number == len(taken):
-                taken.append(set())
-                self.classes.append([])
-            taken[number] |= mine
-            self.classes[number].append(expert)
+
+def _layer(gpus: list[list[int]], room: Room | None) -> _Layer:
+    """Put an expert into the first class that has none of its GPUs, widest experts first."""
+    width, num_classes, rows = room or (len(max(gpus, key=len)), len(gpus), len(gpus))
+    gpus = [each[:width] for each in gpus]
+    classes: list[list[int]] = []
+    taken: list[set[int]] = []
+    copied = [expert for expert, each in enumerate(gpus) if len(each) > 1]
+    for expert in sorted(copied, key=lambda expert: -len(gpus[expert])):
+        mine = set(gpus[expert])
+        fits = (not held & mine and len(classes[i]) < rows for i, held in enumerate(taken))
+        number = next((i for i, fit in enumerate(fits) if fit), len(taken))
+        if number == num_classes:
+            # Not all of them to their first: that would be low GPUs.
+            gpus[expert] = [gpus[expert][expert % len(mine)]]
+            continue
+        if number == len(taken):
+            taken.append(set())
+            classes.append([])
+        taken[number] |= mine
+        classes[number].append(expert)
+    return _Layer(gpus, classes)
 
 
 def copies_of(placement: Placed, layer: int, room: Room | None = None) -> Copies:
@@ -128,7 +122,7 @@ def copies_of(placement: Placed, layer: int, room: Room | None = None) -> Copies
             raise PlacementError(
                 f"layer {number} has no slot for expert {gpus.index(set())}: each needs one"
             )
-        layers.append(_Layer([sorted(each) for each in gpus], room))
+        layers.append(_layer([sorted(each) for each in gpus], room))
     if room is None:
         width = max(len(gpus) for each in layers for gpus in each.gpus)
         sizes = [0] * max(len(each.classes) for each in layers)

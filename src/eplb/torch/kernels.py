@@ -40,9 +40,7 @@ _MASK = tl.constexpr((1 << 31) - 1)
 _KNUTH = tl.constexpr(2654435761)
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    """A Triton kernel."""
-    return triton.jit(function)
+_jit: Callable[[Callable[..., Any]], Any] = triton.jit
 
 
 @_jit
@@ -262,11 +260,16 @@ def has_room(rows: int, width: int) -> bool:
     return int(triton.next_power_of_2(rows) * triton.next_power_of_2(width) ** 2) <= _MOST_PAIRS
 
 
+def _no_counts(ids: Tensor, num_experts: int) -> Tensor:
+    """Room for the counts of blocks."""
+    return ids.new_empty((-(-ids.numel() // BLOCK), num_experts), dtype=torch.int32)
+
+
 def count(ids: Tensor, limit: Tensor, num_experts: int, limited: bool) -> Tensor:
     """Counts [B, E] of the tokens of each expert in blocks of ids [tokens, k], of which the rows
     from `limit` on count for nothing where there is one.
     """
-    counts = ids.new_empty((-(-ids.numel() // BLOCK), num_experts), dtype=torch.int32)
+    counts = _no_counts(ids, num_experts)
     if ids.numel():
         with _on(ids):
             _count[(counts.shape[0],)](
@@ -281,8 +284,8 @@ count_as_one = torch.library.custom_op("eplb::count", count, mutates_args=())
 
 
 @count_as_one.register_fake
-def _(ids: Tensor, limit: Tensor, num_experts: int, limited: bool) -> Tensor:
-    return ids.new_empty((-(-ids.numel() // BLOCK), num_experts), dtype=torch.int32)
+def _(ids: Tensor, _: Tensor, num_experts: int, *__: object) -> Tensor:
+    return _no_counts(ids, num_experts)
 
 
 def place(
@@ -321,8 +324,5 @@ place_as_one = torch.library.custom_op("eplb::place", place, mutates_args=())
 
 
 @place_as_one.register_fake
-def _(
-    ids: Tensor, limit: Tensor, counts: Tensor, every: Tensor, copies: list[Tensor],
-    rank: int, num_gpus: int, of_class: int, limited: bool, activated: bool,
-) -> Tensor:  # fmt: skip
+def _(ids: Tensor, *_: object) -> Tensor:
     return torch.empty_like(ids)

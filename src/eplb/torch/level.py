@@ -87,30 +87,12 @@ def level(
     return torch.cat([of_class[2] for of_class in classes]) >> _BITS if classes else flow
 
 
-@torch.library.custom_op("eplb::level", mutates_args=())
-def level_as_one(
-    counts: Tensor,
-    gpus: Tensor,
-    experts: Tensor,
-    ends: list[int],
-    alone: Tensor,
-    most: Tensor,
-    empty: Tensor,
-) -> Tensor:
-    """The same as one operation, for compilers: hundreds of small ones would take them minutes."""
-    return level(counts, gpus, experts, ends, alone, most, empty)
+level_as_one = torch.library.custom_op("eplb::level", level, mutates_args=())
+"""The same as one operation, for compilers: hundreds of small ones would take them minutes."""
 
 
 @level_as_one.register_fake
-def _(
-    counts: Tensor,
-    gpus: Tensor,
-    experts: Tensor,
-    ends: list[int],
-    alone: Tensor,
-    most: Tensor,
-    empty: Tensor,
-) -> Tensor:
+def _(counts: Tensor, gpus: Tensor, *_: object) -> Tensor:
     return torch.empty_like(gpus)
 
 

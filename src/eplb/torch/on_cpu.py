@@ -64,18 +64,10 @@ def _flat(topk_ids: Tensor, limit: Tensor) -> tuple[Tensor, int]:
 
 
 @count.register_fake
-def _(topk_ids: Tensor, limit: Tensor, num_experts: int) -> Tensor:
+def _(topk_ids: Tensor, _: Tensor, num_experts: int) -> Tensor:
     return topk_ids.new_empty(num_experts, dtype=torch.int64)
 
 
 @place.register_fake
-def _(
-    topk_ids: Tensor,
-    limit: Tensor,
-    every: Tensor,
-    copies: list[Tensor],
-    rank: int,
-    num_gpus: int,
-    activated: bool,
-) -> Tensor:
+def _(topk_ids: Tensor, *_: object) -> Tensor:
     return torch.empty_like(topk_ids, memory_format=torch.contiguous_format)

@@ -41,7 +41,7 @@ def read_npz(path: Path) -> LoadTrace | Bare:
         chosen = [name for name in _NAMES if name in names] or names
         if not chosen or (len(names) > 1 and chosen[0] not in _NAMES):
             raise FormatError(
-                f"{path}: has arrays {', '.join(sorted(names)[:8])[:200] or 'none'}: "
+                f"has arrays {', '.join(sorted(names)[:8])[:200] or 'none'}: "
                 f"name that of the loads {_NAMES[0]}"
             )
         return chosen[:1]
@@ -52,7 +52,7 @@ def read_npz(path: Path) -> LoadTrace | Bare:
         return Bare(array, name)
     with np.errstate(invalid="ignore"):
         text = arrays["about"].astype(np.uint8).tobytes()
-    trace = trace_about(path, text, arrays["loads"], [], arrays.get("times"))
+    trace = trace_about(text, arrays["loads"], [], arrays.get("times"))
     return replace(trace, sources=arrays.get("sources"))
 
 

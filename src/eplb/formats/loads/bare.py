@@ -60,11 +60,7 @@ class Bare:
 
 
 def check_axes(text: str) -> tuple[str, ...]:
-    """Axes as a user writes them, such as "layers,ranks,local".
-
-    Raises:
-        OptionError: words that do not say what each axis is.
-    """
+    """Axes as a user writes them, such as "layers,ranks,local"."""
     axes = tuple(word.strip() for word in text.split(","))
     known = set(axes) <= set(_WORDS) and len(set(axes)) == len(axes) and "layers" in axes
     last = {"experts", "local", "choices"} & set(axes)
@@ -78,11 +74,7 @@ def check_axes(text: str) -> tuple[str, ...]:
 
 
 def understood(path: Path, bare: Bare, axes: tuple[str, ...] | None) -> LoadTrace | Steps | Listed:
-    """The loads of an array whose axes are named, or known by the file's name or its values.
-
-    Raises:
-        FormatError: an array of other axes than were named, or of more than can be guessed.
-    """
+    """The loads of an array whose axes are named, or known by the file's name or its values."""
     array = bare.array
     if axes is None and array.ndim == 2 and is_of_one_rank(path):
         return LoadTrace(floats(array))
@@ -90,11 +82,11 @@ def understood(path: Path, bare: Bare, axes: tuple[str, ...] | None) -> LoadTrac
         axes = _axes_of_name(path, bare)
     if axes is not None:
         if array.ndim != len(axes):
-            raise FormatError(f"{path}: has shape {array.shape}, and axes are {', '.join(axes)}")
+            raise FormatError(f"has shape {array.shape}, and axes are {', '.join(axes)}")
         return _routed(path, array, axes) if "choices" in axes else _arranged(array, axes)
     if array.ndim > 3:
         raise FormatError(
-            f"{path}: has shape {array.shape}: say what the axes are, as in "
+            f"has shape {array.shape}: say what the axes are, as in "
             "--axes windows,layers,ranks,local (axes)"
         )
     if array.ndim == 3:
@@ -107,8 +99,9 @@ def understood(path: Path, bare: Bare, axes: tuple[str, ...] | None) -> LoadTrac
         if found is not None:
             return found
         first = int(loads[0, 0]) if 0 <= loads[0, 0] < 1e6 else -1
-        if len(loads) > 2 and loads.shape[1] > 2 and _counts_up(loads[:, 0], first):
-            last = first + len(loads) - 1
+        last = first + len(loads) - 1
+        counts_up = first >= 0 and np.array_equal(loads[:, 0], np.arange(first, last + 1))
+        if len(loads) > 2 and loads.shape[1] > 2 and counts_up:
             warn(
                 path,
                 f"its first column counts {first} to {last}, and is taken for the layers' "
@@ -172,7 +165,7 @@ def _axes_of_name(path: Path, bare: Bare) -> tuple[str, ...] | None:
         if len(shape) == 3:
             return "tokens", "layers", "choices"
         raise FormatError(
-            f"{path}: has {_ROUTED} of shape {shape}: give them as [tokens, layers, k], with the "
+            f"has {_ROUTED} of shape {shape}: give them as [tokens, layers, k], with the "
             "requests of a batch one after the other"
         )
     if len(shape) == 3 and _MOE_LOAD.fullmatch(path.stem):
@@ -214,18 +207,8 @@ def _routed(path: Path, array: NDArray[Any], axes: tuple[str, ...]) -> Listed:
         np.transpose(array, [axes.index(axis) for axis in ("tokens", "layers", "choices")])
     )
     layers, experts = (each.ravel() for each in np.indices(counts.shape))
-    return listed(
-        path,
-        None,
-        layers.astype(np.float64),
-        experts.astype(np.float64),
-        counts.ravel().astype(np.float64),
-        numbered=False,
-    )
-
-
-def _counts_up(column: NDArray[Any], first: int) -> bool:
-    return first >= 0 and np.array_equal(column, np.arange(first, first + len(column)))
+    tokens = counts.ravel().astype(np.float64)
+    return listed(path, None, layers, experts, tokens, numbered=False)
 
 
 def _warn_of_axes(path: Path, loads: NDArray[Any]) -> None:

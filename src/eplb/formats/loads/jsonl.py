@@ -6,9 +6,7 @@ what vLLM returns with a response, among its choices too. `{"window_expert_load"
 "physical_to_logical_map"}` is one of the snapshots that branches of vLLM write.
 """
 
-import gzip
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from eplb.errors import FormatError
 from eplb.formats.loads.bare import chosen_counts
 from eplb.formats.loads.json import SNAPSHOT_KEYS, routed_of, snapshot_loads
 from eplb.formats.loads.lists import CHOSEN, COUNT, EXPERT, LAYER, WINDOW, Listed, listed
-from eplb.formats.safe import reading, reason
+from eplb.formats.safe import reading, text_of
 
 __all__ = ["read_jsonl"]
 
@@ -32,17 +30,18 @@ def read_jsonl(path: Path) -> Listed:
     """A list of the windows, layers and experts that the lines name."""
     found: _Found = Counter()
     numbered = True
-    with reading(path, "JSON lines"):
+    with reading("JSON lines"):
         for number, item in _objects(path):
             place = f"line {number}"
             name = _first(item, WINDOW)
             window = "0" if name is None else str(name)
             if all(key in item for key in SNAPSHOT_KEYS):
                 numbered = False
-                _add_loads(found, window, snapshot_loads(path, item, place))
+                for at, loads in enumerate(snapshot_loads(item, place)):
+                    _add(found, window, at, np.arange(len(loads)), np.array(loads))
                 continue
             layer = _first(item, LAYER)
-            arrays = routed_of(path, item, place) if layer is None else []
+            arrays = routed_of(item, place) if layer is None else []
             if arrays:
                 numbered = False
                 for array in arrays:
@@ -50,7 +49,7 @@ def read_jsonl(path: Path) -> Listed:
                         _add(found, window, at, np.flatnonzero(row), row[row > 0])
                 continue
             numbered = numbered and layer is not None
-            ids, counts = _of_one_layer(path, item, layer, place)
+            ids, counts = _of_one_layer(item, layer, place)
             _add(found, window, int(layer or 0), ids, counts)
     keys = list(found)
     return listed(
@@ -65,31 +64,22 @@ def read_jsonl(path: Path) -> Listed:
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The lines that are not empty, with their numbers."""
-    compressed = path.suffix.lower() == ".gz"
-    with (
-        gzip.open(path, "rt", encoding="utf-8-sig")
-        if compressed
-        else path.open(encoding="utf-8-sig") as file
-    ):
-        number = 0
-        try:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
+    with text_of(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
                 item = json.loads(line)
-                if not isinstance(item, dict):
-                    raise FormatError(f"{path}: line {number} is no object")
-                yield number, item
-        except json.JSONDecodeError as error:
-            raise FormatError(
-                f"{path}: not a whole JSON lines file (line {number}: {error.msg})"
-            ) from None
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise FormatError(f"{path}: not a whole gzip file ({reason(error)})") from None
+            except json.JSONDecodeError as error:
+                what = f"not a whole JSON lines file (line {number}: {error.msg})"
+                raise FormatError(what) from None
+            if not isinstance(item, dict):
+                raise FormatError(f"line {number} is no object")
+            yield number, item
 
 
 def _of_one_layer(
-    path: Path, item: dict[str, Any], layer: Any, place: str
+    item: dict[str, Any], layer: Any, place: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Experts and their tokens: those that tokens chose, or one with its count."""
     chosen, expert = _first(item, CHOSEN), _first(item, EXPERT)
@@ -101,17 +91,12 @@ def _of_one_layer(
     ids = [each for row in rows for each in row if each is not None or not isinstance(chosen, list)]
     if not all(type(each) is int for each in (*ids, count, 0 if layer is None else layer)):
         raise FormatError(
-            f"{path}: {place} has no numbers under {LAYER[0]!r} and {CHOSEN[0]!r}, "
+            f"{place} has no numbers under {LAYER[0]!r} and {CHOSEN[0]!r}, "
             f"or {EXPERT[0]!r} and {COUNT[0]!r}"
         )
     # -1 stands where a batch is padded.
     experts, times = np.unique([each for each in ids if each != -1], return_counts=True)
     return experts.astype(np.int64), count * times.astype(np.float64)
-
-
-def _add_loads(found: _Found, window: str, loads: Sequence[Sequence[float]]) -> None:
-    for layer, row in enumerate(loads):
-        _add(found, window, layer, np.arange(len(row)), np.array(row))
 
 
 def _add(

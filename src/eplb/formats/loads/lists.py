@@ -63,12 +63,8 @@ class Listed:
     numbered: bool
 
 
-def list_columns(path: Path, names: Sequence[str]) -> tuple[int | None, ...] | None:
-    """Where a list has its windows, layers, experts and counts; None for a table that is no list.
-
-    Raises:
-        FormatError: a column of experts without one of counts.
-    """
+def list_columns(names: Sequence[str]) -> tuple[int | None, ...] | None:
+    """Where a list has its windows, layers, experts and counts; None for another table."""
     plain = [name.strip().lower() for name in names]
 
     def find(known: Sequence[str]) -> int | None:
@@ -79,7 +75,7 @@ def list_columns(path: Path, names: Sequence[str]) -> tuple[int | None, ...] | N
         return None
     if count is None:
         raise FormatError(
-            f"{path}: has a column {names[expert].strip()!r} and none of counts: name it "
+            f"has a column {names[expert].strip()!r} and none of counts: name it "
             f"{COUNT[0]!r}. If a row is an expert and a column a layer, leave that column and the "
             "heading out and give --axes experts,layers (axes)"
         )
@@ -89,26 +85,22 @@ def list_columns(path: Path, names: Sequence[str]) -> tuple[int | None, ...] | N
 def listed(
     path: Path,
     windows: Sequence[Any] | None,
-    layers: NDArray[np.float64] | None,
-    experts: NDArray[np.float64],
+    layers: NDArray[Any] | None,
+    experts: NDArray[Any],
     counts: NDArray[np.float64],
     *,
     numbered: bool = True,
 ) -> Listed:
-    """The rows, checked; layers may be no numbers of the model's but only in order.
-
-    Raises:
-        FormatError: no row, or a layer or expert that is no number of one.
-    """
+    """The rows, checked; layers may be no numbers of the model's but only in order."""
     if not len(experts):
-        raise FormatError(f"{path}: has no line of numbers")
+        raise FormatError("has no line of numbers")
     for name, values, most in (("layer", layers, LAYERS), ("expert", experts, MOST_EXPERTS)):
         if values is None:
             continue
         wrong = np.flatnonzero(~((values >= 0) & (values < most) & (values == np.floor(values))))
         if wrong.size:
             raise FormatError(
-                f"{path}: row {wrong[0] + 1} of the list has {name} {values[wrong[0]]:g}, expected "
+                f"row {wrong[0] + 1} of the list has {name} {values[wrong[0]]:g}, expected "
                 f"a number from 0 to {most - 1}"
             )
     numbers = np.zeros(len(experts), np.int64) if layers is None else layers.astype(np.int64)
@@ -123,15 +115,11 @@ def listed(
 
 
 def joined_lists(groups: Sequence[Sequence[Listed]]) -> LoadTrace:
-    """The trace of lists: the windows of one group after those of the other, files of one added up.
-
-    Raises:
-        FormatError: lists of which some tell layers and some do not, or more loads than are read.
-    """
+    """The trace of lists: windows of one group after those of the other, files of one added up."""
     parts = [part for group in groups for part in group]
     path = parts[0].path
     if len({part.numbered for part in parts}) > 1:
-        raise FormatError(f"{path}: tells layers, and another file of the folder does not")
+        raise FormatError("tells layers, and another file of the folder does not")
     layers = np.unique(np.concatenate([np.unique(part.layers) for part in parts]))
     num_experts = 1 + max(int(part.experts.max()) for part in parts)
     names: list[str] = []
@@ -142,7 +130,7 @@ def joined_lists(groups: Sequence[Sequence[Listed]]) -> LoadTrace:
         stem = group[0].path.stem
         many = len(groups) > 1
         names += [stem] if many and len(found) == 1 else [f"{stem}/" * many + n for n in found]
-    check_size(path, "the list", len(names) * len(layers) * num_experts)
+    check_size("the list", len(names) * len(layers) * num_experts)
     loads = np.zeros((len(names), len(layers), num_experts))
     for group, start in zip(groups, starts, strict=True):
         for part in group:

@@ -1,7 +1,6 @@
 """The JSON note that the project's own files carry: what stands beside loads, names and times."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,6 @@ def plain_names(trace: LoadTrace) -> list[str]:
 
 
 def trace_about(
-    path: Path,
     text: str | bytes,
     loads: NDArray[np.float64],
     names: list[str],
@@ -51,20 +49,20 @@ def trace_about(
     try:
         about: Any = json.loads(text) if text else {"eplb": 1}
     except (ValueError, RecursionError):
-        raise FormatError(f"{path}: its note about the loads is no JSON") from None
+        raise FormatError("its note about the loads is no JSON") from None
     if not isinstance(about, dict) or type(about.get("eplb")) is not int:
-        raise FormatError(f"{path}: its note is not of eplb: expected the key 'eplb'")
+        raise FormatError("its note is not of eplb: expected the key 'eplb'")
     if about["eplb"] != 1:
-        raise FormatError(f"{path}: is of version {about['eplb']}, known is 1")
+        raise FormatError(f"is of version {about['eplb']}, known is 1")
     top_k, model, named = about.get("top_k"), about.get("model"), about.get("names", names)
     if not (top_k is None or type(top_k) is int):
-        raise FormatError(f"{path}: top_k is {str(top_k)[:40]!r}, expected a number of experts")
+        raise FormatError(f"top_k is {str(top_k)[:40]!r}, expected a number of experts")
     if not (model is None or isinstance(model, str)):
-        raise FormatError(f"{path}: model is no name, but {type(model).__name__}")
+        raise FormatError(f"model is no name, but {type(model).__name__}")
     if not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
-        raise FormatError(f"{path}: names are no list of names")
+        raise FormatError("names are no list of names")
     ordered = about.get("ordered", True)
     if not isinstance(ordered, bool):
-        raise FormatError(f"{path}: ordered is {str(ordered)[:40]!r}, expected true or false")
+        raise FormatError(f"ordered is {str(ordered)[:40]!r}, expected true or false")
     layers = about.get("layers")
     return LoadTrace(loads, named, times, top_k, model, layers, ordered=ordered)

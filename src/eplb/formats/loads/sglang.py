@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from eplb.errors import FormatError, LoadsError
 from eplb.formats.loads.bare import Bare
-from eplb.formats.safe import check_size, load_pt, tensor_array
-from eplb.formats.windows import Steps, Windows
+from eplb.formats.safe import check_size, load_pt, naming, tensor_array
+from eplb.formats.windows import Steps, Windows, check_model
 from eplb.loads import LoadTrace, check_values
 
 __all__ = ["NothingRecordedError", "Passes", "dump_time", "joined", "read_pt"]
@@ -51,19 +51,16 @@ class Passes:
     phy2log: NDArray[np.int64]
 
     @property
-    def num_experts(self) -> int:
-        """E."""
-        return int(self.phy2log.max()) + 1
+    def shape(self) -> tuple[int, int]:
+        """L and E."""
+        return len(self.phy2log), int(self.phy2log.max()) + 1
 
     def loads(self, number: int) -> NDArray[np.float64]:
-        """[L, E] tokens of a record.
-
-        Raises:
-            FormatError: a record without them.
-        """
+        """[L, E] tokens of a record."""
         place = f"records[{number}]"
-        counts = _physical_counts(self.path, self.records[number], place, self.phy2log.shape)
-        num_layers, num_experts = len(counts), self.num_experts
+        with naming(self.path):
+            counts = _physical_counts(self.records[number], place, self.phy2log.shape)
+        num_layers, num_experts = self.shape
         # Counts of all layers are added up at once, each layer into experts of its own.
         experts = (self.phy2log + num_experts * np.arange(num_layers)[:, None]).ravel()
         size = num_layers * num_experts
@@ -75,23 +72,22 @@ def read_pt(path: Path) -> Steps | Passes | Bare:
     """Loads in a `.pt` file: a recorder's dump, or a bare tensor as vllm-ascend's tool reads it."""
     content = load_pt(path)
     if not isinstance(content, dict):
-        return _bare(path, content, "the file")
+        return _bare(content, "the file")
     if "records" in content:
         return _read_passes(path, content)
     if _ROUTED in content:
-        return _bare(path, content[_ROUTED], _ROUTED)
+        return _bare(content[_ROUTED], _ROUTED)
     if "logical_count" not in content:
         keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"
-        raise FormatError(f"{path}: expected the key 'logical_count' or 'records', found {keys}")
-    counts = tensor_array(path, content["logical_count"], "logical_count")
+        raise FormatError(f"expected the key 'logical_count' or 'records', found {keys}")
+    counts = tensor_array(content["logical_count"], "logical_count")
     return _steps(path, counts)
 
 
 def dump_time(path: Path) -> float | None:
     """Seconds since 1970 at which the recorder wrote a file, as its name tells."""
     match = _DUMP.fullmatch(path.stem)
-    time = float(match[1]) if match else None
-    return time if time is not None and np.isfinite(time) else None
+    return float(match[1]) if match and np.isfinite(float(match[1])) else None
 
 
 def joined(parts: Iterable[Passes], windows: Windows) -> LoadTrace:
@@ -99,33 +95,20 @@ def joined(parts: Iterable[Passes], windows: Windows) -> LoadTrace:
 
     Recording starts and stops on each rank between two passes, not at the same pass on all: passes
     at either end of a recording that some ranks lack are left out.
-
-    Args:
-        parts: all files.
-        windows: what passes are added to, one after the other.
-
-    Raises:
-        FormatError: files that are not of one recording; the message names two that disagree.
     """
     found: dict[int, dict[int, tuple[Passes, int]]] = {}
-    first: Passes | None = None
+    first = None
     for part in parts:
         first = first or part
-        shape, other = (
-            (len(part.phy2log), part.num_experts),
-            (len(first.phy2log), first.num_experts),
-        )
-        if shape != other:
-            raise FormatError(
-                f"{part.path}: has {shape[0]} layers and {shape[1]} experts, "
-                f"{first.path.name} has {other[0]} and {other[1]}"
-            )
-        for number, (pass_id, rank) in enumerate(part.keys):
-            seen = found.setdefault(pass_id, {})
-            _check_fits(part, seen, pass_id, rank)
-            seen[rank] = part, number
-    path = Path() if first is None else first.path
-    chosen = _whole_passes(path, {pass_id: set(seen) for pass_id, seen in found.items()})
+        with naming(part.path):
+            check_model(part.shape, first.shape, first.path)
+            for number, (pass_id, rank) in enumerate(part.keys):
+                seen = found.setdefault(pass_id, {})
+                _check_fits(part, seen, pass_id, rank)
+                seen[rank] = part, number
+    assert first is not None  # there is a file at least
+    with naming(first.path.parent):
+        chosen = _whole_passes({pass_id: set(seen) for pass_id, seen in found.items()})
     times = _times([_first_time(part for part, _ in found[each].values()) for each in chosen])
     counted = np.zeros((0, 0, 0))
     for at, pass_id in enumerate(chosen):
@@ -133,15 +116,14 @@ def joined(parts: Iterable[Passes], windows: Windows) -> LoadTrace:
         loads = np.stack([part.loads(number) for part, number in of_ranks])
         counted = counted + loads if at else loads
         time = None if times is None else times[at : at + 1]
-        windows.add(path, loads.sum(axis=0)[None], [str(pass_id)], time)
-    windows.count(counted if chosen else None)
-    num_layers = 0 if first is None else len(first.phy2log)
-    return windows.finish(layers=tuple(range(num_layers)))
+        windows.add(loads.sum(axis=0)[None], [str(pass_id)], time)
+    windows.count(counted)
+    return windows.finish(layers=tuple(range(first.shape[0])))
 
 
-def _bare(path: Path, value: Any, name: str) -> Bare:
-    array = tensor_array(path, value, name)
-    check_size(path, name, array.size)
+def _bare(value: Any, name: str) -> Bare:
+    array = tensor_array(value, name)
+    check_size(name, array.size)
     return Bare(array, name)
 
 
@@ -158,7 +140,7 @@ def _steps(path: Path, counts: NDArray[Any]) -> Steps:
     used = counts.reshape(len(counts), -1).max(axis=1) > 0
     if not used.any():
         what = f"all {len(counts)} steps are unused" if buffer else "has no token"
-        raise NothingRecordedError(f"{path}: {what}: nothing was recorded")
+        raise NothingRecordedError(f"{what}: nothing was recorded")
     steps = _in_order(used)
     runs = np.split(steps, np.flatnonzero(np.diff(steps) != 1) + 1)
     return Steps(
@@ -193,50 +175,48 @@ def _times(times: list[float | None]) -> list[float] | None:
 
 def _read_passes(path: Path, content: dict[Any, Any]) -> Passes:
     name = "last_physical_to_logical_map"
-    phy2log = tensor_array(path, content.get(name), name)
+    phy2log = tensor_array(content.get(name), name)
     if phy2log.ndim != 2 or not phy2log.size or phy2log.dtype.kind not in "iu":
-        raise FormatError(f"{path}: {name} is no map of layers and physical experts [L, P]")
+        raise FormatError(f"{name} is no map of layers and physical experts [L, P]")
     num_physical = phy2log.shape[1]
     if not 0 <= phy2log.min() <= phy2log.max() < num_physical:
-        raise FormatError(f"{path}: {name} has experts outside 0 to {num_physical - 1}")
+        raise FormatError(f"{name} has experts outside 0 to {num_physical - 1}")
     records = content["records"]
     if not isinstance(records, list) or not records:
-        raise FormatError(f"{path}: records are no list, or empty: nothing was recorded")
+        raise FormatError("records are no list, or empty: nothing was recorded")
     keys, kept = [], []
     for number, record in enumerate(records):
         place = f"records[{number}]"
         if not isinstance(record, dict):
-            raise FormatError(f"{path}: {place} is {type(record).__name__}, expected a dict")
+            raise FormatError(f"{place} is {type(record).__name__}, expected a dict")
         for key in ("forward_pass_id", "rank"):
             if type(record.get(key)) is not int or record[key] < 0:
-                raise FormatError(f"{path}: {place} has no number {key!r}, from 0 on")
+                raise FormatError(f"{place} has no number {key!r}, from 0 on")
         keys.append((record["forward_pass_id"], record["rank"]))
         kept.append({key: record[key] for key in (_PHYSICAL, _TOKENS) if key in record})
     return Passes(path, keys, kept, phy2log.astype(np.int64))
 
 
-def _physical_counts(
-    path: Path, record: dict[Any, Any], place: str, shape: tuple[int, ...]
-) -> NDArray[Any]:
+def _physical_counts(record: dict[Any, Any], place: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """Counts [L, P] of a record, from its tokens where it has none."""
     if _PHYSICAL in record:
         place = f"{place}[{_PHYSICAL!r}]"
-        counts = tensor_array(path, record[_PHYSICAL], place)
+        counts = tensor_array(record[_PHYSICAL], place)
         if counts.shape != shape:
-            raise FormatError(f"{path}: {place} has shape {counts.shape}, its map {shape}")
+            raise FormatError(f"{place} has shape {counts.shape}, its map {shape}")
         if not counts.min() >= 0:
-            raise FormatError(f"{path}: {place} has a count below 0, or none")
+            raise FormatError(f"{place} has a count below 0, or none")
         return counts
     place = f"{place}[{_TOKENS!r}]"
-    ids = tensor_array(path, record.get(_TOKENS), place)
+    ids = tensor_array(record.get(_TOKENS), place)
     if ids.ndim != 3 or len(ids) != shape[0] or ids.dtype.kind not in "iu":
-        raise FormatError(f"{path}: {place} is no [{shape[0]}, tokens, k] of physical experts")
+        raise FormatError(f"{place} is no [{shape[0]}, tokens, k] of physical experts")
     counts = np.zeros(shape, np.int64)
     for layer, chosen in enumerate(ids):
         real = chosen[chosen != -1].astype(np.int64)
         if real.size and not 0 <= real.min() <= real.max() < shape[1]:
             raise FormatError(
-                f"{path}: {place}[{layer}] has ids outside -1 to {shape[1] - 1}: is a shared "
+                f"{place}[{layer}] has ids outside -1 to {shape[1] - 1}: is a shared "
                 "expert fused into the routed ones? Record without that, or leave its ids out"
             )
         counts[layer] = np.bincount(real, minlength=shape[1])
@@ -246,13 +226,13 @@ def _physical_counts(
 def _check_fits(part: Passes, seen: dict[int, tuple[Passes, int]], pass_id: int, rank: int) -> None:
     if rank in seen:
         raise FormatError(
-            f"{part.path}: has pass {pass_id} of rank {rank} again, {seen[rank][0].path.name} has "
+            f"has pass {pass_id} of rank {rank} again, {seen[rank][0].path.name} has "
             "it too: keep each recording in a folder of its own, and record without a draft model"
         )
     other, _ = next(iter(seen.values()), (part, 0))
     if other is not part and not np.array_equal(other.phy2log, part.phy2log):
         raise FormatError(
-            f"{part.path}: has another placement than {other.path.name}, and both have pass "
+            f"has another placement than {other.path.name}, and both have pass "
             f"{pass_id}: keep each recording in a folder of its own"
         )
 
@@ -263,31 +243,30 @@ def _first_time(parts: Iterable[Passes]) -> float | None:
     return None if None in times else min(time for time in times if time is not None)
 
 
-def _whole_passes(path: Path, ranks: dict[int, set[int]]) -> list[int]:
+def _whole_passes(ranks: dict[int, set[int]]) -> list[int]:
     """Passes that all ranks recorded, in order, if only ends of recordings lack any."""
     everyone = set().union(*ranks.values())
     missing = next((rank for rank in range(len(everyone)) if rank not in everyone), None)
     if missing is not None and len(everyone) > 1:
-        raise FormatError(
-            f"{path.parent}: has files of ranks up to {max(everyone)}, and none of rank {missing}"
-        )
+        what = f"has files of ranks up to {max(everyone)}, and none of rank {missing}"
+        raise FormatError(what)
     chosen: list[int] = []
     run: list[int] = []
     for pass_id in sorted(ranks):
         if run and pass_id != run[-1] + 1:
-            chosen += _trimmed(path, run, ranks, everyone)
+            chosen += _trimmed(run, ranks, everyone)
             run = []
         run.append(pass_id)
-    return chosen + _trimmed(path, run, ranks, everyone)
+    return chosen + _trimmed(run, ranks, everyone)
 
 
-def _trimmed(path: Path, run: list[int], ranks: dict[int, set[int]], all_: set[int]) -> list[int]:
+def _trimmed(run: list[int], ranks: dict[int, set[int]], all_: set[int]) -> list[int]:
     whole = [number for number, pass_id in enumerate(run) if ranks[pass_id] == all_]
     kept = run[whole[0] : whole[-1] + 1] if whole else run
     for pass_id in kept:
         if ranks[pass_id] != all_:
             raise FormatError(
-                f"{path.parent}: pass {pass_id} was recorded by some ranks, "
+                f"pass {pass_id} was recorded by some ranks, "
                 f"and not by rank {min(all_ - ranks[pass_id])}"
             )
     return kept

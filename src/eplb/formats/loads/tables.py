@@ -11,6 +11,7 @@ import csv
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -49,24 +50,25 @@ def read_csv(path: Path) -> LoadTrace | Bare | Listed:
     """Loads in a CSV file: a plain table, whose heading is passed over, a long one, or a list."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = _lines(path, file)
+            lines = _lines(file)
             first = next(lines, "")
             about = ""
             if first.startswith("#"):
                 about = first[1:].strip()
                 first = next(lines, "")
-            mark = _delimiter(first)
+            # Some spreadsheets separate columns by semicolons or tabs.
+            mark = next((mark for mark in ";\t" if mark in first and "," not in first), ",")
             heading = next(csv.reader([first], delimiter=mark), [])
-            before = _num_headings(path, heading)
+            before = _num_headings(heading)
             if before:
-                return _read_long(path, len(heading), before, lines, about)
+                return _read_long(len(heading), before, lines, about)
             rows = csv.reader(chain([first], lines), strict=True, delimiter=mark)
-            columns = list_columns(path, heading) if _is_heading(path, heading) else None
+            columns = list_columns(heading) if _is_heading(heading) else None
             if columns is not None:
                 return _read_list(path, rows, columns)
-            return _read_plain(path, rows)
+            return _read_plain(rows)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise FormatError(f"{path}: not a CSV file ({reason(error)})") from None
+        raise FormatError(f"not a CSV file ({reason(error)})") from None
 
 
 def write_csv(trace: LoadTrace, path: Path) -> None:
@@ -90,18 +92,29 @@ def write_csv(trace: LoadTrace, path: Path) -> None:
             file.write(text.encode())
 
 
-def _lines(path: Path, file: IO[str]) -> Iterator[str]:
+def _lines(file: IO[str]) -> Iterator[str]:
     number = 0
     while line := file.readline(_LONGEST_LINE):
         number += 1
         if len(line) == _LONGEST_LINE:
-            raise FormatError(f"{path}: line {number} is longer than {_LONGEST_LINE} characters")
+            raise FormatError(f"line {number} is longer than {_LONGEST_LINE} characters")
         yield line
 
 
-def _delimiter(line: str) -> str:
-    """What separates columns: some spreadsheets write semicolons or tabs."""
-    return next((mark for mark in ";\t" if mark in line and "," not in line), ",")
+def _places(
+    rows: Iterator[list[str]], place: str, first: int, width: int = 0
+) -> Iterator[tuple[str, list[str]]]:
+    """Rows that are not empty and their places, counted from `first`; all are to be as wide as the
+    heading, or as the first one.
+    """
+    before = "the heading" if width else "lines before"
+    for number, row in enumerate(rows, start=first):
+        if not row:
+            continue
+        at, width = place.format(number), width or len(row)
+        if len(row) != width:
+            raise FormatError(f"{at} has {len(row)} columns, {before} {width}")
+        yield at, row
 
 
 def _read_list(path: Path, rows: Iterator[list[str]], columns: tuple[int | None, ...]) -> Listed:
@@ -109,64 +122,42 @@ def _read_list(path: Path, rows: Iterator[list[str]], columns: tuple[int | None,
     width = len(next(rows))
     windows: list[str] = []
     values = [array("d") for _ in columns[1:]]
-    for number, row in enumerate(rows, start=2):
-        if not row:
-            continue
-        if len(row) != width:
-            raise FormatError(f"{path}: line {number} has {len(row)} columns, the heading {width}")
+    for place, row in _places(rows, "line {}", 2, width):
         cells = [row[column] if column is not None else "0" for column in columns]
-        try:
-            for found, value in zip(values, _numbers(cells[1:]), strict=True):
-                found.append(value)
-        except ValueError:
-            raise _no_number(path, f"line {number}", cells[1:]) from None
+        for found, value in zip(values, _numbers(cells[1:], place), strict=True):
+            found.append(value)
         windows.append(windows[-1] if windows and windows[-1] == cells[0] else cells[0])
-        _check_length(path, values[0])
+        _check_length(values[0])
     layers, experts, counts = map(np.array, values)
     told = None if columns[1] is None else layers
     return listed(path, None if columns[0] is None else windows, told, experts, counts)
 
 
-def _read_plain(path: Path, rows: Iterator[list[str]]) -> LoadTrace | Bare:
+def _read_plain(rows: Iterator[list[str]]) -> LoadTrace | Bare:
     values = array("d")
     heading: list[str] = []
     index: list[int] = []
     layers: dict[str, list[float]] = {}
-    width = num_rows = 0
-    for number, row in enumerate(rows, start=1):
-        if not row:
+    num_rows = 0
+    for place, row in _places(rows, "line {}", 1):
+        if not num_rows and not heading and _is_heading(row):
+            heading, index = row, _index_columns(row)
+            layers = {row[column]: [] for column in index}
             continue
-        if not width:
-            width = len(row)
-            if _is_heading(path, row):
-                heading, index = row, _index_columns(path, row)
-                layers = {row[column]: [] for column in index}
-                continue
-        if len(row) != width:
-            raise FormatError(f"{path}: line {number} has {len(row)} columns, lines before {width}")
-        try:
-            numbers = _numbers(row)
-        except ValueError:
-            raise _no_number(path, f"line {number}", row) from None
+        numbers = _numbers(row, place)
         for column in index:
             layers[heading[column]].append(numbers.pop(column))
         values.fromlist(numbers)
-        _check_length(path, values)
+        _check_length(values)
         num_rows += 1
     if not num_rows:
-        raise FormatError(f"{path}: has no line of numbers")
-    loads = frozen(values, (num_rows, width - len(index)))
-    return LoadTrace(loads, layers=_numbers_of(path, layers, num_rows)) if heading else Bare(loads)
+        raise FormatError("has no line of numbers")
+    loads = frozen(values, (num_rows, -1))
+    return LoadTrace(loads, layers=_numbers_of(layers, num_rows)) if heading else Bare(loads)
 
 
-def _numbers_of(
-    path: Path, numbers: Mapping[str, ArrayLike], num_rows: int
-) -> tuple[int, ...] | None:
-    """Numbers of the layers from the columns that have them; None where they count rows only.
-
-    Raises:
-        FormatError: a column that does not rise, in whole numbers from 0 on.
-    """
+def _numbers_of(numbers: Mapping[str, ArrayLike], num_rows: int) -> tuple[int, ...] | None:
+    """Numbers of the layers from the columns that have them; None where they count rows only."""
     told = None
     for name, values in numbers.items():
         column = np.array(values, np.float64)
@@ -177,7 +168,7 @@ def _numbers_of(
         if wrong.size:
             row = int(wrong[0])
             raise FormatError(
-                f"{path}: column {name[:40]!r} has {column[row]:g} in row {row + 1} of the table, "
+                f"column {name[:40]!r} has {column[row]:g} in row {row + 1} of the table, "
                 f"expected {max(before[row], -1) + 1:g} or more: layers stand in order, each once"
             )
         # A data frame's own index goes behind a column that is called after layers.
@@ -188,35 +179,30 @@ def _numbers_of(
     return tuple(map(int, told))
 
 
-def _read_long(path: Path, width: int, before: int, lines: Iterator[str], about: str) -> LoadTrace:
+def _read_long(width: int, before: int, lines: Iterator[str], about: str) -> LoadTrace:
     """A long table of so many columns, `before` of them before those of experts."""
     names: list[str] = []
     times = array("d")
     layers = array("q")
     values = array("d")
-    for number, row in enumerate(csv.reader(lines, strict=True), start=1):
-        if not row:
-            continue
-        place = f"row {number} of the table"
-        if len(row) != width:
-            raise FormatError(f"{path}: {place} has {len(row)} columns, the heading {width}")
+    for place, row in _places(csv.reader(lines, strict=True), "row {} of the table", 1, width):
+        numbers = _numbers(row[1:], place)
+        times.append(numbers[0])
         try:
-            numbers = _numbers(row[1:])
-            times.append(numbers[0])
             layers.append(int(row[before - 1]))
-            values.fromlist(numbers[before - 1 :])
         except (ValueError, OverflowError):
-            raise _no_number(path, place, row[1:]) from None
+            raise _no_number(row[1:], place) from None
+        values.fromlist(numbers[before - 1 :])
         # One text for all layers of a window.
         names.append(names[-1] if names and names[-1] == row[0] else row[0])
-        _check_length(path, values)
+        _check_length(values)
     known = np.array(times) if before == 3 else None
-    names, found, num_layers = _windows_of(path, names, known, layers)
+    names, found, num_layers = _windows_of(names, known, layers)
     loads = frozen(values, (len(names), num_layers, width - before))
-    return trace_about(path, about, loads, names, found)
+    return trace_about(about, loads, names, found)
 
 
-def _is_heading(path: Path, row: list[str]) -> bool:
+def _is_heading(row: list[str]) -> bool:
     """Whether the first line names columns: some by no number, or all by their own number.
 
     Raises:
@@ -226,32 +212,36 @@ def _is_heading(path: Path, row: list[str]) -> bool:
     names = [cell.strip() for cell in row if not _is_number(cell)]
     for cell in names:
         if _SEPARATED.fullmatch(cell):
-            raise FormatError(f"{path}: line 1 has {cell[:40]!r}: write numbers without separators")
+            raise FormatError(f"line 1 has {cell[:40]!r}: write numbers without separators")
         if _NUMBER_LIKE.match(cell):
-            raise FormatError(f"{path}: line 1 has {cell[:40]!r}, which is no number and no name")
+            raise FormatError(f"line 1 has {cell[:40]!r}, which is no number and no name")
     numbers = [cell for cell in row if cell.strip() not in names]
     counts_up = numbers == [*map(str, range(len(numbers)))]
     if names and not any(names) and not counts_up:
-        raise FormatError(f"{path}: line 1 has an empty cell: give each expert's load, or a name")
+        raise FormatError("line 1 has an empty cell: give each expert's load, or a name")
     return bool(names) or counts_up
 
 
-def _check_length(path: Path, values: "array[float]") -> None:
+def _check_length(values: "array[float]") -> None:
     if len(values) * 8 > LARGEST:
-        raise FormatError(f"{path}: has more than {LARGEST // 8} values")
+        raise FormatError(f"has more than {LARGEST // 8} values")
 
 
-def _no_number(path: Path, place: str, row: list[str]) -> FormatError:
+def _no_number(row: list[str], place: str) -> FormatError:
     wrong = next((cell for cell in row if not _is_number(cell)), row[0])
-    return FormatError(f"{path}: {place} has {wrong[:40]!r}, no number")
+    return FormatError(f"{place} has {wrong[:40]!r}, no number")
 
 
-def _numbers(row: list[str]) -> list[float]:
-    """Cells as numbers; `float` alone would take 1_000, and digits of any script.
+def _numbers(row: list[str], place: str) -> list[float]:
+    """Cells as numbers."""
+    try:
+        return _floats(row)
+    except ValueError:
+        raise _no_number(row, place) from None
 
-    Raises:
-        ValueError: a cell that is none.
-    """
+
+def _floats(row: list[str]) -> list[float]:
+    """Cells as numbers; `float` alone would take 1_000, and digits of any script."""
     text = "".join(row)
     if "_" in text or not text.isascii():
         raise ValueError
@@ -259,11 +249,9 @@ def _numbers(row: list[str]) -> list[float]:
 
 
 def _is_number(cell: str) -> bool:
-    try:
-        _numbers([cell])
-    except ValueError:
-        return False
-    return True
+    with suppress(ValueError):
+        return bool(_floats([cell]))
+    return False
 
 
 def read_parquet(path: Path) -> LoadTrace | Listed:
@@ -272,48 +260,48 @@ def read_parquet(path: Path) -> LoadTrace | Listed:
     import pyarrow.parquet as pq
 
     with path.open("rb") as file:
-        with reading(path, "Parquet"):
+        with reading("Parquet"):
             source = pq.ParquetFile(file, pre_buffer=False)
             schema, about = source.schema_arrow, source.metadata
         names = schema.names
-        before = _num_headings(path, names)
-        columns = None if before else list_columns(path, names)
-        index = [] if before else _index_columns(path, names)
-        _check_columns(path, schema, about.num_columns, before)
+        before = _num_headings(names)
+        columns = None if before else list_columns(names)
+        index = [] if before else _index_columns(names)
+        _check_columns(schema, about.num_columns, before)
         if about.num_rows < 1:
-            raise FormatError(f"{path}: has {about.num_rows} rows, expected one for each layer")
-        check_size(path, "the table", about.num_rows * len(names))
+            raise FormatError(f"has {about.num_rows} rows, expected one for each layer")
+        check_size("the table", about.num_rows * len(names))
         groups = map(about.row_group, range(about.num_row_groups))
-        check_size(path, "the table", sum(group.total_byte_size for group in groups) // 8)
-        with reading(path, "Parquet"):
+        check_size("the table", sum(group.total_byte_size for group in groups) // 8)
+        with reading("Parquet"):
             if before:
                 # A name that stands in many rows is kept once.
                 source = pq.ParquetFile(file, read_dictionary=["window"], pre_buffer=False)
             table = source.read(use_threads=False)
             table.validate(full=True)
-            texts = _texts(path, table) if before else []
+            texts = _texts(table) if before else []
     if table.num_rows != about.num_rows:
-        raise FormatError(f"{path}: has {table.num_rows} rows, and claims {about.num_rows}")
+        raise FormatError(f"has {table.num_rows} rows, and claims {about.num_rows}")
     if columns is not None:
         found: list[Any] = [
-            None if column is None else _values(path, table, column).astype(np.float64)
+            None if column is None else _values(table, column).astype(np.float64)
             for column in columns
         ]
         return listed(path, None if found[0] is None else found[0].tolist(), *found[1:])
-    numbers = {names[column]: _values(path, table, column) for column in index}
+    numbers = {names[column]: _values(table, column) for column in index}
     experts = [column for column in range(before, len(names)) if column not in index]
     loads = np.empty((table.num_rows, len(experts)))
     for number, column in enumerate(experts):
-        loads[:, number] = _values(path, table, column)
+        loads[:, number] = _values(table, column)
     loads.flags.writeable = False
     if not before:
-        return LoadTrace(loads, layers=_numbers_of(path, numbers, len(loads)))
-    times = _values(path, table, 1).astype(np.float64) if before == 3 else None
-    layers = _values(path, table, before - 1)
-    windows, times, num_layers = _windows_of(path, texts, times, layers)
+        return LoadTrace(loads, layers=_numbers_of(numbers, len(loads)))
+    times = _values(table, 1).astype(np.float64) if before == 3 else None
+    layers = _values(table, before - 1)
+    windows, times, num_layers = _windows_of(texts, times, layers)
     loads = loads.reshape(len(windows), num_layers, len(experts))
     note = (schema.metadata or {}).get(_NOTE, b"")
-    return trace_about(path, note, loads, windows, times)
+    return trace_about(note, loads, windows, times)
 
 
 def write_parquet(trace: LoadTrace, path: Path) -> None:
@@ -355,33 +343,33 @@ def _import(path: Path) -> None:
         raise MissingExtraError("pyarrow", "formats", f"{path}") from None
 
 
-def _check_columns(path: Path, schema: Any, num_columns: int, before: int) -> None:
+def _check_columns(schema: Any, num_columns: int, before: int) -> None:
     """Raise a FormatError for columns that hold no numbers, but for the names of windows."""
     import pyarrow as pa
 
     if not schema.names or num_columns != len(schema.names):
-        raise FormatError(f"{path}: has no plain columns of numbers")
+        raise FormatError("has no plain columns of numbers")
     for field in list(schema)[1 if before else 0 :]:
         if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)):
             raise FormatError(
-                f"{path}: column {field.name[:40]!r} is of {str(field.type)[:40]}, expected numbers"
+                f"column {field.name[:40]!r} is of {str(field.type)[:40]}, expected numbers"
             )
 
 
-def _values(path: Path, table: Any, column: int) -> NDArray[Any]:
+def _values(table: Any, column: int) -> NDArray[Any]:
     values = table.column(column)
     if values.null_count:
         name = table.column_names[column][:40]
-        raise FormatError(f"{path}: column {name!r} has rows without a value")
+        raise FormatError(f"column {name!r} has rows without a value")
     array: NDArray[Any] = values.to_numpy()
     return array
 
 
-def _texts(path: Path, table: Any) -> list[str]:
+def _texts(table: Any) -> list[str]:
     """The name of each row's window, one text for all rows that share it."""
     column = table.column(0)
     if column.null_count:
-        raise FormatError(f"{path}: column 'window' has rows without a value")
+        raise FormatError("column 'window' has rows without a value")
     names: list[str] = []
     for chunk in column.chunks:
         # Only texts are kept so: windows may be numbers.
@@ -391,13 +379,10 @@ def _texts(path: Path, table: Any) -> list[str]:
     return names
 
 
-def _index_columns(path: Path, columns: Sequence[str]) -> list[int]:
+def _index_columns(columns: Sequence[str]) -> list[int]:
     """Columns of a plain table that number its layers, by their names, the last of them first.
 
     In CSV the index of a data frame stands first and may have no name; in Parquet it stands last.
-
-    Raises:
-        FormatError: no other column.
     """
     found = [
         number
@@ -405,11 +390,11 @@ def _index_columns(path: Path, columns: Sequence[str]) -> list[int]:
         if name.strip().lower() in _INDEX or (number == 0 and not name.strip())
     ]
     if found and len(found) == len(columns):
-        raise FormatError(f"{path}: has no column of an expert")
+        raise FormatError("has no column of an expert")
     return found[::-1]
 
 
-def _num_headings(path: Path, columns: Sequence[str]) -> int:
+def _num_headings(columns: Sequence[str]) -> int:
     """Columns before those of experts: 2, or 3 with times; 0 for what is no long table."""
     if list(columns[:1]) != ["window"] or "layer" not in columns[1:3]:
         return 0
@@ -417,25 +402,21 @@ def _num_headings(path: Path, columns: Sequence[str]) -> int:
     experts = columns[before:]
     if (before == 3 and columns[1] != "time") or list(experts) != [*map(str, range(len(experts)))]:
         raise FormatError(
-            f"{path}: has columns {', '.join(columns[:6])[:60]}, expected window, time where "
+            f"has columns {', '.join(columns[:6])[:60]}, expected window, time where "
             "known, layer, and one for each expert: 0, 1, ..."
         )
     if not experts:
-        raise FormatError(f"{path}: has no column of an expert")
+        raise FormatError("has no column of an expert")
     return before
 
 
 def _windows_of(
-    path: Path, names: Sequence[str], times: NDArray[np.float64] | None, layers: ArrayLike
+    names: Sequence[str], times: NDArray[np.float64] | None, layers: ArrayLike
 ) -> tuple[list[str], NDArray[np.float64] | None, int]:
-    """Names and times of the windows, and L, from those of all rows.
-
-    Raises:
-        FormatError: rows that are not whole windows in order; the message names the first.
-    """
+    """Names and times of the windows, and L, from those of all rows."""
     found = np.array(layers)
     if not len(found):
-        raise FormatError(f"{path}: has no line of numbers")
+        raise FormatError("has no line of numbers")
     starts = np.flatnonzero(found == 0)
     num_layers = int(starts[1]) if len(starts) > 1 else len(found)
     expected = np.arange(len(found)) % num_layers
@@ -443,19 +424,18 @@ def _windows_of(
     if len(wrong):
         row = int(wrong[0])
         raise FormatError(
-            f"{path}: row {row + 1} of the table is of layer {found[row]}, expected "
+            f"row {row + 1} of the table is of layer {found[row]}, expected "
             f"{expected[row]}: the layers of a window stand together and in order"
         )
     if len(found) % num_layers:
         raise FormatError(
-            f"{path}: is cut short, its last window has {len(found) % num_layers} of "
-            f"{num_layers} layers"
+            f"is cut short, its last window has {len(found) % num_layers} of {num_layers} layers"
         )
     for row, name in enumerate(names):
         start = row - row % num_layers
         if name != names[start] or (times is not None and times[row] != times[start]):
             raise FormatError(
-                f"{path}: row {row + 1} of the table is of another window or time than row "
+                f"row {row + 1} of the table is of another window or time than row "
                 f"{start + 1}, expected layer {row - start} of {names[start][:40]!r}"
             )
     return (

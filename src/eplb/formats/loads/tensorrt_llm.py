@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eplb.errors import FormatError, MissingExtraError
-from eplb.formats.safe import check_regular, check_size, naming, read_json_text, read_text, reading
+from eplb.formats import safe
 from eplb.loads import LoadTrace
 
 __all__ = ["is_statistics", "read_statistics"]
@@ -49,22 +49,22 @@ def read_statistics(folder: Path) -> LoadTrace:
     parts: dict[int, NDArray[np.float64]] = {}
     by_rank: dict[int, list[NDArray[np.float64]]] = {}
     for path in files:
-        with naming(path):
-            check_regular(path)
+        with safe.naming(path):
+            safe.check_regular(path)
             with (
-                reading(path, "safetensors"),
+                safe.reading("safetensors"),
                 safetensors.safe_open(str(path), framework="np") as file,
             ):
-                keys = _keys(path, list(file.keys()))
+                keys = _keys(list(file.keys()))
                 rows = _check_stage(path, keys, stages)
                 at_most = max(len(rows), len(files)) * _num_layers(stages) * num_experts
-                check_size(path, "the folder", at_most)
+                safe.check_size("the folder", at_most)
                 for layer in {layer for _, layer in keys}:
                     by_rank.setdefault(layer, []).append(np.zeros(num_experts))
                 for (iteration, layer), key in keys.items():
                     if layer not in parts:
                         parts[layer] = np.zeros((len(rows), num_experts))
-                    counts = _counts(path, key, file.get_tensor(key), num_experts)
+                    counts = _counts(key, file.get_tensor(key), num_experts)
                     parts[layer][rows[iteration]] += counts
                     by_rank[layer][-1] += counts
     total = np.zeros((len(rows), _num_layers(stages), num_experts))
@@ -78,26 +78,26 @@ def read_statistics(folder: Path) -> LoadTrace:
         for layer, counted in by_rank.items():
             sources[:, layer] = counted
     iterations = sorted(rows)
-    with naming(folder):
+    with safe.naming(folder):
         layers = tuple(range(total.shape[1]))
         names = list(map(str, iterations))
         return LoadTrace(total, names, top_k=top_k, layers=layers, sources=sources)
 
 
 def _read_meta(path: Path) -> tuple[int, int]:
-    with naming(path):
+    with safe.naming(path):
         if not path.exists():
-            raise FormatError(f"{path}: is missing, it stands beside the ranks' files")
-        check_regular(path)
-        content = read_json_text(path, read_text(path))
+            raise FormatError("is missing, it stands beside the ranks' files")
+        safe.check_regular(path)
+        content = safe.read_json_text(safe.read_text(path))
         values = []
         for key in ("num_experts", "num_experts_per_token"):
             value = content.get(key) if isinstance(content, dict) else None
             if type(value) is not int or not 1 <= value <= _MOST_EXPERTS:
-                raise FormatError(f"{path}: expected {key!r}, a number from 1 to {_MOST_EXPERTS}")
+                raise FormatError(f"expected {key!r}, a number from 1 to {_MOST_EXPERTS}")
             values.append(value)
-    if values[1] > values[0]:
-        raise FormatError(f"{path}: sends a token to {values[1]} of {values[0]} experts")
+        if values[1] > values[0]:
+            raise FormatError(f"sends a token to {values[1]} of {values[0]} experts")
     return values[0], values[1]
 
 
@@ -113,21 +113,21 @@ def _rank_files(folder: Path) -> list[Path]:
     return [found[rank] for rank in sorted(found)]
 
 
-def _keys(path: Path, names: list[str]) -> dict[tuple[int, int], str]:
+def _keys(names: list[str]) -> dict[tuple[int, int], str]:
     """Names by iteration and layer."""
     keys = {}
     for name in names:
         match = _KEY.fullmatch(name)
         if match is None:
-            raise FormatError(f"{path}: has {name[:40]!r}, expected names 'iteration_layer'")
+            raise FormatError(f"has {name[:40]!r}, expected names 'iteration_layer'")
         key = int(match[1]), int(match[2])
         if key in keys:
-            raise FormatError(f"{path}: has iteration {key[0]}, layer {key[1]} twice")
+            raise FormatError(f"has iteration {key[0]}, layer {key[1]} twice")
         if key[1] >= _MOST_LAYERS:
-            raise FormatError(f"{path}: claims a layer {key[1]}, at most {_MOST_LAYERS} are read")
+            raise FormatError(f"claims a layer {key[1]}, at most {_MOST_LAYERS} are read")
         keys[key] = name
     if not keys:
-        raise FormatError(f"{path}: has no iteration: nothing was recorded")
+        raise FormatError("has no iteration: nothing was recorded")
     return keys
 
 
@@ -136,11 +136,7 @@ def _check_stage(
     keys: dict[tuple[int, int], str],
     stages: _Stages,
 ) -> dict[int, int]:
-    """Rows of the iterations, where the rank has all that others of its stage have, and no other's.
-
-    Raises:
-        FormatError: iterations or layers that are missing here or there.
-    """
+    """Rows of the iterations, where the rank has all that others of its stage have, no more."""
     layers = frozenset(layer for _, layer in keys)
     iterations = sorted({iteration for iteration, _ in keys})
     own = [stage for other, stage in stages.items() if other & layers]
@@ -148,12 +144,12 @@ def _check_stage(
         if own:
             _check_same(path, keys, first, expected)
         elif {iteration for iteration, _ in expected} != set(iterations):
-            raise FormatError(f"{path}: has other iterations than {first.name}")
+            raise FormatError(f"has other iterations than {first.name}")
     if len(keys) < len(iterations) * len(layers):
         missing = next(
             (it, la) for it in iterations for la in sorted(layers) if (it, la) not in keys
         )
-        raise FormatError(f"{path}: lacks iteration {missing[0]}, layer {missing[1]}")
+        raise FormatError(f"lacks iteration {missing[0]}, layer {missing[1]}")
     stages.setdefault(layers, (path, keys))
     return {iteration: row for row, iteration in enumerate(iterations)}
 
@@ -171,17 +167,16 @@ def _check_same(
     for some, rest, file, name in ((keys, expected, path, other), (expected, keys, other, path)):
         extra = sorted(rest.keys() - some.keys())
         if extra:
-            raise FormatError(
-                f"{file}: lacks iteration {extra[0][0]}, layer {extra[0][1]}, that {name.name} has"
-            )
+            what = f"lacks iteration {extra[0][0]}, layer {extra[0][1]}, that {name.name} has"
+            raise safe.error_in(file, what)
 
 
-def _counts(path: Path, key: str, values: NDArray[Any], num_experts: int) -> NDArray[Any]:
+def _counts(key: str, values: NDArray[Any], num_experts: int) -> NDArray[Any]:
     if values.shape != (num_experts,) or values.dtype.kind not in "iu":
         raise FormatError(
-            f"{path}: {key!r} is {values.dtype} of shape {values.shape}, "
+            f"{key!r} is {values.dtype} of shape {values.shape}, "
             f"{_META} says {num_experts} whole numbers"
         )
     if values.min() < 0:
-        raise FormatError(f"{path}: {key!r} has {values.min()} tokens")
+        raise FormatError(f"{key!r} has {values.min()} tokens")
     return values

@@ -12,20 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from eplb.checks import LAYERS, ranges, rising_layers, whole_number
 from eplb.cluster import Cluster
 from eplb.errors import ClusterError, FormatError, LoadsError, OptionError, PlacementError
+from eplb.formats import safe
 from eplb.formats.placements import ascend, bare, deepseek, sglang, tensorrt_llm, vllm
 from eplb.formats.placements.layout import Layout, contiguous_row
 from eplb.formats.placements.matching import matched
-from eplb.formats.safe import (
-    check_regular,
-    load_pt,
-    naming,
-    read_json_text,
-    read_npy,
-    read_text,
-    tensor_array,
-    warn,
-    zip_names,
-)
 from eplb.placement import Placement, empty_slots
 
 __all__ = [
@@ -207,21 +197,21 @@ def load_placement(
     source = Path(path)
     mask = None if dense is None else _mask(dense, None)
     numbers = _numbers(first_layer, layers, None if mask is None else len(mask))
-    with naming(source):
+    with safe.naming(source):
         if not source.exists():
-            raise FormatError(f"{source}: does not exist")
-        check_regular(source)
+            raise FormatError("does not exist")
+        safe.check_regular(source)
         layout = _layout_of(source)
         if num_experts is not None:
             layout = _without_shared(source, layout, num_experts, num_gpus)
         found = int(layout.rows.max()) + 1
         if num_experts is not None and found != num_experts:
             raise FormatError(
-                f"{source}: has experts 0 to {found - 1}, expected 0 to {num_experts - 1}: "
+                f"has experts 0 to {found - 1}, expected 0 to {num_experts - 1}: "
                 "it is of another model"
             )
         cluster = _cluster_of(source, layout, num_gpus, num_nodes)
-        _check_whole(source, layout, found, cluster)
+        _check_whole(layout, found, cluster)
         if placement_layers is not None:
             named = rising_layers(placement_layers, len(layout.rows), "placement_layers")
             layout = replace(layout, layers=list(named), every_layer=False)
@@ -235,62 +225,61 @@ def _layout_of(path: Path) -> Layout:
     with path.open("rb") as file:
         head = file.read(6)
     if head == b"\x93NUMPY":
-        return bare.read_array(path, read_npy(path))
+        return bare.read_array(safe.read_npy(path))
     if head[:2] == b"PK":
-        names = zip_names(path, ".npz or .pt")
+        names = safe.zip_names(path, ".npz or .pt")
         if any(name.endswith(".npy") for name in names):
             return deepseek.read_npz_maps(path)
         if any(name.endswith("/data.pkl") for name in names):
             return _layout_in_pt(path)
-        raise FormatError(f"{path}: is an archive of no arrays and no tensors")
-    text = read_text(path)
+        raise FormatError("is an archive of no arrays and no tensors")
+    text = safe.read_text(path)
     first = text.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     yaml = path.suffix.lower() in _ENDINGS["tensorrt-llm"] or first not in {b"{", b"["}
-    content = tensorrt_llm.read_yaml(path, text) if yaml else read_json_text(path, text)
+    content = tensorrt_llm.read_yaml(path, text) if yaml else safe.read_json_text(text)
     if isinstance(content, list):
-        return bare.read_list(path, content)
+        return bare.read_list(content)
     if not isinstance(content, dict):
-        raise FormatError(f"{path}: is no placement, but {type(content).__name__}")
+        raise FormatError(f"is no placement, but {type(content).__name__}")
     return _layout_in(path, content)
 
 
 def _layout_in_pt(path: Path) -> Layout:
-    content = load_pt(path)
+    content = safe.load_pt(path)
     if not isinstance(content, dict):
-        return bare.read_array(path, tensor_array(path, content, "the file"))
+        return bare.read_array(safe.tensor_array(content, "the file"))
     if deepseek.MAP in content:
-        return deepseek.read_tensors(path, content)
+        return deepseek.read_tensors(content)
     if sglang.MAP in content or sglang.LAST in content:
-        return sglang.read_pt_map(path, content)
+        return sglang.read_pt_map(content)
     raise FormatError(
-        f"{path}: is no placement: expected the key {sglang.MAP!r}, {sglang.LAST!r} or "
-        f"{deepseek.MAP!r}"
+        f"is no placement: expected the key {sglang.MAP!r}, {sglang.LAST!r} or {deepseek.MAP!r}"
     )
 
 
 def _layout_in(path: Path, content: dict[Any, Any]) -> Layout:
     if vllm.MARK in content:
-        return vllm.read_own(path, content)
+        return vllm.read_own(content)
     if sglang.MAP in content:
-        return sglang.read_map(path, content)
+        return sglang.read_map(content)
     if deepseek.MAP in content:
-        return deepseek.read_arrays(path, content)
+        return deepseek.read_arrays(content)
     if not ascend.KEYS.isdisjoint(content):
-        return ascend.read_expert_map(path, content)
+        return ascend.read_expert_map(content)
     if not (tensorrt_llm.KEYS | {"moe_config"}).isdisjoint(content):
-        return tensorrt_llm.read_assignments(path, content)
+        return tensorrt_llm.read_assignments(content)
     if vllm.SNAPSHOTS in content:
-        return vllm.read_snapshots(path, content)
-    found = bare.read_by_layer(path, content) or bare.read_models(
+        return vllm.read_snapshots(content)
+    found = bare.read_by_layer(content) or bare.read_models(
         path, content, lambda model: _layout_in(path, model)
     )
     if found is not None:
         return found
     if any(key in content for key in _LOADS):
-        raise FormatError(f"{path}: holds loads, and no placement")
+        raise FormatError("holds loads, and no placement")
     keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) or "none"
     raise FormatError(
-        f"{path}: is no placement: expected a key as 'physical_to_logical_map', 'layer_list', "
+        f"is no placement: expected a key as 'physical_to_logical_map', 'layer_list', "
         f"'initial_global_assignments' or 'phy2log', found {keys}"
     )
 
@@ -308,7 +297,7 @@ def _without_shared(path: Path, layout: Layout, num_experts: int, num_gpus: int 
     if np.unique(own.sum(axis=2)).size > 1 or not own.any():
         return layout
     ids = ranges(shared.tolist())
-    warn(
+    safe.warn(
         path,
         f"expert {ids} is on every GPU, and the loads have experts 0 to {num_experts - 1}: "
         "it is left out as a shared expert",
@@ -316,7 +305,7 @@ def _without_shared(path: Path, layout: Layout, num_experts: int, num_gpus: int 
     return replace(layout, rows=by_gpu[own].reshape(len(layout.rows), -1))
 
 
-def _check_whole(path: Path, layout: Layout, num_experts: int, cluster: Cluster) -> None:
+def _check_whole(layout: Layout, num_experts: int, cluster: Cluster) -> None:
     """Raise where a layer lacks an expert that another has, or a GPU alive has an empty slot."""
     num_slots, none = cluster.num_held, empty_slots(cluster)
     for row, name in zip(layout.rows, layout.names, strict=True):
@@ -324,7 +313,7 @@ def _check_whole(path: Path, layout: Layout, num_experts: int, cluster: Cluster)
         if empty.size > len(row) - num_slots:
             slot = next(each for each in empty.tolist() if not none[each])
             raise FormatError(
-                f"{path}: {name}[{slot}] is -1, expected a number from 0 on: empty slots are the "
+                f"{name}[{slot}] is -1, expected a number from 0 on: empty slots are the "
                 "last ones of a GPU, or all, in all layers"
             )
         # Numbers may be in the millions where slots are few: no array is made for them.
@@ -333,7 +322,7 @@ def _check_whole(path: Path, layout: Layout, num_experts: int, cluster: Cluster)
             missing = np.flatnonzero(held != np.arange(held.size))
             expert = int(missing[0]) if missing.size else held.size
             raise FormatError(
-                f"{path}: {name} has no slot for expert {expert}, and {num_slots} slots for "
+                f"{name} has no slot for expert {expert}, and {num_slots} slots for "
                 f"experts 0 to {num_experts - 1}: each expert needs one"
             )
 
@@ -344,7 +333,7 @@ def _cluster_of(path: Path, layout: Layout, num_gpus: int | None, num_nodes: int
         (layout.num_nodes, num_nodes, "nodes"),
     ):
         if told is not None and asked is not None and told != asked:
-            raise FormatError(f"{path}: is for {told} {what}, but {asked} are given")
+            raise FormatError(f"is for {told} {what}, but {asked} are given")
     gpus = num_gpus if layout.num_gpus is None else layout.num_gpus
     if gpus is None:
         raise OptionError(
@@ -378,7 +367,7 @@ def _aligned(
     if dense is None:
         kept = [row for row, layer in enumerate(layout.layers) if layer >= (first_layer or 0)]
         if layout.layers and not kept:
-            raise FormatError(f"{path}: has no layer from {first_layer} on")
+            raise FormatError(f"has no layer from {first_layer} on")
         numbers = tuple(layout.layers[row] for row in kept) or None
         return layout.rows[kept] if kept else layout.rows, numbers
     rows = matched(path, layout, dense, layers)

@@ -28,11 +28,7 @@ KEYS = {"moe_layer_count", "layer_list"}
 def write_expert_map(
     placement: Placement, path: Path, moe: NDArray[np.bool_], _numbers: Sequence[int]
 ) -> None:
-    """Write the MoE layers, a device a line.
-
-    Raises:
-        PlacementError: a device that has an expert twice.
-    """
+    """Write the MoE layers, a device a line."""
     by_gpu = placement.phy2log.reshape(placement.num_layers, placement.cluster.num_gpus, -1)[moe]
     _check_single(np.flatnonzero(moe), by_gpu)
     layers = []
@@ -48,16 +44,14 @@ def write_expert_map(
     write_text(path, f'{{"moe_layer_count": {len(layers)}, "layer_list": [\n{text}]}}\n')
 
 
-def read_expert_map(path: Path, content: dict[str, Any]) -> Layout:
+def read_expert_map(content: dict[str, Any]) -> Layout:
     """The MoE layers in their order, with numbers where `layer_id` has more than their position."""
     layers = content.get("layer_list")
     if not isinstance(layers, list) or not layers:
-        raise FormatError(f"{path}: has no layer_list with layers in it")
-    count = number_of(path, content, "moe_layer_count")
+        raise FormatError("has no layer_list with layers in it")
+    count = number_of(content, "moe_layer_count")
     if count != len(layers):
-        raise FormatError(
-            f"{path}: moe_layer_count is {count}, and layer_list has {len(layers)} layers"
-        )
+        raise FormatError(f"moe_layer_count is {count}, and layer_list has {len(layers)} layers")
     num_gpus = 0
     rows: list[Any] = []
     names: list[str] = []
@@ -65,21 +59,17 @@ def read_expert_map(path: Path, content: dict[str, Any]) -> Layout:
         place = f"layer_list[{number}]"
         devices = layer.get("device_list") if isinstance(layer, dict) else None
         if not isinstance(devices, list) or not devices:
-            raise FormatError(f"{path}: {place} has no device_list with devices in it")
-        told = number_of(path, layer, "device_count")
+            raise FormatError(f"{place} has no device_list with devices in it")
+        told = number_of(layer, "device_count")
         if told is not None and told != len(devices):
-            raise FormatError(
-                f"{path}: {place} has device_count {told}, and {len(devices)} devices"
-            )
+            raise FormatError(f"{place} has device_count {told}, and {len(devices)} devices")
         num_gpus = num_gpus or len(devices)
         if len(devices) != num_gpus:
-            raise FormatError(
-                f"{path}: {place} has {len(devices)} devices, layer_list[0] has {num_gpus}"
-            )
+            raise FormatError(f"{place} has {len(devices)} devices, layer_list[0] has {num_gpus}")
         for device, entry in enumerate(devices):
             rows.append(entry.get("device_expert") if isinstance(entry, dict) else None)
             names.append(f"{place}.device_list[{device}].device_expert")
-    by_device = rows_of(path, rows, names)
+    by_device = rows_of(rows, names)
     return Layout(
         "ascend",
         by_device.reshape(len(layers), -1),

@@ -22,7 +22,8 @@ from eplb.placement import Placement
 __all__ = ["MAP", "read_arrays", "read_npz_maps", "read_tensors", "write_arrays"]
 
 MAP = "phy2log"
-_OTHERS = ("log2phy", "logcnt")
+_AXES = {MAP: (2, -1), "log2phy": (3, -1), "logcnt": (2, 0)}
+"""Axes of each array, and the least number in it."""
 _NUMBERS = ("num_gpus", "num_nodes")
 
 
@@ -30,134 +31,102 @@ def write_arrays(
     placement: Placement, path: Path, _moe: NDArray[np.bool_], _numbers: Sequence[int]
 ) -> None:
     """Write the arrays of all layers that the placement has."""
-    arrays: dict[str, Any] = {
-        MAP: placement.phy2log,
-        "log2phy": placement.log2phy,
-        "logcnt": placement.logcnt,
-    }
+    arrays: dict[str, Any] = {name: getattr(placement, name) for name in _AXES}
     cluster = placement.cluster
     if path.suffix.lower() == ".npz":
         with replacing(path) as file:
-            np.savez_compressed(
-                file,
-                **arrays,
-                num_gpus=np.int64(cluster.num_gpus),
-                num_nodes=np.int64(cluster.num_nodes),
-            )
+            sizes = {name: np.int64(getattr(cluster, name)) for name in _NUMBERS}
+            np.savez_compressed(file, **arrays, **sizes)
         return
-    parts = [f'"num_gpus": {cluster.num_gpus}', f'"num_nodes": {cluster.num_nodes}']
+    parts = [f'"{name}": {getattr(cluster, name)}' for name in _NUMBERS]
     parts += [f'"{MAP}": {rows_text(placement.phy2log)}']
-    parts += [f'"{name}": {json.dumps(arrays[name].tolist())}' for name in _OTHERS]
+    parts += [f'"{name}": {json.dumps(arrays[name].tolist())}' for name in list(_AXES)[1:]]
     write_text(path, "{" + ",\n".join(parts) + "}\n")
 
 
-def read_arrays(path: Path, content: dict[str, Any]) -> Layout:
+def read_arrays(content: dict[str, Any]) -> Layout:
     """The arrays in an object as JSON has it."""
-    phy2log = _matrix(path, content[MAP], MAP, -1)
-    log2phy = logcnt = None
+    found = {MAP: _matrix(content[MAP], MAP, -1)}
     if content.get("log2phy") is not None:
         given = content["log2phy"]
         if not isinstance(given, list) or not given:
-            raise FormatError(f"{path}: log2phy is no list of layers")
-        layers = [
-            _matrix(path, layer, f"log2phy[{number}]", -1) for number, layer in enumerate(given)
-        ]
+            raise FormatError("log2phy is no list of layers")
+        layers = [_matrix(layer, f"log2phy[{number}]", -1) for number, layer in enumerate(given)]
         if len({layer.shape for layer in layers}) > 1:
-            raise FormatError(f"{path}: log2phy has layers of different shapes")
-        log2phy = np.stack(layers)
+            raise FormatError("log2phy has layers of different shapes")
+        found["log2phy"] = np.stack(layers)
     if content.get("logcnt") is not None:
-        logcnt = _matrix(path, content["logcnt"], "logcnt")
-    numbers = {name: number_of(path, content, name) for name in _NUMBERS}
-    return _checked(path, phy2log, log2phy, logcnt, numbers)
+        found["logcnt"] = _matrix(content["logcnt"], "logcnt")
+    numbers = {name: number_of(content, name) for name in _NUMBERS}
+    return _checked(found, numbers)
 
 
 def read_npz_maps(path: Path) -> Layout:
     """The arrays in an `.npz` file."""
-    wanted = (MAP, *_OTHERS, *_NUMBERS)
+    wanted = (*_AXES, *_NUMBERS)
     found = safe.read_npz(path, lambda names: [name for name in wanted if name in names])
     if MAP not in found:
-        raise FormatError(f"{path}: is no placement: expected an array {MAP!r}")
+        raise FormatError(f"is no placement: expected an array {MAP!r}")
     numbers = {
-        name: number_of(path, {name: int(_whole(path, found[name], name, 0))}, name)
+        name: number_of({name: int(_whole(found[name], name, 0))}, name)
         for name in _NUMBERS
         if name in found
     }
-    return _from_arrays(path, found, numbers)
+    return _from_arrays(found, numbers)
 
 
-def read_tensors(path: Path, content: dict[Any, Any]) -> Layout:
+def read_tensors(content: dict[Any, Any]) -> Layout:
     """The arrays in what `torch.load` gave of a file."""
     arrays = {
-        name: tensor_array(path, content[name], name)
-        for name in (MAP, *_OTHERS)
-        if content.get(name) is not None
+        name: tensor_array(content[name], name) for name in _AXES if content.get(name) is not None
     }
-    numbers = {name: number_of(path, content, name) for name in _NUMBERS}
-    return _from_arrays(path, arrays, numbers)
+    numbers = {name: number_of(content, name) for name in _NUMBERS}
+    return _from_arrays(arrays, numbers)
 
 
-def _from_arrays(
-    path: Path, found: dict[str, NDArray[Any]], numbers: dict[str, int | None]
-) -> Layout:
-    phy2log = _whole(path, found[MAP], MAP, 2, -1)
-    log2phy = _whole(path, found["log2phy"], "log2phy", 3, -1) if "log2phy" in found else None
-    logcnt = _whole(path, found["logcnt"], "logcnt", 2) if "logcnt" in found else None
-    return _checked(path, phy2log, log2phy, logcnt, numbers)
+def _from_arrays(found: dict[str, NDArray[Any]], numbers: dict[str, int | None]) -> Layout:
+    whole = {name: _whole(found[name], name, *_AXES[name]) for name in _AXES if name in found}
+    return _checked(whole, numbers)
 
 
-def _matrix(path: Path, value: Any, name: str, lowest: int = 0) -> NDArray[np.int64]:
+def _matrix(value: Any, name: str, lowest: int = 0) -> NDArray[np.int64]:
     if not isinstance(value, list) or not value:
-        raise FormatError(f"{path}: {name} is {type(value).__name__}, expected a list of rows")
-    return rows_of(path, value, [f"{name}[{row}]" for row in range(len(value))], lowest)
+        raise FormatError(f"{name} is {type(value).__name__}, expected a list of rows")
+    return rows_of(value, [f"{name}[{row}]" for row in range(len(value))], lowest)
 
 
-def _whole(
-    path: Path, array: NDArray[Any], name: str, ndim: int, lowest: int = 0
-) -> NDArray[np.int64]:
+def _whole(array: NDArray[Any], name: str, ndim: int, lowest: int = 0) -> NDArray[np.int64]:
     """An array of a file as whole numbers."""
     if array.ndim != ndim or not array.size:
-        raise FormatError(f"{path}: {name} has shape {array.shape}, expected {ndim} axes")
+        raise FormatError(f"{name} has shape {array.shape}, expected {ndim} axes")
     if not (array.min() >= lowest and array.max() < 2**31 and (array == np.floor(array)).all()):
-        raise FormatError(f"{path}: {name} has what is no whole number from {lowest} on")
+        raise FormatError(f"{name} has what is no whole number from {lowest} on")
     return array.astype(np.int64)
 
 
-def _checked(
-    path: Path,
-    phy2log: NDArray[np.int64],
-    log2phy: NDArray[np.int64] | None,
-    logcnt: NDArray[np.int64] | None,
-    numbers: dict[str, int | None],
-) -> Layout:
+def _checked(found: dict[str, NDArray[np.int64]], numbers: dict[str, int | None]) -> Layout:
     """The layout, where the other arrays say the same as phy2log."""
+    phy2log, log2phy, logcnt = found[MAP], found.get("log2phy"), found.get("logcnt")
     num_layers, num_experts = len(phy2log), int(phy2log.max()) + 1
     # More experts than slots leave some without any, which is told later.
     if num_experts <= phy2log.shape[1]:
         counts = np.stack([np.bincount(row[row >= 0], minlength=num_experts) for row in phy2log])
         if logcnt is not None and not np.array_equal(logcnt, counts):
-            raise FormatError(f"{path}: logcnt is not how often phy2log has each expert")
+            raise FormatError("logcnt is not how often phy2log has each expert")
         if log2phy is not None:
             if log2phy.shape[:2] != (num_layers, num_experts):
                 raise FormatError(
-                    f"{path}: log2phy has shape {log2phy.shape}, phy2log has {num_layers} layers "
+                    f"log2phy has shape {log2phy.shape}, phy2log has {num_layers} layers "
                     f"and {num_experts} experts"
                 )
-            _check_same(path, phy2log, log2phy, counts)
+            _check_same(phy2log, log2phy, counts)
     names = [f"{MAP}[{layer}]" for layer in range(num_layers)]
-    return Layout(
-        "deepseek",
-        phy2log,
-        names,
-        num_gpus=numbers.get("num_gpus"),
-        num_nodes=numbers.get("num_nodes"),
-    )
+    gpus, nodes = (numbers.get(name) for name in _NUMBERS)
+    return Layout("deepseek", phy2log, names, num_gpus=gpus, num_nodes=nodes)
 
 
 def _check_same(
-    path: Path,
-    phy2log: NDArray[np.int64],
-    log2phy: NDArray[np.int64],
-    counts: NDArray[np.int64],
+    phy2log: NDArray[np.int64], log2phy: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> None:
     """Raise where log2phy has other slots than phy2log; their order is free."""
     known = np.sort(log2phy, axis=2)
@@ -171,6 +140,6 @@ def _check_same(
     if wrong.any():
         layer, expert = np.argwhere(wrong)[0]
         raise FormatError(
-            f"{path}: log2phy[{layer}][{expert}] has other slots than phy2log[{layer}] has "
+            f"log2phy[{layer}][{expert}] has other slots than phy2log[{layer}] has "
             f"for expert {expert}"
         )

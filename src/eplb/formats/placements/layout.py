@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,26 +48,21 @@ class Layout:
     num_nodes: int | None = None
 
 
-def rows_of(path: Path, rows: Any, names: list[str], lowest: int = 0) -> NDArray[np.int64]:
-    """Rows of whole numbers as an array [R, W]; `names` has the place of each in the file.
-
-    Raises:
-        FormatError: rows of different lengths, empty ones, or what is no number from `lowest` on.
-    """
+def rows_of(rows: Any, names: list[str], lowest: int = 0) -> NDArray[np.int64]:
+    """Rows of whole numbers as an array [R, W]; `names` has the place of each in the file."""
     width = 0
     for row, name in zip(rows, names, strict=True):
         if not isinstance(row, list) or not row:
-            raise FormatError(f"{path}: {name} is {_said(row)}, expected a list of experts")
+            raise FormatError(f"{name} is {_said(row)}, expected a list of experts")
         width = width or len(row)
         if len(row) != width:
             raise FormatError(
-                f"{path}: {name} has {len(row)} slots, {names[0]} has {width}: "
-                "each layer needs as many"
+                f"{name} has {len(row)} slots, {names[0]} has {width}: each layer needs as many"
             )
         # Before anything is copied: in YAML a row may stand for itself many times.
-        check_size(path, "the placement", width * len(names))
+        check_size("the placement", width * len(names))
     if not width:
-        raise FormatError(f"{path}: has no layer")
+        raise FormatError("has no layer")
     array = np.empty((len(names), width), np.int64)
     for number, (row, name) in enumerate(zip(rows, names, strict=True)):
         if set(map(type, row)) != {int} or min(row) < lowest or max(row) > _LARGEST_ID:
@@ -78,23 +72,19 @@ def rows_of(path: Path, rows: Any, names: list[str], lowest: int = 0) -> NDArray
                 if type(expert) is not int or not lowest <= expert <= _LARGEST_ID
             )
             raise FormatError(
-                f"{path}: {name}[{slot}] is {_said(row[slot])}, expected a number from {lowest} on"
+                f"{name}[{slot}] is {_said(row[slot])}, expected a number from {lowest} on"
             )
         array[number] = row
     return array
 
 
-def number_of(path: Path, content: dict[Any, Any], key: str) -> int | None:
-    """A number of things that a file may tell, None where it does not.
-
-    Raises:
-        FormatError: what is no number of 1 or more.
-    """
+def number_of(content: dict[Any, Any], key: str) -> int | None:
+    """A number of things that a file may tell, None where it does not."""
     value = content.get(key)
     if value is None:
         return None
     if type(value) is not int or not 1 <= value <= _LARGEST_ID:
-        raise FormatError(f"{path}: {key} is {_said(value)}, expected a number of 1 or more")
+        raise FormatError(f"{key} is {_said(value)}, expected a number of 1 or more")
     return value
 
 

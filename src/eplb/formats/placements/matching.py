@@ -23,13 +23,8 @@ __all__ = ["matched"]
 def matched(
     path: Path, layout: Layout, dense: NDArray[np.bool_], layers: Sequence[int] | None
 ) -> NDArray[np.intp]:
-    """[L] the row of each layer of the loads, -1 for one without load that has none.
-
-    Args:
-        path: for messages.
-        layout: the file's rows.
-        dense: [L] which layers of the loads have no load.
-        layers: L numbers in the model, None where they are not known.
+    """[L] the row of each layer of the loads, -1 for a dense one that has none; `layers` are their
+    numbers in the model, where these are known.
 
     Raises:
         FormatError: a layer with load that no row is for, or counts that fit in no way or in more
@@ -61,7 +56,7 @@ def matched(
             f"(the file has {ranges(layout.layers)})"
         )
     raise FormatError(
-        f"{path}: has {num_rows} layers, the loads have {num_layers}{without}: it is of another "
+        f"has {num_rows} layers, the loads have {num_layers}{without}: it is of another "
         f"model, or {settles}"
     )
 
@@ -86,7 +81,7 @@ def _by_number(
     ]
     if missing:
         raise FormatError(
-            f"{path}: has {len(layout.rows)} layers ({ranges(layout.layers)}), the loads have "
+            f"has {len(layout.rows)} layers ({ranges(layout.layers)}), the loads have "
             f"{len(layers)} ({ranges(layers)}), and it has none for layer {ranges(missing)}: it is "
             "of another model, or say which layers the loads have (--first-layer or --layers) or "
             "the file (--placement-layers)"

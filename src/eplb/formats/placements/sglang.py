@@ -37,29 +37,27 @@ def write_map(
     write_text(path, f'{{"{MAP}": {rows_text(rows)}}}\n')
 
 
-def read_map(path: Path, content: dict[str, Any]) -> Layout:
+def read_map(content: dict[str, Any]) -> Layout:
     """The map in an object as JSON has it."""
     others = sorted(set(content) - {MAP})
     if others:
-        raise FormatError(
-            f"{path}: has the key {others[0][:40]!r} beside {MAP!r}: SGLang takes no other"
-        )
+        raise FormatError(f"has the key {others[0][:40]!r} beside {MAP!r}: SGLang takes no other")
     rows = content[MAP]
     if not isinstance(rows, list) or not rows:
         what = "empty" if rows == [] else type(rows).__name__
-        raise FormatError(f"{path}: {MAP} is {what}, expected a list of layers")
+        raise FormatError(f"{MAP} is {what}, expected a list of layers")
     names = [f"{MAP}[{layer}]" for layer in range(len(rows))]
-    return _layout(rows_of(path, rows, names), names)
+    return _layout(rows_of(rows, names), names)
 
 
-def read_pt_map(path: Path, content: dict[Any, Any]) -> Layout:
+def read_pt_map(content: dict[Any, Any]) -> Layout:
     """The map in a `.pt` file: for `--init-expert-location`, or in a dump of the recorder."""
     key = MAP if MAP in content else LAST
-    array = tensor_array(path, content[key], key)
+    array = tensor_array(content[key], key)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "iu":
-        raise FormatError(f"{path}: {key} is no map of layers and slots [L, P] of whole numbers")
+        raise FormatError(f"{key} is no map of layers and slots [L, P] of whole numbers")
     if array.min() < 0:
-        raise FormatError(f"{path}: {key} has an expert below 0")
+        raise FormatError(f"{key} has an expert below 0")
     return _layout(array.astype(np.int64), [f"{key}[{layer}]" for layer in range(len(array))])
 
 

@@ -43,12 +43,7 @@ def write_assignments(
 
 
 def read_yaml(path: Path, text: bytes) -> Any:
-    """What a YAML file holds: plain values, no tags, each key once, and no numbers of base 60.
-
-    Raises:
-        FormatError: anything else.
-        MissingExtraError: no PyYAML.
-    """
+    """What a YAML file holds: plain values, no tags, each key once, and no numbers of base 60."""
     try:
         import yaml
     except ImportError:
@@ -69,7 +64,7 @@ def read_yaml(path: Path, text: bytes) -> Any:
 
     for kind in ("int", "float"):
         Loader.add_constructor(f"tag:yaml.org,2002:{kind}", number)
-    with reading(path, "YAML"):
+    with reading("YAML"):
         try:
             return yaml.load(text, Loader=Loader)
         except yaml.MarkedYAMLError as error:
@@ -77,54 +72,48 @@ def read_yaml(path: Path, text: bytes) -> Any:
             raise ValueError(f"{str(error.problem)[:80]}{line}") from None
 
 
-def read_assignments(path: Path, content: dict[Any, Any]) -> Layout:
+def read_assignments(content: dict[Any, Any]) -> Layout:
     """The assignments in a balancer's configuration, or in an engine's that holds one."""
     num_gpus = None
     if _CONFIG in content:
-        num_gpus = number_of(path, content, "moe_expert_parallel_size")
+        num_gpus = number_of(content, "moe_expert_parallel_size")
         outer = content[_CONFIG]
         inner = outer.get("load_balancer") if isinstance(outer, dict) else None
         if isinstance(inner, str):
-            raise FormatError(
-                f"{path}: names another file in {_CONFIG}.load_balancer: give that one"
-            )
+            raise FormatError(f"names another file in {_CONFIG}.load_balancer: give that one")
         if not isinstance(inner, dict):
-            raise FormatError(f"{path}: has no {_CONFIG}.load_balancer")
+            raise FormatError(f"has no {_CONFIG}.load_balancer")
         content = inner
     others = sorted(str(key)[:40] for key in content if key not in KEYS)
     if others:
-        raise FormatError(f"{path}: has the key {others[0]!r}: TensorRT-LLM takes {sorted(KEYS)}")
-    num_slots = number_of(path, content, "num_slots")
+        raise FormatError(f"has the key {others[0]!r}: TensorRT-LLM takes {sorted(KEYS)}")
+    num_slots = number_of(content, "num_slots")
     if num_slots is None:
-        raise FormatError(f"{path}: has no num_slots, which TensorRT-LLM needs")
+        raise FormatError("has no num_slots, which TensorRT-LLM needs")
     updates = content.get("layer_updates_per_iter", 0)
     if type(updates) is not int or updates < 0:
-        raise FormatError(f"{path}: layer_updates_per_iter is no number from 0 on")
+        raise FormatError("layer_updates_per_iter is no number from 0 on")
     given = content.get(_ASSIGNMENTS)
     if not isinstance(given, dict) or not given:
-        raise FormatError(
-            f"{path}: has no {_ASSIGNMENTS} by layer: the engine lays experts out by itself"
-        )
+        raise FormatError(f"has no {_ASSIGNMENTS} by layer: the engine lays experts out by itself")
     by_layer: dict[int, Any] = {}
     for key, row in given.items():
-        layer = _layer(path, key)
+        layer = _layer(key)
         if layer in by_layer:
-            raise FormatError(f"{path}: {_ASSIGNMENTS} has layer {layer} twice")
+            raise FormatError(f"{_ASSIGNMENTS} has layer {layer} twice")
         by_layer[layer] = row
     layers = sorted(by_layer)
     names = [f"{_ASSIGNMENTS}[{layer}]" for layer in layers]
-    rows = rows_of(path, [by_layer[layer] for layer in layers], names)
+    rows = rows_of([by_layer[layer] for layer in layers], names)
     if rows.shape[1] != num_slots:
-        raise FormatError(
-            f"{path}: {names[0]} has {rows.shape[1]} slots, and num_slots is {num_slots}"
-        )
+        raise FormatError(f"{names[0]} has {rows.shape[1]} slots, and num_slots is {num_slots}")
     return Layout("tensorrt-llm", rows, names, layers, num_gpus=num_gpus)
 
 
-def _layer(path: Path, key: Any) -> int:
+def _layer(key: Any) -> int:
     """A layer's number; JSON has it in quotes, which the engine's own parser undoes."""
     if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10:
         return int(key)
     if type(key) is not int or not 0 <= key < 10**9:
-        raise FormatError(f"{path}: {_ASSIGNMENTS} has {str(key)[:40]!r}, expected layer numbers")
+        raise FormatError(f"{_ASSIGNMENTS} has {str(key)[:40]!r}, expected layer numbers")
     return key

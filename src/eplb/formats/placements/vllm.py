@@ -42,40 +42,38 @@ def write_own(
     write_text(path, f'{json.dumps(about)[:-1]},\n"{_MAP}": {rows}}}\n')
 
 
-def read_own(path: Path, content: dict[str, Any]) -> Layout:
+def read_own(content: dict[str, Any]) -> Layout:
     """The MoE layers with their numbers in the model."""
     if type(content[MARK]) is not int or content[MARK] != 1:
-        raise FormatError(f"{path}: {MARK} is {str(content[MARK])[:40]!r}, known is version 1")
+        raise FormatError(f"{MARK} is {str(content[MARK])[:40]!r}, known is version 1")
     rows, layers = content.get(_MAP), content.get("layers")
     if not isinstance(rows, list) or not rows:
-        raise FormatError(f"{path}: has no {_MAP} with layers in it")
+        raise FormatError(f"has no {_MAP} with layers in it")
     names = [f"{_MAP}[{row}]" for row in range(len(rows))]
-    array = rows_of(path, rows, names, -1)
-    numbers = rows_of(path, [layers], ["layers"])[0].tolist()
+    array = rows_of(rows, names, -1)
+    numbers = rows_of([layers], ["layers"])[0].tolist()
     if len(numbers) != len(rows) or any(low >= high for low, high in pairwise(numbers)):
-        raise FormatError(f"{path}: layers are no {len(rows)} rising numbers, one for each row")
-    told = number_of(path, content, "num_experts")
+        raise FormatError(f"layers are no {len(rows)} rising numbers, one for each row")
+    told = number_of(content, "num_experts")
     if told != array.max() + 1:
-        raise FormatError(
-            f"{path}: num_experts is {told}, and {_MAP} has experts up to {array.max()}"
-        )
+        raise FormatError(f"num_experts is {told}, and {_MAP} has experts up to {array.max()}")
     return Layout(
         "vllm",
         array,
         names,
         numbers,
-        num_gpus=number_of(path, content, "num_gpus"),
-        num_nodes=number_of(path, content, "num_nodes"),
+        num_gpus=number_of(content, "num_gpus"),
+        num_nodes=number_of(content, "num_nodes"),
     )
 
 
-def read_snapshots(path: Path, content: dict[str, Any]) -> Layout:
+def read_snapshots(content: dict[str, Any]) -> Layout:
     """The map that ran at the last of the snapshots that branches of vLLM write."""
     snapshots = content[SNAPSHOTS]
     last = snapshots[-1] if isinstance(snapshots, list) and snapshots else None
     rows = last.get(_MAP) if isinstance(last, dict) else None
     if not isinstance(rows, list) or not rows:
-        raise FormatError(f"{path}: {SNAPSHOTS}[-1] has no {_MAP} with layers in it")
+        raise FormatError(f"{SNAPSHOTS}[-1] has no {_MAP} with layers in it")
     names = [f"{SNAPSHOTS}[-1].{_MAP}[{row}]" for row in range(len(rows))]
-    gpus = number_of(path, content, "world_size")
-    return Layout("vllm", rows_of(path, rows, names, -1), names, num_gpus=gpus)
+    gpus = number_of(content, "world_size")
+    return Layout("vllm", rows_of(rows, names, -1), names, num_gpus=gpus)
