@@ -10,7 +10,7 @@ from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.planning.traffic import Traffic, with_sources
 
-__all__ = ["NodePrice", "RoutedBy", "traffic_of"]
+__all__ = ["RoutedBy", "traffic_of"]
 
 RoutedBy = Annotated[
     str | None,
@@ -20,16 +20,6 @@ RoutedBy = Annotated[
         help="How many experts a token is routed to and, if the model routes by --groups, in how "
         "many of them, or the name of a model that does: to count the other nodes that a token is "
         "sent to. [default: not counted]",
-        show_default=False,
-    ),
-]
-NodePrice = Annotated[
-    float | None,
-    typer.Option(
-        help="The peak that it may cost, as a share of a GPU's load, that a token is sent to one "
-        "node fewer. Groups then need not stay on their nodes. It goes with --traffic, unless the "
-        "loads say how many experts a token is routed to. [default: none]",
-        show_default=False,
     ),
 ]
 
