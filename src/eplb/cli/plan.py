@@ -17,7 +17,7 @@ from eplb.cli.nodes import RoutedBy, traffic_of
 from eplb.cli.objective import ObjectiveOptions
 from eplb.cli.pins import PinOptions
 from eplb.cli.reading import LayerOptions
-from eplb.cli.running import Change, CurrentGpus, check_moves_options, load_current
+from eplb.cli.running import Change, CurrentGpus, RunningOptions, check_moves_options
 from eplb.cli.terminal import print_json, print_summary, print_verdict, say
 from eplb.cluster import Cluster
 from eplb.formats.placements import ENGINES
@@ -107,7 +107,8 @@ def command(
         cluster = asked.cluster(loads.num_experts)
         cluster = cluster if dead is None else cluster.without(gpus_from(dead, "--dead"))
     else:
-        running, cluster = load_current(current, loads, reading, asked, current_gpus, dead)
+        runs = RunningOptions(current, **vars(asked), dead=dead, current_gpus=current_gpus)
+        running, cluster = runs.load(loads, reading)
         if max_moves is not None:
             budget = budget_from(max_moves, "--max-moves").of(options.moe_slots(loads, cluster))
     card, model = low.machines(loads, cluster, step)

@@ -17,7 +17,7 @@ from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.plan import Plan, what_is_left
 
-__all__ = ["Change", "CurrentGpus", "RunningOptions", "check_moves_options", "load_current"]
+__all__ = ["Change", "CurrentGpus", "RunningOptions", "check_moves_options"]
 
 _SHOWN = 5
 """Layers whose lost experts are printed."""
@@ -26,51 +26,6 @@ CurrentGpus = Annotated[
     int | None,
     typer.Option(help="Number of GPUs of --current. [default: what the file says, or --gpus]"),
 ]
-
-
-def load_current(
-    path: Path,
-    trace: LoadTrace,
-    reading: LayerOptions,
-    asked: "options.ClusterOptions | RunningOptions",
-    current_gpus: int | None,
-    dead: str | None,
-) -> tuple[Placement, Cluster]:
-    """The placement in a file, and the cluster asked for: its own, or one with other GPUs or slots,
-    or with some of them dead. Speeds are those of both.
-
-    Raises:
-        EplbError: as for `eplb.load_placement` and `Cluster`.
-    """
-    gpus, nodes = asked.gpus, asked.nodes
-    try:
-        current = reading.placement(path, trace, current_gpus, None)
-    except OptionError:
-        if current_gpus is not None or gpus is None:
-            raise
-        current = reading.placement(path, trace, gpus, None)
-    had = current.cluster
-    num_gpus = had.num_gpus if gpus is None else gpus
-    if nodes is None:
-        nodes = had.num_nodes if num_gpus == had.num_gpus else 1
-    cluster = Cluster(num_gpus, nodes, had.slots_per_gpu)
-    if num_gpus == had.num_gpus:
-        cluster = replace(cluster, slots=had.slots)
-    other_slots = asked.slots is not None or asked.slots_per_gpu is not None
-    if other_slots or cluster.num_held < trace.num_experts:
-        cluster = options.cluster_of(
-            trace.num_experts, num_gpus, nodes, asked.slots, slots_per_gpu=asked.slots_per_gpu
-        )
-    cluster = options.with_speed(cluster, asked.speed)
-    shapes = ((each.num_gpus, each.slots_per_gpu, each.slots) for each in (had, cluster))
-    if len(set(shapes)) == 1:
-        # Files do not always tell nodes: the GPUs are the same, wherever they stand.
-        current = replace(current, cluster=cluster.without(had.dead))
-    elif cluster.speed is not None and had.num_gpus == num_gpus:
-        current = replace(current, cluster=replace(had, speed=cluster.speed))
-    if dead is not None:
-        return current, cluster.without(gpus_from(dead, "--dead"))
-    return current, cluster.without(gpu for gpu in had.dead if gpu < num_gpus)
 
 
 @dataclass(frozen=True)
@@ -95,8 +50,41 @@ class RunningOptions:
     current_gpus: CurrentGpus = None
 
     def load(self, trace: LoadTrace, reading: LayerOptions) -> tuple[Placement, Cluster]:
-        """The placement and the cluster, as `load_current` has them."""
-        return load_current(self.current, trace, reading, self, self.current_gpus, self.dead)
+        """The placement in the file, and the cluster asked for: its own, or one with other GPUs or
+        slots, or with some of them dead. Speeds are those of both.
+
+        Raises:
+            EplbError: as for `eplb.load_placement` and `Cluster`.
+        """
+        gpus, nodes = self.gpus, self.nodes
+        try:
+            running = reading.placement(self.current, trace, self.current_gpus, None)
+        except OptionError:
+            if self.current_gpus is not None or gpus is None:
+                raise
+            running = reading.placement(self.current, trace, gpus, None)
+        had = running.cluster
+        num_gpus = had.num_gpus if gpus is None else gpus
+        if nodes is None:
+            nodes = had.num_nodes if num_gpus == had.num_gpus else 1
+        cluster = Cluster(num_gpus, nodes, had.slots_per_gpu)
+        if num_gpus == had.num_gpus:
+            cluster = replace(cluster, slots=had.slots)
+        other_slots = self.slots is not None or self.slots_per_gpu is not None
+        if other_slots or cluster.num_held < trace.num_experts:
+            cluster = options.cluster_of(
+                trace.num_experts, num_gpus, nodes, self.slots, slots_per_gpu=self.slots_per_gpu
+            )
+        cluster = options.with_speed(cluster, self.speed)
+        shapes = ((each.num_gpus, each.slots_per_gpu, each.slots) for each in (had, cluster))
+        if len(set(shapes)) == 1:
+            # Files do not always tell nodes: the GPUs are the same, wherever they stand.
+            running = replace(running, cluster=cluster.without(had.dead))
+        elif cluster.speed is not None and had.num_gpus == num_gpus:
+            running = replace(running, cluster=replace(had, speed=cluster.speed))
+        if self.dead is not None:
+            return running, cluster.without(gpus_from(self.dead, "--dead"))
+        return running, cluster.without(gpu for gpu in had.dead if gpu < num_gpus)
 
 
 @dataclass(frozen=True)

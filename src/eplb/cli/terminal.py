@@ -563,13 +563,13 @@ def _of_sizing(found: Sizing) -> Iterator[str]:
         yield f"The knee is at {slots}: balancedness {knee.height:.4f}."
     else:
         yield f"No spare slot gains {KNEE:g} of balancedness: {knee.height:.4f} without."
-    for more_slots in found.points[found.knee + 1 : found.knee + 2]:
-        gain = more_slots.height - knee.height
-        line = f"{more_slots.spare - knee.spare} more would add {gain:.4f}"
-        if more_slots.bytes is not None and knee.bytes is not None:
-            line += f" and take {_bytes(more_slots.bytes - knee.bytes)} of each GPU's memory"
-        if more_slots.kv_tokens is not None and knee.kv_tokens is not None:
-            line += f", or {more_slots.kv_tokens - knee.kv_tokens:,} tokens of KV cache"
+    if found.knee + 1 < len(found.points):
+        after = found.points[found.knee + 1]
+        line = f"{after.spare - knee.spare} more would add {after.height - knee.height:.4f}"
+        if after.bytes is not None and knee.bytes is not None:
+            line += f" and take {_bytes(after.bytes - knee.bytes)} of each GPU's memory"
+        if after.kv_tokens is not None and knee.kv_tokens is not None:
+            line += f", or {after.kv_tokens - knee.kv_tokens:,} tokens of KV cache"
         yield f"{line}."
     if found.windows:
         came = "that came after" if found.ordered else "held out in turn: workloads in no order"

@@ -344,23 +344,21 @@ def named_policies(
     policies: dict[str, Policy] = {}
     for name in given:
         if name in POLICIES:
+            if name in policies:
+                raise PolicyError(f"policy {name} is given twice")
             policy = POLICIES[name]
-            called = name
             if isinstance(policy, Forecasted | Deciding):
                 policy = replace(policy, threads=threads)
+            policies[name] = policy
         elif name.endswith(".py"):
-            policy = policy_from(name)
-            called = Path(name).stem
+            called, number = Path(name).stem, 1
+            while called in policies or called in built_in:
+                number += 1
+                called = f"{Path(name).stem} {number}"
+            policies[called] = policy_from(name)
         else:
             known = ", ".join(POLICIES)
             raise PolicyError(f"no policy is called {name!r}: give {known} or a .py file")
-        if name in POLICIES and name in policies:
-            raise PolicyError(f"policy {name} is given twice")
-        number = 1
-        while name not in POLICIES and (called in policies or called in built_in):
-            number += 1
-            called = f"{Path(name).stem} {number}"
-        policies[called] = policy
     return policies
 
 

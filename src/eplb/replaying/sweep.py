@@ -6,7 +6,6 @@ default, a Dask cluster by the address of its scheduler, any other, such as Ray'
 """
 
 import contextlib
-import operator
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from numbers import Integral
 from typing import Any
 from uuid import uuid4
 
@@ -135,7 +135,8 @@ def sweep(
     # What is wrong with any replay is told before the first runs.
     called = _called(policies)
     size = expert_bytes_of(trace.model, expert_bytes)
-    schedules = [Schedule(cadence, history, first) for cadence in _cadences(every)]
+    cadences = list_of(every, Integral, "cadences")
+    schedules = [Schedule(cadence, history, first) for cadence in cadences]
     cells = [
         _Cell(cluster, schedule, name, policy)
         for cluster in list_of(clusters, Cluster, "clusters")
@@ -305,13 +306,6 @@ def _called(policies: Policies) -> dict[str, Policy | str | os.PathLike[str]]:
         return dict(policies)
     paths = list_of(policies, str | os.PathLike, "policies")
     return dict(zip(named_policies(paths), paths, strict=True))
-
-
-def _cadences(every: Any) -> list[int]:
-    try:
-        return [operator.index(every)]
-    except TypeError:
-        return list_of(every, int, "cadences")
 
 
 def _replay(

@@ -1,6 +1,7 @@
 """Through time: how plans age, how loads drift, and when moving would have paid."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,19 +119,8 @@ def _decide(
                 threads=asked.threads,
             )
             current = found.placement or current
-            moments.append(
-                Moment(
-                    window,
-                    found.action,
-                    found.gain,
-                    found.moves,
-                    found.total_bytes,
-                    found.moving_seconds,
-                    found.gained_seconds,
-                    found.lost_seconds,
-                    found.reason,
-                )
-            )
+            told = {each.name: getattr(found, each.name) for each in fields(Moment)[1:]}
+            moments.append(Moment(window, **told))
         some = slice(window, window + every)
         served[some] = current.serve(loads[some], asked.dispatch).by_window()
         progress(number + 1, -(-(total - begin) // every))
