@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from options import OneLineParser, positive
+from options import OneLineParser, load_peers, positive
 from rich.table import Table
 from tables import console_for_tables
 
 import eplb
 from eplb.checks import in_one_line
-from eplb.replaying.policies import load_peers
 from eplb.synthetic import trace as synthetic_trace
 
 NUM_REPLICAS, NUM_GROUPS, NUM_NODES, NUM_GPUS = 288, 8, 4, 32

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cells import GRID, custom
 from contest import compare
-from options import OneLineParser
+from options import OneLineParser, load_peers
 from report import CellReport, Row
 from unseen_cells import RULES, Cell, make_cells
 from unseen_contest import DEFAULT, THOROUGH, Contender, measure, of_ours, of_peer
@@ -20,7 +20,7 @@ from unseen_contest import Row as UnseenRow
 
 import eplb
 from eplb.files import write_text
-from eplb.replaying.policies import Peer, load_peers
+from eplb.replaying.policies import Peer
 
 __all__ = ["unseen_table"]
 

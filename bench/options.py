@@ -1,11 +1,17 @@
 """What the command lines of the benchmarks share."""
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-__all__ = ["EnginesParser", "OneLineParser", "positive"]
+if TYPE_CHECKING:
+    from eplb.replaying.policies import Peer
+
+__all__ = ["EnginesParser", "OneLineParser", "load_peers", "positive"]
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -53,3 +59,24 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def load_peers(paths: Sequence[Path]) -> "list[Peer]":
+    """Load each file's `rebalance_experts`; files of one name are numbered.
+
+    Raises:
+        PolicyError: a file that is not there, that raises when it is imported, or that has no such
+            function.
+    """
+    from eplb.replaying.policies import load_peer
+
+    peers: list[Peer] = []
+    for path in paths:
+        # What a peer prints must not mix with what this prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            peer = load_peer(path)
+        name, number = peer.name, 2
+        while any(other.name == name for other in peers):
+            name, number = f"{peer.name} {number}", number + 1
+        peers.append(replace(peer, name=name))
+    return peers

@@ -15,7 +15,7 @@ from pathlib import Path
 from bars import judge
 from cells import FEW_SLOTS, GRID, SPREADS, Cell, choose, custom, recorded
 from contest import compare, grow
-from options import OneLineParser, positive
+from options import OneLineParser, load_peers, positive
 from report import Machine, Report
 from small import solve
 from startup import measure
@@ -23,7 +23,7 @@ from tables import show_bars, show_report
 
 import eplb
 from eplb.checks import number_of_threads
-from eplb.replaying.policies import Peer, load_peers
+from eplb.replaying.policies import Peer
 
 _LARGE = "58x1024:4096/1024"
 _USUAL = (*GRID, *(f"{cell}@{spread}" for cell in FEW_SLOTS for spread in SPREADS))

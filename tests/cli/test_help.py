@@ -58,6 +58,18 @@ def test_help_has_an_example_that_is_one_and_fits_the_terminal(name: str) -> Non
     typer.main.get_command(app).commands[name].make_context(name, words)  # type: ignore[attr-defined]
 
 
+def test_every_option_says_what_it_is() -> None:
+    """Docstrings say it of most, by their names: one that is misspelt is an option without help."""
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    silent = [
+        f"{name}: {each.name}"
+        for name, command in commands.items()
+        for each in command.params
+        if not each.help
+    ]
+    assert silent == []
+
+
 def figures_of(*words: object) -> dict[str, Any]:
     done = run(*words, "--json")
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from eplb import Cluster, LoadTrace, PolicyError
 from eplb.errors import OptionError
 from eplb.replaying.compare import score
 from eplb.replaying.policies import POLICIES
-from eplb.replaying.sweep import sweep_rows
+from eplb.replaying.sweep import SweepRow
 
 CLUSTER = Cluster(num_gpus=4, slots_per_gpu=3)
 LOADS = np.random.default_rng(0).lognormal(size=(1, 2, 8)) * np.random.default_rng(1).lognormal(
@@ -278,10 +278,20 @@ def test_what_is_wrong_with_the_last_replay_is_told_before_the_first() -> None:
 
 def test_rows_before_a_failure_are_given() -> None:
     policies = {"contiguous": POLICIES["contiguous"], "late": failing_at(5)}
-    rows = sweep_rows(TRACE, [CLUSTER], policies)
-    assert next(rows).score.policy == "contiguous"
-    with pytest.raises(PolicyError, match="before window 5"):
-        next(rows)
+    rows: list[SweepRow] = []
+    failures: list[eplb.EplbError] = []
+    given: Any = {"progress": rows.append, "failed": failures.append}
+    assert eplb.sweep(TRACE, CLUSTER, policies, **given) == rows
+    assert [row.score.policy for row in rows] == ["contiguous"]
+    (failure,) = failures
+    with pytest.raises(PolicyError, match="before window 5") as raised:
+        eplb.sweep(TRACE, CLUSTER, {**policies, "late": failing_at(5)}, progress=rows.append)
+    assert str(raised.value) == str(failure)
+
+
+def test_a_sweep_ends_where_progress_says_so() -> None:
+    (only,) = eplb.sweep(TRACE, CLUSTER, ["contiguous", "deepseek"], progress=lambda _: False)
+    assert only.score.policy == "contiguous"
 
 
 def test_lone_values_and_callables() -> None:

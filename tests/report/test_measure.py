@@ -15,9 +15,9 @@ from eplb.errors import ClusterError, LoadsError, OptionError, PlacementError
 from eplb.planning.forecast import named_forecast
 from eplb.replaying.evaluate import evaluate_placement
 from eplb.replaying.policies import Forecasted
+from eplb.replaying.sizing import evenly
 from eplb.report import Figures, Missing, measure, render_page
 from eplb.report.figures import Splits
-from eplb.report.sample import evenly
 from eplb.report.story import tell
 from eplb.solver.greedy import greedy
 

@@ -1,11 +1,15 @@
 """Options that travel together, what a command takes as one dataclass; and values that complete."""
 
 import inspect
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-__all__ = ["beginning", "taken_apart"]
+import typer
+
+__all__ = ["beginning", "one_of", "taken_apart"]
 
 
 def beginning(names: Iterable[str]) -> Callable[[str], list[str]]:
@@ -17,35 +21,78 @@ def beginning(names: Iterable[str]) -> Callable[[str], list[str]]:
     return complete
 
 
+def one_of(names: Iterable[str], words: str, *flags: str) -> Any:
+    """An option for one of some names, which stand in the place of `{}` in its help."""
+    return typer.Option(
+        *flags, autocompletion=beginning(names), help=words.format(", ".join(names))
+    )
+
+
 def taken_apart(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of what it takes as a dataclass."""
+    """The command with an option for each field of what it takes as a dataclass, and of dataclasses
+    in it. The help of an option is what docstrings say of it, under "Options:" or "Attributes:".
+    """
+    hints, helps = get_type_hints(command, include_extras=True), _helps_of(command)
+    bundles = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
-    bundles: dict[str, Any] = {}
-    hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
-        hint = hints[name]
-        if not is_dataclass(hint):
-            parameters.append(parameter.replace(annotation=hint, kind=parameter.KEYWORD_ONLY))
-            continue
-        bundles[name] = hint
-        of_fields = get_type_hints(hint, include_extras=True)
-        for each in fields(hint):
-            default = parameter.empty if each.default is MISSING else each.default
-            parameters.append(
-                inspect.Parameter(
-                    each.name,
-                    parameter.KEYWORD_ONLY,
-                    default=default,
-                    annotation=of_fields[each.name],
-                )
-            )
+        if name in bundles:
+            parameters += _options_of(bundles[name])
+        else:
+            hint = _with_help(hints[name], helps.get(name))
+            parameters.append(parameter.replace(annotation=hint, kind=_NAMED))
 
     def run(**given: Any) -> None:
         for name, bundle in bundles.items():
-            given[name] = bundle(**{each.name: given.pop(each.name) for each in fields(bundle)})
+            given[name] = _put_together(bundle, given)
         command(**given)
 
-    run.__doc__ = command.__doc__
+    run.__doc__ = inspect.cleandoc(command.__doc__ or "").partition("\n\nOptions:\n")[0]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
+
+
+_NAMED = inspect.Parameter.KEYWORD_ONLY
+
+
+def _options_of(bundle: Any) -> Iterator[inspect.Parameter]:
+    hints, helps = get_type_hints(bundle, include_extras=True), _helps_of(bundle)
+    for each in fields(bundle):
+        hint = hints[each.name]
+        if is_dataclass(hint):
+            yield from _options_of(hint)
+            continue
+        default = inspect.Parameter.empty if each.default is MISSING else each.default
+        hint = _with_help(hint, helps.get(each.name))
+        yield inspect.Parameter(each.name, _NAMED, default=default, annotation=hint)
+
+
+def _with_help(hint: Any, words: str | None) -> Any:
+    if words is None:
+        return hint
+    plain, option = hint, typer.Option()
+    if hasattr(hint, "__metadata__"):
+        plain, option = hint.__origin__, copy(hint.__metadata__[-1])
+    option.help = words
+    return Annotated[plain, option]
+
+
+def _helps_of(documented: Any) -> dict[str, str]:
+    """What the docstring of a command says of its options, or those of a dataclass and of what it
+    extends of their attributes.
+    """
+    helps = {}
+    for each in reversed(getattr(documented, "__mro__", (documented,))):
+        text = re.split(r"\n(?:Options|Attributes):\n", inspect.cleandoc(each.__doc__ or ""))[-1]
+        for name, words in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE):
+            helps[name] = " ".join(words.split())
+    return helps
+
+
+def _put_together(bundle: Any, given: dict[str, Any]) -> Any:
+    """A dataclass of what is given, which is taken away."""
+    values = {}
+    for name, hint in get_type_hints(bundle).items():
+        values[name] = _put_together(hint, given) if is_dataclass(hint) else given.pop(name)
+    return bundle(**values)

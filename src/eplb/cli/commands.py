@@ -117,9 +117,7 @@ STORY: dict[str, dict[str, Command]] = {
     },
     "Run it in an engine": {
         "doctor": Command(
-            doctor,
-            "Check that hosts are fit for it, and alike.",
-            "eplb doctor --json > host1.json",
+            doctor, "Check that hosts are fit for it, and alike.", "eplb doctor --json > host1.json"
         ),
         "watch": Command(
             watch,

@@ -1,29 +1,18 @@
 """`eplb compare`: policies on a trace, each scored on what it has not seen."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from eplb.checks import in_few_words
-from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stopping_on_interrupt
-from eplb.cli.options import (
-    DEFAULT_POLICIES,
-    AsJson,
-    ClusterOptions,
-    First,
-    Groups,
-    History,
-    Policies,
-    Record,
-    TraceFiles,
-    listed,
-    rule_of,
-)
+from eplb.cli import options
+from eplb.cli.interrupts import INTERRUPTED, quitting_on_interrupt, stepping
 from eplb.cli.reading import ReadingOptions
 from eplb.cli.records import check_ending, write_comparison
 from eplb.cli.service import ServiceOptions
-from eplb.cli.terminal import print_comparison, print_json, printing_to_stderr, progress_bar, say
+from eplb.cli.terminal import print_comparison, print_json, printing_to_stderr, say
 from eplb.dispatching.rules import RULES
 from eplb.errors import EplbError
 from eplb.planning.forecast import HISTORY
@@ -34,14 +23,14 @@ __all__ = ["command"]
 
 
 def command(
-    traces: TraceFiles,
+    traces: options.TraceFiles,
     *,
-    asked: ClusterOptions,
-    policy: Policies = None,
-    groups: Groups = 1,
-    every: Annotated[int, typer.Option(help="Number of windows between plans.")] = 1,
-    history: History = HISTORY,
-    first: First = 1,
+    asked: options.ClusterOptions,
+    policy: options.Policies = None,
+    groups: options.Groups = 1,
+    every: int = 1,
+    history: options.History = HISTORY,
+    first: options.First = 1,
     reading: ReadingOptions,
     dispatch: Annotated[
         list[str] | None,
@@ -50,47 +39,36 @@ def command(
             help="How tokens are split over the copies of an expert, for every figure: "
             f"{', '.join(RULES)}. Several, as even,best, give the balancedness under each. "
             "[default: even]",
-            show_default=False,
         ),
     ] = None,
-    window_seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds that a window lasts. With this or any option below, the net benefit is "
-            "printed. [default: what the loads say]",
-            show_default=False,
-        ),
-    ] = None,
+    window_seconds: float | None = None,
     costs: ServiceOptions,
-    output: Record = None,
-    as_json: AsJson = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Replay policies on a trace side by side. Each window is scored before a plan has seen it.
 
     On Ctrl-C, or if a policy fails, the results so far are printed and written.
+
+    Options:
+        every: Number of windows between plans.
+        window_seconds: Seconds that a window lasts. With this or any option below, the net benefit
+            is printed. [default: what the loads say]
+        output: Write the figures to this file. A .csv file has those of every window and layer, a
+            .json file has what --json prints.
     """
     if output is not None:
         check_ending(output, *traces)
-    rules = [rule_of(rule) for rule in listed(dispatch) or ["even"]]
-    console = Console(stderr=True)
-    with quitting_on_interrupt(console), printing_to_stderr():
-        policies = named_policies(listed(policy) or DEFAULT_POLICIES)
+    rules = [options.rule_of(rule) for rule in options.listed(dispatch) or ["even"]]
+    with quitting_on_interrupt(Console(stderr=True)), printing_to_stderr():
+        policies = named_policies(options.listed(policy) or options.DEFAULT_POLICIES)
         loads = reading.loads(traces, to_stderr=as_json)
     cluster = asked.cluster(loads.num_experts)
     service = None
     if window_seconds is not None or costs.are_given():
         service = costs.service(cluster, loads)
     failures: list[EplbError] = []
-    with (
-        printing_to_stderr(),
-        stopping_on_interrupt(console) as stopped,
-        progress_bar(console, "replaying") as advance,
-    ):
-
-        def after_window(done: int, wanted: int) -> bool:
-            advance(done, wanted)
-            return not stopped()
-
+    with stepping("replaying") as step:
         comparison = compare(
             loads,
             cluster,
@@ -99,11 +77,11 @@ def command(
             every=every,
             history=history,
             first=first,
-            expert_bytes=costs.expert_bytes,
+            expert_bytes=costs.own.expert_bytes,
             service=service,
             window_seconds=window_seconds,
             dispatch=rules,
-            progress=after_window,
+            progress=step,
             failed=failures.append,
         )
     # Printed before it is written, for a disk may be full.

@@ -1,12 +1,12 @@
 """`eplb convert`: a trace in another form."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import typer
 
 from eplb.cli.options import AsJson, TraceFiles, TraceTarget
-from eplb.cli.reading import (
-    Merge,
-    ReadingOptions,
-)
+from eplb.cli.reading import ReadingOptions
 from eplb.cli.terminal import say_written
 from eplb.files import check_writable
 from eplb.formats import save_trace
@@ -18,15 +18,11 @@ __all__ = ["command"]
 class _Unmerged(ReadingOptions):
     """The windows as they are, unless something else is asked for."""
 
-    merge: Merge = "none"
+    merge: Annotated[str, typer.Option(metavar="auto|none|all|N")] = "none"
 
 
 def command(
-    traces: TraceFiles,
-    target: TraceTarget,
-    *,
-    reading: _Unmerged,
-    as_json: AsJson = False,
+    traces: TraceFiles, target: TraceTarget, *, reading: _Unmerged, as_json: AsJson = False
 ) -> None:
     """Write loads in another format. The ending of OUT chooses the format."""
     check_writable(target, *traces)

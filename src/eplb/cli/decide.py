@@ -8,86 +8,61 @@ import typer
 from rich.console import Console
 
 from eplb.checks import budget_from, in_few_words, whole_number
-from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import (
-    AdviceOptions,
-    AsJson,
-    DispatchRule,
-    Groups,
-    MaxMoves,
-    Threads,
-    TraceFiles,
-    given,
-    moe_slots,
-    next_command,
-    rule_of,
-)
+from eplb.cli import options
+from eplb.cli.interrupts import PLANNING, working
 from eplb.cli.pins import PinOptions
 from eplb.cli.reading import LayerOptions
 from eplb.cli.running import RunningOptions
 from eplb.cli.service import ServiceOptions
-from eplb.cli.terminal import print_decision, print_json, say, waiting
-from eplb.files import check_writable
-from eplb.formats.placements import check_placement_path, save_placement
+from eplb.cli.terminal import print_decision, print_json, say
 from eplb.moving.decide import MARGIN, Decision, decide
 from eplb.planning.forecast import HISTORY
+from eplb.report.commands import typed
 
 __all__ = ["command"]
 
 
 def command(
-    traces: TraceFiles,
+    traces: options.TraceFiles,
     *,
     running: RunningOptions,
-    seconds: Annotated[float, typer.Option(help="Seconds until the next decision.")],
-    groups: Groups = 1,
+    seconds: float,
+    groups: options.Groups = 1,
     costs: ServiceOptions,
-    margin: Annotated[
-        float, typer.Option(help="Minimum ratio of gain to cost for a move.")
-    ] = MARGIN,
-    max_moves: MaxMoves = None,
-    advice: AdviceOptions,
-    history: Annotated[
-        int, typer.Option(help="Maximum number of windows to use, the last ones.")
-    ] = HISTORY,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Write the new placement to this file, as JSON that SGLang loads.",
-        ),
-    ] = None,
+    margin: float = MARGIN,
+    max_moves: options.MaxMoves = None,
+    advice: options.AdviceOptions,
+    history: int = HISTORY,
+    output: Annotated[Path | None, typer.Option("--output", "-o")] = None,
     reading: LayerOptions,
-    dispatch: DispatchRule = None,
+    dispatch: options.DispatchRule = None,
     pins: PinOptions,
-    threads: Threads = None,
-    exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="Exit with 1 if the answer is to wait.")
-    ] = False,
-    as_json: AsJson = False,
+    threads: options.Threads = None,
+    exit_code: Annotated[bool, typer.Option("--exit-code")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Decide whether to move now: weigh the expected gain of a plan against the cost of moving.
 
     The answer is to move, to move some layers, or to wait. The exit status is 0 in every case,
     unless --exit-code is given. No file is written when the answer is to wait.
+
+    Options:
+        seconds: Seconds until the next decision.
+        margin: Minimum ratio of gain to cost for a move.
+        history: Maximum number of windows to use, the last ones.
+        output: Write the new placement to this file, as JSON that SGLang loads.
+        exit_code: Exit with 1 if the answer is to wait.
     """
-    if output is not None:
-        check_placement_path(output, "sglang")
-        check_writable(output, *traces)
+    target = options.target_of(output, None, *traces)
     whole_number(history, "--history")
-    rule, wished = rule_of(dispatch), pins.wished()
+    rule, wished = options.rule_of(dispatch), pins.wished()
     loads = reading.loads(traces, to_stderr=as_json)
     placement, cluster = running.load(loads, reading)
     service = costs.service(cluster, loads)
     budget = None
     if max_moves is not None:
-        budget = budget_from(max_moves, "--max-moves").of(moe_slots(loads, cluster))
-    console = Console(stderr=True)
-    with (
-        quitting_on_interrupt(console),
-        waiting(console, "planning; kernels are compiled once on a machine"),
-    ):
+        budget = budget_from(max_moves, "--max-moves").of(options.moe_slots(loads, cluster))
+    with working(PLANNING):
         found = decide(
             loads.last(history),
             cluster,
@@ -103,25 +78,24 @@ def command(
             pins=None if wished is None else wished.at_layers(loads.layers),
             threads=threads,
         )
-    goes = output if found.placement is not None else None
+    goes = target if found.placement is not None else None
     if as_json:
-        written = None if goes is None else str(goes)
-        service_figures = {"service": asdict(service), "seconds": seconds, "margin": margin}
-        print_json({**_to_json(found), **service_figures, "output": written})
+        asked = {"service": asdict(service), "seconds": seconds, "margin": margin}
+        print_json({**_to_json(found), **asked, "output": goes and goes.path})
     else:
-        said = given(
+        said = typed(
             **vars(reading), **vars(pins), current_gpus=running.current_gpus, dispatch=dispatch
         )
         command, current = None, running.current
         if goes is None and found.placement is not None:
-            command = next_command(traces, cluster, groups, said, current, found.moves)
+            command = options.next_command(traces, cluster, groups, said, current, found.moves)
         print_decision(Console(), f"{in_few_words(traces)}, {current} running", found, command)
         if service.lost_seconds(0.0, 1) == 0.0 == service.layer_delay:
             say("Only transfers are counted; --engine adds the time that an engine itself takes.")
     if goes is not None and found.placement is not None:
-        save_placement(found.placement, goes, to="sglang", dense=loads.dense, layers=loads.layers)
+        goes.write(found.placement, loads)
         if not as_json:
-            say(f"Placement written to {goes} for sglang.")
+            goes.say(found.placement, loads)
     if exit_code and found.placement is None:
         raise typer.Exit(1)
 

@@ -14,20 +14,17 @@ __all__ = ["command"]
 
 
 def command(
-    outputs: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="What `eplb doctor --json` printed on several hosts, to be compared; "
-            "this host where none is given.",
-            metavar="OUTPUTS",
-        ),
-    ] = None,
+    outputs: Annotated[list[Path] | None, typer.Argument(metavar="OUTPUTS")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that a host is fit to plan in an engine, or say what differs between hosts.
 
     Run it with the Python, the user and the variables that the engine has. It exits with 1 if
     something is wrong, or if hosts differ where they must not.
+
+    Options:
+        outputs: What `eplb doctor --json` printed on several hosts, to be compared; this host where
+            none is given.
     """
     if not outputs:
         facts = examine()

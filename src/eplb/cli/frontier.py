@@ -1,29 +1,20 @@
 """`eplb frontier`: balancedness against the number of moves, from the placement that runs."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from rich.console import Console
 
 from eplb.checks import in_few_words
-from eplb.cli.interrupts import quitting_on_interrupt
+from eplb.cli import options
+from eplb.cli.interrupts import PLANNING, working
 from eplb.cli.nodes import RoutedBy, traffic_of
-from eplb.cli.options import (
-    AsJson,
-    DispatchRule,
-    Groups,
-    Threads,
-    TraceFiles,
-    moe_slots,
-    rule_of,
-)
 from eplb.cli.pins import PinOptions
 from eplb.cli.plot import check_plot_path, plot_frontier
 from eplb.cli.reading import LayerOptions
 from eplb.cli.running import RunningOptions
-from eplb.cli.terminal import print_frontier, print_json, say, waiting
+from eplb.cli.terminal import print_frontier, print_json, say
 from eplb.errors import LoadsError
 from eplb.files import check_writable
 from eplb.moving.frontier import Frontier, frontier
@@ -34,38 +25,36 @@ __all__ = ["command"]
 
 
 def command(
-    traces: TraceFiles,
+    traces: options.TraceFiles,
     *,
     running: RunningOptions,
-    groups: Groups = 1,
-    points: Annotated[
-        int, int, typer.Option(help="Maximum number of points. They are denser at few moves.")
-    ] = 20,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw the curve to this file, .svg or .png (needs matplotlib)."),
-    ] = None,
-    effort: Annotated[
-        Effort, typer.Option(help="Work that the plan from scratch may take.")
-    ] = "default",
+    groups: options.Groups = 1,
+    points: int = 20,
+    plot: Path | None = None,
+    effort: Effort = "default",
     reading: LayerOptions,
-    dispatch: DispatchRule = None,
+    dispatch: options.DispatchRule = None,
     traffic: RoutedBy = None,
     pins: PinOptions,
-    threads: Threads = None,
-    as_json: AsJson = False,
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show balancedness against moves, from the placement that runs to a plan from scratch.
 
     If there are several windows, the plans are for the last 32, each as a scenario.
+
+    Options:
+        points: Maximum number of points. They are denser at few moves.
+        plot: Draw the curve to this file, .svg or .png (needs matplotlib).
+        effort: Work that the plan from scratch may take.
     """
     if plot is not None:
         check_plot_path(plot)
         check_writable(plot, *traces)
-    rule, wished = rule_of(dispatch), pins.wished()
+    rule, wished = options.rule_of(dispatch), pins.wished()
     loads = reading.loads(traces, to_stderr=as_json)
     placement, cluster = running.load(loads, reading)
-    num_slots = moe_slots(loads, cluster)
+    num_slots = options.moe_slots(loads, cluster)
     if not num_slots:
         raise LoadsError(
             f"{in_few_words(traces)}: no layer has any load: there is nothing to balance"
@@ -74,11 +63,7 @@ def command(
     expected = (Recent() if loads.ordered else in_no_order(Recent()))(loads.loads)
     if loads.num_windows == 1:
         expected = Scenarios(loads.loads, np.ones(1))
-    console = Console(stderr=True)
-    with (
-        quitting_on_interrupt(console),
-        waiting(console, "planning; kernels are compiled once on a machine"),
-    ):
+    with working(PLANNING):
         found = frontier(
             expected.loads,
             cluster,
@@ -121,5 +106,5 @@ def _to_json(found: Frontier, num_slots: int, plot: Path | None) -> dict[str, An
             dict(zip(columns, row, strict=True))
             for row in zip(*(column.tolist() for column in columns.values()), strict=True)
         ],
-        "plot": None if plot is None else str(plot),
+        "plot": plot,
     }

@@ -11,12 +11,7 @@ from eplb.describe import heat, inspect_trace
 __all__ = ["command"]
 
 
-def command(
-    traces: TraceFiles,
-    *,
-    reading: ReadingOptions,
-    as_json: AsJson = False,
-) -> None:
+def command(traces: TraceFiles, *, reading: ReadingOptions, as_json: AsJson = False) -> None:
     """Describe a file of loads: its shape, how uneven the loads are, and how they drift."""
     loads = reading.loads(traces, to_stderr=as_json)
     found = inspect_trace(loads)

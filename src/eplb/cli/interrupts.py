@@ -8,10 +8,48 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-__all__ = ["INTERRUPTED", "quitting_on_interrupt", "stopping_on_interrupt"]
+from eplb.cli.terminal import printing_to_stderr, progress_bar, waiting
+
+__all__ = [
+    "INTERRUPTED",
+    "PLANNING",
+    "quitting_on_interrupt",
+    "stepping",
+    "stopping_on_interrupt",
+    "working",
+]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+
+PLANNING = "planning; kernels are compiled once on a machine"
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal that something is being done, which Ctrl-C ends at once."""
+    console = Console(stderr=True)
+    with quitting_on_interrupt(console), waiting(console, what):
+        yield
+
+
+@contextmanager
+def stepping(what: str) -> Iterator[Callable[[int, int], bool]]:
+    """Show on a terminal how many steps are done, of policies, which may print themselves. Gives a
+    function to call with the steps that are done and those that there are: false after Ctrl-C.
+    """
+    console = Console(stderr=True)
+    with (
+        printing_to_stderr(),
+        stopping_on_interrupt(console) as stopped,
+        progress_bar(console, what) as advance,
+    ):
+
+        def step(done: int, wanted: int) -> bool:
+            advance(done, wanted)
+            return not stopped()
+
+        yield step
 
 
 @contextmanager

@@ -10,14 +10,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from eplb.checks import gpus_from, ranges
-from eplb.cli.interrupts import quitting_on_interrupt
-from eplb.cli.options import (
-    AsJson,
-    Dead,
-)
+from eplb.cli.interrupts import working
+from eplb.cli.options import AsJson, Dead
 from eplb.cli.reading import LayerOptions
 from eplb.cli.service import TransferOptions
-from eplb.cli.terminal import print_json, print_migration, say, waiting
+from eplb.cli.terminal import print_json, print_migration, say
 from eplb.errors import FormatError
 from eplb.files import check_writable, write_text
 from eplb.formats import load_placement
@@ -30,75 +27,44 @@ _ENDING = ".json"
 
 
 def command(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="File of the placement that runs.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="File of the placement to reach.")],
+    old: Annotated[Path, typer.Argument(metavar="OLD")],
+    new: Annotated[Path, typer.Argument(metavar="NEW")],
     *,
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of GPUs of OLD and NEW. [default: what the files say]", show_default=False
-        ),
-    ] = None,
-    new_gpus: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of GPUs of NEW. [default: what the file says, or --gpus]",
-            show_default=False,
-        ),
-    ] = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of nodes that hold the GPUs. [default: what the files say, or 1]",
-            show_default=False,
-        ),
-    ] = None,
-    new_nodes: Annotated[
-        int | None,
-        typer.Option(help="Number of nodes of NEW. [default: as --nodes]", show_default=False),
-    ] = None,
+    gpus: int | None = None,
+    new_gpus: int | None = None,
+    nodes: int | None = None,
+    new_nodes: int | None = None,
     dead: Dead = None,
-    leaving: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Numbers of the GPUs, as 13,14, that NEW takes for dead because they are to go. "
-            "They still run, and can send what they hold.",
-        ),
-    ] = None,
-    experts_at_once: Annotated[
-        int,
-        typer.Option(help="Maximum number of experts that a GPU sends, and receives, in a wave."),
-    ] = 1,
-    uplink_share: Annotated[
-        int | None,
-        typer.Option(help="Maximum number of experts that a node sends, and receives, in a wave."),
-    ] = None,
-    spare_slots: Annotated[
-        int | None,
-        typer.Option(help="Number of buffers on each GPU, each for one expert's weights."),
-    ] = None,
-    loads: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="TRACE",
-            help="Loads; repeat the option for several files. Layers that gain the most per expert "
-            "sent go first.",
-            show_default=False,
-        ),
-    ] = None,
+    leaving: Annotated[str | None, typer.Option(metavar="LIST")] = None,
+    experts_at_once: int = 1,
+    uplink_share: int | None = None,
+    spare_slots: int | None = None,
+    loads: Annotated[list[Path] | None, typer.Option(metavar="TRACE")] = None,
     transfers: TransferOptions,
     reading: LayerOptions,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write every transfer and copy to this .json file."),
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Order the transfers from one placement to another, in waves; every expert stays available.
 
     Prints the number of transfers, their bytes and their time. Both files must have the same
     layers.
+
+    Options:
+        old: File of the placement that runs.
+        new: File of the placement to reach.
+        gpus: Number of GPUs of OLD and NEW. [default: what the files say]
+        new_gpus: Number of GPUs of NEW. [default: what the file says, or --gpus]
+        nodes: Number of nodes that hold the GPUs. [default: what the files say, or 1]
+        new_nodes: Number of nodes of NEW. [default: as --nodes]
+        leaving: Numbers of the GPUs, as 13,14, that NEW takes for dead because they are to go. They
+            still run, and can send what they hold.
+        experts_at_once: Maximum number of experts that a GPU sends, and receives, in a wave.
+        uplink_share: Maximum number of experts that a node sends, and receives, in a wave.
+        spare_slots: Number of buffers on each GPU, each for one expert's weights.
+        loads: Loads; repeat the option for several files. Layers that gain the most per expert sent
+            go first.
+        output: Write every transfer and copy to this .json file.
     """
     if output is not None:
         if output.suffix.lower() != _ENDING:
@@ -119,8 +85,7 @@ def command(
         after = after.without(gpus_from(dead, "--dead"))
     model = None if trace is None else trace.model
     rates = transfers.rates(after.cluster, after.num_experts, model)
-    console = Console(stderr=True)
-    with quitting_on_interrupt(console), waiting(console, "ordering transfers"):
+    with working("ordering transfers"):
         found = migrate(
             before,
             after,
@@ -130,13 +95,12 @@ def command(
             leaving=() if leaving is None else gpus_from(leaving, "--leaving"),
             loads=None if trace is None else trace.loads,
             bytes_per_expert=rates.expert_bytes,
-            bandwidth_within=rates.within,
-            bandwidth_between=rates.between,
+            bandwidth_within=rates.bandwidth_within,
+            bandwidth_between=rates.bandwidth_between,
         )
     figures = _figures(found)
     if as_json:
-        written = None if output is None else str(output)
-        print_json({**figures, "output": written})
+        print_json({**figures, "output": output})
     else:
         print_migration(Console(), f"{old} to {new}", found)
     if output is not None:
@@ -154,16 +118,12 @@ def _check_same_layers(before: Placement, after: Placement, path: Path) -> None:
 
 
 def _figures(found: Migration) -> dict[str, Any]:
-    return {
-        "num_transfers": found.num_transfers,
-        "num_lost": found.num_lost,
-        "num_between_nodes": found.num_between_nodes,
-        "num_waves": found.num_waves,
-        "fewest_waves": found.fewest_waves,
-        "spare_slots": found.spare_slots.tolist(),
-        "total_bytes": found.total_bytes,
-        "bytes_between_nodes": found.bytes_between_nodes,
-        "seconds": found.seconds,
+    names = (
+        *("num_transfers", "num_lost", "num_between_nodes", "num_waves", "fewest_waves"),
+        *("spare_slots", "total_bytes", "bytes_between_nodes", "seconds"),
+    )
+    return {name: getattr(found, name) for name in names} | {
+        "spare_slots": found.spare_slots.tolist()
     }
 
 

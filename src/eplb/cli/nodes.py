@@ -10,7 +10,7 @@ from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.planning.traffic import Traffic, with_sources
 
-__all__ = ["NodePrice", "RoutedBy", "traffic_of"]
+__all__ = ["RoutedBy", "traffic_of"]
 
 RoutedBy = Annotated[
     str | None,
@@ -20,16 +20,6 @@ RoutedBy = Annotated[
         help="How many experts a token is routed to and, if the model routes by --groups, in how "
         "many of them, or the name of a model that does: to count the other nodes that a token is "
         "sent to. [default: not counted]",
-        show_default=False,
-    ),
-]
-NodePrice = Annotated[
-    float | None,
-    typer.Option(
-        help="The peak that it may cost, as a share of a GPU's load, that a token is sent to one "
-        "node fewer. Groups then need not stay on their nodes. It goes with --traffic, unless the "
-        "loads say how many experts a token is routed to. [default: none]",
-        show_default=False,
     ),
 ]
 
@@ -46,31 +36,32 @@ def traffic_of(
     """
     if text is None and price is None:
         return None
-    return with_sources(_routed(text, price, trace, cluster, groups), trace, cluster.num_nodes)
-
-
-def _routed(
-    text: str | None, price: float | None, trace: LoadTrace, cluster: Cluster, groups: int
-) -> Traffic:
     if cluster.num_nodes == 1:
         name = "--node-price" if text is None else "--traffic"
         raise OptionError(f"{name} is for tokens that cross nodes, and there is one: give --nodes")
-    if text is None:
-        if trace.top_k is None:
-            raise OptionError(
-                "--node-price needs --traffic, which says how tokens are routed: the loads do not"
-            )
+    if text is not None:
+        top_k, topk_groups = _routing(text)
+    elif trace.top_k is None:
+        raise OptionError(
+            "--node-price needs --traffic, which says how tokens are routed: the loads do not"
+        )
+    else:
         known = MODELS.get(trace.model or "")
         by_groups = known is not None and (known.top_k, known.num_groups) == (trace.top_k, groups)
-        return Traffic(trace.top_k, known.topk_groups if known and by_groups else None, price)
+        top_k, topk_groups = trace.top_k, known.topk_groups if known and by_groups else None
+    return with_sources(Traffic(top_k, topk_groups, price), trace, cluster.num_nodes)
+
+
+def _routing(text: str) -> tuple[int, int | None]:
+    """Experts of a token, and groups that they are in, of the text of --traffic."""
     words = [word.strip() for word in text.split(",")]
-    if len(words) > 2 or not all(word.isascii() and word.isdecimal() for word in words):
-        try:
-            model = find_model(text)
-        except OptionError:
-            raise OptionError(
-                f"--traffic is {text!r}: give top_k, or top_k and topk_groups as 8,4 where the "
-                f"model routes by --groups, or the name of a model: {', '.join(MODELS)}"
-            ) from None
-        return Traffic(model.top_k, model.topk_groups, price)
-    return Traffic(int(words[0]), int(words[1]) if len(words) > 1 else None, price)
+    if len(words) <= 2 and all(word.isascii() and word.isdecimal() for word in words):
+        return int(words[0]), int(words[1]) if len(words) > 1 else None
+    try:
+        model = find_model(text)
+    except OptionError:
+        raise OptionError(
+            f"--traffic is {text!r}: give top_k, or top_k and topk_groups as 8,4 where the "
+            f"model routes by --groups, or the name of a model: {', '.join(MODELS)}"
+        ) from None
+    return model.top_k, model.topk_groups

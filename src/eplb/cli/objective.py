@@ -1,12 +1,12 @@
 """Options about what a plan keeps low on the busiest GPU, and what they mean."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
 
-from eplb.cli.bundles import beginning
-from eplb.cli.service import Between, ExpertBytes, Within, gpu_with, model_with
+from eplb.cli.bundles import one_of
+from eplb.cli.service import OwnFigures
 from eplb.cluster import Cluster
 from eplb.cost.gpus import GPUS, Gpu, find_gpu
 from eplb.cost.models import MODELS, Model, find_model, model_of_shape
@@ -20,56 +20,31 @@ __all__ = ["ObjectiveOptions", "batch_of"]
 _MOST_SIMILAR_GPU = "the most similar of these, and --bandwidth-within and --bandwidth-between"
 _MOST_SIMILAR_MODEL = "the most similar of these, and --expert-bytes"
 
-BatchSize = Annotated[
-    str | None,
-    typer.Option(
-        "--batch",
-        metavar="TOKENS,TOP_K,RANKS",
-        help="With --dispatch best: plan for batches to which so many ranks bring so many tokens "
-        "each. Each rank splits its own; with ,together at the end, all split together. With "
-        "--objective, the size of a step. [default: whole windows]",
-        show_default=False,
-    ),
-]
-Objective = Annotated[
-    str,
-    typer.Option(
-        metavar="|".join(OBJECTIVES),
-        help="What to keep low on the busiest GPU: its tokens, the experts that it touches in a "
-        "step, or its time by an estimate for --model and --gpu.",
-    ),
-]
-GpuName = Annotated[
-    str,
-    typer.Option(
-        "--gpu",
-        autocompletion=beginning(GPUS),
-        help=f"Name of the GPU, for --objective time: {', '.join(GPUS)}.",
-    ),
-]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        autocompletion=beginning(MODELS),
-        help=f"Name of the model, for --objective time: {', '.join(MODELS)}. [default: what the "
-        "loads say, or one with as many experts]",
-        show_default=False,
-    ),
-]
-
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """What a plan keeps low, and the steps and the machines that it is of."""
+    """What a plan keeps low, and the steps and the machines that it is of.
 
-    batch: BatchSize = None
-    objective: Objective = "tokens"
-    gpu: GpuName = "H100"
-    model: ModelName = None
-    expert_bytes: ExpertBytes = None
-    bandwidth_within: Within = None
-    bandwidth_between: Between = None
+    Attributes:
+        batch: With --dispatch best: plan for batches to which so many ranks bring so many tokens
+            each. Each rank splits its own; with ,together at the end, all split together. With
+            --objective, the size of a step. [default: whole windows]
+        objective: What to keep low on the busiest GPU: its tokens, the experts that it touches in a
+            step, or its time by an estimate for --model and --gpu.
+    """
+
+    batch: Annotated[str | None, typer.Option(metavar="TOKENS,TOP_K,RANKS")] = None
+    objective: Annotated[str, typer.Option(metavar="|".join(OBJECTIVES))] = "tokens"
+    gpu: Annotated[str, one_of(GPUS, "Name of the GPU, for --objective time: {}.")] = "H100"
+    model: Annotated[
+        str | None,
+        one_of(
+            MODELS,
+            "Name of the model, for --objective time: {}. [default: what the loads say, or one "
+            "with as many experts]",
+        ),
+    ] = None
+    own: OwnFigures = field(default_factory=OwnFigures)
 
     def step(self, rule: str, *, weighs_nodes: bool, speed: str | None) -> Batch | None:
         """The batches that are planned for under a rule of dispatch, None for whole windows.
@@ -111,15 +86,15 @@ class ObjectiveOptions:
             OptionError: a model that is not known, or none where one is needed.
         """
         card = find_gpu(self.gpu, _MOST_SIMILAR_GPU)
-        card = gpu_with(card, cluster, self.bandwidth_within, self.bandwidth_between)
+        card = self.own.of_gpu(card, cluster)
         name = trace.model if self.model is None and trace.model in MODELS else self.model
         if name is not None:
-            return card, model_with(find_model(name, _MOST_SIMILAR_MODEL), self.expert_bytes)
+            return card, self.own.of_model(find_model(name, _MOST_SIMILAR_MODEL))
         if self.objective != "time" or step is None:
             return card, None
         known = model_of_shape(trace.num_experts, step.top_k)
         if known is not None:
-            return card, model_with(known, self.expert_bytes)
+            return card, self.own.of_model(known)
         raise OptionError(
             f"no model that is known routes to {step.top_k} of {trace.num_experts} experts: "
             f"give the most similar as --model: {', '.join(MODELS)}"

@@ -14,6 +14,7 @@ from eplb.cli.terminal import say
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import RULES, TABLES, check_rule
 from eplb.errors import OptionError
+from eplb.files import check_writable
 from eplb.formats.placements import (
     ALIVE_ONLY,
     ENGINES,
@@ -26,35 +27,30 @@ from eplb.loads import LoadTrace
 from eplb.moving.verdict import CONFIDENCE, LEAST_GAIN
 from eplb.placement import Placement
 from eplb.replaying.policies import POLICIES
+from eplb.report.commands import of_cluster, typed
 
 __all__ = [
     "DEFAULT_POLICIES",
     "AdviceOptions",
     "AsJson",
     "ClusterOptions",
-    "Confidence",
     "Dead",
     "DispatchRule",
     "First",
     "Gpus",
     "Groups",
     "History",
-    "LeastGain",
     "MaxMoves",
     "Nodes",
-    "Output",
     "Policies",
-    "Record",
     "Slots",
     "SlotsPerGpu",
     "Speed",
-    "SweepRecord",
     "Target",
     "Threads",
     "TraceFiles",
     "TraceTarget",
     "cluster_of",
-    "given",
     "listed",
     "moe_slots",
     "next_command",
@@ -74,8 +70,7 @@ Slots = Annotated[
     int | None,
     typer.Option(
         help="Physical experts of a layer on all GPUs, a multiple of --gpus. "
-        "[default: one redundant expert on each GPU]",
-        show_default=False,
+        "[default: one redundant expert on each GPU]"
     ),
 ]
 SlotsPerGpu = Annotated[
@@ -84,7 +79,6 @@ SlotsPerGpu = Annotated[
         metavar="LIST|FILE",
         help="Physical experts of a layer on each GPU where they differ, as 9,9,4,4, or a file of "
         "such numbers.",
-        show_default=False,
     ),
 ]
 Speed = Annotated[
@@ -93,7 +87,6 @@ Speed = Annotated[
         metavar="LIST|FILE",
         help="How fast each GPU is, in any unit, as 1,1,0.5,0.5, or a file of such numbers. Loads "
         "count by the time that they take. [default: all alike]",
-        show_default=False,
     ),
 ]
 Groups = Annotated[
@@ -103,15 +96,8 @@ Groups = Annotated[
         "the nodes divide the groups."
     ),
 ]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output", "-o", help="Write the placement to this file, as JSON that SGLang loads."
-    ),
-]
 Threads = Annotated[
-    int | None,
-    typer.Option(help="Maximum number of threads. [default: one per processor]"),
+    int | None, typer.Option(help="Maximum number of threads. [default: one per processor]")
 ]
 Dead = Annotated[
     str | None,
@@ -119,7 +105,6 @@ Dead = Annotated[
         metavar="LIST",
         help="Numbers of the GPUs that have failed, as 13,14 or 8-15; none if all are alive. "
         "[default: those that hold nothing in the placement that runs]",
-        show_default=False,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -131,7 +116,6 @@ DispatchRule = Annotated[
         autocompletion=beginning(RULES),
         help="How tokens are split over the copies of an expert, for plans and figures: "
         f"{', '.join(RULES)}. [default: even]",
-        show_default=False,
     ),
 ]
 TraceFiles = Annotated[
@@ -161,7 +145,6 @@ Policies = Annotated[
         help=f"{', '.join(POLICIES)}, or a Python file that defines `policy` or "
         "`rebalance_experts`; the file is run. Give several as eplb,oracle or repeat the option. "
         f"[default: {', '.join(DEFAULT_POLICIES)}]",
-        show_default=False,
     ),
 ]
 History = Annotated[
@@ -170,19 +153,6 @@ History = Annotated[
 First = Annotated[
     int,
     typer.Option(help="The first window that is scored. Earlier windows are only planned from."),
-]
-Record = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        help="Write the figures to this file. A .csv file has those of every window and layer, a "
-        ".json file has what --json prints.",
-    ),
-]
-SweepRecord = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="Write every figure to this file, .csv or .json."),
 ]
 
 
@@ -316,36 +286,17 @@ MaxMoves = Annotated[
 ]
 
 
-LeastGain = Annotated[
-    float,
-    typer.Option(help="Balancedness that a change must gain on windows held out, to be advised."),
-]
-Confidence = Annotated[
-    float,
-    typer.Option(
-        help="How sure it must be, from 0.5 to 1, that a change gains anything, to be advised."
-    ),
-]
-
-
 @dataclass(frozen=True)
 class AdviceOptions:
-    """What a change must gain to be advised."""
+    """What a change must gain to be advised.
 
-    least_gain: LeastGain = LEAST_GAIN
-    confidence: Confidence = CONFIDENCE
+    Attributes:
+        least_gain: Balancedness that a change must gain on windows held out, to be advised.
+        confidence: How sure it must be, from 0.5 to 1, that a change gains anything, to be advised.
+    """
 
-
-def given(**options: object) -> list[str]:
-    """Options as one types them, those that were given and say more than the default."""
-    words = []
-    for name, value in options.items():
-        if value is None or value is False or (name, value) == ("merge", "auto"):
-            continue
-        option = f"--{name.replace('_', '-')}"
-        for each in value if isinstance(value, list) else [value]:
-            words += [option] if each is True else [option, str(each)]
-    return words
+    least_gain: float = LEAST_GAIN
+    confidence: float = CONFIDENCE
 
 
 def next_command(
@@ -357,18 +308,9 @@ def next_command(
     moves: int,
 ) -> str:
     """What writes the placement that is advised: from what runs, with so many moves."""
-    words = ["eplb", "plan", *map(str, traces)]
-    words += given(
-        gpus=cluster.num_gpus,
-        slots=cluster.num_slots if cluster.slots is None else None,
-        slots_per_gpu=",".join(map(str, cluster.slots or ())) or None,
-        speed=",".join(map(repr, cluster.speed or ())) or None,
-        nodes=cluster.num_nodes if cluster.num_nodes > 1 else None,
-        dead=",".join(map(str, cluster.dead)) or None,
-        groups=groups if groups > 1 else None,
-    )
-    words += [*reading, *given(current=current, max_moves=None if current is None else moves)]
-    return shlex.join([*words, "-o", "next.json"])
+    words = [*of_cluster(cluster, groups, cluster.dead), *reading]
+    words += typed(current=current, max_moves=None if current is None else moves)
+    return shlex.join(["eplb", "plan", *map(str, traces), *words, "-o", "next.json"])
 
 
 def moe_slots(trace: LoadTrace, cluster: Cluster) -> int:
@@ -385,13 +327,7 @@ class Target:
 
     def write(self, placement: Placement, trace: LoadTrace) -> None:
         """Write the placement that was planned for a trace."""
-        save_placement(
-            placement,
-            self.path,
-            to=self.engine,
-            dense=trace.dense,
-            layers=trace.layers,
-        )
+        save_placement(placement, self.path, to=self.engine, dense=trace.dense, layers=trace.layers)
 
     def say(self, placement: Placement, trace: LoadTrace) -> None:
         """Tell what was written."""
@@ -407,10 +343,16 @@ class Target:
         say(f"Placement written to {printable(self.path)} for {self.engine}{without}{anew}.")
 
 
-def target_of(output: Path | None, to: str | None) -> Target | None:
-    """What was asked for, found out before any work is done."""
+def target_of(output: Path | None, to: str | None, *sources: Path) -> Target | None:
+    """What was asked for, found out and checked before any work is done.
+
+    Raises:
+        EplbError: no path, or one that cannot be written, or one of the sources.
+    """
     if output is None:
         if to is not None:
             raise OptionError("--to is the format of the file of --output: give --output too")
         return None
-    return Target(output, check_placement_path(output, to or ENGINES[0]))
+    engine = check_placement_path(output, to or ENGINES[0])
+    check_writable(output, *sources)
+    return Target(output, engine)

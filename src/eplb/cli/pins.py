@@ -11,55 +11,27 @@ from eplb.planning.pins import Pins, pins_in
 
 __all__ = ["PinOptions"]
 
-PinsFile = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="JSON",
-        help='File of what placements must keep to, as {"gpus": {"3": [0, 1]}, "nodes": {"5": 0}, '
-        '"apart": [[1, 2]], "copies": {"4": 2}, "most_copies": 8, "hottest": 1, "layers": {"7": '
-        "{...}}}.",
-        show_default=False,
-    ),
-]
-Pin = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="EXPERT=GPUS",
-        help="GPUs on which an expert has its copies, as 3=0,1; may be given several times.",
-        show_default=False,
-    ),
-]
-Apart = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="A,B",
-        help="Two experts that no GPU may hold together; may be given several times.",
-        show_default=False,
-    ),
-]
-MostCopies = Annotated[
-    int | None,
-    typer.Option(help="Most copies that an expert may have.", show_default=False),
-]
-Hottest = Annotated[
-    int | None,
-    typer.Option(
-        help="Number of experts, those with the most load in each layer, that have a copy on every "
-        "GPU.",
-        show_default=False,
-    ),
-]
-
 
 @dataclass(frozen=True)
 class PinOptions:
-    """What placements must keep to."""
+    """What placements must keep to.
 
-    pins: PinsFile = None
-    pin: Pin = None
-    apart: Apart = None
-    most_copies: MostCopies = None
-    hottest: Hottest = None
+    Attributes:
+        pins: File of what placements must keep to, as {"gpus": {"3": [0, 1]}, "nodes": {"5": 0},
+            "apart": [[1, 2]], "copies": {"4": 2}, "most_copies": 8, "hottest": 1, "layers": {"7":
+            {...}}}.
+        pin: GPUs on which an expert has its copies, as 3=0,1; may be given several times.
+        apart: Two experts that no GPU may hold together; may be given several times.
+        most_copies: Most copies that an expert may have.
+        hottest: Number of experts, those with the most load in each layer, that have a copy on
+            every GPU.
+    """
+
+    pins: Annotated[Path | None, typer.Option(metavar="JSON")] = None
+    pin: Annotated[list[str] | None, typer.Option(metavar="EXPERT=GPUS")] = None
+    apart: Annotated[list[str] | None, typer.Option(metavar="A,B")] = None
+    most_copies: int | None = None
+    hottest: int | None = None
 
     def wished(self) -> Pins | None:
         """The pins of the file and of the options, which add to the file or stand in its place;
@@ -76,21 +48,17 @@ class PinOptions:
         for text in self.pin or ():
             expert, _, of = text.partition("=")
             gpus[_numbers(expert, "--pin", "3=0,1", text)[0]] = _numbers(of, "--pin", "3=0,1", text)
-        pairs = [*pins.apart, *map(_pair, self.apart or ())]
-        changes: dict[str, Any] = {"gpus": gpus, "apart": pairs}
-        if self.most_copies is not None:
-            changes["most_copies"] = self.most_copies
-        if self.hottest is not None:
-            changes["hottest"] = self.hottest
-        return replace(pins, **changes)
+        changes: dict[str, Any] = {
+            "gpus": gpus,
+            "apart": [*pins.apart, *map(_pair, self.apart or ())],
+            "most_copies": self.most_copies,
+            "hottest": self.hottest,
+        }
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(pins, **given)
 
 
 def _pair(text: str) -> tuple[int, ...]:
-    """Two experts of `--apart`.
-
-    Raises:
-        OptionError: anything else.
-    """
     pair = _numbers(text, "--apart", "1,2", text)
     if len(pair) != 2:
         raise OptionError(f"--apart is {text!r}: give two experts as 1,2")
@@ -98,11 +66,7 @@ def _pair(text: str) -> tuple[int, ...]:
 
 
 def _numbers(part: str, name: str, example: str, text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them.
-
-    Raises:
-        OptionError: anything else.
-    """
+    """Whole numbers with commas between them, in the value `text` of an option."""
     words = [word.strip() for word in part.split(",")]
     if not all(word.isascii() and word.isdecimal() for word in words):
         raise OptionError(f"{name} is {text!r}: give numbers as {example}")

@@ -62,15 +62,13 @@ def plot_frontier(path: str | os.PathLike[str], frontier: Frontier, num_slots: i
     """Draw balancedness against the share of slots that GPUs must receive, as SVG or PNG.
 
     Args:
-        path: the file; its ending says which of the two.
+        path: the file, which `check_plot_path` has checked; its ending says which of the two.
         frontier: the curve.
         num_slots: slots that are 100 %: those of all layers with load.
 
     Raises:
-        FormatError: another ending, or a path that cannot be written.
-        MissingExtraError: matplotlib is not installed.
+        FormatError: a path that cannot be written.
     """
-    check_plot_path(path)
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -94,14 +92,12 @@ def plot_frontier(path: str | os.PathLike[str], frontier: Frontier, num_slots: i
         axes.set_xlabel(f"experts that GPUs must receive, % of {num_slots:,} slots")
         axes.set_ylabel("balancedness, mean / max GPU load")
         axes.set_xlim(left=0.0)
-        axes.set_title(_in_two_lines(finding(frontier, num_slots)), loc="left", fontsize=11)
+        axes.set_title(
+            finding(frontier, num_slots).replace(": ", ":\n", 1), loc="left", fontsize=11
+        )
         axes.legend(loc="lower right")
         drawn = io.BytesIO()
         kind = Path(path).suffix.lower().removeprefix(".")
         figure.savefig(drawn, format=kind, metadata={"Date": None} if kind == "svg" else None)
     with replacing(path) as file:
         file.write(drawn.getvalue())
-
-
-def _in_two_lines(title: str) -> str:
-    return title.replace(": ", ":\n", 1)

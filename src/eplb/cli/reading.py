@@ -21,67 +21,27 @@ from eplb.placement import Placement
 
 __all__ = ["LayerOptions", "ReadingOptions"]
 
-FirstLayer = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="The model's number of the first layer in the loads. Give it if the loads leave out "
-        "the dense layers before it.",
-    ),
-]
-Layers = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LIST",
-        help="The model's numbers of all layers in the loads, as 3-60 or 1,3,5,7. Give it in place "
-        "of --first-layer if they do not follow each other.",
-    ),
-]
-PlacementLayers = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LIST",
-        help="The model's numbers of all layers in the placement's file, as 3-61. Give it if the "
-        "file does not number them and has others than the loads.",
-    ),
-]
-Axes = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LIST",
-        help="What the axes of a plain array are, such as layers,ranks,local (experts numbered "
-        "within their rank), ranks,layers,experts or tokens,layers,choices. [default: (windows,) "
-        "layers, experts]",
-        show_default=False,
-    ),
-]
-Counters = Annotated[
-    bool,
-    typer.Option(
-        "--counters",
-        help="The loads count from the engine's start. A window is what it adds to the one before.",
-    ),
-]
-Merge = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|none|all|N",
-        help="Windows to add up into one: every N (windows left over at the end are dropped), all, "
-        "none, or auto, which adds up neighbours until windows differ by more than chance.",
-    ),
-]
-
 _SHOWN = 6
 """Sources whose order is told in full."""
 
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How loads are read."""
+    """How loads are read.
 
-    axes: Axes = None
-    counters: Counters = False
-    merge: Merge = "auto"
+    Attributes:
+        axes: What the axes of a plain array are, such as layers,ranks,local (experts numbered
+            within their rank), ranks,layers,experts or tokens,layers,choices. [default: (windows,)
+            layers, experts]
+        counters: The loads count from the engine's start. A window is what it adds to the one
+            before.
+        merge: Windows to add up into one: every N (windows left over at the end are dropped), all,
+            none, or auto, which adds up neighbours until windows differ by more than chance.
+    """
+
+    axes: Annotated[str | None, typer.Option(metavar="LIST")] = None
+    counters: Annotated[bool, typer.Option("--counters")] = False
+    merge: Annotated[str, typer.Option(metavar="auto|none|all|N")] = "auto"
 
     def loads(self, paths: list[Path], *, to_stderr: bool = False) -> LoadTrace:
         """The loads in files and folders, one after another, or on standard input where a path is
@@ -110,11 +70,20 @@ class ReadingOptions:
 
 @dataclass(frozen=True)
 class LayerOptions(ReadingOptions):
-    """The same, and which layers of the model the rows of loads and placements are."""
+    """The same, and which layers of the model the rows of loads and placements are.
 
-    first_layer: FirstLayer = None
-    layers: Layers = None
-    placement_layers: PlacementLayers = None
+    Attributes:
+        first_layer: The model's number of the first layer in the loads. Give it if the loads leave
+            out the dense layers before it.
+        layers: The model's numbers of all layers in the loads, as 3-60 or 1,3,5,7. Give it in place
+            of --first-layer if they do not follow each other.
+        placement_layers: The model's numbers of all layers in the placement's file, as 3-61. Give
+            it if the file does not number them and has others than the loads.
+    """
+
+    first_layer: Annotated[int | None, typer.Option(metavar="N")] = None
+    layers: Annotated[str | None, typer.Option(metavar="LIST")] = None
+    placement_layers: Annotated[str | None, typer.Option(metavar="LIST")] = None
 
     def loads(self, paths: list[Path], *, to_stderr: bool = False) -> LoadTrace:
         """The same, with the numbers that options give their layers."""

@@ -16,12 +16,17 @@ _MOST_PORT = 65535
 
 
 def command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file that EPLB_METRICS names.")],
-    port: Annotated[int, typer.Option(help="Port to serve on; 0 for any that is free.")] = 9464,
-    host: Annotated[str, typer.Option(help="Address to serve on.")] = "0.0.0.0",
+    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    port: int = 9464,
+    host: str = "0.0.0.0",
 ) -> None:
     """Serve a plug-in's metrics at /metrics, where the engine's own server does not. Ctrl-C ends
     it. While the file is not there, scrapes get an error, and serving goes on.
+
+    Options:
+        file: The file that EPLB_METRICS names.
+        port: Port to serve on; 0 for any that is free.
+        host: Address to serve on.
     """
     whole_number(port, "--port", least=0, most=_MOST_PORT)
     try:

@@ -19,14 +19,18 @@ def command(
         str, typer.Argument(metavar="MODEL", help=f"Model to imitate: {', '.join(PRESETS)}.")
     ],
     target: TraceTarget,
-    windows: Annotated[int, typer.Option(help="Number of windows.")] = 100,
-    tokens: Annotated[
-        int, typer.Option(help="Tokens that the model processes in a window.")
-    ] = 100_000,
-    seed: Annotated[int, typer.Option(help="Random seed of the loads.")] = 0,
+    windows: int = 100,
+    tokens: int = 100_000,
+    seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Generate loads that behave like those recorded from a model, and write them to a file."""
+    """Generate loads that behave like those recorded from a model, and write them to a file.
+
+    Options:
+        windows: Number of windows.
+        tokens: Tokens that the model processes in a window.
+        seed: Random seed of the loads.
+    """
     check_writable(target)
     loads = synthetic.trace(preset, num_windows=windows, tokens_per_window=tokens, seed=seed)
     save_trace(loads, target)

@@ -27,37 +27,27 @@ _PLANNED_AT = "eplb_last_plan_timestamp_seconds"
 
 
 def command(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="FOLDER|URL",
-            help="The folder that EPLB_RECORD names, or the address of an engine's metrics.",
-        ),
-    ],
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of GPUs (EP ranks) that the loads of a folder are shown on. [default: "
-            "what the placement's file says]",
-            show_default=False,
-        ),
-    ] = None,
+    source: Annotated[str, typer.Argument(metavar="FOLDER|URL")],
+    gpus: int | None = None,
     nodes: Nodes = 1,
     slots: Slots = None,
-    placement: Annotated[
-        Path | None,
-        typer.Option(
-            help="The placement that runs. [default: the layout that engines start with]",
-            show_default=False,
-        ),
-    ] = None,
-    windows: Annotated[int, typer.Option(help="Number of the last windows to add up.")] = 1,
-    every: Annotated[float, typer.Option(help="Seconds from one look to the next.")] = 5.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
+    placement: Path | None = None,
+    windows: int = 1,
+    every: float = 5.0,
+    once: Annotated[bool, typer.Option("--once")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show how GPUs are loaded, from the loads that vLLM's plug-in records, or what the metrics of
     a plug-in say. Ctrl-C ends it.
+
+    Options:
+        source: The folder that EPLB_RECORD names, or the address of an engine's metrics.
+        gpus: Number of GPUs (EP ranks) that the loads of a folder are shown on. [default: what the
+            placement's file says]
+        placement: The placement that runs. [default: the layout that engines start with]
+        windows: Number of the last windows to add up.
+        every: Seconds from one look to the next.
+        once: Look once, and end.
     """
     every = real_number(every, "--every", above=True)
     windows = whole_number(windows, "--windows")

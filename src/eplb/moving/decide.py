@@ -175,7 +175,7 @@ def decide(
         )
         gain *= _share(left, made.placement, verdict.plan.placement, windows[some], dispatch)
     moving = service.moving_seconds(current, made.placement)
-    moved = int(np.count_nonzero(_received(current, made.placement)))
+    moved = int(np.count_nonzero(made.placement.moves_by_layer(current)))
     gained = service.gained_seconds(gain, seconds, moved)
     lost = service.lost_seconds(moving, moved)
     # Gained in a second, once all have moved.
@@ -247,7 +247,7 @@ def _price(
     the sum of the peaks of all layers is `peak`. What a layer costs is spread over its moves, as
     many as a plan makes that counts no costs.
     """
-    received = _received(current, made)
+    received = made.moves_by_layer(current)
     layers, moves = int(np.count_nonzero(received)), int(received.sum())
     worth = service.gained_seconds(1.0, seconds, layers) / peak if peak > 0.0 else 0.0
     cost = service.move_seconds(current.cluster)
@@ -258,13 +258,6 @@ def _price(
         return 0.0
     # Where nothing is gained, no fall is enough.
     return cost / worth if worth > 0.0 else peak + 1.0
-
-
-def _received(current: Placement, made: Placement) -> NDArray[np.int64]:
-    """[L] experts that GPUs receive."""
-    size = made.cluster.num_gpus
-    received = made.held_by(size) & ~current.held_by(size)
-    return received.sum(axis=(1, 2))  # type: ignore[no-any-return]
 
 
 def _peaks(

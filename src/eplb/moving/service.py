@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from eplb.checks import find_named, real_number, share_of_one
 from eplb.cluster import Cluster
-from eplb.cost.gpus import find_gpu
-from eplb.cost.models import expert_bytes_of, find_model
+from eplb.cost.gpus import Gpu, find_gpu
+from eplb.cost.models import Model, expert_bytes_of, find_model
 from eplb.cost.roofline import Assumptions
 from eplb.placement import Placement
 
-__all__ = ["DEFAULT_SERVICE", "OVERHEADS", "Overhead", "Service", "find_overhead"]
+__all__ = ["DEFAULT_SERVICE", "OVERHEADS", "Overhead", "Service", "bandwidths", "find_overhead"]
 
 _GIGA = 1e9
 
@@ -27,20 +27,20 @@ class Overhead:
 
     Attributes:
         name: of the engine, and of the mode that is not its default.
+        source: where the figures are from.
         stall: share of a transfer's time in which the service is stopped.
         rebalance_seconds: that the service is stopped for each rebalance.
         layer_seconds: that it is stopped for each layer that moves.
         layer_delay: seconds from when one layer has moved until the next has, 0 if all serve at
             once.
-        source: where the figures are from.
     """
 
     name: str
-    stall: float
-    rebalance_seconds: float
-    layer_seconds: float
-    layer_delay: float
     source: str
+    stall: float = 1.0
+    rebalance_seconds: float = 0.0
+    layer_seconds: float = 0.0
+    layer_delay: float = 0.0
 
 
 _PASS_SECONDS = 0.05
@@ -60,37 +60,23 @@ OVERHEADS: dict[str, Overhead] = {
     for each in (
         Overhead(
             "vllm",
+            f"asynchronous, its default: nothing stops, and a layer comes each pass: {_VLLM}43219",
             stall=0.0,
-            rebalance_seconds=0.0,
-            layer_seconds=0.0,
             layer_delay=_PASS_SECONDS,
-            source="asynchronous, its default: nothing stops, and a layer comes each pass: "
-            f"{_VLLM}43219",
         ),
         Overhead(
             "vllm-sync",
-            stall=1.0,
+            f"stops for 0.91 s on 32 GB200: {_VLLM}43219; planning: {_VLLM}28369",
             rebalance_seconds=0.01,
             layer_seconds=0.015,
-            layer_delay=0.0,
-            source=f"stops for 0.91 s on 32 GB200: {_VLLM}43219; planning: {_VLLM}28369",
         ),
-        Overhead(
-            "sglang",
-            stall=1.0,
-            rebalance_seconds=0.0,
-            layer_seconds=0.017,
-            layer_delay=0.0,
-            source=_SGLANG,
-        ),
+        Overhead("sglang", _SGLANG, layer_seconds=0.017),
         Overhead(
             "sglang-chunks",
-            stall=1.0,
-            rebalance_seconds=0.0,
+            f"{_SGLANG}; with a layer in a chunk, one between passes: "
+            "https://github.com/sgl-project/sglang/pull/6851",
             layer_seconds=0.017,
             layer_delay=_PASS_SECONDS,
-            source=f"{_SGLANG}; with a layer in a chunk, one between passes: "
-            "https://github.com/sgl-project/sglang/pull/6851",
         ),
     )
 }
@@ -110,6 +96,15 @@ def find_overhead(name: str) -> Overhead:
         "rebalance_seconds, layer_seconds and layer_delay (--rebalance-seconds, --layer-seconds, "
         "--layer-delay)",
     )
+
+
+def bandwidths(gpu: Gpu, cluster: Cluster) -> tuple[float, float]:
+    """GB/s that a GPU receives from its node, and that enter a node: the share of the peak that is
+    reached in practice.
+    """
+    per_node = cluster.num_gpus // cluster.num_nodes
+    within = gpu.link_bandwidth * Assumptions.link_efficiency / _GIGA
+    return within, gpu.network_bandwidth * Assumptions.network_efficiency * per_node / _GIGA
 
 
 @dataclass(frozen=True)
@@ -156,19 +151,19 @@ class Service:
     @classmethod
     def of(
         cls,
-        model: str,
-        gpu: str,
+        model: str | Model,
+        gpu: str | Gpu,
         cluster: Cluster,
         *,
         stall: float | None = None,
         engine: str | None = None,
     ) -> "Service":
-        """A service by the names of its model and GPU (`eplb.cost.MODELS`,
+        """A service by its model and GPU, as figures or by their names (`eplb.cost.MODELS`,
         `eplb.cost.GPUS`), with the share of the peak bandwidths that is reached in practice.
 
         Args:
-            model: name of the model.
-            gpu: name of the GPU.
+            model: the model.
+            gpu: the GPU.
             cluster: the GPUs and nodes.
             stall: share of a transfer's time in which the service is stopped; by default the
                 engine's, or 1.
@@ -177,15 +172,9 @@ class Service:
         Raises:
             OptionError: an unknown model, GPU or engine.
         """
-        known, assumed = find_gpu(gpu), Assumptions()
-        made = cls(
-            round(find_model(model).expert_bytes),
-            known.link_bandwidth * assumed.link_efficiency / _GIGA,
-            known.network_bandwidth
-            * assumed.network_efficiency
-            * (cluster.num_gpus // cluster.num_nodes)
-            / _GIGA,
-        )
+        card = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
+        known = model if isinstance(model, Model) else find_model(model)
+        made = cls(known.expert_bytes, *bandwidths(card, cluster))
         made = made if engine is None else made.in_engine(engine)
         return made if stall is None else replace(made, stall=stall)
 
@@ -196,13 +185,8 @@ class Service:
             OptionError: an engine that is not known.
         """
         found = find_overhead(name)
-        return replace(
-            self,
-            stall=found.stall,
-            rebalance_seconds=found.rebalance_seconds,
-            layer_seconds=found.layer_seconds,
-            layer_delay=found.layer_delay,
-        )
+        fields = ("stall", "rebalance_seconds", "layer_seconds", "layer_delay")
+        return replace(self, **{field: getattr(found, field) for field in fields})
 
     def moving_seconds(
         self, old: Placement, new: Placement, layers: NDArray[np.bool_] | None = None

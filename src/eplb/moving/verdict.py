@@ -167,7 +167,6 @@ class _Trials:
     cluster: Cluster
     num_groups: int
     running: Placement
-    moving: dict[str, Any]
     options: dict[str, Any]
     dispatch: str
     made: dict[tuple[bytes, ...], Plan] = field(default_factory=dict)
@@ -183,8 +182,7 @@ class _Trials:
                 self.cluster,
                 num_groups=self.num_groups,
                 weights=None if self.weights is None else self.weights[chosen],
-                **self.options,
-                **self.moving | budget,
+                **self.options | budget,
             )
         return self.made[asked]
 
@@ -196,8 +194,8 @@ class _Trials:
         """[H + 1, L] balancedness gained over what runs on windows, and on their sum, the last."""
         windows = self.windows[held]
         windows = np.concatenate([windows, windows.sum(axis=0, keepdims=True)])
-        before = _scores(self.running, windows, self.dispatch)
-        gained: _Loads = _scores(placement, windows, self.dispatch) - before
+        before = self.running.ratios(windows, self.dispatch)
+        gained: _Loads = placement.ratios(windows, self.dispatch) - before
         return gained
 
     def of(self, folds: _Folds, **budget: int) -> tuple[_Loads, _Loads]:
@@ -264,34 +262,26 @@ def judge(
     windows = windows[some]
     number, num_layers, num_experts = windows.shape
     running = Placement.contiguous(num_layers, num_experts, cluster)
-    moving: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "effort": effort,
+        "threads": threads,
+        "dispatch": planned_rule(dispatch, current),
+        "pins": pins,
+    }
     if current is not None:
         current = check_current(current, num_layers, num_experts)
         running = what_is_left(current, cluster, windows, threads)
-        moving = {"current": current, "max_moves": max_moves, "move_cost": move_cost}
-    trials = _Trials(
-        windows,
-        None if weights is None else np.asarray(weights)[some],
-        cluster,
-        num_groups,
-        running,
-        moving,
-        {
-            "effort": effort,
-            "threads": threads,
-            "dispatch": planned_rule(dispatch, current),
-            "pins": pins,
-        },
-        dispatch,
-    )
+        options |= {"current": current, "max_moves": max_moves, "move_cost": move_cost}
+    counts = None if weights is None else np.asarray(weights)[some]
+    trials = _Trials(windows, counts, cluster, num_groups, running, options, dispatch)
     order = np.arange(number)
     made = trials.plan(order)
     load = paced(running.gpu_load(windows, dispatch), running.cluster.speeds)
-    now, then = (_scores(each, windows, dispatch) for each in (running, made.placement))
+    now, then = (each.ratios(windows, dispatch) for each in (running, made.placement))
     gain = seen_gain = _mean(then - now)
     interval = engine_gain = None
     engine_moves = 0
-    forced = must_move(windows, cluster, current, num_groups, pins, trials.weights)
+    forced = must_move(windows, cluster, current, num_groups, pins, counts)
     changes = made.moves > 0 or made.placement != running
     sure = changes
     held_out = number if number > 1 and changes and (seen_gain >= least_gain or forced) else 0
@@ -378,11 +368,6 @@ def counting(windows: _Loads, weights: Any) -> NDArray[np.bool_]:
     counts = check_weights(weights, len(windows)) > 0.0
     some = counts & windows.any(axis=(1, 2))
     return some if some.any() else np.arange(len(windows)) == counts.argmax()
-
-
-def _scores(placement: Placement, windows: _Loads, dispatch: str) -> _Loads:
-    """[T, L] balancedness, NaN where a layer has no load."""
-    return placement.ratios(windows, dispatch)
 
 
 def _mean(values: _Loads, otherwise: float = 0.0) -> float:

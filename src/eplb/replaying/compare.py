@@ -1,7 +1,6 @@
 """Policies side by side on one trace: what each would have given, and how sure that is."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,10 +16,10 @@ from eplb.loads import LoadTrace
 from eplb.moving.service import Service
 from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY
-from eplb.replaying.policies import Policy, named_policies, plans_for, told
+from eplb.replaying.policies import Policies, named_policies, plans_for, told
 from eplb.replaying.replay import Replay, Step, replay_of, replay_steps
 
-__all__ = ["Comparison", "Score", "compare", "score"]
+__all__ = ["Comparison", "Score", "compare", "score", "time_of_window"]
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,7 @@ class Comparison:
 def compare(
     trace: LoadTrace,
     cluster: Cluster,
-    policies: (
-        str
-        | os.PathLike[str]
-        | Sequence[str | os.PathLike[str]]
-        | Mapping[str, Policy | str | os.PathLike[str]]
-    ),
+    policies: Policies,
     *,
     num_groups: int = 1,
     every: int = 1,
@@ -186,7 +180,14 @@ def compare(
                 "out the service, or give the files in their order"
             )
         size = service.expert_bytes
-        length = _window_seconds(trace, window_seconds)
+        length = time_of_window(trace)
+        if window_seconds is not None:
+            length = real_number(window_seconds, "window_seconds", "seconds")
+        if length is None:
+            raise OptionError(
+                "the trace does not say how long a window lasts: give window_seconds "
+                "(--window-seconds)"
+            )
         policies = {
             name: told(policy, service, length * every) for name, policy in policies.items()
         }
@@ -277,21 +278,12 @@ def _rules_of(dispatch: Any) -> list[Any]:
     return rules
 
 
-def _window_seconds(trace: LoadTrace, said: float | None) -> float:
-    """The time that a window stands for.
-
-    Raises:
-        OptionError: neither the user nor the trace says.
-    """
-    if said is not None:
-        return real_number(said, "window_seconds", "seconds")
-    if trace.times is not None and trace.times.size > 1:
-        between = float(np.median(np.diff(trace.times)))
-        if between > 0.0:
-            return between
-    raise OptionError(
-        "the trace does not say how long a window lasts: give window_seconds (--window-seconds)"
-    )
+def time_of_window(trace: LoadTrace) -> float | None:
+    """Seconds that a window stands for; None where the trace does not say."""
+    if trace.times is None or trace.times.size < 2:
+        return None
+    between = float(np.median(np.diff(trace.times)))
+    return between if between > 0.0 else None
 
 
 def _net(replay: Replay, reference: Replay, service: Service, seconds: float) -> float:
@@ -319,7 +311,7 @@ def score(replay: Replay, reference: Replay | None = None) -> Score:
     every = int(np.diff(asked).max()) if later.size else replay.num_steps
     moe = replay.peak.any(axis=0)  # a dense layer has nothing to move
     received = replay.moves[np.ix_(later, moe)].sum(axis=1)
-    moves_on = later.size > 0 and replay.ordered
+    mean_moves = float(received.mean()) if later.size and replay.ordered else None
     slots = max(1, int(moe.sum())) * replay.cluster.num_held
     seconds = replay.seconds[replay.planned]
     gain, gain_interval = replay.gain_over(reference, every)
@@ -333,8 +325,12 @@ def score(replay: Replay, reference: Replay | None = None) -> Score:
         gain=gain,
         gain_interval=gain_interval,
         plans=int(replay.planned.sum()),
-        moved=float(received.mean()) / slots if moves_on else None,
-        bytes_per_plan=_times(float(received.mean()) if moves_on else None, replay.expert_bytes),
+        moved=None if mean_moves is None else mean_moves / slots,
+        bytes_per_plan=(
+            None
+            if mean_moves is None or replay.expert_bytes is None
+            else mean_moves * replay.expert_bytes
+        ),
         plan_ms=float(np.median(seconds[1:] if later.size else seconds)) * 1e3,
         first_plan_ms=float(seconds[0]) * 1e3,
         longest_plan_ms=float(seconds.max()) * 1e3,
@@ -355,7 +351,3 @@ def _by_window(replay: Replay) -> dict[str, Any]:
             )
         ],
     }
-
-
-def _times(moves: float | None, expert_bytes: int | None) -> float | None:
-    return None if moves is None or expert_bytes is None else moves * expert_bytes

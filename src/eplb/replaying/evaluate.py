@@ -2,7 +2,9 @@
 layout that they start with.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -180,12 +182,11 @@ def evaluate_placement(
     cluster = placement.cluster
     moe = np.logical_not(trace.dense)
     begin = Placement.contiguous(trace.num_layers, trace.num_experts, cluster)
+    planned = partial(_planned, trace, placement, num_groups, threads)
     placements = {
         "this": placement,
-        "from this": _planned(trace, trace.loads, placement, num_groups, threads),
-        "afresh": _planned(
-            trace, trace.loads, placement, num_groups, threads, planned_rule(dispatch), afresh=True
-        ),
+        "from this": planned(trace.loads),
+        "afresh": planned(trace.loads, planned_rule(dispatch), afresh=True),
         "engine": engine_placement(trace.last(HISTORY), cluster, num_groups),
         "contiguous": begin,
     }
@@ -206,7 +207,7 @@ def evaluate_placement(
             _standing(name, each, found[name], placement, found["this"], moe)
             for name, each in placements.items()
         ],
-        unseen=_unseen(placement, found["this"], trace, num_groups, dispatch, threads),
+        unseen=_unseen(planned, found["this"], trace, dispatch),
         worst_layers=_worst_layers(np.flatnonzero(moe), *found.values()),
         hottest=_hottest(placement, trace, dispatch),
         verdict=None
@@ -227,10 +228,10 @@ def evaluate_placement(
 
 def _planned(
     trace: LoadTrace,
-    loads: NDArray[np.float64],
     current: Placement,
     num_groups: int,
     threads: int | None,
+    loads: NDArray[np.float64],
     dispatch: str = "even",
     *,
     afresh: bool = False,
@@ -277,12 +278,10 @@ def _standing(
 
 
 def _unseen(
-    this: Placement,
+    planned: Callable[[NDArray[np.float64]], Placement],
     served: Served,
     trace: LoadTrace,
-    num_groups: int,
     dispatch: str,
-    threads: int | None,
 ) -> Unseen | None:
     """Windows with plans that had not seen them."""
     total = trace.num_windows
@@ -295,16 +294,15 @@ def _unseen(
     for shown, after in schedule.plans(trace):
         loads = trace.loads[shown]
         seen = max(seen, len(loads))
-        made = _planned(trace, loads, this, num_groups, threads)
-        parts.append(made.serve(trace.loads[after], dispatch))
-    planned = Served.joined(parts)
+        parts.append(planned(loads).serve(trace.loads[after], dispatch))
+    ahead = Served.joined(parts)
     later = served.part(slice(total - schedule.num_served(trace), None))
-    gain, interval = planned.gain_over(later)
+    gain, interval = ahead.gain_over(later)
     return Unseen(
         seen=seen,
         windows=schedule.num_served(trace),
         this=later.average(),
-        plan=planned.average(),
+        plan=ahead.average(),
         gain=gain,
         gain_interval=interval,
     )

@@ -9,12 +9,12 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,12 @@ __all__ = [
     "Forecasted",
     "Moving",
     "Peer",
+    "Policies",
     "Policy",
     "Staying",
     "compile_bending",
     "list_of",
     "load_peer",
-    "load_peers",
     "named_policies",
     "named_policy",
     "phy2log_of",
@@ -56,24 +56,28 @@ __all__ = [
 ]
 
 
+Loads: TypeAlias = NDArray[np.float64]
+
+
 class Policy(Protocol):
     """Decides which placement to run next."""
 
     def __call__(
-        self,
-        loads: NDArray[np.float64],
-        cluster: Cluster,
-        /,
-        *,
-        current: Placement,
-        num_groups: int,
+        self, loads: Loads, cluster: Cluster, /, *, current: Placement, num_groups: int
     ) -> Any:
         """The next Placement, Plan or phy2log [L, P], or None to keep `current`."""
 
 
-def _contiguous(
-    _loads: NDArray[np.float64], _cluster: Cluster, *, current: Placement, num_groups: int
-) -> None:
+Policies: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | Sequence[str | os.PathLike[str]]
+    | Mapping[str, Policy | str | os.PathLike[str]]
+)
+"""Names in `POLICIES` and paths of Python files, a lone one or several, or policies by name."""
+
+
+def _contiguous(_loads: Loads, _cluster: Cluster, *, current: Placement, num_groups: int) -> None:
     """The layout that engines start with, kept for ever."""
     del current, num_groups
 
@@ -85,12 +89,7 @@ class Staying:
     placement: Placement
 
     def __call__(
-        self,
-        loads: NDArray[np.float64],
-        cluster: Cluster,
-        *,
-        current: Placement,
-        num_groups: int,
+        self, loads: Loads, cluster: Cluster, *, current: Placement, num_groups: int
     ) -> Placement:
         """Whatever the loads, the same."""
         del loads, cluster, current, num_groups
@@ -106,12 +105,7 @@ class _Greedy:
     swaps: bool
 
     def __call__(
-        self,
-        loads: NDArray[np.float64],
-        cluster: Cluster,
-        *,
-        current: Placement,
-        num_groups: int,
+        self, loads: Loads, cluster: Cluster, *, current: Placement, num_groups: int
     ) -> NDArray[np.int64]:
         if not cluster.even:
             return engine_placement(loads, cluster).phy2log
@@ -134,22 +128,29 @@ class Forecasted:
     pins: Pins | None = None
 
     def __call__(
-        self,
-        loads: NDArray[np.float64],
-        cluster: Cluster,
-        *,
-        current: Placement,
-        num_groups: int,
+        self, loads: Loads, cluster: Cluster, *, current: Placement, num_groups: int
     ) -> Placement:
         """Plan for what the forecast makes of the windows [T, L, E] so far."""
         del current
+        return self._planned(loads, cluster, num_groups)
+
+    def _planned(
+        self,
+        loads: Loads,
+        cluster: Cluster,
+        num_groups: int,
+        current: Placement | None = None,
+        max_moves: int | None = None,
+    ) -> Placement:
         expected = self.forecast(loads)
         return plan(
             expected.loads,
             cluster,
             num_groups=num_groups,
             weights=expected.weights,
-            dispatch=planned_rule(self.dispatch),
+            current=current,
+            max_moves=max_moves,
+            dispatch=planned_rule(self.dispatch, current),
             pins=self.pins,
             effort=self.effort,
             threads=self.threads,
@@ -157,47 +158,26 @@ class Forecasted:
 
 
 @dataclass(frozen=True)
-class Moving:
+class Moving(Forecasted):
     """This planner from the placement that runs, moving what gains by its default price; afresh
     from the layout that engines start with.
 
     With a budget, a share of slots is one of those of layers with load, and moves have no price.
     """
 
-    forecast: Forecast
-    effort: Effort = "default"
-    threads: int | None = None
-    dispatch: str = "even"
     budget: Budget | None = None
-    pins: Pins | None = None
 
     def __call__(
-        self,
-        loads: NDArray[np.float64],
-        cluster: Cluster,
-        *,
-        current: Placement,
-        num_groups: int,
+        self, loads: Loads, cluster: Cluster, *, current: Placement, num_groups: int
     ) -> Placement:
         """Move what gains by what the forecast makes of the windows [T, L, E] so far."""
-        expected = self.forecast(loads)
-        running = None if _is_first(current) else current
+        if _is_first(current):
+            return self._planned(loads, cluster, num_groups)
         most = None
-        if running is not None and self.budget is not None:
+        if self.budget is not None:
             loaded = int(loads.any(axis=(0, 2)).sum())
             most = self.budget.of(loaded * cluster.num_slots)
-        return plan(
-            expected.loads,
-            cluster,
-            num_groups=num_groups,
-            weights=expected.weights,
-            current=running,
-            max_moves=most,
-            dispatch=planned_rule(self.dispatch, running),
-            pins=self.pins,
-            effort=self.effort,
-            threads=self.threads,
-        ).placement
+        return self._planned(loads, cluster, num_groups, current, most)
 
 
 @dataclass(frozen=True)
@@ -215,22 +195,20 @@ class Deciding:
     pins: Pins | None = None
 
     def __call__(
-        self,
-        loads: NDArray[np.float64],
-        cluster: Cluster,
-        *,
-        current: Placement,
-        num_groups: int,
+        self, loads: Loads, cluster: Cluster, *, current: Placement, num_groups: int
     ) -> Placement | None:
         """Decide by the windows [T, L, E] so far."""
         if not loads.any():
             return None
         if _is_first(current):
-            rule = planned_rule(self.dispatch)
             return plan(
-                loads, cluster, num_groups=num_groups, dispatch=rule, pins=self.pins,
+                loads,
+                cluster,
+                num_groups=num_groups,
+                dispatch=planned_rule(self.dispatch),
+                pins=self.pins,
                 threads=self.threads,
-            ).placement  # fmt: skip
+            ).placement
         return decide(
             loads,
             cluster,
@@ -277,10 +255,10 @@ def warm_up(policy: Policy) -> None:
     """
     if isinstance(policy, _Greedy):
         _plan_once("greedy")
-    elif isinstance(policy, Forecasted):
-        _plan_once("afresh", policy.dispatch)
     elif isinstance(policy, Moving | Deciding):
         _plan_once("moving", policy.dispatch)
+    elif isinstance(policy, Forecasted):
+        _plan_once("afresh", policy.dispatch)
 
 
 @cache
@@ -316,12 +294,7 @@ class _Peer:
     rebalance_experts: Callable[..., Any]
 
     def __call__(
-        self,
-        loads: NDArray[np.float64],
-        cluster: Cluster,
-        *,
-        current: Placement,
-        num_groups: int,
+        self, loads: Loads, cluster: Cluster, *, current: Placement, num_groups: int
     ) -> NDArray[np.int64]:
         del current
         check_even(cluster)
@@ -347,8 +320,7 @@ def policy_from(path: str | os.PathLike[str]) -> Policy:
     Raises:
         PolicyError: a file that is not there, that fails, or that has neither.
     """
-    file = Path(path)
-    found = load_peer(file, ("policy", "rebalance_experts"))
+    found = load_peer(Path(path), ("policy", "rebalance_experts"))
     return found.function if found.kind == "policy" else _Peer(found.function)
 
 
@@ -372,23 +344,21 @@ def named_policies(
     policies: dict[str, Policy] = {}
     for name in given:
         if name in POLICIES:
+            if name in policies:
+                raise PolicyError(f"policy {name} is given twice")
             policy = POLICIES[name]
-            called = name
-            if isinstance(policy, Forecasted | Moving | Deciding):
+            if isinstance(policy, Forecasted | Deciding):
                 policy = replace(policy, threads=threads)
+            policies[name] = policy
         elif name.endswith(".py"):
-            policy = policy_from(name)
-            called = Path(name).stem
+            called, number = Path(name).stem, 1
+            while called in policies or called in built_in:
+                number += 1
+                called = f"{Path(name).stem} {number}"
+            policies[called] = policy_from(name)
         else:
             known = ", ".join(POLICIES)
             raise PolicyError(f"no policy is called {name!r}: give {known} or a .py file")
-        if name in POLICIES and name in policies:
-            raise PolicyError(f"policy {name} is given twice")
-        number = 1
-        while name not in POLICIES and (called in policies or called in built_in):
-            number += 1
-            called = f"{Path(name).stem} {number}"
-        policies[called] = policy
     return policies
 
 
@@ -438,9 +408,6 @@ def named_policy(name: str | os.PathLike[str], threads: int | None = None) -> Po
     return policy
 
 
-_DROP_IN = ("rebalance_experts",)
-
-
 @dataclass(frozen=True)
 class Peer:
     """Another planner.
@@ -458,30 +425,12 @@ class Peer:
     function: Callable[..., Any]
 
 
-def load_peers(paths: Sequence[Path]) -> list[Peer]:
-    """Load each file's `rebalance_experts`; files of one name are numbered.
+def load_peer(path: Path, kinds: Sequence[str] = ("rebalance_experts",)) -> Peer:
+    """Load a Python file and take the first function of `kinds` that it has.
 
     Raises:
         PolicyError: a file that is not there, that raises when it is imported, or that has no such
             function.
-    """
-    peers: list[Peer] = []
-    for path in paths:
-        # What a peer prints must not mix with what this prints.
-        with contextlib.redirect_stdout(sys.stderr):
-            peer = load_peer(path)
-        name, number = peer.name, 2
-        while any(other.name == name for other in peers):
-            name, number = f"{peer.name} {number}", number + 1
-        peers.append(Peer(name, peer.kind, peer.function))
-    return peers
-
-
-def load_peer(path: Path, kinds: Sequence[str] = _DROP_IN) -> Peer:
-    """Load a Python file and take the first function of `kinds` that it has.
-
-    Raises:
-        PolicyError: as for `load_peers`.
     """
     module = _import(path)
     for kind in kinds:

@@ -22,15 +22,7 @@ from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY, in_no_order
 from eplb.planning.pins import Pins
 from eplb.planning.plan import Plan
-from eplb.replaying.policies import (
-    Deciding,
-    Forecasted,
-    Moving,
-    Policy,
-    named_policy,
-    phy2log_of,
-    warm_up,
-)
+from eplb.replaying.policies import Deciding, Forecasted, Policy, named_policy, phy2log_of, warm_up
 
 __all__ = ["HISTORY", "Replay", "Step", "check_replay", "replay", "replay_of", "replay_steps"]
 
@@ -222,7 +214,7 @@ def replay_steps(
     if not callable(called):
         raise PolicyError(f"{called!r} is not a policy: give a name, a path or a callable")
     check_replay(trace, cluster, schedule, num_groups, dispatch)
-    if isinstance(called, Forecasted | Moving | Deciding):
+    if isinstance(called, Forecasted | Deciding):
         if isinstance(dispatch, str):
             called = replace(called, dispatch=dispatch)
         if not trace.ordered and not isinstance(called, Deciding):
@@ -238,11 +230,7 @@ def replay_steps(
 
 
 def check_replay(
-    trace: LoadTrace,
-    cluster: Cluster,
-    schedule: Schedule,
-    num_groups: int,
-    dispatch: Any = "even",
+    trace: LoadTrace, cluster: Cluster, schedule: Schedule, num_groups: int, dispatch: Any = "even"
 ) -> None:
     """Tell what is wrong with a replay's arguments before any policy is asked.
 
@@ -292,11 +280,7 @@ def _walk(
 
 
 def _ask(
-    policy: Policy,
-    loads: NDArray[np.float64],
-    current: Placement,
-    num_groups: int,
-    window: int,
+    policy: Policy, loads: NDArray[np.float64], current: Placement, num_groups: int, window: int
 ) -> Any:
     try:
         return policy(loads, current.cluster, current=current, num_groups=num_groups)

@@ -27,7 +27,7 @@ from eplb.planning.problem import Effort, check_effort
 from eplb.planning.solve import planned_rule
 from eplb.replaying.policies import list_of
 
-__all__ = ["KNEE", "SPARE", "Sizing", "Slots", "fewest_slots", "knee_of", "size"]
+__all__ = ["KNEE", "SPARE", "Sizing", "Slots", "evenly", "fewest_slots", "knee_of", "size"]
 
 KNEE = 0.01
 """Balancedness that one more spare slot on each GPU is to gain."""
@@ -196,7 +196,7 @@ def size(
     for number, spared in clusters:
         parts = []
         for shown, after in _schedule(trace):
-            some = trace.loads[after][_evenly(after.stop - after.start)]
+            some = trace.loads[after][evenly(after.stop - after.start, _PLANS)]
             parts.append(made(trace.loads[shown], spared).serve(some, dispatch))
         plans = len(parts)
         seen = made(trace.loads, spared).serve(trace.last(HISTORY), dispatch)
@@ -286,11 +286,11 @@ def _schedule(trace: LoadTrace) -> list[tuple[slice | NDArray[np.intp], slice]]:
     return list(Schedule(every, first=first).plans(trace))
 
 
-def _evenly(total: int) -> NDArray[np.int64]:
-    """At most `_PLANS` numbers below `total`, evenly apart, the last one among them."""
-    if total <= _PLANS:
+def evenly(total: int, most: int) -> NDArray[np.int64]:
+    """At most `most` numbers below `total`, evenly apart, the last one among them."""
+    if total <= most:
         return np.arange(total)
-    return total - 1 - (np.arange(_PLANS)[::-1] * total) // _PLANS
+    return total - 1 - (np.arange(most)[::-1] * total) // most
 
 
 def _memory(

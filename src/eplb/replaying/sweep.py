@@ -6,8 +6,6 @@ default, a Dask cluster by the address of its scheduler, any other, such as Ray'
 """
 
 import contextlib
-import itertools
-import operator
 import os
 import signal
 import socket
@@ -18,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from numbers import Integral
 from typing import Any
 from uuid import uuid4
 
@@ -31,10 +30,10 @@ from eplb.loads import LoadTrace
 from eplb.planning.backtest import Schedule
 from eplb.planning.forecast import HISTORY
 from eplb.replaying.compare import Score, score
-from eplb.replaying.policies import Policy, list_of, named_policies, named_policy
+from eplb.replaying.policies import Policies, Policy, list_of, named_policies, named_policy
 from eplb.replaying.replay import Replay, check_replay, replay_of, replay_steps
 
-__all__ = ["SweepRow", "sweep", "sweep_rows"]
+__all__ = ["SweepRow", "sweep"]
 
 _SECONDS_TO_ANSWER = 10.0
 """Time in which a Dask scheduler has to answer, and to have a worker."""
@@ -68,18 +67,10 @@ class SweepRow:
         return {**own, **asdict(self.score)}
 
 
-_Policies = (
-    str
-    | os.PathLike[str]
-    | Sequence[str | os.PathLike[str]]
-    | Mapping[str, Policy | str | os.PathLike[str]]
-)
-
-
 def sweep(
     trace: LoadTrace,
     clusters: Cluster | Sequence[Cluster],
-    policies: _Policies,
+    policies: Policies,
     *,
     every: int | Sequence[int] = (1,),
     num_groups: int = 1,
@@ -89,6 +80,8 @@ def sweep(
     dispatch: Any = "even",
     jobs: int | None = None,
     scheduler: str | None = None,
+    progress: Callable[[SweepRow], bool | None] | None = None,
+    failed: Callable[[EplbError], object] | None = None,
 ) -> list[SweepRow]:
     """Replay a trace with every policy on every cluster at every cadence.
 
@@ -108,6 +101,10 @@ def sweep(
             one at a time where nothing is said.
         scheduler: address of a Dask scheduler, as `tcp://host:8786`, whose workers run the replays
             instead. They must have eplb, and policies in files at the same paths.
+        progress: called with each row as it is done; where it returns False the sweep ends, and
+            what was done counts.
+        failed: called with the error where a policy fails after the first row, in place of raising
+            it; the rows before it count.
 
     Returns:
         A row for each replay: by cluster, then cadence, then policy, as given. A lone cluster,
@@ -127,41 +124,6 @@ def sweep(
         >>> [(row.slots, round(row.score.balancedness, 3)) for row in rows]
         [(4, 0.8), (6, 1.0)]
     """
-    rows = sweep_rows(
-        trace,
-        clusters,
-        policies,
-        every=every,
-        num_groups=num_groups,
-        history=history,
-        first=first,
-        expert_bytes=expert_bytes,
-        dispatch=dispatch,
-        jobs=jobs,
-        scheduler=scheduler,
-    )
-    return list(rows)
-
-
-def sweep_rows(
-    trace: LoadTrace,
-    clusters: Cluster | Sequence[Cluster],
-    policies: _Policies,
-    *,
-    every: int | Sequence[int] = (1,),
-    num_groups: int = 1,
-    history: int = HISTORY,
-    first: int = 1,
-    expert_bytes: int | None = None,
-    dispatch: Any = "even",
-    jobs: int | None = None,
-    scheduler: str | None = None,
-) -> Generator[SweepRow, None, None]:
-    """The rows of a sweep one by one, as they are done, so that a user may stop after any.
-
-    Arguments and errors are those of `sweep`. Rows that come before one whose policy fails are
-    given before its error is raised.
-    """
     try:
         import joblib
     except ImportError:
@@ -173,59 +135,82 @@ def sweep_rows(
     # What is wrong with any replay is told before the first runs.
     called = _called(policies)
     size = expert_bytes_of(trace.model, expert_bytes)
-    places = list(itertools.product(list_of(clusters, Cluster, "clusters"), _cadences(every)))
-    schedules = {cadence: Schedule(cadence, history, first) for _, cadence in places}
-    for cluster, cadence in places:
-        check_replay(trace, cluster, schedules[cadence], num_groups, dispatch)
+    cadences = list_of(every, Integral, "cadences")
+    schedules = [Schedule(cadence, history, first) for cadence in cadences]
+    cells = [
+        _Cell(cluster, schedule, name, policy)
+        for cluster in list_of(clusters, Cluster, "clusters")
+        for schedule in schedules
+        for name, policy in called.items()
+    ]
+    for cell in cells:
+        check_replay(trace, cell.cluster, cell.schedule, num_groups, dispatch)
     sent = _Sent(trace)
-    cells = [(*place, name) for place in places for name in called]
     tasks = (
-        joblib.delayed(_replay)(
-            os.getpid(),
-            sent,
-            cluster,
-            name,
-            called[name],
-            schedules[cadence],
-            num_groups,
-            size,
-            dispatch,
-        )
-        for cluster, cadence, name in cells
+        joblib.delayed(_replay)(os.getpid(), sent, cell, num_groups, size, dispatch)
+        for cell in cells
     )
     reference: Replay | None = None
+    rows: list[SweepRow] = []
     with (
         contextlib.nullcontext() if scheduler is None else _dask(scheduler) as client,
         _ending_quietly(_started(tasks, jobs, client, sent)) as replays,
     ):
-        for number, (cluster, cadence, name) in enumerate(cells):
+        for number, cell in enumerate(cells):
             try:
-                replayed = next(replays)
-            except BrokenExecutor:
-                raise PolicyError(
-                    f"the process that replayed policy {name}, or one beside it, ended: "
-                    "a policy that ends its process, or too little memory"
-                ) from None
-            except Exception as error:
-                if client is None:
+                replayed = _next(replays, cell.name, client)
+            except EplbError as error:
+                if failed is None or not rows:
                     raise
-                raise PolicyError(
-                    f"the Dask cluster did not replay policy {name}: {in_one_line(error)}"
-                ) from None
-            if isinstance(replayed, EplbError):
-                raise replayed
+                failed(error)
+                break
             if number % len(called) == 0:
                 reference = replayed
-            yield SweepRow(
-                gpus=cluster.num_gpus,
-                nodes=cluster.num_nodes,
-                slots=cluster.num_slots,
-                spare=cluster.num_slots - trace.num_experts,
-                every=cadence,
-                dispatch=name_of(dispatch),
-                ordered=trace.ordered,
-                score=score(replayed, reference),
+            rows.append(
+                SweepRow(
+                    gpus=cell.cluster.num_gpus,
+                    nodes=cell.cluster.num_nodes,
+                    slots=cell.cluster.num_slots,
+                    spare=cell.cluster.num_slots - trace.num_experts,
+                    every=cell.schedule.every,
+                    dispatch=name_of(dispatch),
+                    ordered=trace.ordered,
+                    score=score(replayed, reference),
+                )
             )
+            if progress is not None and progress(rows[-1]) is False:
+                break
+    return rows
+
+
+def _next(replays: Iterator[Replay | EplbError], name: str, client: Any) -> Replay:
+    """The next replay, which is of the policy of that name."""
+    try:
+        replayed = next(replays)
+    except BrokenExecutor:
+        raise PolicyError(
+            f"the process that replayed policy {name}, or one beside it, ended: "
+            "a policy that ends its process, or too little memory"
+        ) from None
+    except Exception as error:
+        if client is None:
+            raise
+        raise PolicyError(
+            f"the Dask cluster did not replay policy {name}: {in_one_line(error)}"
+        ) from None
+    if isinstance(replayed, EplbError):
+        raise replayed
+    return replayed
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What one replay is of."""
+
+    cluster: Cluster
+    schedule: Schedule
+    name: str
+    policy: Policy | str | os.PathLike[str]
 
 
 class _Sent:
@@ -310,7 +295,7 @@ def _asks_for_eplb() -> Callable[[], str]:
     return told
 
 
-def _called(policies: _Policies) -> dict[str, Policy | str | os.PathLike[str]]:
+def _called(policies: Policies) -> dict[str, Policy | str | os.PathLike[str]]:
     """Policies by their names; files by their paths, for they are loaded where the work is done."""
     if isinstance(policies, Mapping):
         if not policies:
@@ -323,20 +308,10 @@ def _called(policies: _Policies) -> dict[str, Policy | str | os.PathLike[str]]:
     return dict(zip(named_policies(paths), paths, strict=True))
 
 
-def _cadences(every: Any) -> list[int]:
-    try:
-        return [operator.index(every)]
-    except TypeError:
-        return list_of(every, int, "cadences")
-
-
 def _replay(
     asked_from: int,
     sent: _Sent,
-    cluster: Cluster,
-    name: str,
-    policy: Policy | str | os.PathLike[str],
-    schedule: Schedule,
+    cell: _Cell,
     num_groups: int,
     expert_bytes: int | None,
     dispatch: Any,
@@ -350,15 +325,21 @@ def _replay(
         quiet = contextlib.redirect_stdout(sys.stderr)
     with quiet:
         try:
+            policy = cell.policy
             if not callable(policy):
                 policy = named_policy(policy, threads=1)
             steps = replay_steps(
-                sent.trace, cluster, policy, schedule, num_groups=num_groups, dispatch=dispatch
+                sent.trace,
+                cell.cluster,
+                policy,
+                cell.schedule,
+                num_groups=num_groups,
+                dispatch=dispatch,
             )
             return replay_of(
                 list(steps),
-                name,
-                cluster,
+                cell.name,
+                cell.cluster,
                 expert_bytes,
                 dispatch=dispatch,
                 ordered=sent.trace.ordered,

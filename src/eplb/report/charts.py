@@ -13,7 +13,7 @@ from typing import Any
 
 from eplb.errors import MissingExtraError
 from eplb.report.drawings import DRAWINGS
-from eplb.report.figures import Figures
+from eplb.report.figures import Figures, Missing
 
 __all__ = ["Chart", "draw"]
 
@@ -89,25 +89,26 @@ def draw(figures: Figures) -> dict[str, Chart]:
         raise MissingExtraError("matplotlib", "report", "a report's page") from None
     charts = {}
     for key, drawing in DRAWINGS.items():
-        says = drawing.says(figures)
+        found = drawing.of(figures)
+        says = None if isinstance(found, Missing) else drawing.says(found)
         if says is None:
             continue
         svg = {}
         for size, width in WIDTHS.items():
             with rc_context({**_STYLE, "svg.hashsalt": f"{key}-{size}"}):
-                svg[size] = _svg(drawing.draw, figures, width, f"{key}-{size}")
+                svg[size] = _svg(drawing.draw, found, width, f"{key}-{size}")
         charts[key] = Chart(svg, says)
     return charts
 
 
-def _svg(drawing: Callable[..., float], figures: Figures, width: int, name: str) -> str:
+def _svg(drawing: Callable[..., float], found: Any, width: int, name: str) -> str:
     """One drawing as an SVG element whose ids no other has."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72.0, 1.0), layout="constrained", facecolor="none")
     FigureCanvasSVG(figure)
-    height = drawing(figure, figures, wide=width == WIDTHS["wide"])
+    height = drawing(figure, found, wide=width == WIDTHS["wide"])
     figure.set_size_inches(width / 72.0, height / 72.0)
     # Laid out here, saving draws once in place of twice.
     layout = figure.get_layout_engine()

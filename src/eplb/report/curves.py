@@ -19,7 +19,7 @@ from eplb.planning.plan import plan
 from eplb.planning.traffic import Traffic, mean_other_nodes
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import Forecasted
-from eplb.replaying.sizing import SPARE, fewest_slots, size
+from eplb.replaying.sizing import SPARE, evenly, fewest_slots, size
 from eplb.report.figures import (
     Missing,
     MoveCurve,
@@ -30,7 +30,7 @@ from eplb.report.figures import (
     Splits,
     Windows,
 )
-from eplb.report.sample import Asked, evenly
+from eplb.report.sample import Asked
 
 __all__ = ["measure_moves", "measure_nodes", "measure_spare", "measure_splits", "measure_windows"]
 
@@ -122,8 +122,7 @@ def measure_windows(asked: Asked, progress: Callable[[int, int], object]) -> Win
         for window in held:
             # Held out in turn, the windows before the first are the last ones.
             before = [(window - back) % total for back in range(number, 0, -1)]
-            expected = rule(trace.loads[before])
-            made = asked.plan(expected.loads, asked.cluster, expected.weights)
+            made = asked.plan(rule(trace.loads[before])).placement
             if trace.loads[window].any():
                 scores.append(made.balancedness(trace.loads[window], asked.dispatch))
         points.append((number, float(np.mean(scores)) if scores else 1.0))

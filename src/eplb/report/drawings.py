@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from eplb.checks import counted
-from eplb.report.figures import Figures, Missing
+from eplb.report.figures import Estimated, Figures, Heat, MoveCurve, Spare, Through, Windows
 from eplb.report.words import NAMES, percent
 
 __all__ = ["DRAWINGS", "Drawing"]
@@ -25,12 +26,15 @@ class Drawing:
     """A chart.
 
     Attributes:
-        draw: figures on a matplotlib figure, `wide` or not; returns its height in pixels.
+        draw: its part of the figures on a matplotlib figure, `wide` or not; returns its height in
+            pixels.
         says: the same in words; None where there is nothing to draw.
+        of: the part; a `Missing` is not drawn.
     """
 
     draw: Callable[..., float]
-    says: Callable[[Figures], str | None]
+    says: Callable[[Any], str | None]
+    of: Callable[[Figures], Any] = lambda figures: figures
 
 
 def _balance(figure: Any, figures: Figures, *, wide: bool) -> float:
@@ -87,8 +91,7 @@ def _broken(name: str) -> str:
     return " ".join(words[:half]) + "\n" + " ".join(words[half:])
 
 
-def _heat(figure: Any, figures: Figures, *, wide: bool) -> float:
-    found = figures.heat
+def _heat(figure: Any, found: Heat, *, wide: bool) -> float:
     panels = figure.subplots(*((1, 2) if wide else (2, 1)), squeeze=False).ravel()
     most = max(max(map(max, rows)) for rows in (found.before, found.after))
     image: Any = None
@@ -102,8 +105,7 @@ def _heat(figure: Any, figures: Figures, *, wide: bool) -> float:
         )
         axes.grid(visible=False)
         axes.set_title(name, loc="left", fontsize=12, color=INK)
-        axes.set_xlabel("GPU")
-        axes.set_ylabel("layer")
+        axes.set(xlabel="GPU", ylabel="layer")
         axes.set_yticks(numbers[::step], [str(found.layers[each]) for each in numbers[::step]])
     bar = figure.colorbar(
         image, ax=panels, location="bottom", fraction=0.06, aspect=40 if wide else 25, pad=0.03
@@ -127,31 +129,27 @@ def _hot(figure: Any, figures: Figures, *, wide: bool) -> float:
     even = 100.0 * len(figures.hot[0].shares) / figures.setting.num_experts
     axes.axhline(even, color=INK, lw=1.5, ls="--", label="all, if loads were even")
     axes.set_xlim(layers[0] - 0.8, layers[-1] + 0.8)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("% of the layer's load")
+    axes.set(xlabel="layer", ylabel="% of the layer's load")
     axes.grid(visible=False, axis="x")
     _whole_numbers(axes.xaxis)
     _legend(axes, wide=wide)
     return _TALL if wide else _TALL + 40.0
 
 
-def _time(figure: Any, figures: Figures, *, wide: bool) -> float:
-    found = _known(figures.estimated)
+def _time(figure: Any, found: Estimated, *, wide: bool) -> float:
     axes = figure.subplots()
     marks = {"marker": "o", "ms": 4} if wide else {"marker": "o", "ms": 2.5}
     axes.plot(found.layers, found.before_us, color=NOW, label="now", **marks)
     axes.plot(found.layers, found.after_us, color=PLAN, label="with a plan", ls="--", **marks)
     axes.axhline(found.even_us, color=BEST, lw=1.5, ls=":", label="even loads")
     axes.set_ylim(0.0)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("estimated µs")
+    axes.set(xlabel="layer", ylabel="estimated µs")
     _whole_numbers(axes.xaxis)
     _legend(axes, wide=wide)
     return _TALL
 
 
-def _spare(figure: Any, figures: Figures, *, wide: bool) -> float:
-    found = figures.spare
+def _spare(figure: Any, found: Spare, *, wide: bool) -> float:
     numbers = [each.spare for each in found.points]
     axes = figure.subplots()
     _seen_and_unseen(axes, numbers, found.points)
@@ -164,51 +162,48 @@ def _spare(figure: Any, figures: Figures, *, wide: bool) -> float:
         ha="left" if found.knee < len(numbers) - 1 else "right",
     )
     axes.set_xticks(numbers)
-    axes.set_xlabel("spare slots on each GPU")
-    axes.set_ylabel(_BALANCEDNESS if wide else "balancedness")
+    axes.set(xlabel="spare slots on each GPU", ylabel=_BALANCEDNESS if wide else "balancedness")
     _legend(axes, wide=wide)
     return _SHORT
 
 
-def _windows(figure: Any, figures: Figures, *, wide: bool) -> float:
-    found = _known(figures.windows)
+def _windows(figure: Any, found: Windows, *, wide: bool) -> float:
     axes = figure.subplots()
     numbers = [number for number, _ in found.points]
     axes.plot(numbers, [value for _, value in found.points], "o-", color=PLAN)
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, list(map(str, numbers)))
     axes.minorticks_off()
-    axes.set_xlabel("windows planned for")
-    axes.set_ylabel(f"{_BALANCEDNESS}, unseen" if wide else "balancedness, unseen")
+    axes.set(
+        xlabel="windows planned for",
+        ylabel=f"{_BALANCEDNESS}, unseen" if wide else "balancedness, unseen",
+    )
     _pad(axes)
     return _SHORT
 
 
-def _moves(figure: Any, figures: Figures, *, wide: bool) -> float:
-    found = _known(figures.moves)
+def _moves(figure: Any, found: MoveCurve, *, wide: bool) -> float:
     axes = figure.subplots()
     _seen_and_unseen(axes, [100.0 * each.share for each in found.points], found.points)
-    axes.set_xlabel("% of slots that receive an expert")
-    axes.set_ylabel(_BALANCEDNESS if wide else "balancedness")
+    axes.set(
+        xlabel="% of slots that receive an expert", ylabel=_BALANCEDNESS if wide else "balancedness"
+    )
     _legend(axes, wide=wide)
     return _SHORT
 
 
-def _through(figure: Any, figures: Figures, *, wide: bool) -> float:
-    found = _known(figures.through)
+def _through(figure: Any, found: Through, *, wide: bool) -> float:
     axes = figure.subplots()
     axes.plot(found.windows, found.replanned, color=PLAN, label="re-planned")
     axes.plot(found.windows, found.kept, color=OTHER, ls="--", label="planned once")
     axes.plot(found.windows, found.now, color=NOW, ls="-.", label="now")
-    axes.set_xlabel("window")
-    axes.set_ylabel(_BALANCEDNESS if wide else "balancedness")
+    axes.set(xlabel="window", ylabel=_BALANCEDNESS if wide else "balancedness")
     _whole_numbers(axes.xaxis)
     _legend(axes, wide=wide)
     return _TALL
 
 
-def _drift(figure: Any, figures: Figures, *, wide: bool) -> float:
-    found = _known(figures.through)
+def _drift(figure: Any, found: Through, *, wide: bool) -> float:
     axes = figure.subplots()
     lags = [lag for lag, _ in found.drift]
     axes.plot(lags, [value for _, value in found.drift], "o-", color=PLAN)
@@ -216,18 +211,13 @@ def _drift(figure: Any, figures: Figures, *, wide: bool) -> float:
     shown = lags if wide else lags[::2]
     axes.set_xticks(shown, list(map(str, shown)))
     axes.minorticks_off()
-    axes.set_xlabel("windows apart")
-    axes.set_ylabel("correlation of experts' shares" if wide else "correlation of shares")
+    axes.set(
+        xlabel="windows apart",
+        ylabel="correlation of experts' shares" if wide else "correlation of shares",
+    )
     low = min(value for _, value in found.drift)
     axes.set_ylim(min(low - 0.05, 0.8), 1.02)
     return _SHORT
-
-
-def _known(found: Any) -> Any:
-    """A part that `says` has told is there."""
-    if isinstance(found, Missing):
-        raise TypeError(found.why)
-    return found
 
 
 def _seen_and_unseen(axes: Any, numbers: Sequence[float], points: Sequence[Any]) -> None:
@@ -265,7 +255,6 @@ def _whole_numbers(axis: Any) -> None:
 
 
 def _balance_in_words(figures: Figures) -> str:
-    """Balancedness of each way to place experts."""
     parts = [
         f"{NAMES[each.who]} {value:.4f}"
         for each in figures.standings
@@ -275,19 +264,16 @@ def _balance_in_words(figures: Figures) -> str:
     return f"Dots of balancedness on {kind} loads: {'; '.join(parts)}."
 
 
-def _heat_in_words(figures: Figures) -> str:
-    """Loads of GPUs by layer."""
-    found = figures.heat
+def _heat_in_words(found: Heat) -> str:
     before, after = (max(map(max, rows)) for rows in (found.before, found.after))
     return (
         f"Two heat maps of {counted(len(found.layers), 'layer')} by "
-        f"{figures.setting.num_gpus} GPUs. Now the highest load is {before:.2f} times the mean, "
+        f"{len(found.before[0])} GPUs. Now the highest load is {before:.2f} times the mean, "
         f"with a plan {after:.2f} times."
     )
 
 
 def _hot_in_words(figures: Figures) -> str:
-    """Shares of the hottest experts."""
     shares = [sum(each.shares) for each in figures.hot]
     number = len(figures.hot[0].experts)
     return (
@@ -296,11 +282,7 @@ def _hot_in_words(figures: Figures) -> str:
     )
 
 
-def _time_in_words(figures: Figures) -> str | None:
-    """Estimated time by layer."""
-    found = figures.estimated
-    if isinstance(found, Missing):
-        return None
+def _time_in_words(found: Estimated) -> str:
     return (
         f"Two lines of estimated microseconds by layer: now {min(found.before_us):.0f} to "
         f"{max(found.before_us):.0f}, with a plan {min(found.after_us):.0f} to "
@@ -308,10 +290,8 @@ def _time_in_words(figures: Figures) -> str | None:
     )
 
 
-def _spare_in_words(figures: Figures) -> str:
-    """Balancedness by spare slots."""
-    points = figures.spare.points
-    first, last = points[0], points[-1]
+def _spare_in_words(found: Spare) -> str:
+    first, last = found.points[0], found.points[-1]
     return (
         f"Lines of balancedness by spare slots on each GPU, from {first.spare} to {last.spare}: "
         f"seen {first.seen:.4f} to {last.seen:.4f}"
@@ -323,20 +303,12 @@ def _spare_in_words(figures: Figures) -> str:
     )
 
 
-def _windows_in_words(figures: Figures) -> str | None:
-    """Balancedness by windows planned for."""
-    found = figures.windows
-    if isinstance(found, Missing):
-        return None
+def _windows_in_words(found: Windows) -> str:
     parts = [f"{number}: {value:.4f}" for number, value in found.points]
     return f"A line of balancedness by windows planned for: {', '.join(parts)}."
 
 
-def _moves_in_words(figures: Figures) -> str | None:
-    """Balancedness by moves."""
-    found = figures.moves
-    if isinstance(found, Missing):
-        return None
+def _moves_in_words(found: MoveCurve) -> str:
     first, last = found.points[0], found.points[-1]
     return (
         f"Lines of balancedness by moves: seen {first.seen:.4f} at {first.moves:,} moves to "
@@ -344,21 +316,15 @@ def _moves_in_words(figures: Figures) -> str | None:
     )
 
 
-def _through_in_words(figures: Figures) -> str | None:
-    """Balancedness by window."""
-    found = figures.through
-    if isinstance(found, Missing):
-        return None
+def _through_in_words(found: Through) -> str:
     return (
         f"Lines of balancedness by window. In the later half: now {found.now_mean:.4f}, planned "
         f"once {found.kept_mean:.4f}, re-planned {found.replanned_mean:.4f}."
     )
 
 
-def _drift_in_words(figures: Figures) -> str | None:
-    """How alike windows are."""
-    found = figures.through
-    if isinstance(found, Missing) or not found.drift:
+def _drift_in_words(found: Through) -> str | None:
+    if not found.drift:
         return None
     parts = [f"{lag}: {value:.2f}" for lag, value in found.drift]
     return f"A line of the correlation of experts' shares by windows apart: {', '.join(parts)}."
@@ -366,13 +332,13 @@ def _drift_in_words(figures: Figures) -> str | None:
 
 DRAWINGS: dict[str, Drawing] = {
     "balance": Drawing(_balance, _balance_in_words),
-    "heat": Drawing(_heat, _heat_in_words),
+    "heat": Drawing(_heat, _heat_in_words, attrgetter("heat")),
     "hot": Drawing(_hot, _hot_in_words),
-    "time": Drawing(_time, _time_in_words),
-    "spare": Drawing(_spare, _spare_in_words),
-    "windows": Drawing(_windows, _windows_in_words),
-    "moves": Drawing(_moves, _moves_in_words),
-    "through": Drawing(_through, _through_in_words),
-    "drift": Drawing(_drift, _drift_in_words),
+    "time": Drawing(_time, _time_in_words, attrgetter("estimated")),
+    "spare": Drawing(_spare, _spare_in_words, attrgetter("spare")),
+    "windows": Drawing(_windows, _windows_in_words, attrgetter("windows")),
+    "moves": Drawing(_moves, _moves_in_words, attrgetter("moves")),
+    "through": Drawing(_through, _through_in_words, attrgetter("through")),
+    "drift": Drawing(_drift, _drift_in_words, attrgetter("through")),
 }
 """Charts by the section that each belongs to."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.checks import in_few_words
 from eplb.cluster import Cluster, check_shape
@@ -19,12 +18,10 @@ from eplb.placement import Placement
 from eplb.planning.backtest import Schedule, expected_of
 from eplb.planning.engine import engine_placement
 from eplb.planning.forecast import Forecast, Recent, in_no_order, named_forecast
-from eplb.planning.plan import plan
-from eplb.planning.solve import planned_rule
 from eplb.planning.traffic import Traffic, check_traffic
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import Policy, Staying, named_policy
-from eplb.report.commands import compare_command, plan_command
+from eplb.report.commands import Commands
 from eplb.report.curves import (
     measure_moves,
     measure_nodes,
@@ -126,21 +123,13 @@ def measure(
     asked = Asked(trace, cluster, num_groups, dispatch, threads)
     running = current or asked.start
     names = (name,) if isinstance(name, str) else tuple(name)
-    running_name = current_name or "current.json"
 
     say(STEPS[0], 0, 1)
     forecast, tried = _tried(asked)
     rule: Forecast = named_forecast(forecast) if forecast else Recent()
     rule = rule if trace.ordered else in_no_order(rule)
-    expected = rule(trace.loads)
-    made = plan(
-        expected.loads,
-        cluster,
-        num_groups=num_groups,
-        weights=expected.weights,
-        dispatch=planned_rule(dispatch),
-        threads=threads,
-    )
+    commands = Commands(asked, names, reading, layers, forecast, current_name or "current.json")
+    made = asked.plan(rule(trace.loads))
     served = 0 if trace.num_windows == 1 else Schedule().num_served(trace)
     every = 1 if served <= _MOST_PLANS else -(-served // _PLANS)
 
@@ -168,14 +157,7 @@ def measure(
     spare = measure_spare(asked, rule, shape, lambda *done: say(STEPS[2], *done))
     windows = measure_windows(asked, lambda *done: say(STEPS[3], *done))
     say(STEPS[4], 0, 1)
-    moves = measure_moves(
-        asked,
-        current,
-        rule,
-        lambda number: plan_command(
-            asked, names, forecast, reading, layers, (running_name, number)
-        ),
-    )
+    moves = measure_moves(asked, current, rule, commands.plan)
     through = measure_through(
         asked,
         comparison,
@@ -194,14 +176,7 @@ def measure(
         nodes = measure_nodes(asked, traffic, rule, named)
     say(STEPS[7], 0, 1)
     estimated = estimate_times(
-        asked,
-        running,
-        ran_by_engine,
-        ran,
-        known,
-        card,
-        tokens_per_gpu,
-        assumed,
+        asked, running, ran_by_engine, ran, known, card, tokens_per_gpu, assumed
     )
     standings = standings_of(asked, comparison, made.placement, planned_by_engine, current)
     verdict = judge(
@@ -217,16 +192,15 @@ def measure(
     )
     command = None
     if verdict.advised:
-        told = None if current is None else (running_name, verdict.moves)
-        command = plan_command(asked, names, forecast, reading, layers, told)
+        command = commands.plan(None if current is None else verdict.moves)
     return Figures(
         setting=_setting(asked, in_few_words(names), current_name, every),
         choice=Choice(
             forecast,
             command,
-            None if comparison is None else compare_command(asked, names, forecast, reading, every),
+            None if comparison is None else commands.compare(every),
             tried,
-            _mean_gap(made.gap, trace),
+            float(made.gap[~trace.dense].mean()),
         ),
         verdict=verdict,
         seen_windows=len(asked.seen),
@@ -292,10 +266,6 @@ def _policies(
         "contiguous": named_policy("contiguous"),
         "oracle": named_policy("oracle", threads),
     }
-
-
-def _mean_gap(gap: NDArray[np.float64], trace: LoadTrace) -> float:
-    return float(gap[~trace.dense].mean())
 
 
 def _setting(asked: Asked, name: str, current: str | None, every: int) -> Setting:

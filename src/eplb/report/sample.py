@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from eplb.cluster import Cluster
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
-from eplb.planning.forecast import HISTORY
-from eplb.planning.plan import plan
+from eplb.planning.forecast import HISTORY, Scenarios
+from eplb.planning.plan import Plan, plan
 from eplb.planning.solve import planned_rule
 
-__all__ = ["Asked", "evenly"]
+__all__ = ["Asked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,22 +45,13 @@ class Asked:
         trace = self.trace
         return Placement.contiguous(trace.num_layers, trace.num_experts, self.cluster)
 
-    def plan(
-        self, loads: NDArray[np.float64], cluster: Cluster, weights: NDArray[np.float64]
-    ) -> Placement:
+    def plan(self, expected: Scenarios) -> Plan:
         """A plan from scratch."""
         return plan(
-            loads,
-            cluster,
+            expected.loads,
+            self.cluster,
             num_groups=self.num_groups,
-            weights=weights,
+            weights=expected.weights,
             dispatch=planned_rule(self.dispatch),
             threads=self.threads,
-        ).placement
-
-
-def evenly(total: int, most: int) -> NDArray[np.int64]:
-    """At most `most` numbers below `total`, evenly spaced, including the last one."""
-    if total <= most:
-        return np.arange(total)
-    return total - 1 - (np.arange(most)[::-1] * total) // most
+        )

@@ -2,7 +2,7 @@
 
 from eplb.checks import counted, more, printable
 from eplb.report.figures import Figures, Missing, Moment, Splits, Through
-from eplb.report.words import NAMES, Section, Table, copies_of, percent, rows_of, score
+from eplb.report.words import NAMES, Section, Table, copies_of, percent, score
 
 __all__ = [
     "balance", "drift", "estimated", "heat", "hot", "moves", "nodes", "spare", "through", "windows",
@@ -53,7 +53,7 @@ def balance(figures: Figures) -> Section:
     )
     columns = len(headings) if unseen else 2
     caption = "Balancedness, mean over windows and layers"
-    tables = [Table(caption, headings[:columns], rows_of([row[:columns] for row in rows]))]
+    tables = [Table(caption, headings[:columns], [row[:columns] for row in rows])]
     ordered = figures.setting.ordered
     last = f"the last {counted(figures.seen_windows, 'window')}"
     notes = [
@@ -94,15 +94,10 @@ def balance(figures: Figures) -> Section:
             Table(
                 "Forecasts, rules that say what to plan for, tried on the windows",
                 ("forecast", "balancedness on unseen windows"),
-                rows_of(
-                    [
-                        (
-                            f"{name} (chosen)" if name == figures.choice.forecast else name,
-                            score(value),
-                        )
-                        for name, value in figures.choice.tried
-                    ]
-                ),
+                [
+                    (f"{name} (chosen)" if name == figures.choice.forecast else name, score(value))
+                    for name, value in figures.choice.tried
+                ],
                 long=True,
             )
         )
@@ -115,13 +110,11 @@ def _splits(found: Splits) -> Table:
     return Table(
         "How tokens are split over copies",
         ("split", "plan made for an even split", "plan made for that rule"),
-        rows_of(
-            [
-                ("even", score(found.even), score(found.even)),
-                (engine, score(found.by_engine), score(found.engine_placed)),
-                ("best (re-split per window)", score(found.best), score(found.best_placed)),
-            ]
-        ),
+        [
+            ("even", score(found.even), score(found.even)),
+            (engine, score(found.by_engine), score(found.engine_placed)),
+            ("best (re-split per window)", score(found.best), score(found.best_placed)),
+        ],
     )
 
 
@@ -152,9 +145,7 @@ def heat(figures: Figures) -> Section:
             for name, part in parts
             for layer, loads in zip(found.layers, part, strict=True)
         ]
-    table = Table(
-        "Load of each GPU over the mean of its layer", ("layer", *gpus), rows_of(rows), long=True
-    )
+    table = Table("Load of each GPU over the mean of its layer", ("layer", *gpus), rows, long=True)
     typical = "" if found.seen else ", the most typical of the unseen windows"
     note = f"Window {printable(found.window)}, {seen}{typical}. Both maps share one colour scale."
     return Section("heat", "Load of each GPU", finding, (note,), (table,))
@@ -187,7 +178,7 @@ def hot(figures: Figures) -> Section:
     ]
     headings = ("layer", "hottest experts (share of its load, copies planned)", "hottest / mean")
     note = f"All windows have equal weight. With even loads the share would be {percent(even, 1)}."
-    table = Table("The hottest experts of each layer", headings, rows_of(rows), long=True)
+    table = Table("The hottest experts of each layer", headings, rows, long=True)
     return Section("hot", "Hottest experts", finding, (note,), (table,))
 
 
@@ -209,43 +200,39 @@ def estimated(figures: Figures) -> Section:
     summary = Table(
         "Estimates, now and with a plan",
         ("estimate", "now", "the engine's own", "with a plan", "with even loads"),
-        rows_of(
-            [
-                (
-                    "tokens/s, all GPUs",
-                    f"{found.tokens_before:,.0f}",
-                    f"{found.tokens_engine:,.0f}",
-                    f"{found.tokens_after:,.0f}",
-                    f"{found.tokens_even:,.0f}",
-                ),
-                (
-                    "a forward pass, ms",
-                    f"{found.step_before * 1e3:.2f}",
-                    f"{found.step_engine * 1e3:.2f}",
-                    f"{found.step_after * 1e3:.2f}",
-                    f"{even_step * 1e3:.2f}",
-                ),
-                (
-                    "an expert layer, µs",
-                    f"{mean_before:.0f}",
-                    "-",
-                    f"{mean_after:.0f}",
-                    f"{found.even_us:.0f}",
-                ),
-            ]
-        ),
+        [
+            (
+                "tokens/s, all GPUs",
+                f"{found.tokens_before:,.0f}",
+                f"{found.tokens_engine:,.0f}",
+                f"{found.tokens_after:,.0f}",
+                f"{found.tokens_even:,.0f}",
+            ),
+            (
+                "a forward pass, ms",
+                f"{found.step_before * 1e3:.2f}",
+                f"{found.step_engine * 1e3:.2f}",
+                f"{found.step_after * 1e3:.2f}",
+                f"{even_step * 1e3:.2f}",
+            ),
+            (
+                "an expert layer, µs",
+                f"{mean_before:.0f}",
+                "-",
+                f"{mean_after:.0f}",
+                f"{found.even_us:.0f}",
+            ),
+        ],
     )
     layers = Table(
         "Estimated time of each layer",
         ("layer", "now, µs", "with a plan, µs"),
-        rows_of(
-            [
-                (f"layer {layer}", f"{before:.1f}", f"{after:.1f}")
-                for layer, before, after in zip(
-                    found.layers, found.before_us, found.after_us, strict=True
-                )
-            ]
-        ),
+        [
+            (f"layer {layer}", f"{before:.1f}", f"{after:.1f}")
+            for layer, before, after in zip(
+                found.layers, found.before_us, found.after_us, strict=True
+            )
+        ],
         long=True,
     )
     seen = (
@@ -284,7 +271,7 @@ def spare(figures: Figures) -> Section:
         "Balancedness by spare slots on each GPU; the knee is the last number up to which each "
         "slot adds 0.01 or more",
         ("spare slots on a GPU", "slots in all", "seen", "unseen"),
-        rows_of(rows),
+        rows,
     )
     notes = ["A spare slot holds a redundant copy of an expert."]
     if unseen:
@@ -325,7 +312,7 @@ def windows(figures: Figures) -> Section:
     table = Table(
         "Balancedness by windows planned for",
         ("windows", "balancedness"),
-        rows_of([(str(number), score(value)) for number, value in found.points]),
+        [(str(number), score(value)) for number, value in found.points],
     )
     return Section(
         "windows",
@@ -358,7 +345,7 @@ def moves(figures: Figures) -> Section:
     table = Table(
         "Balancedness by moves from the placement that runs",
         ("moves", "of slots", "seen", "unseen"),
-        rows_of(rows),
+        rows,
     )
     note = "A move is an expert of a layer that a GPU receives."
     unseen = "Unseen: plans for the earlier half of the windows, on the later; the same budgets."
@@ -391,7 +378,7 @@ def nodes(figures: Figures) -> list[Section]:
     table = Table(
         "Balancedness and the other nodes of a token",
         ("placement", "balancedness", "other nodes"),
-        rows_of(rows),
+        rows,
     )
     notes = [
         "Other nodes: the distinct nodes beside its own that a token is sent to, as expected, if "
@@ -426,9 +413,9 @@ def through(figures: Figures) -> Section:
         Table(
             "Balancedness through time",
             ("from window", "now", "re-planned", "planned once"),
-            rows_of(rows),
+            rows,
             long=True,
-        ),
+        )
     ]
     notes = [f"Keeping one plan cost {max(lost, 0.0):.4f} of balancedness."]
     if found.per_point > 1:
@@ -441,12 +428,10 @@ def through(figures: Figures) -> Section:
             Table(
                 "Whether to move, decided at a few windows",
                 ("before window", "decision", "would move", "why"),
-                rows_of(
-                    [
-                        (str(each.window), each.action, f"{each.moves:,}", each.reason)
-                        for each in found.moments
-                    ]
-                ),
+                [
+                    (str(each.window), each.action, f"{each.moves:,}", each.reason)
+                    for each in found.moments
+                ],
             )
         )
     return Section("through", heading, finding, tuple(notes), tuple(tables))
@@ -471,7 +456,7 @@ def drift(figures: Figures) -> Section:
     table = Table(
         "How alike windows are",
         ("windows apart", "correlation of experts' shares"),
-        rows_of([(f"{lag:,}", f"{value:.3f}") for lag, value in found.drift]),
+        [(f"{lag:,}", f"{value:.3f}") for lag, value in found.drift],
     )
     return Section("drift", heading, finding, tables=(table,))
 

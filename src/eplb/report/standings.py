@@ -10,8 +10,9 @@ from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.forecast import Recent
 from eplb.replaying.compare import Comparison, score
+from eplb.replaying.sizing import evenly
 from eplb.report.figures import Contender, Heat, Hot, Who
-from eplb.report.sample import Asked, evenly
+from eplb.report.sample import Asked
 
 __all__ = ["heat_of", "hottest", "standings_of", "why_unsure"]
 

@@ -205,9 +205,6 @@ def _facts(figures: Figures) -> tuple[tuple[str, str], ...]:
     found = figures.estimated
     if not isinstance(found, Missing):
         facts.append(
-            (
-                "estimated tokens/s",
-                f"{found.tokens_before:,.0f} → {found.tokens_after:,.0f}",
-            )
+            ("estimated tokens/s", f"{found.tokens_before:,.0f} → {found.tokens_after:,.0f}")
         )
     return tuple(facts)

@@ -1,11 +1,11 @@
 """Through time: how plans age, how loads drift, and when moving would have paid."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.cost import Assumptions
 from eplb.cost.gpus import Gpu
 from eplb.cost.models import Model
 from eplb.describe import drift
@@ -13,7 +13,7 @@ from eplb.moving.decide import decide
 from eplb.moving.service import Service
 from eplb.placement import Placement
 from eplb.planning.forecast import HISTORY, Forecast
-from eplb.replaying.compare import Comparison
+from eplb.replaying.compare import Comparison, time_of_window
 from eplb.report.figures import Missing, Moment, Through
 from eplb.report.sample import Asked
 
@@ -51,24 +51,23 @@ def measure_through(
         windows = "1 window does" if total == 1 else f"{total} windows do"
         return Missing(f"{windows} not show how loads change; {FEWEST} are needed")
     half = total // 2
-    expected = rule(trace.loads[:half])
     kept = np.full(total, np.nan)
-    made = asked.plan(expected.loads, asked.cluster, expected.weights)
+    made = asked.plan(rule(trace.loads[:half])).placement
     kept[half:] = made.serve(trace.loads[half:], asked.dispatch).by_window()
     by_name = {each.name: each.by_window() for each in comparison.replays}
     now = np.concatenate([[np.nan], by_name.get("current", by_name["contiguous"])])
     replanned = np.concatenate([[np.nan], by_name["plan"]])
     size = -(-(total - 1) // _POINTS)
     change = drift(trace.pick(slice(-_COMPARED, None)))
-    service = _service(asked, model, gpu, engine)
-    seconds = _seconds(asked, window_seconds)
+    seconds = time_of_window(trace) if window_seconds is None else window_seconds
     moments: tuple[Moment, ...] | Missing
     decided = None
-    if isinstance(service, Missing):
-        moments = service
-    elif isinstance(seconds, Missing):
-        moments = seconds
+    if isinstance(model, Missing):
+        moments = Missing(f"the cost of a move is not known: {model.why}")
+    elif seconds is None:
+        moments = Missing("the trace does not say how long a window lasts (give --window-seconds)")
     else:
+        service = Service.of(model, gpu, asked.cluster, engine=engine)
         moments, decided = _decide(asked, running, service, seconds, progress)
     return Through(
         windows=tuple(range(1, total, size)),
@@ -120,50 +119,12 @@ def _decide(
                 threads=asked.threads,
             )
             current = found.placement or current
-            moments.append(
-                Moment(
-                    window,
-                    found.action,
-                    found.gain,
-                    found.moves,
-                    found.total_bytes,
-                    found.moving_seconds,
-                    found.gained_seconds,
-                    found.lost_seconds,
-                    found.reason,
-                )
-            )
+            told = {each.name: getattr(found, each.name) for each in fields(Moment)[1:]}
+            moments.append(Moment(window, **told))
         some = slice(window, window + every)
         served[some] = current.serve(loads[some], asked.dispatch).by_window()
         progress(number + 1, -(-(total - begin) // every))
     return tuple(moments), (_mean(served[begin:]), _mean(stayed))
-
-
-def _service(
-    asked: Asked, model: Model | Missing, gpu: Gpu, engine: str | None
-) -> Service | Missing:
-    if isinstance(model, Missing):
-        return Missing(f"the cost of a move is not known: {model.why}")
-    assumed = Assumptions()
-    per_node = asked.cluster.num_gpus // asked.cluster.num_nodes
-    service = Service(
-        model.expert_bytes,
-        gpu.link_bandwidth * assumed.link_efficiency / 1e9,
-        gpu.network_bandwidth * assumed.network_efficiency * per_node / 1e9,
-    )
-    return service if engine is None else service.in_engine(engine)
-
-
-def _seconds(asked: Asked, said: float | None) -> float | Missing:
-    """The time that a window stands for."""
-    if said is not None:
-        return said
-    times = asked.trace.times
-    if times is not None and times.size > 1:
-        between = float(np.median(np.diff(times)))
-        if between > 0.0:
-            return between
-    return Missing("the trace does not say how long a window lasts (give --window-seconds)")
 
 
 def _means(values: NDArray[np.float64], size: int) -> tuple[float | None, ...]:

@@ -14,8 +14,9 @@ from eplb.cost.models import MODELS, Model, find_model
 from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.placement import Placement
+from eplb.replaying.sizing import evenly
 from eplb.report.figures import Estimated, Missing
-from eplb.report.sample import Asked, evenly
+from eplb.report.sample import Asked
 
 __all__ = ["estimate_times", "known_model"]
 

@@ -7,16 +7,7 @@ from eplb.balance import Interval, with_interval
 from eplb.checks import printable
 from eplb.report.figures import Who
 
-__all__ = [
-    "NAMES",
-    "Section",
-    "Table",
-    "copies_of",
-    "percent",
-    "printable_lines",
-    "rows_of",
-    "score",
-]
+__all__ = ["NAMES", "Section", "Table", "copies_of", "percent", "printable_lines", "score"]
 
 NAMES: dict[Who, str] = {
     "current": "the placement that runs",
@@ -37,7 +28,7 @@ class Table:
 
     caption: str
     headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: Sequence[Sequence[str]]
     long: bool = False
 
 
@@ -79,8 +70,3 @@ def copies_of(number: int) -> str:
 def score(value: float | None, interval: Interval | None = None, form: str = ".4f") -> str:
     """A figure with half its interval."""
     return "-" if value is None else with_interval(value, interval, form)
-
-
-def rows_of(rows: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
-    """Rows as a table has them."""
-    return tuple(map(tuple, rows))
