@@ -29,6 +29,7 @@ from eplb.cli.service import ServiceOptions
 from eplb.cli.terminal import print_decision, print_json, say, waiting
 from eplb.files import check_writable
 from eplb.formats.placements import check_placement_path, save_placement
+from eplb.loads import LoadTrace
 from eplb.moving.decide import MARGIN, Decision, decide
 from eplb.planning.forecast import HISTORY
 
@@ -107,7 +108,7 @@ def command(
     if as_json:
         written = None if goes is None else str(goes)
         service_figures = {"service": asdict(service), "seconds": seconds, "margin": margin}
-        print_json({**_to_json(found), **service_figures, "output": written})
+        print_json({**_to_json(found, loads), **service_figures, "output": written})
     else:
         said = given(
             **vars(reading), **vars(pins), current_gpus=running.current_gpus, dispatch=dispatch
@@ -126,6 +127,7 @@ def command(
         raise typer.Exit(1)
 
 
-def _to_json(found: Decision) -> dict[str, Any]:
+def _to_json(found: Decision, loads: LoadTrace) -> dict[str, Any]:
     figures = {name: value for name, value in vars(found).items() if name != "plan"}
-    return {**figures, "layers": list(found.layers), "verdict": found.verdict.to_json()}
+    layers = [loads.layer_numbers[layer] for layer in found.layers]
+    return {**figures, "layers": layers, "verdict": found.verdict.to_json()}

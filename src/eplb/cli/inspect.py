@@ -23,4 +23,4 @@ def command(
     if as_json:
         print_json(found.to_json())
     else:
-        print_inspection(Console(), in_few_words(traces), found, heat(loads))
+        print_inspection(Console(), in_few_words(traces), found, heat(loads), loads.layer_numbers)

@@ -1,7 +1,7 @@
 """`eplb plan`: a placement for loads, and what it gains."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -149,7 +149,7 @@ def command(
     kept = None if wished is None else wished.at_layers(loads.layers)
     made, summary = timed_plan(
         expected, cluster, groups, effort, threads, what.words, moves, rule, planned, routed,
-        batch=step, objective=low.objective, gpu=card, model=model, pins=kept,
+        loads.layers, batch=step, objective=low.objective, gpu=card, model=model, pins=kept,
     )  # fmt: skip
     verdict = None
     # What a verdict weighs are plans for tokens.
@@ -180,7 +180,7 @@ def command(
                 "notes": list(made.notes),
                 "pins": None if wished is None else wished.to_json(),
                 "output": None if output is None else str(output),
-                **({} if moves is None else moves.to_json(made, expected)),
+                **({} if moves is None else moves.to_json(made, expected, loads)),
                 "to": None if target is None else target.engine,
                 "backtest": None if tried is None else tried.to_json(),
                 "verdict": None if verdict is None else verdict.to_json(),
@@ -256,6 +256,7 @@ def timed_plan(
     dispatch: str = "even",
     planned: str = "even",
     traffic: Traffic | None = None,
+    layers: tuple[int, ...] | None = None,
     **asked: Any,
 ) -> tuple[Plan, Summary]:
     """Plan for a rule, and say what that gains under one and how long it took, once kernels are
@@ -288,5 +289,6 @@ def timed_plan(
             **asked,
         )
         seconds = time.perf_counter() - begin
+    made = replace(made, placement=replace(made.placement, layers=layers))
     running = None if moves is None else moves.placement
     return made, summarize(expected.loads, made, groups, seconds, said, dispatch, running, traffic)

@@ -147,12 +147,13 @@ class RunningPlacement:
     cost: float | None
     dispatch: str = "even"
 
-    def to_json(self, made: Plan, expected: Scenarios) -> dict[str, object]:
+    def to_json(self, made: Plan, expected: Scenarios, trace: LoadTrace) -> dict[str, object]:
         """Figures for scripts."""
+        numbers = trace.layer_numbers
         return {
             "current": str(self.path),
             "current_balancedness": self._now(made, expected),
-            "lost": made.lost.tolist(),
+            "lost": [[numbers[layer], expert] for layer, expert in made.lost.tolist()],
             "moves": made.moves,
             "moved": made.moves / max(1, self.num_slots),
         }
@@ -174,7 +175,7 @@ class RunningPlacement:
             return None
         if not len(made.lost):
             return "Every expert has a copy that is left."
-        numbers = trace.layers or range(trace.num_layers)
+        numbers = trace.layer_numbers
         of_layer: dict[int, list[int]] = {}
         for layer, expert in made.lost.tolist():
             of_layer.setdefault(numbers[layer], []).append(expert)

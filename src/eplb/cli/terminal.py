@@ -182,8 +182,8 @@ def print_summary(
         console.print()
         before = "in the layout that engines start with" if summary.running is None else "now"
         line = (
-            f"The busiest GPU of a layer carries {_less(summary.busiest_gpu_saves)} load than "
-            f"{before}, and {_less(summary.engine_saves)} than by the engine's own planner."
+            f"The busiest GPU of a layer carries {_less(summary.busiest_gpu_saves)} {before}, and "
+            f"{_less(summary.engine_saves)} by the engine's own planner."
         )
         split = ""
         if summary.dispatch != summary.planned_dispatch:
@@ -201,8 +201,10 @@ def print_summary(
 
 
 def _less(share: float) -> str:
-    """A share that a load falls by, or rises by where it is below 0: "23% less"."""
-    return f"{abs(share):.0%} {'more' if round(share, 2) < 0 else 'less'}"
+    """A share that a load falls by, or rises by where it is below 0: "23% less load than"."""
+    if round(share, 2) == 0.0:
+        return "as much load as"
+    return f"{abs(share):.0%} {'more' if share < 0.0 else 'less'} load than"
 
 
 def _second_copies(summary: Summary, why: str | None) -> str:
@@ -218,8 +220,12 @@ def _second_copies(summary: Summary, why: str | None) -> str:
     return line if why is None else f"{line} {why}"
 
 
-def print_inspection(console: Console, title: str, found: Inspection, heat: Heat) -> None:
-    """Print the figures of a trace for a person, and its `heat` [L, E] as a map."""
+def print_inspection(
+    console: Console, title: str, found: Inspection, heat: Heat, numbers: Sequence[int]
+) -> None:
+    """Print the figures of a trace for a person, and its `heat` [L, E] as a map, whose layers have
+    these `numbers` [L].
+    """
     _title(console, title)
     names = printable(found.first_window)
     if found.windows > 1:
@@ -263,7 +269,7 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
     )
     console.print()
     loaded = [row for row in range(len(heat)) if heat[row].any()]
-    _print_heat(console, heat[loaded], loaded, "expert", OF_EXPERTS)
+    _print_heat(console, heat[loaded], [numbers[row] for row in loaded], "expert", OF_EXPERTS)
     hot = (
         f"{each.expert} of layer {each.layer} ({each.times_mean:.1f})"
         for each in found.hottest_experts
@@ -634,7 +640,7 @@ def print_decision(
             f"{abs(found.gained_seconds):.3g} s",
         )
     table.add_row("time lost by moving", f"{found.lost_seconds:.3g} s")
-    if found.break_even is not None:
+    if found.break_even:
         table.add_row("break-even: gained as much as lost after", f"{found.break_even:.3g} s")
     console.print(table)
 
