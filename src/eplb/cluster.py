@@ -219,8 +219,8 @@ def check_even(cluster: Cluster) -> Cluster:
     """
     if not cluster.even:
         raise ClusterError(
-            "the GPUs differ in slots or speed: such clusters are planned for by eplb.plan alone, "
-            'and for dispatch "even" or "best"'
+            "the GPUs differ in slots or speed: only this planner takes such clusters, and only "
+            'for dispatch "even" or "best"'
         )
     return cluster
 
