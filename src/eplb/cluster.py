@@ -215,8 +215,8 @@ def check_even(cluster: Cluster) -> Cluster:
     """A cluster of GPUs with as many slots each, as fast as each other, or dead."""
     if not cluster.even:
         raise ClusterError(
-            "the GPUs differ in slots or speed: such clusters are planned for by eplb.plan alone, "
-            'and for dispatch "even" or "best"'
+            "the GPUs differ in slots or speed: only this planner takes such clusters, and only "
+            'for dispatch "even" or "best"'
         )
     return cluster
 

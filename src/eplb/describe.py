@@ -274,7 +274,7 @@ class HotExpert:
     """An expert with much load, all windows together.
 
     Attributes:
-        layer: row of the trace; expert: its number.
+        layer, expert: their numbers.
         times_mean: its load over that of a mean expert of the layer.
     """
 
@@ -289,7 +289,7 @@ class Inspection:
 
     Attributes:
         windows: T; layers: L; experts: E.
-        dense_layers: layers with no load in any window.
+        dense_layers: numbers of the layers with no load in any window.
         source_ranks: ranks that tokens come from, None where the file counts them together.
         seconds: from the first window to the last, None where the file tells no times.
         load_per_layer: load of a layer in a window, dense layers left out.
@@ -346,7 +346,7 @@ def inspect_trace(trace: LoadTrace) -> Inspection:
         last_window=trace.names[-1],
         layers=trace.num_layers,
         experts=trace.num_experts,
-        dense_layers=np.flatnonzero(trace.dense).tolist(),
+        dense_layers=np.array(trace.layer_numbers)[trace.dense].tolist(),
         model=trace.model,
         top_k=trace.top_k,
         source_ranks=None if trace.sources is None else len(trace.sources),
@@ -469,7 +469,7 @@ def _hottest(trace: LoadTrace) -> list[HotExpert]:
     order = np.argsort(-found, axis=None, kind="stable")[:_HOTTEST]
     places = zip(*np.unravel_index(order, found.shape), strict=True)
     return [
-        HotExpert(int(layer), int(expert), float(found[layer, expert]))
+        HotExpert(trace.layer_numbers[layer], int(expert), float(found[layer, expert]))
         for layer, expert in places
         if found[layer, expert] > 0.0
     ]

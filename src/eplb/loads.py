@@ -267,6 +267,13 @@ class LoadTrace(Immutable):
         return int(self.loads.shape[1])
 
     @property
+    def layer_numbers(self) -> tuple[int, ...]:
+        """L numbers to call the layers by: those in the model, or where these are not known, those
+        of their rows.
+        """
+        return self.layers or tuple(range(self.num_layers))
+
+    @property
     def num_experts(self) -> int:
         """E."""
         return int(self.loads.shape[2])

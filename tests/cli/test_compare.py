@@ -375,7 +375,13 @@ def test_heat_is_drawn_with_what_the_terminal_has(trace_file: Path) -> None:
     drawn = {}
     for encoding in ("utf-8", "ascii"):
         file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-        print_inspection(Console(file=file, width=80), "t", inspect_trace(trace), heat(trace))
+        print_inspection(
+            Console(file=file, width=80),
+            "t",
+            inspect_trace(trace),
+            heat(trace),
+            trace.layer_numbers,
+        )
         file.seek(0)
         lines = file.read().splitlines()
         end = next(n for n, line in enumerate(lines) if line.startswith("Hottest experts"))
@@ -424,7 +430,10 @@ def test_synthesized(tmp_path: Path) -> None:
         (["compare", "TRACE", "--gpus", 8, "-o", "/proc/x.csv"], "/proc/x.csv cannot be written"),
         (["convert", "TRACE", "TRACE"], "TRACE: this is the input, which would be overwritten"),
         (["compare", "TRACE", "--gpus", 8, "--expert-bytes", 10**19], "--expert-bytes is 1000000"),
-        (["compare", "TRACE", "--gpus", 8, "--merge", 12], "the trace has 1 window: to serve"),
+        (
+            ["compare", "TRACE", "--gpus", 8, "--merge", 12],
+            "the trace has 1 window, and plans are scored",
+        ),
         (
             ["compare", "TRACE", "--gpus", 8, "--merge", 0],
             "the number of windows to add up is 0: give 1",

@@ -378,6 +378,8 @@ def test_an_engines_own_time_is_counted_and_paid_back_at_the_break_even() -> Non
     pays = found.lost_seconds / (0.5 * found.gain) + 4.0
     assert found.break_even == pytest.approx(pays)
     assert f"(made up for after {pays:.2g} s)" in found.reason
+    free = eplb.decide(windows, CLUSTER, old, replace(SERVICE, stall=0.0, layer_delay=2.0), 60.0)
+    assert (free.action, free.lost_seconds, free.break_even) == ("move", 0.0, 0.0)
     # Before it has paid twice over, it is left; where moving is impossible, nothing is lost.
     assert eplb.decide(windows, CLUSTER, old, engine, pays).action == "wait"
     assert engine.lost_seconds(0.0) == engine.delay(0) == 0.0
@@ -514,6 +516,9 @@ def test_words_follow_the_sign_of_the_gain() -> None:
     assert _in_words(verdict, 0.01, 0.3, 0.02, 60.0) == (
         "would lower the peaks by 1.0 % on windows held out, "
         "which gains 0.3 s in 60 s and costs 0.02 s"
+    )
+    assert _in_words(verdict, 0.01, 0.3, 0.0, 60.0, 0.0).endswith(
+        "which gains 0.3 s in 60 s, and the service never stops for it"
     )
     # As the table beside it says it, without an exponent.
     assert "gains 1,234 s in 6000 s and costs 0.02 s (made up for after 198 s)" in _in_words(

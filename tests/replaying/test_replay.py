@@ -238,8 +238,10 @@ def test_wrong_numbers_are_told_before_anything_runs() -> None:
             eplb.replay(made(4), CLUSTER, asked, **{name: 0})  # type: ignore[arg-type]
     with pytest.raises(ClusterError, match="8 experts do not divide into 3 groups: 2 or 4 groups"):
         eplb.replay(made(4), CLUSTER, asked, num_groups=3)
-    with pytest.raises(LoadsError, match="has 4 windows: to serve window 4 after the ones before"):
+    with pytest.raises(LoadsError, match="first is 4, and the trace has 4 windows: give 3 or less"):
         eplb.replay(made(4), CLUSTER, asked, first=4)
+    with pytest.raises(LoadsError, match="1 window, and plans are scored on windows after"):
+        eplb.replay(made(1), CLUSTER, asked)
     with pytest.raises(ClusterError, match="4 slots do not hold 8 experts"):
         eplb.replay(made(4), Cluster(4, 1, 1), asked)
 

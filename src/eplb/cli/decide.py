@@ -15,6 +15,7 @@ from eplb.cli.reading import LayerOptions
 from eplb.cli.running import RunningOptions
 from eplb.cli.service import ServiceOptions
 from eplb.cli.terminal import print_decision, print_json, say
+from eplb.loads import LoadTrace
 from eplb.moving.decide import MARGIN, Decision, decide
 from eplb.planning.forecast import HISTORY
 from eplb.report.commands import typed
@@ -81,7 +82,7 @@ def command(
     goes = target if found.placement is not None else None
     if as_json:
         asked = {"service": asdict(service), "seconds": seconds, "margin": margin}
-        print_json({**_to_json(found), **asked, "output": goes and goes.path})
+        print_json({**_to_json(found, loads), **asked, "output": goes and goes.path})
     else:
         said = typed(
             **vars(reading), **vars(pins), current_gpus=running.current_gpus, dispatch=dispatch
@@ -100,6 +101,7 @@ def command(
         raise typer.Exit(1)
 
 
-def _to_json(found: Decision) -> dict[str, Any]:
+def _to_json(found: Decision, loads: LoadTrace) -> dict[str, Any]:
     figures = {name: value for name, value in vars(found).items() if name != "plan"}
-    return {**figures, "layers": list(found.layers), "verdict": found.verdict.to_json()}
+    layers = [loads.layer_numbers[layer] for layer in found.layers]
+    return {**figures, "layers": layers, "verdict": found.verdict.to_json()}

@@ -18,4 +18,4 @@ def command(traces: TraceFiles, *, reading: ReadingOptions, as_json: AsJson = Fa
     if as_json:
         print_json(found.to_json())
     else:
-        print_inspection(Console(), in_few_words(traces), found, heat(loads))
+        print_inspection(Console(), in_few_words(traces), found, heat(loads), loads.layer_numbers)

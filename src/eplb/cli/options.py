@@ -332,8 +332,7 @@ class Target:
     def say(self, placement: Placement, trace: LoadTrace) -> None:
         """Tell what was written."""
         cluster = placement.cluster
-        numbers = np.array(trace.layers or range(trace.num_layers))
-        left_out = numbers[trace.dense]
+        left_out = np.array(trace.layer_numbers)[trace.dense]
         without = ""
         if self.engine in MOE_ONLY and left_out.size:
             without = f", without the layers that have no load ({ranges(left_out.tolist())})"

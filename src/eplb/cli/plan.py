@@ -1,7 +1,7 @@
 """`eplb plan`: a placement for loads, and what it gains."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -148,6 +148,7 @@ def command(
             threads=threads,
         )
         seconds = time.perf_counter() - begin
+    made = replace(made, placement=replace(made.placement, layers=loads.layers))
     summary = summarize(expected.loads, made, groups, seconds, what.words, rule, running, routed)
     change = None
     if current is not None and running is not None:
@@ -182,7 +183,7 @@ def command(
                 "notes": list(made.notes),
                 "pins": None if wished is None else wished.to_json(),
                 "output": output,
-                **({} if change is None else change.to_json()),
+                **({} if change is None else change.to_json(loads)),
                 "to": None if target is None else target.engine,
                 "backtest": None if what.tried is None else what.tried.to_json(),
                 "verdict": None if verdict is None else verdict.to_json(),

@@ -54,6 +54,7 @@ def write_comparison(path: Path, comparison: Comparison, trace: LoadTrace) -> No
     for replay in comparison.replays:
         moved = replay.bytes_moved
         loaded = np.flatnonzero(replay.peak.any(axis=0)).tolist()
+        numbers = trace.layer_numbers
         for step, window in enumerate(replay.windows.tolist()):
             of_window = [replay.name, window, trace.names[window]]
             planned = [int(replay.planned[step]), replay.seconds[step] * 1e3]
@@ -64,7 +65,7 @@ def write_comparison(path: Path, comparison: Comparison, trace: LoadTrace) -> No
                     *(values[step, layer] for values in (replay.peak, replay.mean, replay.moves)),
                 ]
                 size = "" if moved is None else moved[step, layer]
-                lines.writerow([*of_window, layer, *of_layer, size, *planned])
+                lines.writerow([*of_window, numbers[layer], *of_layer, size, *planned])
     write_text(path, text.getvalue())
 
 

@@ -125,12 +125,13 @@ class Change:
         """Whether any GPU is dead that was not in what runs."""
         return not set(self.made.placement.cluster.dead) <= set(self.running.cluster.dead)
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self, trace: LoadTrace) -> dict[str, object]:
         """Figures for scripts."""
+        numbers = trace.layer_numbers
         return {
             "current": self.path,
             "current_balancedness": self.now,
-            "lost": self.made.lost.tolist(),
+            "lost": [[numbers[layer], expert] for layer, expert in self.made.lost.tolist()],
             "moves": self.made.moves,
             "moved": self.moved,
         }
@@ -148,7 +149,7 @@ class Change:
         """Which experts are to be read from the checkpoint, in words."""
         if not len(self.made.lost):
             return "Every expert has a copy that is left."
-        numbers = trace.layers or range(trace.num_layers)
+        numbers = trace.layer_numbers
         of_layer: dict[int, list[int]] = {}
         for layer, expert in self.made.lost.tolist():
             of_layer.setdefault(numbers[layer], []).append(expert)

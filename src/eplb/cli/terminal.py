@@ -178,8 +178,8 @@ def _of_plan(summary: Summary) -> str:
     """What a plan takes off the busiest GPU, and how good it is by what it is made for."""
     before = "in the layout that engines start with" if summary.running is None else "now"
     line = (
-        f"The busiest GPU of a layer carries {_less(summary.busiest_gpu_saves)} load than "
-        f"{before}, and {_less(summary.engine_saves)} than by the engine's own planner."
+        f"The busiest GPU of a layer carries {_less(summary.busiest_gpu_saves)} {before}, and "
+        f"{_less(summary.engine_saves)} by the engine's own planner."
     )
     split = ""
     if summary.dispatch != summary.planned_dispatch:
@@ -192,8 +192,10 @@ def _of_plan(summary: Summary) -> str:
 
 
 def _less(share: float) -> str:
-    """A share that a load falls by, or rises by where it is below 0: "23% less"."""
-    return f"{abs(share):.0%} {'more' if round(share, 2) < 0 else 'less'}"
+    """A share that a load falls by, or rises by where it is below 0: "23% less load than"."""
+    if round(share, 2) == 0.0:
+        return "as much load as"
+    return f"{abs(share):.0%} {'more' if share < 0.0 else 'less'} load than"
 
 
 def _summary_table(summary: Summary) -> Table:
@@ -235,8 +237,12 @@ def _holding_twice(duplicates: int) -> str:
     return f"{slots} an expert that its GPU already holds"
 
 
-def print_inspection(console: Console, title: str, found: Inspection, heat: Heat) -> None:
-    """Print the figures of a trace for a person, and its `heat` [L, E] as a map."""
+def print_inspection(
+    console: Console, title: str, found: Inspection, heat: Heat, numbers: Sequence[int]
+) -> None:
+    """Print the figures of a trace for a person, and its `heat` [L, E] as a map, whose layers have
+    these `numbers` [L].
+    """
     names = printable(found.first_window)
     if found.windows > 1:
         names += f" to {printable(found.last_window)}"
@@ -277,7 +283,7 @@ def print_inspection(console: Console, title: str, found: Inspection, heat: Heat
         "Spread is a standard deviation of natural logs: 0 where shares are equal, 0.7 where they "
         "typically differ by a factor of 2.",
         "",
-        *_heat(console, heat[loaded], loaded, "expert", OF_EXPERTS),
+        *_heat(console, heat[loaded], [numbers[row] for row in loaded], "expert", OF_EXPERTS),
         "",
         f"Hottest experts (times the mean of their layer): {', '.join(hot)}.",
     )
@@ -745,7 +751,7 @@ def print_decision(
             ),
         ]
     rows.append(("time lost by moving", f"{found.lost_seconds:.3g} s"))
-    if found.break_even is not None:
+    if found.break_even:
         even = "break-even: gained as much as lost after"
         rows.append((even, f"{found.break_even:.3g} s"))
     weighed = "weighed" if found.action == "wait" else "to do"

@@ -41,8 +41,8 @@ class Decision:
         gained_seconds: time that the service is expected to gain until the next decision.
         lost_seconds: time that it loses by moving: to transfers, and to what else a rebalance
             costs the engine.
-        break_even: seconds after which as much time has been gained as is lost, None where moving
-            never pays.
+        break_even: seconds after which as much time has been gained as is lost, 0 where nothing is
+            lost, None where moving never pays.
         moves: experts that GPUs must receive.
         total_bytes: bytes of them.
         moving_seconds: time that the transfers take.
@@ -180,7 +180,9 @@ def decide(
     lost = service.lost_seconds(moving, moved)
     # Gained in a second, once all have moved.
     pace = service.expert_share * gain
-    even = lost / pace + service.delay(moved) if pace > 0.0 and made.moves else None
+    even = None
+    if pace > 0.0 and made.moves:
+        even = lost / pace + service.delay(moved) if lost > 0.0 else 0.0
     layers = np.arange(windows.shape[1])
     if not forced:
         layers = np.flatnonzero((made.placement.phy2log != current.phy2log).any(axis=1))
@@ -297,10 +299,13 @@ def _in_words(
 ) -> str:
     """What moving would do to the peaks, and the time that it gains and costs."""
     rises = gain < 0.0
-    pays = "" if break_even is None else f" (made up for after {_in_short(break_even)} s)"
+    costs = (
+        f" and costs {_in_short(lost)} s" if lost > 0.0 else ", and the service never stops for it"
+    )
+    pays = f" (made up for after {_in_short(break_even)} s)" if break_even else ""
     seen = "on windows held out" if verdict.windows else "if the load stays as it is"
     return (
         f"would {'raise' if rises else 'lower'} the peaks by {100.0 * abs(gain):.1f} % "
         f"{seen}, which {'loses' if rises else 'gains'} {_in_short(abs(gained))} s "
-        f"in {seconds:g} s and costs {_in_short(lost)} s{pays}"
+        f"in {seconds:g} s{costs}{pays}"
     )

@@ -168,8 +168,8 @@ def migrate(
     )
     for gpu in sorted(left.difference(new.cluster.dead)):
         raise OptionError(
-            f"GPU {gpu} is leaving, and the new placement is not without it: plan for a cluster "
-            f"without([{gpu}])"
+            f"GPU {gpu} is leaving, and the new placement has experts on it: give one that was "
+            f"planned with GPU {gpu} dead (--dead {gpu})"
         )
     change = arrivals_between(old, new, sorted(left))
     crossing = int(np.bincount(change.node).max()) * limits.experts_at_once

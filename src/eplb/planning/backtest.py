@@ -76,10 +76,16 @@ class Schedule:
         """Raise a LoadsError for a trace that is too short."""
         if not trace.ordered:
             return  # one window is in order
-        if trace.num_windows <= self.first:
+        number = trace.num_windows
+        if number == 1:
             raise LoadsError(
-                f"the trace has {counted(trace.num_windows, 'window')}: to serve window "
-                f"{self.first} after the ones before it takes {self.first + 1}"
+                "the trace has 1 window, and plans are scored on windows after those that they are "
+                "made from: give at least 2"
+            )
+        if number <= self.first:
+            raise LoadsError(
+                f"first is {self.first}, and the trace has {number} windows: give {number - 1} or "
+                "less, so that one is left to score plans on"
             )
 
     def num_served(self, trace: LoadTrace) -> int:

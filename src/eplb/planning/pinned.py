@@ -91,8 +91,8 @@ def check_pins(problem: Problem, pins: object, rule: str) -> Problem:
         wishes += _wishes_of(problem, further, row)
     if problem.nodes > 1 and any(each.gpus or each.nodes for each in _all_of(pins)):
         raise OptionError(
-            "pins to GPUs or nodes do not go with groups that stay on their nodes: plan with "
-            "num_groups=1, or pin every group by its experts"
+            "pins to GPUs or nodes do not go with groups that stay on their nodes: leave out the "
+            "groups (--groups), or pin every group by its experts"
         )
     return replace(problem, pinned=_compiled(problem, wishes, pins, range(num_layers)))
 

@@ -433,7 +433,7 @@ def check_batch(batch: object, dispatch: str, current: object) -> None:
     if current is not None and not batch.together:
         raise OptionError(
             "batch is of ranks that split for themselves, with a current placement: give "
-            "together=True, or plan from scratch"
+            "together=True (--batch ...,together), or plan from scratch"
         )
 
 

@@ -39,7 +39,7 @@ class Summary:
 
     Attributes:
         gpus: G, dead ones too; dead: their numbers; slots: of a layer, on those alive.
-        layers: L; dense_layers: those with no load.
+        layers: L; dense_layers: numbers of those with no load.
         policy: "hierarchical" where groups stay on nodes, "global" otherwise.
         windows: T; planned_for: what they are, in words, where they are not loads as recorded.
         dispatch: name of the rule of dispatch that balancedness and loads are under.
@@ -195,6 +195,7 @@ def summarize(
     peak = {name: mean_and_peak(each, cluster.speeds)[1] for name, each in load.items()}
     gap = made.gap[loaded]
     worst = np.argsort(ratio["plan"], kind="stable")[:_WORST]
+    numbers = placement.layers or range(placement.num_layers)
     price = None if traffic is None else traffic.price
     on_nodes = check_shape(loads.shape[2], cluster, num_groups)
     hierarchical = on_nodes > 1 and cluster.survivors.even and price is None
@@ -217,7 +218,7 @@ def summarize(
         slots=cluster.num_held,
         groups=num_groups,
         policy="hierarchical" if hierarchical else "global",
-        dense_layers=np.flatnonzero(~loads.any(axis=(0, 2))).tolist(),
+        dense_layers=[numbers[layer] for layer in np.flatnonzero(~loads.any(axis=(0, 2)))],
         windows=loads.shape[0],
         planned_for=planned_for,
         dispatch=name_of(dispatch),
@@ -239,7 +240,7 @@ def summarize(
         duplicates=placement.num_duplicates,
         worst_layers=[
             LayerSummary(
-                int(loaded[i]),
+                numbers[loaded[i]],
                 float(ratio["running"][i]) if "running" in ratio else None,
                 float(ratio["engine"][i]),
                 float(ratio["contiguous"][i]),

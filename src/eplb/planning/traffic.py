@@ -45,6 +45,8 @@ _HEAT = 1e-4
 _NEARLY_ALL = 0.999
 """Highest chance that a token chooses a group: loads may say more, of groups with many picks."""
 
+_NO_PRICE = "leave out the price (--node-price), and other nodes are counted all the same"
+
 _STEPS = {"fast": 30, "default": 100, "thorough": 500}
 """Steps of a walk on to fewer nodes from a placement that runs, at most."""
 
@@ -330,18 +332,13 @@ def check_price(problem: Problem, dispatch: str) -> Problem:
     """
     if dispatch != "even":
         raise OptionError(
-            f'dispatch is "{dispatch}" with a price of nodes: give "even", or traffic without a '
-            "price, which counts other nodes"
+            f'dispatch is "{dispatch}" with a price of nodes: give "even", or {_NO_PRICE}'
         )
     if problem.pinned is not None:
-        raise OptionError(
-            "a price of nodes does not go with pins: give traffic without a price, which counts "
-            "other nodes"
-        )
+        raise OptionError(f"a price of nodes does not go with pins: {_NO_PRICE}")
     if not (problem.whole.full and problem.whole.even):
         raise ClusterError(
-            "a price of nodes is for clusters whose GPUs are alike and alive: give traffic without "
-            "a price, which counts other nodes"
+            f"a price of nodes is for clusters whose GPUs are alike and alive: {_NO_PRICE}"
         )
     return problem
 

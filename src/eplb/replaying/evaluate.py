@@ -109,7 +109,7 @@ class Evaluation:
 
     Attributes:
         gpus: G, dead ones too; dead: their numbers; slots: of a layer, on those alive.
-        layers: L; dense_layers: those with no load in any window.
+        layers: L; dense_layers: numbers of those with no load in any window.
         dispatch: name of the rule of dispatch that all figures are under.
         ordered: whether windows follow each other.
         standings: of the placement, of two plans for the same slots made from these windows, of
@@ -193,7 +193,7 @@ def evaluate_placement(
     found = {name: each.serve(trace.loads, dispatch) for name, each in placements.items()}
     return Evaluation(
         layers=trace.num_layers,
-        dense_layers=np.flatnonzero(trace.dense).tolist(),
+        dense_layers=np.array(trace.layer_numbers)[trace.dense].tolist(),
         experts=trace.num_experts,
         gpus=cluster.num_gpus,
         dead=list(cluster.dead),
@@ -208,7 +208,7 @@ def evaluate_placement(
             for name, each in placements.items()
         ],
         unseen=_unseen(planned, found["this"], trace, dispatch),
-        worst_layers=_worst_layers(np.flatnonzero(moe), *found.values()),
+        worst_layers=_worst_layers(trace, *found.values()),
         hottest=_hottest(placement, trace, dispatch),
         verdict=None
         if trace.dense.all()
@@ -308,12 +308,15 @@ def _unseen(
     )
 
 
-def _worst_layers(layers: NDArray[np.intp], *found: Served) -> list[LayerFigures]:
+def _worst_layers(trace: LoadTrace, *found: Served) -> list[LayerFigures]:
     """The layers that are least balanced under the first of the placements."""
+    layers = np.flatnonzero(~trace.dense)
     by_layer = [np.nanmean(each.balancedness[:, layers], axis=0) for each in found]
     worst = np.argsort(by_layer[0], kind="stable")[:_WORST]
     return [
-        LayerFigures(int(layers[number]), *(float(each[number]) for each in by_layer))
+        LayerFigures(
+            trace.layer_numbers[layers[number]], *(float(each[number]) for each in by_layer)
+        )
         for number in worst
     ]
 

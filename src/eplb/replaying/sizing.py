@@ -309,7 +309,8 @@ def _memory(
     elif known.num_experts != trace.num_experts:
         raise OptionError(
             f"the loads have {trace.num_experts} experts in a layer, {known.name} has "
-            f"{known.num_experts}: give another model, or expert_bytes and kv_bytes"
+            f"{known.num_experts}: give another model, or only expert_bytes and kv_bytes "
+            "(--expert-bytes, --kv-bytes)"
         )
     size = expert_bytes_of(None, expert_bytes)
     token = None if kv_bytes is None else whole_number(kv_bytes, "kv_bytes")

@@ -279,7 +279,7 @@ def _setting(asked: Asked, name: str, current: str | None, every: int) -> Settin
         last_window=trace.names[-1],
         merged=None if trace.merging is None else trace.merging.words,
         num_layers=trace.num_layers,
-        dense_layers=tuple(np.flatnonzero(trace.dense).tolist()),
+        dense_layers=tuple(np.array(trace.layer_numbers)[trace.dense].tolist()),
         num_experts=trace.num_experts,
         num_gpus=cluster.num_gpus,
         num_nodes=cluster.num_nodes,

@@ -98,7 +98,7 @@ def heat_of(asked: Asked, running: Placement, made: Placement, ran: Sequence[Pla
     return Heat(
         trace.names[window],
         seen,
-        tuple(layers.tolist()),
+        tuple(np.array(trace.layer_numbers)[layers].tolist()),
         *(
             _over_mean(each, trace.loads[window], layers, asked.dispatch)
             for each in (running, after)
@@ -122,7 +122,7 @@ def hottest(trace: LoadTrace, made: Placement) -> tuple[Hot, ...]:
         hottest = np.argsort(-load, kind="stable")[:_HOTTEST]
         rows.append(
             Hot(
-                layer,
+                trace.layer_numbers[layer],
                 tuple(hottest.tolist()),
                 tuple((load[hottest] / load.sum()).tolist()),
                 tuple(made.logcnt[layer, hottest].tolist()),

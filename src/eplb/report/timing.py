@@ -126,7 +126,7 @@ def estimate_times(
         tokens_per_gpu=float(tokens_per_gpu),
         seen=seen,
         windows=len(chosen),
-        layers=tuple(layers.tolist()),
+        layers=tuple(np.array(asked.trace.layer_numbers)[layers].tolist()),
         before_us=_microseconds(before, layers),
         after_us=_microseconds(after, layers),
         even_us=first.balanced_layer_seconds * 1e6,

@@ -71,7 +71,7 @@ def test_maps_of_two_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
     for content in (named(1, 3), {"version": 2, "models": named(1, 3)}):
         path = write(tmp_path / "a.json", content)
-        with told(caplog, r"mtp \(1 layers\), target \(3 layers\): that of targ"):
+        with told(caplog, r"mtp \(1 layer\), target \(3 layers\): that of targ"):
             assert eplb.load_placement(path, 2) == SMALL
     path = write(tmp_path / "a.json", named(3, 3))
     with pytest.raises(eplb.FormatError, match="save the one that is meant to a file of its own"):

@@ -5,6 +5,7 @@ tokens. Loads have the hidden layers, or the MoE layers 2 to 4.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -191,6 +192,27 @@ def test_every_command_takes_rows_by_number(files: tuple[Path, Path], tmp_path: 
     assert [line[:4] for line in out.read_text().splitlines()[3:]] == ["  1:", "  3:", "  5:"]
     for wrong in ("5-", "1,1,2", "1,2", "x"):
         assert run("plan", loads, "--gpus", "2", "--layers", wrong).returncode == 2
+
+
+def test_layers_are_called_by_their_numbers(files: tuple[Path, Path]) -> None:
+    """Those of the model, where they are known, whatever names a layer."""
+    loads, running = files
+    hot = np.load(loads)[:, 2:]
+    hot[0, 2] = [1, 1, 1, 1, 1, 1, 90, 80]
+    saved = loads.with_name("hot.npz")
+    eplb.save_trace(eplb.LoadTrace(hot, layers=(2, 3, 4)), saved)
+    said = run("inspect", saved).stdout
+    assert "of their layer): 6 of layer 4 (" in said
+    assert re.findall(r"^ *(\d) \|", said, re.MULTILINE) == ["2", "3", "4"]
+    for words in (["plan", saved], ["evaluate", running, saved]):
+        named = re.findall(r"layer (\d)", run(*words, "--gpus", "2").stdout)
+        assert set(named) == {"2", "3", "4"}
+    found = json.loads(run("report", saved, "--gpus", "2", "--json").stdout)
+    assert [each["layer"] for each in found["hot"]] == found["heat"]["layers"] == [2, 3, 4]
+    cost = ["--seconds", 60, "--expert-bytes", 1, "--bandwidth-within", 100, "--gpus", 2]
+    done = run("decide", saved, "--current", running, *cost, "--json")
+    found = json.loads(done.stdout)
+    assert (found["action"], found["layers"]) == ("move layers", [4])
 
 
 def test_a_trace_keeps_the_numbers_of_its_layers(tmp_path: Path) -> None:

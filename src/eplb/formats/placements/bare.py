@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import counted
 from eplb.errors import FormatError
 from eplb.formats.placements.layout import Layout, rows_of
 from eplb.formats.safe import warn
@@ -80,7 +81,7 @@ def read_models(
     layouts = {str(name): read(model) for name, model in models.items()}
     sizes = {name: len(layout.rows) for name, layout in layouts.items()}
     largest = max(sizes, key=lambda name: sizes[name])
-    said = ", ".join(f"{name[:40]} ({size} layers)" for name, size in sizes.items())
+    said = ", ".join(f"{name[:40]} ({counted(size, 'layer')})" for name, size in sizes.items())
     if sorted(sizes.values())[:-1].count(sizes[largest]):
         raise FormatError(
             f"has placements of {said}: save the one that is meant to a file of its own"
