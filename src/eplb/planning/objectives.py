@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 from eplb.cost.gpus import Gpu, find_gpu
@@ -21,6 +20,7 @@ from eplb.dispatching.dispatch import of_gpus
 from eplb.errors import ClusterError, OptionError
 from eplb.placement import Placement
 from eplb.planning.batches import Batch
+from eplb.solver.arrays import F64
 
 __all__ = ["OBJECTIVES", "Clock", "activated", "check_objective", "clock_of"]
 
@@ -57,23 +57,21 @@ def check_objective(objective: object, batch: object, dispatch: str, traffic: ob
         )
 
 
-def activated(windows: NDArray[np.float64], batch: Batch) -> NDArray[np.float64]:
+def activated(windows: F64, batch: Batch) -> F64:
     """[T, L, E] the chance that any token of a step is routed to an expert, by its share of each
     window.
     """
     return _touched(_shares(windows), batch)
 
 
-def _shares(windows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _shares(windows: F64) -> F64:
     """Windows [T, L, E] that add up to 1, or to 0 where there is no load."""
     total = windows.sum(axis=2, keepdims=True)
-    shares: NDArray[np.float64] = np.divide(
-        windows, total, out=np.zeros_like(windows), where=total > 0.0
-    )
+    shares: F64 = np.divide(windows, total, out=np.zeros_like(windows), where=total > 0.0)
     return shares
 
 
-def _touched(shares: NDArray[np.float64], batch: Batch) -> NDArray[np.float64]:
+def _touched(shares: F64, batch: Batch) -> F64:
     """The chance that any token of a step goes where such a share of them goes:
     1 - (1 - top_k * share)^tokens, as if tokens chose on their own.
     """
@@ -85,7 +83,7 @@ def _touched(shares: NDArray[np.float64], batch: Batch) -> NDArray[np.float64]:
             none *= missed
         missed *= missed
         left //= 2
-    some: NDArray[np.float64] = 1.0 - none
+    some: F64 = 1.0 - none
     return some
 
 
@@ -109,9 +107,7 @@ class Clock:
         """What times are of, in words."""
         return f"times are those that eplb.cost estimates for {self.model.name} on {self.gpu.name}"
 
-    def seconds(
-        self, placement: Placement, windows: NDArray[np.float64], dispatch: str
-    ) -> NDArray[np.float64]:
+    def seconds(self, placement: Placement, windows: F64, dispatch: str) -> F64:
         """[T, L] the layers of a step of each window, under a rule of dispatch."""
         shares = placement.slot_load(_shares(windows), dispatch)
         of_gpu = (
@@ -120,7 +116,7 @@ class Clock:
         )
         return self._layer_time(*of_gpu)
 
-    def least(self, windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    def least(self, windows: F64) -> F64:
         """[T, L] proven: a step takes no less with any placement and split, as it would take no
         less on even GPUs, each expert touched in one place.
         """
@@ -130,9 +126,7 @@ class Clock:
             *(each.sum(axis=2, keepdims=True) / len(self.cluster.alive) for each in of_all)
         )
 
-    def weigh(
-        self, placement: Placement, windows: NDArray[np.float64], dispatch: str
-    ) -> NDArray[np.float64]:
+    def weigh(self, placement: Placement, windows: F64, dispatch: str) -> F64:
         """[T, L, E] windows of the same totals in which experts have the time that they take with
         the copies of a placement, at the slope of the mean GPU.
         """
@@ -142,12 +136,14 @@ class Clock:
         for slot, expert in enumerate(placement.phy2log.T):
             # An empty slot is not touched.
             touched[:, layers, expert] += _touched(shares[:, :, slot], self.batch)
-        compute, memory, travel = self._stages(_shares(windows) * self._tokens, touched)
+        compute, memory, travel = stages(
+            _shares(windows) * self._tokens, touched, **self._assumed()
+        )
         both = [each.sum(axis=2, keepdims=True) for each in (compute, memory)]
         together = np.sqrt(both[0] * both[0] + both[1] * both[1])
         slope = np.where(together > 0.0, together, 1.0)
         times = (compute * both[0] + memory * both[1]) / slope + travel
-        weighed: NDArray[np.float64] = _shares(times) * windows.sum(axis=2, keepdims=True)
+        weighed: F64 = _shares(times) * windows.sum(axis=2, keepdims=True)
         return weighed
 
     @property
@@ -166,23 +162,12 @@ class Clock:
             "assumptions": DEFAULTS.for_batch(tokens),
         }
 
-    def _stages(
-        self, tokens: NDArray[np.float64], touched: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        return stages(tokens, touched, **self._assumed())
-
-    def _layer_time(
-        self, tokens: NDArray[np.float64], touched: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def _layer_time(self, tokens: F64, touched: F64) -> F64:
         return layer_time(tokens, touched, **self._assumed()).seconds
 
 
 def clock_of(
-    batch: Batch,
-    gpu: str | Gpu,
-    model: str | Model | None,
-    cluster: Cluster,
-    num_experts: int,
+    batch: Batch, gpu: str | Gpu, model: str | Model | None, cluster: Cluster, num_experts: int
 ) -> Clock:
     """How long steps of a model take on a cluster; `model` is None for one that is known to have as
     many experts, of which a token goes to as many.
