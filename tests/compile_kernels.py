@@ -10,13 +10,11 @@ from multiprocessing import get_context
 
 import numpy as np
 import torch
+from parts import pack, replicate
 
 import eplb
 from eplb.planning.engine import engine_placement
 from eplb.solver.engine_rules import SGLANG, expected_parts
-from eplb.solver.groups import place_groups
-from eplb.solver.pack import pack
-from eplb.solver.replicate import replicate
 from eplb.torch import BatchDispatch
 
 LOADS = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
@@ -39,7 +37,6 @@ def tables_and_parts() -> None:
     engine_placement(WINDOWS, CLUSTER)
     pack(np.ones((1, 4)), np.ones((1, 4), np.int64), 2)
     replicate(LOADS, 12, 4)
-    place_groups(LOADS, 2)
     BatchDispatch(PLACEMENT, 0)(torch.arange(8).reshape(4, 2))
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from parts import place_groups
 from recorded import DEEPSEEK_V3, GPT_OSS, QWEN3, load_recorded, load_windows
 
 from eplb import Cluster, Placement, Plan, plan
-from eplb.solver.groups import place_groups
 
 # Slots, GPUs, nodes, groups: by the number of experts, so that few and many slots are on a GPU.
 CELLS = {

@@ -148,7 +148,7 @@ def test_every_state_of_a_search(seed: int) -> None:
     for tabu in (False, True):
         steps = step_memory(1, 20)
         _search_layers(
-            problem.windows, problem.weight, np.arange(1), 1, problem.gpus, problem.wishes, start,
+            np.arange(1), problem.task, start,
             held, Drive(tabu, False, 0.0, 0.1), np.zeros(1), np.zeros(1), np.array([20]),
             np.zeros(1), steps,
         )  # fmt: skip

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parts import lower_bound
 from strategies import Cell, cells, layer_loads
 
-from eplb import LoadsError, plan
-from eplb.solver.bounds import lower_bound
+from eplb import plan
 
 pytestmark = pytest.mark.oracle
 
@@ -62,10 +62,3 @@ def test_company_of_large_replicas_counts(
 
 def test_no_load_bounds_nothing() -> None:
     assert lower_bound(np.zeros((2, 5)), 3, 2).tolist() == [0.0, 0.0]
-
-
-@pytest.mark.parametrize(("num_gpus", "slots_per_gpu"), [(0, 9), (2, 2), (2, 0)])
-def test_too_few_slots(num_gpus: int, slots_per_gpu: int) -> None:
-    with pytest.raises(LoadsError) as raised:
-        lower_bound([[1.0] * 5], num_gpus, slots_per_gpu)
-    assert str(raised.value) == f"{num_gpus} GPUs of {slots_per_gpu} slots do not hold 5 experts"

@@ -388,7 +388,7 @@ def test_one_file_for_each_kernel(source: Path) -> None:
 FORK = """
 import os, sys, threading, time
 from numba.core.compiler_lock import global_compiler_lock
-from eplb.solver.replicate import _replicate_layers
+from eplb.solver.match import _keep_slots
 import numpy as np
 
 def compile_slowly():
@@ -397,7 +397,7 @@ def compile_slowly():
         time.sleep(1.0)
 
 def work():
-    _replicate_layers(np.ones((1, 4)), 6, 2, np.empty((1, 4), np.int64))
+    _keep_slots(np.ones((1, 4), np.int64), np.ones((1, 4), np.int64), np.array([0, 2, 4]))
 
 held = threading.Event()
 threading.Thread(target=compile_slowly).start()

@@ -29,7 +29,7 @@ def test_gpus_are_as_even_as_a_placement_allows(data: st.DataObject) -> None:
     loads, rows = np.array([[load]]), np.array([row])
     pace = np.array([1.0 if data.draw(st.booleans()) else 0.25 + gpu for gpu in range(num_gpus)])
     gpus = Gpus(np.arange(num_gpus + 1) * slots_per_gpu, pace)
-    _level_layers(loads, 0, 1, rows, gpus, only_peak, levels, split, bounds)
+    _level_layers(np.arange(1), loads, rows, gpus, only_peak, levels, split, bounds)
 
     expected = naive.most_even(load, row, pace.tolist())
     peak = max(expected.values())

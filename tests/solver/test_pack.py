@@ -6,11 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from parts import pack, replicate
 from strategies import Cell, cells, layer_loads
-
-from eplb import LoadsError
-from eplb.solver.pack import pack
-from eplb.solver.replicate import replicate
 
 pytestmark = pytest.mark.oracle
 
@@ -89,40 +86,3 @@ def test_many_gpus() -> None:
         counts = np.ones((1, 420), np.int64)
         packed = pack([kind], counts, 140)
         assert on_gpus(packed[0], 140) == naive.bldm(kind.tolist(), [1] * 420, 140)
-
-
-@pytest.mark.parametrize(
-    ("counts", "num_gpus", "message"),
-    [
-        ([[1, 1]], 2, "logcnt has shape (1, 2), loads have (1, 3)"),
-        (
-            [[3, 2, 1]],
-            2,
-            "logcnt has values from 1 to 3: "
-            "1 to 2 (GPUs) can be placed with no expert twice on a GPU",
-        ),
-        (
-            [[2, 2, 0]],
-            2,
-            "logcnt has values from 0 to 2: "
-            "1 to 2 (GPUs) can be placed with no expert twice on a GPU",
-        ),
-        ([[1, 1, 1]], 2, "every layer of logcnt must have one sum, a multiple of 2 GPUs"),
-    ],
-)
-def test_counts_that_do_not_fill_the_gpus(
-    counts: list[list[int]], num_gpus: int, message: str
-) -> None:
-    with pytest.raises(LoadsError) as raised:
-        pack([[3.0, 2.0, 1.0]], counts, num_gpus)
-    assert str(raised.value) == message
-
-
-def test_layers_of_different_sums() -> None:
-    with pytest.raises(LoadsError, match="must have one sum, a multiple of 2 GPUs"):
-        pack(np.ones((2, 3)), [[2, 1, 1], [2, 2, 2]], 2)
-
-
-def test_loads_are_checked() -> None:
-    with pytest.raises(LoadsError, match=r"loads\[0, 0\] is nan"):
-        pack([[float("nan")]], [[1]], 1)

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parts import pack, replicate
 from strategies import layer_loads
 
 from eplb.solver.jit import kernel
-from eplb.solver.pack import _least_peak_of_pairs, _new_pack_scratch, _pack, _rank, pack
+from eplb.solver.pack import _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
 from eplb.solver.packing import F64, I64, _new_packing
 from eplb.solver.recount import _excess_of_pairs, _hand_over
-from eplb.solver.replicate import replicate
 
 
 @kernel

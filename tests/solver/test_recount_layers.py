@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from parts import pack, replicate
 from strategies import COMPILED, Cell, cells
 
 from eplb import Cluster, Placement, plan
-from eplb.solver.pack import pack
-from eplb.solver.replicate import replicate
 
 pytestmark = pytest.mark.oracle
 

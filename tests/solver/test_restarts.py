@@ -6,23 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parts import task_of
 
-from eplb.planning.pins import Pinned
-from eplb.solver.packing import Gpus, Wishes
+from eplb.solver.packing import Gpus, Task
 from eplb.solver.restarts import _shake_rows
 
 pytestmark = pytest.mark.oracle
 
 
-def alike(num_gpus: int, size: int) -> Gpus:
+def alike(num_gpus: int, size: int, num_experts: int, num_nodes: int = 1) -> Task:
     """GPUs of as many slots."""
-    return Gpus(np.arange(num_gpus + 1) * size, np.ones(num_gpus))
-
-
-def none(num_experts: int) -> Wishes:
-    """No wishes."""
-    nothing = Pinned.nothing(num_experts, 1000)
-    return Wishes(nothing.barred, nothing.least, nothing.most, nothing.apart)
+    gpus = Gpus(np.arange(num_gpus + 1) * size, np.ones(num_gpus))
+    return task_of(np.empty((1, 1, num_experts)), np.ones((1, 1)), num_nodes, gpus)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -46,13 +41,11 @@ def test_every_start(seed: int) -> None:
     plan = np.concatenate([slots + node * node_experts for node, slots in enumerate(in_turn)])
     numbers = rng.integers(0, 50, 6)
     rows = np.tile(plan, (6, 1))
-    gpus = alike(num_gpus, size)
-    _shake_rows(numbers, num_experts, num_groups, num_nodes, gpus, none(num_experts), rows)
+    task = alike(num_gpus, size, num_experts, num_nodes)
+    _shake_rows(numbers, task, num_groups, rows)
     for number, row in zip(numbers, rows, strict=True):
         alone = plan[None].copy()
-        _shake_rows(
-            np.array([number]), num_experts, num_groups, num_nodes, gpus, none(num_experts), alone
-        )
+        _shake_rows(np.array([number]), task, num_groups, alone)
         assert np.array_equal(alone[0], row)
         if num_groups == 1 or number % 4 == 0:
             assert naive_moves.valid(row.tolist(), num_experts, num_nodes)
@@ -71,7 +64,7 @@ def test_starts_differ_in_counts_and_places() -> None:
     """
     plan = np.array([0, 1, 2, 0, 1, 3, 0, 4, 5, 1, 2, 4])
     rows = np.tile(plan, (40, 1))
-    _shake_rows(np.arange(40), 6, 1, 1, alike(4, rows.shape[1] // 4), none(6), rows)
+    _shake_rows(np.arange(40), alike(4, 3, 6), 1, rows)
     on_gpus = {tuple(map(tuple, np.sort(row.reshape(4, 3), axis=1))) for row in rows}
     assert len(on_gpus) > 35
     counts = np.array([np.bincount(row, minlength=6) for row in rows])
@@ -84,7 +77,7 @@ def test_starts_differ_in_counts_and_places() -> None:
 def test_every_way_to_put_groups_on_nodes_is_met() -> None:
     plan = np.array([0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5])
     rows = np.tile(plan, (200, 1))
-    _shake_rows(np.arange(200), 6, 6, 2, alike(4, rows.shape[1] // 4), none(6), rows)
+    _shake_rows(np.arange(200), alike(4, 3, 6, 2), 6, rows)
     ways = {frozenset(frozenset(node) for node in row.reshape(2, 6).tolist()) for row in rows}
     assert len(ways) == 10
     assert (rows[::4, :6] < 3).all()

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from parts import task_of
 
 from eplb import Cluster
 from eplb.planning.passes import step_memory
 from eplb.planning.problem import Problem, check_problem
 from eplb.solver.curve import AFRESH, choose, hulls
 from eplb.solver.jit import kernel
-from eplb.solver.packing import F64, I64, B, Gpus
+from eplb.solver.packing import F64, I64, B, Gpus, Task
 from eplb.solver.search import (
     Drive,
     Steps,
@@ -24,11 +25,11 @@ from eplb.solver.search import (
     _best_of_taking,
     _compare,
     _follow_layers,
-    _new_state,
     _none,
     _search_layers,
     _sum_up,
 )
+from eplb.solver.state import _new_state
 
 pytestmark = pytest.mark.oracle
 
@@ -93,39 +94,34 @@ def some_loads(rng: np.random.Generator, *shape: int) -> F64:
 
 @kernel
 def _best_changes(
-    loads: F64,
-    weight: F64,
+    task: Task,
     target: F64,
     start: I64,
     held: B,
     gpu: int,
-    num_nodes: int,
-    pace: F64,
     worth: F64,
     found: I64,
 ) -> None:
     """Fill the rows of `worth` and `found` (slot, expert, slot, expert) by the best change of each
     kind: swaps, gives, and takes slot by slot.
     """
-    num_windows, num_experts = loads.shape
-    num_gpus = held.shape[0]
-    size = start.shape[0] // num_gpus
-    state = _new_state(num_experts, Gpus(np.arange(num_gpus + 1) * size, pace), num_windows, 0)
-    for window in range(num_windows):
-        state.root[window] = np.sqrt(weight[window])
-        state.loads[window] = loads[window] * state.root[window]
+    size = start.shape[0] // held.shape[0]
+    state = _new_state(task)
+    for window in range(task.windows.shape[0]):
+        state.root[window] = np.sqrt(task.weights[window, 0])
+        state.loads[window] = task.windows[window, 0] * state.root[window]
         state.target[window] = target[window] * state.root[window]
-    _begin(state, start, num_nodes)
+    _begin(state, start)
     _compare(state, held)
     _sum_up(state)
     for kind in range(2 + size):
         change = _none(0.0)
         if kind == 0:
-            change = _best_of_swapping(state, gpu, held, num_nodes, 0.0, change)
+            change = _best_of_swapping(state, gpu, 0.0, change)
         elif kind == 1:
-            change = _best_of_giving(state, gpu, held, num_nodes, change)
+            change = _best_of_giving(state, gpu, change)
         elif state.copies[start[gpu * size + kind - 2]] > 1:
-            change = _best_of_taking(state, gpu * size + kind - 2, held, num_nodes, change)
+            change = _best_of_taking(state, gpu * size + kind - 2, change)
         worth[kind] = change.worth
         found[kind, 0], found[kind, 1] = change.slot, change.expert
         found[kind, 2], found[kind, 3] = change.other, change.partner
@@ -163,7 +159,9 @@ def test_no_change_takes_off_less_than_is_said(seed: int) -> None:
     pace = rng.uniform(0.5, 2.0, num_gpus) if rng.random() < 0.5 else np.ones(num_gpus)
     target[0] = min(target[0], 0.9 * of_gpus[0, gpu] / pace[gpu])
     worth, found = np.empty(2 + size), np.empty((2 + size, 4), np.int64)
-    _best_changes(loads, weight, target, slots, held, gpu, num_nodes, pace, worth, found)
+    gpus = Gpus(np.arange(num_gpus + 1) * size, pace)
+    task = task_of(loads[:, None], weight[:, None], num_nodes, gpus)
+    _best_changes(task, target, slots, held, gpu, worth, found)
 
     before_hand = tuple(slots.tolist())
     measures = (loads.tolist(), weight.tolist(), target.tolist(), num_gpus, pace.tolist())
@@ -209,9 +207,8 @@ def searched(
     steps.moves[0, 0] = naive_moves.received(start[0].tolist(), sets_of(held[0]))
     for moves in most_moves:
         _search_layers(
-            problem.windows, problem.weight, np.arange(1), problem.nodes, problem.gpus,
-            problem.wishes, start, held, drive, np.zeros(1), enough, np.array([moves]), np.zeros(1),
-            steps,
+            np.arange(1), problem.task, start, held, drive, np.zeros(1), enough, np.array([moves]),
+            np.zeros(1), steps,
         )  # fmt: skip
     return steps
 

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from parts import task_of
 from solver.test_search import held_by, part_copies, some_loads, some_slots
 
 from eplb.solver.jit import kernel
-from eplb.solver.packing import F64, I32, I64, Gpus
-from eplb.solver.search import _begin, _new_state
+from eplb.solver.packing import F64, I32, I64, Gpus, Task
+from eplb.solver.search import _begin
+from eplb.solver.state import _new_state
 from eplb.solver.window_swaps import _swap_under_norms
 
 pytestmark = pytest.mark.oracle
@@ -18,24 +20,16 @@ ROUNDING = 1e-9
 
 
 @kernel
-def _swap(
-    loads: F64, root: F64, start: I64, num_nodes: int, held: I32, part: F64, load: F64
-) -> None:
+def _swap(task: Task, root: F64, start: I64, held: I32, part: F64, load: F64) -> None:
     """Swap from `start` [P], which becomes what is found, and fill what GPUs hold and the loads of
     slots and GPUs.
     """
-    num_windows, num_experts = loads.shape
-    num_gpus = held.shape[0]
-    gpus = Gpus(np.arange(num_gpus + 1) * (start.shape[0] // num_gpus), np.ones(num_gpus))
-    state = _new_state(num_experts, gpus, num_windows, 0)
+    state = _new_state(task)
     state.root[:] = root
-    state.loads[:] = loads
+    state.loads[:] = task.windows[:, 0]
     state.target[:] = 0.0
-    _begin(state, start, num_nodes)
-    _swap_under_norms(
-        state.slots, state.holds, state.barred, state.rules, state.part, state.load, state.root,
-        num_nodes, gpus,
-    )  # fmt: skip
+    _begin(state, start)
+    _swap_under_norms(state, task.gpus)
     start[:] = state.slots
     held[:] = state.holds
     part[:] = state.part
@@ -63,7 +57,9 @@ def test_what_swaps_keep(seed: int) -> None:
     found = start.copy()
     part, load = np.empty((len(loads), start.size)), np.empty((len(loads), num_gpus))
     held = np.empty((num_gpus, num_experts), np.int32)
-    _swap(loads * root[:, None], root, found, num_nodes, held, part, load)
+    gpus = Gpus(np.arange(num_gpus + 1) * size, np.ones(num_gpus))
+    task = task_of((loads * root[:, None])[:, None], np.ones((len(loads), 1)), num_nodes, gpus)
+    _swap(task, root, found, held, part, load)
     for node in range(num_nodes):
         on_node = slice(node * node_slots, (node + 1) * node_slots)
         assert np.array_equal(np.sort(found[on_node]), np.sort(start[on_node]))
@@ -80,5 +76,6 @@ def test_swaps_part_experts_that_are_busy_together() -> None:
     loads = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
     root = np.ones(2)
     start, part, load = np.arange(4), np.empty((2, 4)), np.empty((2, 2))
-    _swap(loads, root, start, 1, np.empty((2, 4), np.int32), part, load)
+    task = task_of(loads[:, None], np.ones((2, 1)), 1, Gpus(np.array([0, 2, 4]), np.ones(2)))
+    _swap(task, root, start, np.empty((2, 4), np.int32), part, load)
     assert (load == 1.0).all()

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.balance import mean_and_peak
 from eplb.checks import Immutable, number_of_threads, whole_number
@@ -13,13 +12,10 @@ from eplb.cluster import Cluster
 from eplb.dispatching.rules import RULES, TABLES, check_rule, split_of_table
 from eplb.errors import LoadsError, OptionError, PlacementError
 from eplb.loads import as_array, check_values
-
-if TYPE_CHECKING:  # numba is loaded when it is needed
-    from eplb.solver.packing import Gpus
+from eplb.solver.arrays import F64, I64, Gpus
 
 __all__ = ["Dispatch", "Placed", "dispatch", "gpu_load", "of_gpus", "slot_load"]
 
-F64 = NDArray[np.float64]
 
 _WINDOWS_AT_ONCE = 64
 """Windows that are levelled together: more would only take memory."""
@@ -34,32 +30,26 @@ class Placed(Protocol):
 
     def __hash__(self) -> int:
         """Alike for placements that are alike."""
-        ...
 
     @property
-    def phy2log(self) -> NDArray[np.int64]:
+    def phy2log(self) -> I64:
         """[L, P] expert in each slot, -1 where a slot holds none."""
-        ...
 
     @property
-    def log2phy(self) -> NDArray[np.int64]:
+    def log2phy(self) -> I64:
         """[L, E, X] slots of each expert in rising order, padded with -1."""
-        ...
 
     @property
-    def logcnt(self) -> NDArray[np.int64]:
+    def logcnt(self) -> I64:
         """[L, E] slots of each expert."""
-        ...
 
     @property
     def num_experts(self) -> int:
         """E."""
-        ...
 
     @property
     def cluster(self) -> Cluster:
         """The GPUs, and the nodes that they are on."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +89,7 @@ class Dispatch(Immutable):
         *,
         keep_local: bool = False,
         effort: Literal["fast", "default"] = "default",
-    ) -> NDArray[np.int64]:
+    ) -> I64:
         """The slot that each source rank sends an expert's tokens to, for engines that dispatch by
         a table: whole entries, as balanced on the loads of this dispatch as a seeded search finds,
         and as near as that leaves room for. No layer is less balanced than by SGLang's own table.
@@ -146,21 +136,17 @@ class Dispatch(Immutable):
             shares = shares.reshape(sources, -1).sum(axis=1)
         elif sources > num_gpus:
             shares = np.repeat(shares / (sources // num_gpus), sources // num_gpus)
-
-        def work(begin: int, end: int) -> None:
-            _table_layers(
-                self._windows, begin, end, phy2log, num_gpus, num_nodes, shares, keep_local, steps,
-                cooling, table,
-            )  # fmt: skip
-
-        run_kernel(_table_layers, work, phy2log.shape[0], _LAYERS_AT_ONCE, self._threads)
+        run_kernel(
+            _table_layers, np.arange(phy2log.shape[0]), _LAYERS_AT_ONCE, self._threads,
+            self._windows, phy2log, num_gpus, num_nodes, shares, keep_local, steps, cooling, table,
+        )  # fmt: skip
         if sources == num_gpus:
             theirs = TABLES["sglang"](self.placement.log2phy, cluster)
             worse = self._peaks_of(theirs) < self._peaks_of(table)
             table[worse] = theirs[worse]
         return table
 
-    def _peaks_of(self, table: NDArray[np.int64]) -> F64:
+    def _peaks_of(self, table: I64) -> F64:
         """[L] highest GPU load over that of a mean GPU, the mean over windows, by a table."""
         split = split_of_table(table, self.split.shape[1], self._sources)
         load = _shared(self.placement, self._windows, split)
@@ -353,23 +339,20 @@ def _level(
     load = np.empty((num_windows, num_layers, placement.cluster.num_gpus))
     split = np.empty((num_windows if with_split else 0, *phy2log.shape))
     bounds = np.empty((num_windows, num_layers))
-
-    def work(begin: int, end: int) -> None:
-        _level_layers(windows, begin, end, phy2log, gpus, only_peak, load, split, bounds)
-
-    run_kernel(_level_layers, work, num_layers, _LAYERS_AT_ONCE, threads)
+    run_kernel(
+        _level_layers, np.arange(num_layers), _LAYERS_AT_ONCE, threads, windows, phy2log, gpus,
+        only_peak, load, split, bounds,
+    )  # fmt: skip
     if placement.cluster.speed is not None:
         load *= gpus.pace
         bounds /= speed
     return load, split, bounds
 
 
-def _gpus_of(cluster: Cluster) -> tuple["Gpus", float]:
+def _gpus_of(cluster: Cluster) -> tuple[Gpus, float]:
     """The GPUs, for kernels that read whole rows: their slots, and their pace, 1 on average and 1
     for dead ones, which take part in nothing; and the speed that is a pace of 1.
     """
-    from eplb.solver.packing import Gpus
-
     alive = list(cluster.alive)
     pace, speed = np.ones(cluster.num_gpus), 1.0
     if cluster.speed is not None:
@@ -387,11 +370,10 @@ def _share(placement: Placed, windows: F64, threads: int) -> tuple[F64, F64]:
     phy2log, (gpus, speed) = np.array(placement.phy2log), _gpus_of(placement.cluster)
     split = np.empty(phy2log.shape)
     peaks, bounds = np.empty((2, phy2log.shape[0]))
-
-    def work(begin: int, end: int) -> None:
-        _share_layers(windows, begin, end, phy2log, gpus, split, peaks, bounds)
-
-    run_kernel(_share_layers, work, phy2log.shape[0], _LAYERS_AT_ONCE, threads)
+    run_kernel(
+        _share_layers, np.arange(phy2log.shape[0]), _LAYERS_AT_ONCE, threads, windows, phy2log,
+        gpus, split, peaks, bounds,
+    )  # fmt: skip
     return split, bounds / speed
 
 

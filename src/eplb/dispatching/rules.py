@@ -20,16 +20,15 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 from eplb.errors import OptionError
+from eplb.solver.arrays import F64, I64
 
 __all__ = [
     "GIVEN",
     "RULES",
     "TABLES",
-    "Ids",
     "check_named",
     "check_rule",
     "in_words",
@@ -39,14 +38,12 @@ __all__ = [
     "under",
 ]
 
-Ids = NDArray[np.int64]
-F64 = NDArray[np.float64]
 
 _SEED = 42
 """Of SGLang's draws."""
 
 
-def split_of_table(table: Ids, num_slots: int, sources: F64) -> F64:
+def split_of_table(table: I64, num_slots: int, sources: F64) -> F64:
     """[L, P] part of its expert's load that each slot takes under a table [L, R, E], where source
     rank r brings the share `sources[r]` of every expert's tokens.
     """
@@ -57,7 +54,7 @@ def split_of_table(table: Ids, num_slots: int, sources: F64) -> F64:
     return split.reshape(num_layers, num_slots).astype(np.float64, copy=False)
 
 
-def near_share(table: Ids, loads: F64, cluster: Cluster, sources: F64 | None = None) -> float:
+def near_share(table: I64, loads: F64, cluster: Cluster, sources: F64 | None = None) -> float:
     """Part of all tokens of loads [L, E] that a table [L, R, E] keeps on the node they come from,
     the part `sources` [R] of them coming from each source; None for the same from each.
     """
@@ -68,7 +65,7 @@ def near_share(table: Ids, loads: F64, cluster: Cluster, sources: F64 | None = N
     return float((near * loads).sum() / loads.sum())
 
 
-def sglang(log2phy: Ids, cluster: Cluster) -> Ids:
+def sglang(log2phy: I64, cluster: Cluster) -> I64:
     """SGLang's table [L, G, E] of slots [L, E, X], padded with -1."""
     from eplb.solver.engine_rules import _sglang_layers
 
@@ -87,13 +84,13 @@ def sglang(log2phy: Ids, cluster: Cluster) -> Ids:
 
 
 @lru_cache(maxsize=1)
-def _random_words(number: int) -> Ids:
+def _random_words(number: int) -> I64:
     """So many words of 32 random bits, in the order in which SGLang's draws read them."""
     drawn = random.Random(_SEED).getrandbits(32 * number).to_bytes(4 * number, "little")
     return np.frombuffer(drawn, "<u4").astype(np.int64)
 
 
-def ascend(log2phy: Ids, cluster: Cluster) -> Ids:
+def ascend(log2phy: I64, cluster: Cluster) -> I64:
     """vllm-ascend's table [L, G, E] of slots [L, E, X], padded with -1. The engine knows one copy
     of an expert on a GPU, the last.
     """
@@ -105,11 +102,11 @@ def ascend(log2phy: Ids, cluster: Cluster) -> Ids:
     slots = np.take_along_axis(log2phy, order, axis=2)
     copies = last.sum(axis=2)
     index = np.arange(cluster.num_gpus)[None, :, None] % copies[:, None, :]
-    table: Ids = np.take_along_axis(slots.transpose(0, 2, 1), index, axis=1)
+    table: I64 = np.take_along_axis(slots.transpose(0, 2, 1), index, axis=1)
     return table
 
 
-TABLES: dict[str, Callable[[Ids, Cluster], Ids]] = {"sglang": sglang, "ascend": ascend}
+TABLES: dict[str, Callable[[I64, Cluster], I64]] = {"sglang": sglang, "ascend": ascend}
 """Rules that are tables: a function of log2phy and the cluster each."""
 
 RULES = ("even", *TABLES, "best")

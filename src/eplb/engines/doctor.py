@@ -139,9 +139,9 @@ def _cache() -> dict[str, Any]:
     """Where compiled kernels are kept, whether they can be, and whether they were there before."""
     from eplb.planning.plan import warmup
     from eplb.solver.jit import filling
-    from eplb.solver.pack import _pack_layers
+    from eplb.solver.layers import _plan_layers
 
-    folder = getattr(getattr(_pack_layers, "stats", None), "cache_path", None)
+    folder = getattr(getattr(_plan_layers, "stats", None), "cache_path", None)
     with filling() as empty:
         if empty:
             warmup()

@@ -24,8 +24,9 @@ from eplb.planning.forecast import (
     in_no_order,
     named_forecast,
 )
-from eplb.planning.problem import Effort
-from eplb.planning.solve import placed_afresh, planned_rule
+from eplb.planning.problem import Effort, check_effort, check_problem
+from eplb.planning.solve import check_dispatch, planned_rule, solve_for
+from eplb.solver.arrays import F64
 
 __all__ = [
     "BEST", "HELD_OUT", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of",
@@ -230,19 +231,16 @@ def backtest(
         trace.num_experts, cluster, whole_number(num_groups, "num_groups", error=ClusterError)
     )
 
+    made_for = planned or planned_rule(dispatch)
+    check_effort(effort)
+    check_dispatch(made_for)
+
     def served(name: str, rule: Forecast) -> Served:
         parts = []
         for shown, after in schedule.plans(trace):
             expected = _ask(name, rule, trace.loads[shown], after.start)
-            placement = placed_afresh(
-                expected.loads,
-                cluster,
-                planned or planned_rule(dispatch),
-                num_groups=num_groups,
-                weights=expected.weights,
-                effort=effort,
-                threads=threads,
-            )
+            problem = check_problem(expected.loads, cluster, num_groups, expected.weights, threads)
+            placement = problem.placement(solve_for(problem, effort, made_for).phy2log)
             parts.append(placement.serve(trace.loads[after], dispatch))
         return Served.joined(parts)
 
@@ -327,7 +325,7 @@ def expected_of(
     return Expected(scenarios, words, tried)
 
 
-def _ask(name: str, rule: Forecast, shown: NDArray[np.float64], window: int) -> Scenarios:
+def _ask(name: str, rule: Forecast, shown: F64, window: int) -> Scenarios:
     try:
         return rule(shown)
     except EplbError:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.checks import whole_number
 from eplb.errors import OptionError
+from eplb.solver.arrays import F64
 
 if TYPE_CHECKING:
     from eplb.planning.problem import Problem
@@ -95,7 +95,7 @@ class Drawn:
     """
 
     problem: "Problem"
-    parts: NDArray[np.float64] | None
+    parts: F64 | None
 
 
 def draw_batches(problem: "Problem", batch: Batch, *, again: bool = False) -> Drawn:
@@ -133,13 +133,7 @@ def draw_batches(problem: "Problem", batch: Batch, *, again: bool = False) -> Dr
     return Drawn(of_batches, parts)
 
 
-def _draw(
-    load: NDArray[np.float64],
-    top_k: int,
-    tokens: int,
-    number: int,
-    random: np.random.Generator,
-) -> NDArray[np.float64]:
+def _draw(load: F64, top_k: int, tokens: int, number: int, random: np.random.Generator) -> F64:
     """[number, E] the experts of so many tokens each, drawn by `load` [E] and of its total.
 
     Systematic sampling (W. G. Madow, 1949): experts stand in a row, each as long as it is often

@@ -1,13 +1,13 @@
 """Plans for windows of which each is split best: placements that leave a split much freedom."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.cluster import check_pairs
 from eplb.planning.batches import Batch, draw_batches
 from eplb.planning.passes import gather, keep_better, solve
 from eplb.planning.pinned import pinned_bounds
 from eplb.planning.problem import Effort, Layers, Problem
+from eplb.solver.arrays import F64, I64
 from eplb.solver.threads import run_kernel
 
 __all__ = ["bend", "levelled_peaks", "solve_best_split", "split_bounds"]
@@ -62,8 +62,7 @@ def bend(problem: Problem, even: Layers, effort: Effort, batch: Batch | None = N
             # batches to say.
             drawn = draw_batches(whole, batch, again=True)
             problem, parts = drawn.problem, drawn.parts
-    cluster, loaded = problem.cluster, problem.loaded
-    num_windows = problem.windows.shape[0]
+    cluster, num_windows = problem.cluster, problem.windows.shape[0]
     bounds = split_bounds(problem)
     alone = num_windows == 1
     times = _EFFORT_ALONE[effort] if alone else _EFFORT[effort]
@@ -73,14 +72,10 @@ def bend(problem: Problem, even: Layers, effort: Effort, batch: Batch | None = N
     narrow, wide = even.phy2log.copy(), even.phy2log.copy()
     mean = np.einsum("tl,tle->l", problem.weight, planned.windows) / cluster.num_gpus
     enough = levelled_peaks(planned, narrow) / np.maximum(mean, np.finfo(float).tiny)
-
-    def work(begin: int, end: int) -> None:
-        _place_layers(
-            planned.windows, planned.weight, loaded[begin:end], _width(problem), num_wide,
-            problem.nodes, problem.gpus, problem.wishes, steps, heat, enough, narrow, wide,
-        )  # fmt: skip
-
-    run_kernel(_place_layers, work, loaded.size, _AT_ONCE, problem.threads)
+    run_kernel(
+        _place_layers, problem.loaded, _AT_ONCE, problem.threads, planned.task, _width(problem),
+        num_wide, steps, heat, enough, narrow, wide,
+    )  # fmt: skip
     even_peaks = levelled_peaks(problem, even.phy2log, parts)
     layers = Layers(even.phy2log, even_peaks.copy(), bounds)
     keep_better(layers, narrow, levelled_peaks(problem, narrow, parts))
@@ -96,7 +91,7 @@ def bend(problem: Problem, even: Layers, effort: Effort, batch: Batch | None = N
     return layers
 
 
-def _fill(problem: Problem, layers: Layers) -> NDArray[np.int64]:
+def _fill(problem: Problem, layers: Layers) -> I64:
     """[L, P] plans that fill every GPU to the mean, in layers of which no more experts have load
     than there are GPUs, and a slot on each GPU is to spare; the plans there are in all others, and
     in those that are filled already.
@@ -107,7 +102,7 @@ def _fill(problem: Problem, layers: Layers) -> NDArray[np.int64]:
     """
     cluster, (num_layers, num_experts) = problem.cluster, problem.loads.shape
     num_gpus, num_slots = cluster.num_gpus, cluster.num_held
-    full: NDArray[np.int64] = layers.phy2log.copy()
+    full: I64 = layers.phy2log.copy()
     free = problem.nodes == 1 and problem.pinned is None and cluster.speed is None
     size = num_slots // num_gpus
     if not free or set(cluster.capacity) != {size} or num_slots < num_experts + num_gpus:
@@ -137,13 +132,13 @@ def _fill(problem: Problem, layers: Layers) -> NDArray[np.int64]:
     return full
 
 
-def split_bounds(problem: Problem) -> NDArray[np.float64]:
+def split_bounds(problem: Problem) -> F64:
     """[L] proven: no plan has a lower expected peak, however tokens are split."""
     from eplb.solver.level_search import _bound_levelled
 
     bounds = np.zeros(problem.loads.shape[0])
     gather(problem, bounds)
-    _bound_levelled(problem.windows, problem.weight, problem.loaded, problem.gpus, bounds)
+    _bound_levelled(problem.loaded, problem.task, bounds)
     return np.maximum(bounds, pinned_bounds(problem))
 
 
@@ -157,9 +152,7 @@ def _width(problem: Problem) -> float:
     return min(0.5, max(0.25 if num_windows == 1 else 0.15, 0.35 * spare - 0.2))
 
 
-def levelled_peaks(
-    problem: Problem, phy2log: NDArray[np.int64], parts: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
+def levelled_peaks(problem: Problem, phy2log: I64, parts: F64 | None = None) -> F64:
     """[L] the expected peak of slots [L, P] where each window is split best, or each of the `parts`
     [T * R, L, E] that make up the windows.
     """
@@ -169,13 +162,10 @@ def levelled_peaks(
     num_windows, num_layers, _ = windows.shape
     load = np.empty((num_windows, num_layers, problem.cluster.num_gpus))
     split, bounds = np.empty((0, *phy2log.shape)), np.empty((num_windows, num_layers))
-    only_peak = parts is None
-
-    def work(begin: int, end: int) -> None:
-        gpus = problem.gpus
-        _level_layers(windows, begin, end, phy2log, gpus, only_peak, load, split, bounds)
-
-    run_kernel(_level_layers, work, num_layers, _LEVELLED_AT_ONCE, problem.threads)
+    run_kernel(
+        _level_layers, np.arange(num_layers), _LEVELLED_AT_ONCE, problem.threads, windows, phy2log,
+        problem.gpus, parts is None, load, split, bounds,
+    )  # fmt: skip
     load = load.reshape(len(problem.windows), -1, num_layers, problem.cluster.num_gpus).sum(axis=1)
     peaks = np.zeros(num_layers)
     for weight, peak in zip(problem.weight, load.max(axis=2), strict=True):

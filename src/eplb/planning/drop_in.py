@@ -3,8 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from eplb.checks import whole_number
 from eplb.cluster import Cluster
@@ -12,6 +11,7 @@ from eplb.errors import ClusterError
 from eplb.loads import check_loads, is_tensor
 from eplb.placement import Placement
 from eplb.planning.plan import plan
+from eplb.solver.arrays import I64
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def rebalance_experts(
     *,
     current: ArrayLike | None = None,
     max_moves: int | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+) -> tuple[I64, I64, I64]: ...
 
 
 def rebalance_experts(

@@ -1,17 +1,13 @@
 """What engines plan by themselves where their balancing is on, to compare with."""
 
-import numpy as np
-from numpy.typing import NDArray
-
 from eplb.cluster import Cluster
 from eplb.placement import Placement, spread
+from eplb.solver.arrays import F64
 
 __all__ = ["engine_placement"]
 
 
-def engine_placement(
-    windows: NDArray[np.float64], cluster: Cluster, num_groups: int = 1
-) -> Placement:
+def engine_placement(windows: F64, cluster: Cluster, num_groups: int = 1) -> Placement:
     """DeepSeek's EPLB for the sum of windows [T, L, E], as vLLM and SGLang run it; where GPUs
     differ in slots or speed, which it does not plan for, the layout that engines start with.
 

@@ -3,12 +3,12 @@ slots, decide what part of an expert's tokens each of its copies takes.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.placement import Placement, spread
 from eplb.planning.best_split import split_bounds
 from eplb.planning.passes import solve
 from eplb.planning.problem import Effort, Layers, Problem
+from eplb.solver.arrays import F64, I64
 from eplb.solver.threads import run_kernel
 
 __all__ = ["solve_engine_rule"]
@@ -35,19 +35,14 @@ def solve_engine_rule(problem: Problem, effort: Effort, rule: str) -> Layers:
     from eplb.solver.rule_search import _rule_layers
 
     even = solve(problem, effort)
-    cluster, loaded = problem.cluster, problem.loaded
     number = {"sglang": SGLANG, "ascend": ASCEND}[rule]
-    steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS * cluster.num_slots))
+    steps = int(_EFFORT[effort] * (_STEPS + _MORE_STEPS * problem.cluster.num_slots))
     steps = min(steps, _WINDOWS * steps // problem.windows.shape[0])
     found = even.phy2log.copy()
-
-    def work(begin: int, end: int) -> None:
-        _rule_layers(
-            problem.windows, problem.weight, loaded[begin:end], number, cluster.num_nodes,
-            problem.nodes, cluster.num_gpus, _CAUTION, steps, found,
-        )  # fmt: skip
-
-    run_kernel(_rule_layers, work, loaded.size, _AT_ONCE, problem.threads)
+    run_kernel(
+        _rule_layers, problem.loaded, _AT_ONCE, problem.threads, problem.task, number, _CAUTION,
+        problem.cluster.num_nodes, steps, found,
+    )  # fmt: skip
     bounds = split_bounds(problem)
     even_peaks = _peaks(problem, even.phy2log, rule)
     peaks = _peaks(problem, found, rule)
@@ -61,7 +56,7 @@ def solve_engine_rule(problem: Problem, effort: Effort, rule: str) -> Layers:
     return Layers(found, peaks, bounds)
 
 
-def _peaks(problem: Problem, phy2log: NDArray[np.int64], rule: str) -> NDArray[np.float64]:
+def _peaks(problem: Problem, phy2log: I64, rule: str) -> F64:
     """[L] the expected peak of slots [L, P] by the engine's own table, as many tokens coming from
     each GPU that is alive.
     """

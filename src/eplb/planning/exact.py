@@ -8,13 +8,13 @@ GPU is linear though replica counts are free. GPUs are alike, so they are put in
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.cluster import Cluster, check_even
 from eplb.errors import ClusterError, MissingExtraError, UnsolvedError
 from eplb.loads import check_loads
 from eplb.placement import Placement
 from eplb.planning.plan import plan
+from eplb.solver.arrays import F64, I64
 
 __all__ = ["exact"]
 
@@ -65,8 +65,8 @@ def exact(loads: Any, cluster: Cluster, *, time_limit: float = 60.0) -> Placemen
 
 
 def _solve_layer(
-    highspy: Any, weight: NDArray[np.float64], cluster: Cluster, peak: float, time_limit: float
-) -> NDArray[np.int64]:
+    highspy: Any, weight: F64, cluster: Cluster, peak: float, time_limit: float
+) -> I64:
     """Slots [P] of an optimal packing of `weight` [E], in units of the mean GPU load.
 
     `peak` is one that some plan has: it only cuts the search short, and proves nothing.

@@ -10,7 +10,6 @@ and judged as it is.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.cluster import Cluster
 from eplb.cost.gpus import Gpu, find_gpu
@@ -20,6 +19,7 @@ from eplb.dispatching.dispatch import of_gpus
 from eplb.errors import ClusterError, OptionError
 from eplb.placement import Placement
 from eplb.planning.batches import Batch
+from eplb.solver.arrays import F64
 
 __all__ = ["OBJECTIVES", "Clock", "activated", "check_objective", "clock_of"]
 
@@ -56,23 +56,21 @@ def check_objective(objective: object, batch: object, dispatch: str, traffic: ob
         )
 
 
-def activated(windows: NDArray[np.float64], batch: Batch) -> NDArray[np.float64]:
+def activated(windows: F64, batch: Batch) -> F64:
     """[T, L, E] the chance that any token of a step is routed to an expert, by its share of each
     window.
     """
     return _touched(_shares(windows), batch)
 
 
-def _shares(windows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _shares(windows: F64) -> F64:
     """Windows [T, L, E] that add up to 1, or to 0 where there is no load."""
     total = windows.sum(axis=2, keepdims=True)
-    shares: NDArray[np.float64] = np.divide(
-        windows, total, out=np.zeros_like(windows), where=total > 0.0
-    )
+    shares: F64 = np.divide(windows, total, out=np.zeros_like(windows), where=total > 0.0)
     return shares
 
 
-def _touched(shares: NDArray[np.float64], batch: Batch) -> NDArray[np.float64]:
+def _touched(shares: F64, batch: Batch) -> F64:
     """The chance that any token of a step goes where such a share of them goes:
     1 - (1 - top_k * share)^tokens, as if tokens chose on their own.
     """
@@ -84,7 +82,7 @@ def _touched(shares: NDArray[np.float64], batch: Batch) -> NDArray[np.float64]:
             none *= missed
         missed *= missed
         left //= 2
-    some: NDArray[np.float64] = 1.0 - none
+    some: F64 = 1.0 - none
     return some
 
 
@@ -108,9 +106,7 @@ class Clock:
         """What times are of, in words."""
         return f"times are those that eplb.cost estimates for {self.model.name} on {self.gpu.name}"
 
-    def seconds(
-        self, placement: Placement, windows: NDArray[np.float64], dispatch: str
-    ) -> NDArray[np.float64]:
+    def seconds(self, placement: Placement, windows: F64, dispatch: str) -> F64:
         """[T, L] the layers of a step of each window, under a rule of dispatch."""
         shares = placement.slot_load(_shares(windows), dispatch)
         of_gpu = (
@@ -119,7 +115,7 @@ class Clock:
         )
         return self._roofline.time(*of_gpu).seconds
 
-    def least(self, windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    def least(self, windows: F64) -> F64:
         """[T, L] proven: a step takes no less with any placement and split, as it would take no
         less on even GPUs, each expert touched in one place.
         """
@@ -128,9 +124,7 @@ class Clock:
         even = (each.sum(axis=2, keepdims=True) / len(self.cluster.alive) for each in of_all)
         return self._roofline.time(*even).seconds
 
-    def weigh(
-        self, placement: Placement, windows: NDArray[np.float64], dispatch: str
-    ) -> NDArray[np.float64]:
+    def weigh(self, placement: Placement, windows: F64, dispatch: str) -> F64:
         """[T, L, E] windows of the same totals in which experts have the time that they take with
         the copies of a placement, at the slope of the mean GPU.
         """
@@ -145,7 +139,7 @@ class Clock:
         together = np.sqrt(both[0] * both[0] + both[1] * both[1])
         slope = np.where(together > 0.0, together, 1.0)
         times = (compute * both[0] + memory * both[1]) / slope + travel
-        weighed: NDArray[np.float64] = _shares(times) * windows.sum(axis=2, keepdims=True)
+        weighed: F64 = _shares(times) * windows.sum(axis=2, keepdims=True)
         return weighed
 
     @property
@@ -161,11 +155,7 @@ class Clock:
 
 
 def clock_of(
-    batch: Batch,
-    gpu: str | Gpu,
-    model: str | Model | None,
-    cluster: Cluster,
-    num_experts: int,
+    batch: Batch, gpu: str | Gpu, model: str | Model | None, cluster: Cluster, num_experts: int
 ) -> Clock:
     """How long steps of a model take on a cluster; `model` is None for one that is known to have as
     many experts, of which a token goes to as many.

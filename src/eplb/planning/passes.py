@@ -10,14 +10,14 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.planning.pinned import heed, must_heed, pinned_bounds
 from eplb.planning.problem import Effort, Layers, Problem
+from eplb.solver.arrays import F64, I64, B
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
-    from eplb.solver.search import Steps
+    from eplb.solver.search import Drive, Steps
 
 __all__ = [
     "gather", "keep_better", "looks", "peaks_of", "refine", "solve", "solve_mean", "step_memory",
@@ -85,14 +85,12 @@ def solve(problem: Problem, effort: Effort) -> Layers:
     return layers
 
 
-def peaks_of(
-    problem: Problem, layers: NDArray[np.int64], phy2log: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def peaks_of(problem: Problem, layers: I64, phy2log: I64) -> F64:
     """[L] the expected peak of slots [L, P] in some layers, 0 in others."""
     from eplb.solver.layers import _peak_layers
 
     peaks = np.zeros(phy2log.shape[0])
-    _peak_layers(problem.windows, problem.weight, layers, problem.gpus, phy2log, peaks)
+    _peak_layers(layers, problem.task, phy2log, peaks)
     return peaks
 
 
@@ -120,64 +118,66 @@ def solve_mean(problem: Problem, effort: Effort) -> Layers:
     """Plan every layer for the mean of the windows, and those again that are far from their bound,
     without a search; peaks are the mean's.
     """
+    from eplb.solver.bounds import _raise_bounds
     from eplb.solver.recount import FEW_SLOTS, _recount_layers
 
     num_layers = problem.loads.shape[0]
-    layers = Layers(
-        np.empty((num_layers, problem.cluster.num_held), np.int64),
-        np.empty(num_layers),
-        np.zeros(num_layers),
-    )
+    layers = Layers.of_slots((num_layers, problem.cluster.num_held))
     expert_of = gather(_of_mean(problem), layers.bounds)
     _first_pass(problem, layers, expert_of)
     if problem.pinned is not None:
-        _heed_pins(problem, layers)
+        must_heed(problem, layers.phy2log)
+        mean = _of_mean(problem)
+        np.maximum(layers.bounds, pinned_bounds(mean), out=layers.bounds)
+        _descend(mean, layers)
         return layers
     far = _above(layers, FEW_SLOTS)
     if far.any() and problem.cluster.even and effort != "fast":
-        _raise_bounds(problem, layers, np.flatnonzero(far))
-        again = np.flatnonzero(far & _above(layers, _near_enough(problem)))
-        filled = (layers.phy2log, layers.peaks, layers.bounds)
-
-        def work(begin: int, end: int) -> None:
-            some = again[begin:end]
-            _recount_layers(problem.loads, some, problem.nodes, problem.cluster.num_gpus, *filled)
-
-        run_kernel(_recount_layers, work, again.size, _SLOW, problem.threads)
+        run_kernel(
+            _raise_bounds, np.flatnonzero(far), _SLOW, problem.threads, problem.loads,
+            problem.cluster.num_gpus, problem.cluster.slots_per_gpu, layers.peaks, layers.bounds,
+        )  # fmt: skip
+        run_kernel(
+            _recount_layers, np.flatnonzero(far & _above(layers, _near_enough(problem))), _SLOW,
+            problem.threads, problem.loads, problem.nodes, problem.gpus, *layers.filled,
+        )  # fmt: skip
     return layers
-
-
-def _heed_pins(problem: Problem, layers: Layers) -> None:
-    """Change plans so that they keep the pins, and search from there; peaks are the mean's."""
-    must_heed(problem, layers.phy2log)
-    mean = _of_mean(problem)
-    np.maximum(layers.bounds, pinned_bounds(mean), out=layers.bounds)
-    _descend(mean, layers)
 
 
 def _descend(problem: Problem, layers: Layers) -> None:
     """Go on from plans by changes that lower the excess, as long as there are any."""
     from eplb.solver.layers import NEAR_ENOUGH
-    from eplb.solver.search import Drive, _follow_layers, _search_layers
+    from eplb.solver.search import Drive
+
+    num_layers, num_slots = layers.phy2log.shape
+    drive = Drive(False, False, NEAR_ENOUGH, _PATIENCE_FROM_PINS)
+    enough, most = layers.bounds * (1.0 + NEAR_ENOUGH), np.full(num_layers, num_slots)
+    limits = np.zeros(num_layers), enough, most
+    _go_on(problem, layers, problem.loaded, drive, _STEPS_FROM_PINS * num_slots, limits)
+
+
+def _go_on(
+    problem: Problem,
+    layers: Layers,
+    which: I64,
+    drive: Drive,
+    most_steps: int,
+    limits: tuple[F64, F64, I64],
+) -> None:
+    """Search from the plans of some layers, and take the best state of all; `limits` are the bounds
+    [L], the peaks [L] that are enough, and the most moves or steps [L].
+    """
+    from eplb.solver.search import _follow_layers, _search_layers
 
     num_layers, num_experts = problem.loads.shape
-    which = problem.loaded
-    steps = step_memory(num_layers, _STEPS_FROM_PINS * problem.cluster.num_held)
     anywhere = np.ones((1, problem.cluster.num_gpus, num_experts), np.bool_)
-    drive = Drive(False, False, NEAR_ENOUGH, _PATIENCE_FROM_PINS)
-    enough = layers.bounds * (1.0 + NEAR_ENOUGH)
-    most, price = np.full(num_layers, problem.cluster.num_held), np.zeros(num_layers)
-    bounds = np.zeros(num_layers)
-
-    def work(begin: int, end: int) -> None:
-        _search_layers(
-            problem.windows, problem.weight, which[begin:end], problem.nodes, problem.gpus,
-            problem.wishes, layers.phy2log, anywhere, drive, bounds, enough, most, price, steps,
-        )  # fmt: skip
-
-    run_kernel(_search_layers, work, which.size, _SLOW, problem.threads)
+    steps, free = step_memory(num_layers, most_steps), np.zeros(num_layers)
+    run_kernel(
+        _search_layers, which, _FEW, problem.threads, problem.task, layers.phy2log, anywhere, drive,
+        *limits, free, steps,
+    )  # fmt: skip
     _follow_layers(steps, steps.peaks.argmin(axis=1), layers.phy2log)
-    layers.peaks[:] = peaks_of(problem, which, layers.phy2log)
+    layers.peaks[which] = peaks_of(problem, which, layers.phy2log)[which]
 
 
 def _solve_windows(problem: Problem, layers: Layers, effort: Effort) -> None:
@@ -185,11 +185,9 @@ def _solve_windows(problem: Problem, layers: Layers, effort: Effort) -> None:
     expert's load varies; keep the plan for the mean where that is better.
     """
     loaded = problem.loaded
-    mean = Layers(layers.phy2log.copy(), layers.peaks.copy(), layers.bounds.copy())
+    mean = Layers(*(each.copy() for each in layers.filled))
     layers.peaks[:] = peaks_of(problem, loaded, layers.phy2log)
-    varied = Layers(
-        np.empty_like(mean.phy2log), np.empty_like(mean.peaks), np.zeros_like(mean.bounds)
-    )
+    varied = Layers.of_slots(mean.phy2log.shape)
     bounds = np.zeros_like(mean.bounds)
     expert_of = gather(problem, bounds)
     np.maximum(layers.bounds, bounds, out=layers.bounds)
@@ -202,27 +200,21 @@ def _solve_windows(problem: Problem, layers: Layers, effort: Effort) -> None:
     _search(problem, found, loaded, effort, smooth=True)
     if effort != "fast":
         # Where all that a search for the mean may gain there could be worth it.
-        least = layers.peaks * mean.bounds < found.peaks * mean.peaks
-        _search(
-            _of_mean(problem),
-            mean,
-            np.flatnonzero(least & _above(mean, _worth(problem, effort))),
-            effort,
-        )
+        worth = layers.peaks * mean.bounds < found.peaks * mean.peaks
+        worth &= _above(mean, _worth(problem, effort))
+        _search(_of_mean(problem), mean, np.flatnonzero(worth), effort)
         keep_better(layers, mean.phy2log, peaks_of(problem, loaded, mean.phy2log))
     keep_better(layers, found.phy2log, found.peaks)
 
 
-def refine(
-    problem: Problem, phy2log: NDArray[np.int64], bounds: NDArray[np.float64], effort: Effort
-) -> None:
+def refine(problem: Problem, phy2log: I64, bounds: F64, effort: Effort) -> None:
     """Search from slots [L, P] for better ones of which nodes hold nearly the same."""
     loaded = problem.loaded
     layers = Layers(phy2log, peaks_of(problem, loaded, phy2log), bounds)
     _search(problem, layers, loaded, effort, smooth=True)
 
 
-def keep_better(layers: Layers, phy2log: NDArray[np.int64], peaks: NDArray[np.float64]) -> None:
+def keep_better(layers: Layers, phy2log: I64, peaks: F64) -> None:
     """Take over the plans that are better."""
     better = peaks < layers.peaks
     layers.phy2log[better] = phy2log[better]
@@ -245,55 +237,35 @@ def _worth(problem: Problem, effort: Effort) -> float:
 
 def looks(problem: Problem) -> int:
     """Changes that a step of the search looks at, in each window."""
-    cluster = problem.cluster
-    slots_per_gpu = cluster.slots_per_gpu
-    num_experts = int(problem.loads.shape[1])
-    return cluster.num_held * (2 * slots_per_gpu + 1) + slots_per_gpu * num_experts
+    slots_per_gpu, num_experts = problem.cluster.slots_per_gpu, int(problem.loads.shape[1])
+    return problem.cluster.num_held * (2 * slots_per_gpu + 1) + slots_per_gpu * num_experts
 
 
 def _search(
-    problem: Problem,
-    layers: Layers,
-    which: NDArray[np.int64],
-    effort: Effort,
-    *,
-    smooth: bool = False,
+    problem: Problem, layers: Layers, which: I64, effort: Effort, *, smooth: bool = False
 ) -> None:
     """Search from the plans of some layers for better ones; with swaps under norms before it where
     `smooth`.
     """
-    from eplb.solver.search import Drive, _follow_layers, _search_layers
+    from eplb.solver.search import Drive
 
-    cluster, num_experts = problem.cluster, problem.loads.shape[1]
     most_steps = _most_steps(problem, effort)
     if _is_small(problem):
         np.minimum(most_steps, _STEPS_FROM_A_START, out=most_steps)
     if not which.size or not (most_steps.any() or smooth):
         return
-    steps = step_memory(problem.loads.shape[0], int(most_steps.max()))
-    anywhere = np.ones((1, cluster.num_gpus, num_experts), np.bool_)
+    limits = layers.bounds, layers.bounds * (1.0 + _near_enough(problem)), most_steps
     drive = Drive(True, smooth, 0.0, 0.0)
-    enough = layers.bounds * (1.0 + _near_enough(problem))
-
-    def work(begin: int, end: int) -> None:
-        _search_layers(
-            problem.windows, problem.weight, which[begin:end], problem.nodes, problem.gpus,
-            problem.wishes, layers.phy2log, anywhere, drive, layers.bounds, enough, most_steps,
-            enough, steps,
-        )  # fmt: skip
-
-    run_kernel(_search_layers, work, which.size, _FEW, problem.threads)
-    _follow_layers(steps, steps.peaks.argmin(axis=1), layers.phy2log)
-    layers.peaks[which] = peaks_of(problem, which, layers.phy2log)[which]
+    _go_on(problem, layers, which, drive, int(most_steps.max()), limits)
 
 
 def _restart(problem: Problem, layers: Layers, effort: Effort) -> None:
     """Search small layers that are not proven best from other starts too, and keep the best. With
     groups on nodes there are more, and later ones start from the best of those before.
     """
-    grouped = problem.nodes > 1
-    most = (_MOST_GROUPED_STARTS if grouped else _MOST_STARTS)[effort]
-    rounds = _GROUPED_ROUNDS if grouped else 1
+    most, rounds = _MOST_STARTS[effort], 1
+    if problem.nodes > 1:
+        most, rounds = _MOST_GROUPED_STARTS[effort], _GROUPED_ROUNDS
     for number in range(rounds):
         starts = slice(most * number // rounds, most * (number + 1) // rounds)
         _search_again(problem, layers, effort, starts)
@@ -313,14 +285,12 @@ def _search_again(problem: Problem, layers: Layers, effort: Effort, starts: slic
     phy2log = layers.phy2log[rows]
     # What groups trade their slots for would have other copies than were wished.
     num_groups = problem.num_groups if problem.nodes > 1 and problem.pinned is None else 1
-    num_experts = problem.loads.shape[1]
     again = problem.of_layers(rows)
-    cluster = (num_experts, num_groups, problem.nodes, problem.gpus)
-    _shake_rows(numbers, *cluster, again.wishes, phy2log)
+    _shake_rows(numbers, again.task, num_groups, phy2log)
     if again.pinned is not None:
         # Changes that break no pin lead to few others: half of the starts come to keep them anew.
         anew = phy2log.copy()
-        _shake_rows(numbers, *cluster, replace(again, pinned=None).wishes, anew)
+        _shake_rows(numbers, replace(again, pinned=None).task, num_groups, anew)
         kept = heed(again, anew, layers=np.flatnonzero(numbers % 2)) & (numbers % 2 == 1)
         phy2log[kept] = anew[kept]
     found = Layers(phy2log, np.empty(rows.size), layers.bounds[rows])
@@ -330,7 +300,7 @@ def _search_again(problem: Problem, layers: Layers, effort: Effort, starts: slic
             layers.phy2log[layer], layers.peaks[layer] = found.phy2log[row], found.peaks[row]
 
 
-def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
+def _most_steps(problem: Problem, effort: Effort) -> I64:
     """[L] steps that a search may make, for the windows in which a layer has load."""
     steps, most_looks = _STEPS[effort], _MOST_LOOKS
     if effort == "default" and problem.windows.shape[0] == 1:
@@ -347,7 +317,7 @@ def _most_steps(problem: Problem, effort: Effort) -> NDArray[np.int64]:
     return np.where(most >= _FEWEST_STEPS, most, 0)
 
 
-def gather(problem: Problem, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
+def gather(problem: Problem, bounds: F64) -> I64:
     """The experts of each node for the windows, [L, N, E / N], or [1, 1, E] where nodes do not
     matter; else `bounds` [L] become what that proves.
     """
@@ -358,55 +328,27 @@ def gather(problem: Problem, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
     from eplb.solver.groups import _gather_layers
 
     expert_of = np.empty((num_layers, nodes, num_experts // nodes), np.int64)
-
-    def work(begin: int, end: int) -> None:
-        num_groups = problem.num_groups
-        _gather_layers(problem.windows, problem.weight, begin, end, num_groups, expert_of, bounds)
-
-    run_kernel(_gather_layers, work, num_layers, _QUICK, problem.threads)
+    run_kernel(
+        _gather_layers, np.arange(num_layers), _QUICK, problem.threads, problem.windows,
+        problem.weight, problem.num_groups, expert_of, bounds,
+    )  # fmt: skip
     np.divide(bounds, problem.cluster.num_gpus // nodes, out=bounds)
     return expert_of
 
 
-def _first_pass(problem: Problem, layers: Layers, expert_of: NDArray[np.int64]) -> None:
-    if not problem.cluster.even:
-        _first_pass_uneven(problem, layers)
-        return
-    from eplb.solver.layers import _plan_layers
+def _first_pass(problem: Problem, layers: Layers, expert_of: I64) -> None:
+    every, given = np.arange(len(problem.loads)), (problem.gpus, *layers.filled)
+    if problem.cluster.even:
+        from eplb.solver.layers import _plan_layers
 
-    num_gpus, slots_per_gpu = problem.cluster.num_gpus, problem.cluster.slots_per_gpu
-    filled = (layers.phy2log, layers.peaks, layers.bounds)
+        run_kernel(_plan_layers, every, _QUICK, problem.threads, problem.loads, expert_of, *given)
+    else:
+        from eplb.solver.uneven import _plan_uneven_layers
 
-    def work(begin: int, end: int) -> None:
-        _plan_layers(problem.loads, begin, end, expert_of, num_gpus, slots_per_gpu, *filled)
-
-    run_kernel(_plan_layers, work, problem.loads.shape[0], _QUICK, problem.threads)
+        run_kernel(_plan_uneven_layers, every, _QUICK, problem.threads, problem.loads, *given)
 
 
-def _first_pass_uneven(problem: Problem, layers: Layers) -> None:
-    from eplb.solver.uneven import _plan_uneven_layers
-
-    filled = (layers.phy2log, layers.peaks, layers.bounds)
-
-    def work(begin: int, end: int) -> None:
-        _plan_uneven_layers(problem.loads, begin, end, problem.gpus, *filled)
-
-    run_kernel(_plan_uneven_layers, work, problem.loads.shape[0], _QUICK, problem.threads)
-
-
-def _raise_bounds(problem: Problem, layers: Layers, which: NDArray[np.int64]) -> None:
-    from eplb.solver.bounds import _raise_bounds
-
-    num_gpus, slots_per_gpu = problem.cluster.num_gpus, problem.cluster.slots_per_gpu
-
-    def work(begin: int, end: int) -> None:
-        some = which[begin:end]
-        _raise_bounds(problem.loads, some, num_gpus, slots_per_gpu, layers.peaks, layers.bounds)
-
-    run_kernel(_raise_bounds, work, which.size, _SLOW, problem.threads)
-
-
-def _above(layers: Layers, gap: float) -> NDArray[np.bool_]:
+def _above(layers: Layers, gap: float) -> B:
     """[L] whether a layer's peak is above its bound by more than a gap."""
     return layers.peaks > layers.bounds * (1.0 + gap)
 
@@ -421,7 +363,7 @@ def _near_enough(problem: Problem) -> float:
     return NEAR_ENOUGH if problem.cluster.even else NEAR_ENOUGH_UNEVEN
 
 
-def _varied(problem: Problem) -> NDArray[np.float64]:
+def _varied(problem: Problem) -> F64:
     """[L, E] the mean load of experts and a multiple of its standard deviation over windows: the
     largest of as many normal numbers as there are windows, as expected (Blom, 1958), to two
     decimals, so that it is the same on every host.
@@ -432,7 +374,7 @@ def _varied(problem: Problem) -> NDArray[np.float64]:
         squares += count**2
         variance += count[:, None] * (window - problem.loads) ** 2
     deviations = np.array([_deviations(1.0 / each) if each > 0.0 else 0.0 for each in squares])
-    varied: NDArray[np.float64] = problem.loads + deviations[:, None] * np.sqrt(variance)
+    varied: F64 = problem.loads + deviations[:, None] * np.sqrt(variance)
     return varied
 
 

@@ -5,19 +5,19 @@ A wish that no placement keeps is refused, with a smallest conflict where that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.checks import whole_number
-from eplb.cluster import Cluster
 from eplb.errors import ClusterError, OptionError
 from eplb.placement import Placement
 from eplb.planning.pins import Pinned, Pins
 from eplb.planning.problem import Problem
+from eplb.solver.arrays import F64, I64, B, Wishes
 
 __all__ = ["check_pins", "heed", "keeps", "must_heed", "pinned_bounds"]
 
@@ -29,35 +29,33 @@ _MOST_TRIED = 400
 
 @dataclass(frozen=True)
 class _Wish:
-    """One of the pins, in words, and what it does to the arrays of a layer."""
+    """One of the pins, in words, and what it asks of a layer, or of all of them.
+
+    Attributes:
+        experts: whose copies it is of; hottest: or so many experts with the most load.
+        least, most: copies of each.
+        gpus: those that alone may hold them, None for any.
+        pair: two experts that no GPU holds together.
+    """
 
     words: str
     layer: int | None
-    write: Callable[[_Rows], None]
+    experts: Sequence[int] = ()
+    hottest: int = 0
+    least: int = 1
+    most: int = sys.maxsize
+    gpus: Sequence[int] | None = None
+    pair: tuple[int, int] | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Rows:
-    """What one layer must keep to: of `Pinned`, with pairs in a set."""
+    """What one layer must keep to: of `Wishes`, with pairs in a set."""
 
-    cluster: Cluster
-    loads: NDArray[np.float64]
-    barred: NDArray[np.bool_]
-    least: NDArray[np.int64]
-    most: NDArray[np.int64]
+    barred: B
+    least: I64
+    most: I64
     pairs: set[tuple[int, int]]
-
-    def only(self, expert: int, gpus: Iterable[int]) -> None:
-        """Let only GPUs, by their numbers in the whole cluster, hold an expert."""
-        alive = self.cluster.alive
-        allowed = [alive.index(gpu) for gpu in gpus]
-        others = np.ones(len(alive), np.bool_)
-        others[allowed] = False
-        self.barred[others, expert] = True
-
-    def limit(self, expert: int, least: int, most: int) -> None:
-        self.least[expert] = max(self.least[expert], least)
-        self.most[expert] = min(self.most[expert], most)
 
 
 def check_pins(problem: Problem, pins: object, rule: str) -> Problem:
@@ -100,7 +98,7 @@ def check_pins(problem: Problem, pins: object, rule: str) -> Problem:
 def keeps(problem: Problem, placement: Placement) -> bool:
     """Whether a placement on the cluster of a problem with pins keeps them."""
     wishes = problem.wishes
-    held = placement.held_by(problem.whole.num_gpus)[:, list(problem.whole.alive)]
+    held = problem.held_by(placement)
     copies = held.sum(axis=1)
     kept = (copies >= wishes.least).all() and (copies <= wishes.most).all()
     if wishes.barred.shape[1]:
@@ -113,10 +111,10 @@ def keeps(problem: Problem, placement: Placement) -> bool:
 
 def must_heed(
     problem: Problem,
-    phy2log: NDArray[np.int64],
-    held: NDArray[np.bool_] | None = None,
+    phy2log: I64,
+    held: B | None = None,
     num_nodes: int | None = None,
-    layers: NDArray[np.int64] | None = None,
+    layers: I64 | None = None,
 ) -> None:
     """Change slots [L, P] so that they keep the pins, as `heed` does.
 
@@ -130,11 +128,11 @@ def must_heed(
 
 def heed(
     problem: Problem,
-    phy2log: NDArray[np.int64],
-    held: NDArray[np.bool_] | None = None,
+    phy2log: I64,
+    held: B | None = None,
     num_nodes: int | None = None,
-    layers: NDArray[np.int64] | None = None,
-) -> NDArray[np.bool_]:
+    layers: I64 | None = None,
+) -> B:
     """Change slots [L, P], of some layers or all, so that they keep the pins: as evenly loaded as
     can be soon found, or with few experts that GPUs must receive beside those that they `held`
     [L, G, E]. Return whether they keep them, [L].
@@ -146,29 +144,29 @@ def heed(
     kept = np.ones(len(phy2log), np.bool_)
     possible = (wishes.least <= wishes.most).all(axis=1)
     kept[layers] = np.broadcast_to(possible, kept.shape)[layers]
-    some = layers[kept[layers]]
     before = held
     if before is None:
         before = np.zeros((1, problem.cluster.num_gpus, problem.loads.shape[1]), np.bool_)
-    frugal = held is not None
-    loads = problem.loads
-    _heed_layers(loads, some, nodes, problem.gpus, wishes, before, frugal, phy2log, kept)
+    _heed_layers(
+        problem.loads, layers[kept[layers]], nodes, problem.gpus, wishes, before, held is not None,
+        phy2log, kept,
+    )  # fmt: skip
     return kept
 
 
-def pinned_bounds(problem: Problem) -> NDArray[np.float64]:
+def pinned_bounds(problem: Problem) -> F64:
     """[L] proven: no plan that keeps the pins has a lower expected peak, however tokens are split.
 
     Some GPU takes what the fastest that an expert may have copies on leave it; and experts that may
     be on a few GPUs alone load these.
     """
     bounds = np.zeros(problem.loads.shape[0])
-    pinned = problem.pinned
-    if pinned is None:
+    if problem.pinned is None:
         return bounds
+    pinned = problem.wishes
     pace = problem.gpus.pace
     falling = np.concatenate([[0.0], np.cumsum(np.sort(pace)[::-1])])
-    confined: list[tuple[NDArray[np.bool_], float]] = []
+    confined: list[tuple[B, float]] = []
     for layer in range(bounds.size):
         row = layer % len(pinned.least)
         room = falling[np.minimum(pinned.most[row], pace.size)]
@@ -188,7 +186,7 @@ def pinned_bounds(problem: Problem) -> NDArray[np.float64]:
     return bounds
 
 
-def _conflict(problem: Problem, layer: int, phy2log: NDArray[np.int64]) -> str:
+def _conflict(problem: Problem, layer: int, phy2log: I64) -> str:
     """Which pins of a layer cannot be kept together: as few as leaving out one after the other
     finds.
     """
@@ -249,30 +247,38 @@ def _compiled(problem: Problem, wishes: list[_Wish], pins: Pins, layers: Iterabl
         for expert, others in of.items():
             apart[row, expert, : len(others)] = others
     barred = np.stack([rows.barred for rows in all_rows])
-    return Pinned(
+    wishes_of_all = Wishes(
         barred if barred.any() else np.zeros((len(all_rows), 0, 0), np.bool_),
         np.stack([rows.least for rows in all_rows]),
         np.stack([rows.most for rows in all_rows]),
         apart,
-        pins,
     )
+    return Pinned(wishes_of_all, pins)
 
 
 def _rows_of(problem: Problem, wishes: list[_Wish], layer: int) -> _Rows:
     """What a layer must keep to; a problem of one layer is of the one that is asked for."""
     num_layers, num_experts = problem.loads.shape
-    cluster = problem.cluster
+    loads = problem.loads[layer if num_layers > 1 else 0]
     rows = _Rows(
-        problem.whole,
-        problem.loads[layer if num_layers > 1 else 0],
-        np.zeros((cluster.num_gpus, num_experts), np.bool_),
+        np.zeros((problem.cluster.num_gpus, num_experts), np.bool_),
         np.ones(num_experts, np.int64),
-        np.full(num_experts, cluster.num_held, np.int64),
+        np.full(num_experts, problem.cluster.num_held, np.int64),
         set(),
     )
     for wish in wishes:
-        if wish.layer in (None, layer):
-            wish.write(rows)
+        if wish.layer not in (None, layer):
+            continue
+        experts = np.array(wish.experts, np.int64)
+        if wish.hottest and loads.any():
+            experts = np.argsort(-loads, kind="stable")[: wish.hottest]
+        rows.least[experts] = np.maximum(rows.least[experts], wish.least)
+        rows.most[experts] = np.minimum(rows.most[experts], wish.most)
+        if wish.gpus is not None:
+            others = np.isin(problem.whole.alive, wish.gpus, invert=True)
+            rows.barred[np.ix_(others, experts)] = True
+        if wish.pair is not None:
+            rows.pairs.add(wish.pair)
     return rows
 
 
@@ -310,12 +316,8 @@ def _wishes_of(problem: Problem, pins: Pins, layer: int | None) -> Iterable[_Wis
                 raise OptionError(
                     f"pins put expert {expert} on GPU {gpu}, which is dead: give one that is alive"
                 )
-
-        def on_gpus(rows: _Rows, expert: int = expert, gpus: tuple[int, ...] = gpus) -> None:
-            rows.only(expert, gpus)
-            rows.limit(expert, len(gpus), len(gpus))
-
-        yield _Wish(f"expert {expert} on {_some('GPU', gpus)} alone", layer, on_gpus)
+        words, number = f"expert {expert} on {_some('GPU', gpus)} alone", len(gpus)
+        yield _Wish(words, layer, (expert,), least=number, most=number, gpus=gpus)
     for expert, nodes in pins.nodes:
         expert_of(expert)
         there: list[int] = []
@@ -328,44 +330,26 @@ def _wishes_of(problem: Problem, pins: Pins, layer: int | None) -> Iterable[_Wis
                 f"pins put expert {expert} on {_some('node', nodes)}, where every GPU is dead: "
                 "give one with a GPU alive"
             )
-
-        def on_nodes(rows: _Rows, expert: int = expert, gpus: list[int] = there) -> None:
-            rows.only(expert, gpus)
-
-        yield _Wish(f"expert {expert} on {_some('node', nodes)} alone", layer, on_nodes)
+        words = f"expert {expert} on {_some('node', nodes)} alone"
+        yield _Wish(words, layer, (expert,), gpus=there)
     for pair in pins.apart:
         one, two = map(expert_of, pair)
-
-        def apart(rows: _Rows, pair: tuple[int, int] = pair) -> None:
-            rows.pairs.add(pair)
-
-        yield _Wish(f"experts {one} and {two} apart", layer, apart)
-    for name, words in (("copies", ""), ("least_copies", " at least"), ("most_copies", " at most")):
+        yield _Wish(f"experts {one} and {two} apart", layer, pair=pair)
+    for name, how in (("copies", ""), ("least_copies", " at least"), ("most_copies", " at most")):
         given: Any = getattr(pins, name)
         all_alike = isinstance(given, int)
         for expert, number in [(-1, given)] if all_alike else given:
             what = "every expert" if all_alike else f"expert {expert_of(expert)}"
             least = 1 if name == "most_copies" else number_of(number, what)
             most = whole.num_slots if name == "least_copies" else number
-
-            def counted(
-                rows: _Rows, expert: int = expert, least: int = least, most: int = most
-            ) -> None:
-                for each in range(rows.least.size) if expert < 0 else (expert,):
-                    rows.limit(each, least, most)
-
-            copies = "copy" if number == 1 else "copies"
-            yield _Wish(f"{number} {copies} of {what}{words}", layer, counted)
+            words = f"{number} {'copy' if number == 1 else 'copies'} of {what}{how}"
+            experts = range(num_experts) if all_alike else (expert,)
+            yield _Wish(words, layer, experts, least=least, most=most)
     if pins.hottest:
         hottest = whole_number(pins.hottest, "pins: hottest", least=0, most=num_experts)
-
-        def everywhere(rows: _Rows, number: int = hottest) -> None:
-            if rows.loads.any():
-                for each in np.argsort(-rows.loads, kind="stable")[:number]:
-                    rows.limit(int(each), len(alive), len(alive))
-
         which = "hottest expert" if hottest == 1 else f"{hottest} hottest experts"
-        yield _Wish(f"the {which} on every GPU", layer, everywhere)
+        words, number = f"the {which} on every GPU", len(alive)
+        yield _Wish(words, layer, hottest=hottest, least=number, most=number)
 
 
 def _some(what: str, numbers: tuple[int, ...]) -> str:

@@ -7,16 +7,14 @@ together. They are constraints of the search: no change that breaks one is made.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from eplb.checks import Immutable, in_few_words, ranges, whole_number
 from eplb.errors import OptionError
 from eplb.formats.safe import check_regular, naming, read_json_text, read_text
+from eplb.solver.arrays import I64, Wishes
 
 __all__ = ["Pinned", "Pins", "pins_in"]
 
@@ -188,38 +186,18 @@ def pins_in(path: Path) -> Pins:
 
 @dataclass(frozen=True, eq=False)
 class Pinned(Immutable):
-    """Pins of a problem, as kernels take them (`solver.packing.Wishes`), of K layers or of all
-    alike where K is 1, with the pins themselves, to name those that conflict.
-    """
+    """Pins of a problem, as kernels take them and by themselves, to name those that conflict."""
 
-    barred: NDArray[np.bool_]
-    least: NDArray[np.int64]
-    most: NDArray[np.int64]
-    apart: NDArray[np.int64]
-    pins: Pins = field(default_factory=Pins)
+    wishes: Wishes
+    pins: Pins
 
-    @classmethod
-    def nothing(cls, num_experts: int, num_slots: int) -> Pinned:
-        """No wishes."""
-        return cls(
-            np.zeros((1, 0, 0), np.bool_),
-            np.ones((1, num_experts), np.int64),
-            np.full((1, num_experts), num_slots, np.int64),
-            np.empty((1, num_experts, 0), np.int64),
-        )
-
-    def of_layers(self, rows: NDArray[np.int64]) -> Pinned:
+    def of_layers(self, rows: I64) -> Pinned:
         """Those of some layers."""
-        if len(self.least) == 1:
+        if len(self.wishes.least) == 1:
             return self
         # Writable copies: kernels would be compiled once more for arrays that are read-only.
-        return replace(
-            self,
-            barred=self.barred[rows],
-            least=self.least[rows],
-            most=self.most[rows],
-            apart=self.apart[rows],
-        )
+        barred, least, most, apart = self.wishes
+        return replace(self, wishes=Wishes(barred[rows], least[rows], most[rows], apart[rows]))
 
 
 def _listed(value: Any, what: str) -> list[Any]:

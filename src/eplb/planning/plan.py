@@ -1,11 +1,12 @@
 """The planner: loads and a cluster in, a placement with its peak and proven bound out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from eplb.checks import Immutable, ranges
 from eplb.cluster import Cluster
@@ -43,6 +44,7 @@ from eplb.planning.traffic import (
     walk_at_price,
     with_sources,
 )
+from eplb.solver.arrays import F64, I64
 
 __all__ = ["DEFAULT_MOVE_COST", "Plan", "check_batch", "plan", "warmup", "what_is_left"]
 
@@ -52,7 +54,7 @@ _DEAREST = 1e200
 """The highest price of a move; products of it are finite."""
 
 
-def _no_experts() -> NDArray[np.int64]:
+def _no_experts() -> I64:
     """[0, 2] no layer and expert."""
     return np.empty((0, 2), np.int64)
 
@@ -79,30 +81,21 @@ class Plan(Immutable):
     """
 
     placement: Placement
-    peak: NDArray[np.float64]
-    bound: NDArray[np.float64]
+    peak: F64
+    bound: F64
     moves: int = 0
     notes: tuple[str, ...] = ()
     dispatch: str = "even"
-    lost: NDArray[np.int64] = field(default_factory=_no_experts)
-    other_nodes: NDArray[np.float64] | None = None
+    lost: I64 = field(default_factory=_no_experts)
+    other_nodes: F64 | None = None
     objective: str = "tokens"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
             return NotImplemented
-        return (self.placement, self.moves, self.notes, self.dispatch) == (
-            other.placement,
-            other.moves,
-            other.notes,
-            other.dispatch,
-        ) and all(
-            np.array_equal(mine, theirs)
-            for mine, theirs in (
-                (self.peak, other.peak),
-                (self.bound, other.bound),
-                (self.lost, other.lost),
-            )
+        told, arrays = ("placement", "moves", "notes", "dispatch"), ("peak", "bound", "lost")
+        return all(getattr(self, name) == getattr(other, name) for name in told) and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays
         )
 
     def __hash__(self) -> int:
@@ -117,10 +110,10 @@ class Plan(Immutable):
         )
 
     @cached_property
-    def gap(self) -> NDArray[np.float64]:
+    def gap(self) -> F64:
         """[L] peak / bound - 1: what is left to gain at most; 0 for layers with no load."""
         safe = np.where(self.bound > 0.0, self.bound, 1.0)
-        gap: NDArray[np.float64] = np.where(self.bound > 0.0, self.peak / safe - 1.0, 0.0)
+        gap: F64 = np.where(self.bound > 0.0, self.peak / safe - 1.0, 0.0)
         gap.flags.writeable = False
         return gap
 
@@ -271,45 +264,48 @@ def plan(
     check_objective(objective, batch, dispatch, traffic)
     if objective == "tokens":
         check_batch(batch, dispatch, current)
+    again = partial(
+        plan, cluster=cluster, num_groups=num_groups, max_moves=max_moves, move_cost=move_cost,
+        dispatch=dispatch, effort=effort, threads=threads,
+    )  # fmt: skip
     if isinstance(loads, LoadTrace):
-        return _plan_trace(
-            loads,
-            cluster,
-            weights,
-            num_groups=num_groups,
-            current=current,
-            max_moves=max_moves,
-            move_cost=move_cost,
-            dispatch=dispatch,
-            batch=batch,
+        if weights is not None:
+            raise OptionError(
+                "weights go with arrays: the windows of a LoadTrace are weighed by a forecast; "
+                "plan for its loads to weigh them yourself"
+            )
+        trace = loads.merged()
+        expected = expected_of(
+            trace, cluster, num_groups=num_groups, effort=effort, threads=threads
+        )
+        if isinstance(traffic, Traffic):
+            traffic = with_sources(traffic, trace, cluster.num_nodes)
+        made = again(
+            expected.scenarios.loads,
+            weights=expected.scenarios.weights,
+            current=_at_layers_of(trace, current),
+            batch=None if batch is None else batch.of(trace.num_experts, trace.top_k),
             objective=objective,
             gpu=gpu,
             model=MODELS.get(loads.model or "") if model is None else model,
             traffic=traffic,
-            pins=pins,
-            effort=effort,
-            threads=threads,
+            pins=pins.at_layers(trace.layers) if isinstance(pins, Pins) else pins,
         )
+        merged = None if trace.merging is None else trace.merging.words
+        said = [merged, expected.words, *made.notes]
+        placement = replace(made.placement, layers=trace.layers)
+        return replace(made, placement=placement, notes=tuple(filter(None, said)))
     kept: Any = pins
     if objective != "tokens" and pins is not None:
         # The hottest experts are those with the most load, whatever is kept low.
         by_load = check_problem(loads, cluster, num_groups, weights, threads)
         kept = check_pins(by_load, pins, dispatch).pinned
     if objective == "time" and batch is not None:
-        return _plan_for_time(
-            check_windows(loads),
-            cluster,
-            clock_of(batch, gpu, model, cluster, np.shape(loads)[-1]),
-            weights,
-            num_groups=num_groups,
-            current=current,
-            max_moves=max_moves,
-            move_cost=move_cost,
-            dispatch=dispatch,
-            pins=kept,
-            effort=effort,
-            threads=threads,
-        )
+        windows = check_windows(loads)
+        clock = clock_of(batch, gpu, model, cluster, windows.shape[2])
+        again = partial(again, weights=weights, current=current, pins=kept)
+        weight = check_weights(None if weights is None else as_array(weights), len(windows))
+        return _plan_for_time(again, windows, weight, clock, dispatch, moving=current is not None)
     if objective == "activated" and batch is not None:
         windows = check_windows(loads)
         loads, batch = activated(windows, batch.of(windows.shape[2])), None
@@ -331,9 +327,8 @@ def plan(
         layers = solve_for(problem, effort, dispatch, batch)
         if at_price is not None:
             layers = solve_at_price(problem, layers, effort, at_price)
-        peaks = np.ldexp(layers.peaks, problem.exponent)
-        made = _plan_of(problem, layers.bounds, layers.phy2log, peaks)
-        return _counted(replace(made, dispatch=dispatch, objective=objective), problem, traffic)
+        settled = layers.phy2log, np.ldexp(layers.peaks, problem.exponent)
+        return _plan_of(problem, layers.bounds, *settled, 0, dispatch, objective, traffic)
     if dispatch not in WALKED:
         raise OptionError(
             f'dispatch is "{dispatch}" with a current placement: give "even" or "best", plans for '
@@ -380,13 +375,13 @@ def plan(
         of_full = settle(full, instead)
         if of_full[1].sum() < settled[1].sum():
             relocation, chosen, settled = full, instead, of_full
-    made = _plan_of(problem, layers.bounds, *settled, moves(relocation, chosen))
-    made = _counted(replace(made, dispatch=dispatch, objective=objective), problem, traffic)
+    moved = moves(relocation, chosen)
+    made = _plan_of(problem, layers.bounds, *settled, moved, dispatch, objective, traffic)
     return replace(made, lost=current.lost_on(cluster)) if cluster.dead else made
 
 
 def what_is_left(
-    current: Placement, cluster: Cluster, loads: NDArray[np.float64], threads: int | None = None
+    current: Placement, cluster: Cluster, loads: F64, threads: int | None = None
 ) -> Placement:
     """What serves where GPUs have died, until anything moves: the copies that are left, and the
     experts that died with their last copy where the fewest moves put them. The placement itself
@@ -438,24 +433,20 @@ def check_batch(batch: object, dispatch: str, current: object) -> None:
 
 
 def _plan_for_time(
-    windows: NDArray[np.float64],
-    cluster: Cluster,
+    again: Callable[[F64], Plan],
+    windows: F64,
+    weight: F64,
     clock: Clock,
-    weights: ArrayLike | None,
-    *,
     dispatch: str,
-    **how: Any,
+    *,
+    moving: bool,
 ) -> Plan:
     """The best of plans for tokens, for experts touched, and for the time that experts take in the
     first: in each layer, or of all layers where these share what may be moved.
     """
-    made = plan(windows, cluster, weights=weights, dispatch=dispatch, **how)
+    made = again(windows)
     weighed = clock.weigh(made.placement, windows, dispatch), activated(windows, clock.batch)
-    plans = [
-        made,
-        *(plan(each, cluster, weights=weights, dispatch=dispatch, **how) for each in weighed),
-    ]
-    weight = check_weights(None if weights is None else as_array(weights), len(windows))
+    plans = [made, *map(again, weighed)]
     counted = weight[:, None] * windows.any(axis=2)
     counted /= np.where(counted.any(axis=0), counted.sum(axis=0), 1.0)
     peaks = np.array([
@@ -463,61 +454,19 @@ def _plan_for_time(
     ])  # fmt: skip
     layers = np.arange(peaks.shape[1])
     best = peaks.argmin(axis=0)
-    if how["current"] is not None:
+    if moving:
         best[:] = peaks.sum(axis=1).argmin()
         made = plans[best[0]]
     else:
         rows = np.stack([each.placement.phy2log for each in plans])[best, layers]
-        made = replace(made, placement=Placement(rows, made.placement.num_experts, cluster))
+        placement = Placement(rows, made.placement.num_experts, clock.cluster)
+        made = replace(made, placement=placement)
     peak = peaks[best, layers]
     bound = np.minimum((counted * clock.least(windows)).sum(axis=0), peak)
     for array in (peak, bound):
         array.flags.writeable = False
     notes = (*made.notes, clock.note)
     return replace(made, peak=peak, bound=bound, objective="time", notes=notes)
-
-
-def _plan_trace(
-    trace: LoadTrace,
-    cluster: Cluster,
-    weights: Any,
-    *,
-    num_groups: int,
-    current: Placement | None,
-    batch: Batch | None,
-    traffic: Traffic | None,
-    pins: Pins | None,
-    effort: Effort,
-    threads: int | None,
-    **moving: Any,
-) -> Plan:
-    """A plan for what the best forecast makes of a trace."""
-    if weights is not None:
-        raise OptionError(
-            "weights go with arrays: the windows of a LoadTrace are weighed by a forecast; "
-            "plan for its loads to weigh them yourself"
-        )
-    trace = trace.merged()
-    expected = expected_of(trace, cluster, num_groups=num_groups, effort=effort, threads=threads)
-    if isinstance(traffic, Traffic):
-        traffic = with_sources(traffic, trace, cluster.num_nodes)
-    made = plan(
-        expected.scenarios.loads,
-        cluster,
-        num_groups=num_groups,
-        weights=expected.scenarios.weights,
-        current=_at_layers_of(trace, current),
-        batch=None if batch is None else batch.of(trace.num_experts, trace.top_k),
-        traffic=traffic,
-        pins=pins.at_layers(trace.layers) if isinstance(pins, Pins) else pins,
-        effort=effort,
-        threads=threads,
-        **moving,
-    )
-    merged = None if trace.merging is None else trace.merging.words
-    said = [merged, expected.words, *made.notes]
-    placement = replace(made.placement, layers=trace.layers)
-    return replace(made, placement=placement, notes=tuple(filter(None, said)))
 
 
 def _at_layers_of(trace: LoadTrace, current: Placement | None) -> Placement | None:
@@ -538,32 +487,31 @@ def _at_layers_of(trace: LoadTrace, current: Placement | None) -> Placement | No
     return Placement(rows, current.num_experts, current.cluster, trace.layers)
 
 
-def _counted(made: Plan, problem: Problem, traffic: Traffic | None) -> Plan:
-    """The plan with the other nodes of a token, where the traffic is known."""
-    if traffic is None:
-        return made
-    num_nodes = problem.whole.num_nodes
-    slots = made.placement.phy2log
-    others = others_of(problem.loads, slots, traffic, problem.num_groups, num_nodes)
-    others.flags.writeable = False
-    return replace(made, other_nodes=others)
-
-
 def _plan_of(
     problem: Problem,
-    bounds: NDArray[np.float64],
-    phy2log: NDArray[np.int64],
-    peaks: NDArray[np.float64],
-    moves: int = 0,
+    bounds: F64,
+    phy2log: I64,
+    peaks: F64,
+    moved: int,
+    dispatch: str,
+    objective: str,
+    traffic: Traffic | None,
 ) -> Plan:
+    """The plan of slots [L, P], with the other nodes of a token where the traffic is known."""
     peaks = peaks / problem.speed
-    bounds = bounds / problem.speed
     # Rounding may leave a proven bound above the peak that attains it.
-    bounds = np.minimum(np.ldexp(bounds, problem.exponent), peaks)
-    for array in (peaks, bounds):
-        array.flags.writeable = False
-    placement = problem.placement(phy2log)
-    return Plan(placement, peaks, bounds, moves, problem.notes)
+    bounds = np.minimum(np.ldexp(bounds / problem.speed, problem.exponent), peaks)
+    placement, others = problem.placement(phy2log), None
+    if traffic is not None:
+        at = problem.num_groups, problem.whole.num_nodes
+        others = others_of(problem.loads, placement.phy2log, traffic, *at)
+    for array in (peaks, bounds, others):
+        if array is not None:
+            array.flags.writeable = False
+    return Plan(
+        placement, peaks, bounds, moved, problem.notes, dispatch,
+        other_nodes=others, objective=objective,
+    )  # fmt: skip
 
 
 def warmup(dispatch: str = "even") -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.checks import number_of_threads, whole_number
 from eplb.cluster import Cluster, check_shape
@@ -15,9 +14,7 @@ from eplb.errors import ClusterError, LoadsError, OptionError
 from eplb.loads import as_array, check_weights, check_windows, to_total
 from eplb.placement import Placement
 from eplb.planning.pins import Pinned
-
-if TYPE_CHECKING:  # numba is loaded when it is needed
-    from eplb.solver.packing import Gpus, Wishes
+from eplb.solver.arrays import F64, I64, B, Gpus, Task, Wishes
 
 __all__ = ["Effort", "Layers", "Problem", "check_effort", "check_problem"]
 
@@ -52,9 +49,9 @@ class Problem:
         pinned: what placements must keep to, None for nothing.
     """
 
-    windows: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    loads: NDArray[np.float64]
+    windows: F64
+    weight: F64
+    loads: F64
     exponent: int
     cluster: Cluster
     whole: Cluster
@@ -65,7 +62,7 @@ class Problem:
     pinned: Pinned | None = None
 
     @property
-    def loaded(self) -> NDArray[np.int64]:
+    def loaded(self) -> I64:
         """The layers that have some load."""
         return np.flatnonzero(self.loads.any(axis=1))
 
@@ -77,27 +74,41 @@ class Problem:
     @cached_property
     def gpus(self) -> Gpus:
         """The GPUs that are alive, for kernels: their slots, and their pace, 1 on average."""
-        from eplb.solver.packing import Gpus
-
         first = np.zeros(self.cluster.num_gpus + 1, np.int64)
         np.cumsum(self.cluster.capacity, out=first[1:])
-        speed = self.cluster.speed or (1.0,) * self.cluster.num_gpus
-        return Gpus(first, np.array(speed) / self.speed)
+        pace, speed = np.ones(self.cluster.num_gpus), self.cluster.speed
+        if speed is not None and len(set(speed)) > 1:
+            pace = np.array(speed) / self.speed
+        return Gpus(first, pace)
 
     @cached_property
     def wishes(self) -> Wishes:
         """What placements must keep to, for kernels."""
-        from eplb.solver.packing import Wishes
-
+        if self.pinned is not None:
+            return self.pinned.wishes
         num_experts = self.loads.shape[1]
-        pinned = self.pinned or Pinned.nothing(num_experts, self.cluster.num_held)
-        return Wishes(pinned.barred, pinned.least, pinned.most, pinned.apart)
+        return Wishes(
+            np.zeros((1, 0, 0), np.bool_),
+            np.ones((1, num_experts), np.int64),
+            np.full((1, num_experts), self.cluster.num_held),
+            np.empty((1, num_experts, 0), np.int64),
+        )
 
-    def placement(self, phy2log: NDArray[np.int64]) -> Placement:
+    @cached_property
+    def task(self) -> Task:
+        """The problem, for kernels."""
+        return Task(self.windows, self.weight, self.nodes, self.gpus, self.wishes)
+
+    def placement(self, phy2log: I64) -> Placement:
         """The placement of slots [L, P] of the GPUs alive."""
         return Placement._of_survivors(phy2log, self.loads.shape[1], self.whole)
 
-    def of_layers(self, rows: NDArray[np.int64]) -> Problem:
+    def held_by(self, placement: Placement) -> B:
+        """[L, G, E] whether each GPU that is alive holds an expert in a placement."""
+        held = placement.held_by(self.whole.num_gpus)
+        return np.ascontiguousarray(held[:, list(self.whole.alive)]) if self.whole.dead else held
+
+    def of_layers(self, rows: I64) -> Problem:
         """The same of some layers [K], in that order, of which one may come again."""
         # `[:, rows]` would be of another layout, for which kernels are compiled anew.
         return replace(
@@ -119,9 +130,19 @@ class Layers:
         bounds: [L] proven: no plan has a lower peak.
     """
 
-    phy2log: NDArray[np.int64]
-    peaks: NDArray[np.float64]
-    bounds: NDArray[np.float64]
+    phy2log: I64
+    peaks: F64
+    bounds: F64
+
+    @classmethod
+    def of_slots(cls, shape: tuple[int, ...]) -> Layers:
+        """Room for plans [L, P], of which no bound is proven yet."""
+        return cls(np.empty(shape, np.int64), np.empty(shape[0]), np.zeros(shape[0]))
+
+    @property
+    def filled(self) -> tuple[I64, F64, F64]:
+        """The arrays, for kernels."""
+        return self.phy2log, self.peaks, self.bounds
 
 
 def check_effort(effort: Effort) -> Effort:
@@ -189,7 +210,7 @@ def check_problem(
     )
 
 
-def _notes(with_load: NDArray[np.bool_], weight: NDArray[np.float64]) -> tuple[str, ...]:
+def _notes(with_load: B, weight: F64) -> tuple[str, ...]:
     """What is to be said of windows that count for nothing."""
     empty = np.flatnonzero(~with_load & (weight > 0.0))
     if not 0 < empty.size < with_load.size:
@@ -198,9 +219,7 @@ def _notes(with_load: NDArray[np.bool_], weight: NDArray[np.float64]) -> tuple[s
     return (f"{empty.size} of {with_load.size} windows have no load and were left out: {some}",)
 
 
-def _of_one_total(
-    windows: NDArray[np.float64], weight: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _of_one_total(windows: F64, weight: F64) -> tuple[F64, F64, F64]:
     """Windows [T, L, E] of the total of their mean in each layer, what they count there [T, L], and
     their mean [L, E], from weights [T] of any sum.
 

@@ -8,10 +8,9 @@ from which a budget or a price picks (`solver.curve`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.checks import real_number, whole_number
 from eplb.cluster import Cluster
@@ -21,11 +20,12 @@ from eplb.planning.best_split import levelled_peaks
 from eplb.planning.passes import looks, peaks_of, step_memory
 from eplb.planning.pinned import must_heed
 from eplb.planning.problem import Layers, Problem
+from eplb.solver.arrays import F64, I64, B
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.curve import Pieces
-    from eplb.solver.search import Drive, Steps
+    from eplb.solver.search import Steps
 
 __all__ = [
     "BudgetError", "Relocation", "budget_of_deaths", "came_empty", "check_current", "check_moves",
@@ -82,17 +82,15 @@ class Relocation:
     """
 
     problem: Problem
-    before: NDArray[np.int64]
-    start: NDArray[np.int64]
+    before: I64
+    start: I64
     steps: Steps
     pieces: Pieces
-    afresh: NDArray[np.int64]
+    afresh: I64
     rule: str
 
 
-def choose(
-    relocation: Relocation, budget: int | None, price: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def choose(relocation: Relocation, budget: int | None, price: F64) -> I64:
     """[L] the steps to make in each layer, or `AFRESH`, for a budget of moves and the price [L] of
     each.
     """
@@ -117,7 +115,7 @@ def eased(relocation: Relocation) -> Relocation:
     return replace(relocation, steps=weighed, pieces=pieces)
 
 
-def moves(relocation: Relocation, chosen: NDArray[np.int64]) -> int:
+def moves(relocation: Relocation, chosen: I64) -> int:
     """Moves to what `settle` gives, in all layers."""
     from eplb.solver.curve import AFRESH
 
@@ -125,9 +123,7 @@ def moves(relocation: Relocation, chosen: NDArray[np.int64]) -> int:
     return int(np.where(chosen == AFRESH, relocation.pieces.afresh_moves, walked).sum())
 
 
-def settle(
-    relocation: Relocation, chosen: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def settle(relocation: Relocation, chosen: I64) -> tuple[I64, F64]:
     """The slots [L, P] and peaks [L] after so many steps of each layer, `AFRESH` in their place for
     the plan made afresh.
     """
@@ -142,12 +138,11 @@ def settle(
     return phy2log, np.ldexp(_peaks(problem, phy2log, relocation.rule), problem.exponent)
 
 
-def came_empty(problem: Problem, current: Placement) -> NDArray[np.bool_] | None:
+def came_empty(problem: Problem, current: Placement) -> B | None:
     """[L, G] the GPUs that hold nothing, where some have come that hold nothing in any layer, and
     experts may go to any of them; else None.
     """
-    held = current.held_by(problem.whole.num_gpus)[:, list(problem.whole.alive)]
-    came: NDArray[np.bool_] = np.logical_not(held.any(axis=2))
+    came: B = np.logical_not(problem.held_by(current).any(axis=2))
     return came if problem.nodes == 1 and came.all(axis=0).any() else None
 
 
@@ -206,9 +201,9 @@ def relocate(
     afresh: bool,
     rule: str = "even",
     budget: int | None = None,
-    price: NDArray[np.float64] | None = None,
+    price: F64 | None = None,
     near: float | None = None,
-    filled: NDArray[np.bool_] | None = None,
+    filled: B | None = None,
 ) -> Relocation:
     """Walk from a placement through all layers, as far as may be chosen.
 
@@ -231,17 +226,16 @@ def relocate(
     from eplb.solver.curve import choose as choose_pieces
     from eplb.solver.curve import hulls
     from eplb.solver.layers import NEAR_ENOUGH
+    from eplb.solver.level_walk import _walk_levelled
     from eplb.solver.match import fewest_received
-    from eplb.solver.search import Drive
+    from eplb.solver.search import Drive, _search_layers
 
     patience = _PATIENCE if budget is not None else _PATIENCE_AT_A_PRICE
     drive = Drive(False, False, near or NEAR_ENOUGH, patience if near is None else 0.0)
     nearest = layers.bounds * (1.0 + drive.near)
     enough = np.maximum(nearest, layers.peaks) if afresh and near is None else nearest
     before = _before(current, problem.whole)
-    held = current.held_by(problem.whole.num_gpus)
-    if problem.whole.dead:
-        held = np.ascontiguousarray(held[:, list(problem.whole.alive)])
+    held = problem.held_by(current)
     start = _start(problem, current, before, held)
     if problem.pinned is not None:
         loaded = problem.loads.any(axis=1)
@@ -280,8 +274,14 @@ def relocate(
         reach = min(limit, int(_SHARE * spare) // max(going.size, 1) + _SOME_MOVES)
     at_price = np.zeros(num_layers) if price is None else price
     ends = np.arange(num_layers), steps.length
+    how: tuple[Any, ...] = drive, np.zeros(num_layers)
+    if rule == "best":
+        how = (drive.patience > 0.0,)
     while True:
-        _walk(problem, going, start, held, drive, enough, least + reach, at_price, rule, steps)
+        run_kernel(
+            _walk_levelled if rule == "best" else _search_layers, going, _AT_ONCE, problem.threads,
+            problem.task, start, held, *how, enough, least + reach, at_price, steps,
+        )  # fmt: skip
         # Where a walk comes near enough, no move is spent on the rest.
         lowest = steps.peaks.min(axis=1)
         worse = np.where(lowest <= nearest, np.maximum(lowest, layers.peaks), layers.peaks)
@@ -302,7 +302,7 @@ def relocate(
         reach = min(limit, 2 * reach) if going.size else limit
 
 
-def _before(current: Placement, cluster: Cluster) -> NDArray[np.int64]:
+def _before(current: Placement, cluster: Cluster) -> I64:
     """[L, P] the experts in the slots that GPUs alive have in the cluster, -1 for none."""
     num_layers = current.num_layers
     old = current.phy2log.reshape(num_layers, current.cluster.num_gpus, -1)
@@ -314,9 +314,7 @@ def _before(current: Placement, cluster: Cluster) -> NDArray[np.int64]:
     return rows if cluster.full else np.ascontiguousarray(rows[:, ~empty_slots(cluster)])
 
 
-def _start(
-    problem: Problem, current: Placement, before: NDArray[np.int64], held: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+def _start(problem: Problem, current: Placement, before: I64, held: B) -> I64:
     """[L, P] a placement on the cluster that is as near as can be to what its GPUs hold."""
     from eplb.solver.adopt import _adopt_layers, homes
 
@@ -334,7 +332,7 @@ def _start(
         here = np.arange(nodes)[:, None] == home[:, None, :]
         stays &= ~loaded | (on_node == here).all(axis=(1, 2))
         home[~loaded] = 0
-    start: NDArray[np.int64] = before.copy()
+    start: I64 = before.copy()
     for some, num_nodes in ((~stays & loaded, nodes), (~stays & ~loaded, 1)):
         which = np.flatnonzero(some)
         if which.size:
@@ -345,9 +343,7 @@ def _start(
     return start
 
 
-def _filled(
-    problem: Problem, start: NDArray[np.int64], came: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+def _filled(problem: Problem, start: I64, came: B) -> I64:
     """[L, P] the same with GPUs [L, G] that held nothing full of experts that balance the others:
     where a budget is more than enough for that, walks end lower (docs/experiments.md, when GPUs
     come).
@@ -355,59 +351,22 @@ def _filled(
     from eplb.solver.adopt import _fill_new
 
     layers = np.flatnonzero(came.any(axis=1) & problem.loads.any(axis=1))
-    filled: NDArray[np.int64] = start.copy()
+    filled: I64 = start.copy()
     if layers.size:
         _fill_new(problem.loads, layers, came, problem.gpus, filled)
     return filled
 
 
-def _received(
-    problem: Problem, phy2log: NDArray[np.int64], held: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+def _received(problem: Problem, phy2log: I64, held: B) -> I64:
     """[L] experts that a GPU holds in `phy2log` [L, P] and did not hold."""
     holds = np.zeros(held.shape, np.bool_)
     gpu_of = np.repeat(np.arange(held.shape[1]), np.diff(problem.gpus.first))
     holds[np.arange(held.shape[0])[:, None], gpu_of, phy2log] = True
-    received: NDArray[np.int64] = (holds & ~held).sum(axis=(1, 2))
+    received: I64 = (holds & ~held).sum(axis=(1, 2))
     return received
 
 
-def _walk(
-    problem: Problem,
-    layers: NDArray[np.int64],
-    start: NDArray[np.int64],
-    held: NDArray[np.bool_],
-    drive: Drive,
-    enough: NDArray[np.float64],
-    most_moves: NDArray[np.int64],
-    price: NDArray[np.float64],
-    rule: str,
-    steps: Steps,
-) -> None:
-    from eplb.solver.level_walk import _walk_levelled
-    from eplb.solver.search import _search_layers
-
-    bounds = np.zeros(enough.shape)
-
-    def walk_levelled(begin: int, end: int) -> None:
-        _walk_levelled(
-            problem.windows, problem.weight, layers[begin:end], problem.nodes, problem.gpus,
-            problem.wishes, start, held, drive.patience > 0.0, enough, most_moves, price, steps,
-        )  # fmt: skip
-
-    def walk(begin: int, end: int) -> None:
-        _search_layers(
-            problem.windows, problem.weight, layers[begin:end], problem.nodes, problem.gpus,
-            problem.wishes, start, held, drive, bounds, enough, most_moves, price, steps,
-        )  # fmt: skip
-
-    if rule == "best":
-        run_kernel(_walk_levelled, walk_levelled, layers.size, _AT_ONCE, problem.threads)
-    else:
-        run_kernel(_search_layers, walk, layers.size, _AT_ONCE, problem.threads)
-
-
-def _peaks(problem: Problem, phy2log: NDArray[np.int64], rule: str) -> NDArray[np.float64]:
+def _peaks(problem: Problem, phy2log: I64, rule: str) -> F64:
     """[L] the expected peak of slots [L, P] under a rule."""
     if rule == "best":
         return levelled_peaks(problem, phy2log)
@@ -419,9 +378,7 @@ def _may_name(problem: Problem) -> bool:
     return problem.cluster.even and not problem.wishes.barred.shape[1]
 
 
-def _named(
-    problem: Problem, layers: Layers, held: NDArray[np.bool_], which: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _named(problem: Problem, layers: Layers, held: B, which: I64) -> tuple[I64, I64]:
     """The plan made afresh with the GPUs of some layers named so that they receive least, if they
     may be, [L, P], and its moves, [L], -1 in others.
     """

@@ -1,10 +1,6 @@
 """Plans from scratch, for a rule of dispatch."""
 
-from typing import Any
-
-from numpy.typing import ArrayLike
-
-from eplb.cluster import Cluster, check_even
+from eplb.cluster import check_even
 from eplb.dispatching.rules import RULES
 from eplb.errors import OptionError
 from eplb.placement import Placement
@@ -12,9 +8,9 @@ from eplb.planning.batches import Batch
 from eplb.planning.best_split import solve_best_split
 from eplb.planning.engine_rule import solve_engine_rule
 from eplb.planning.passes import solve
-from eplb.planning.problem import Effort, Layers, Problem, check_effort, check_problem
+from eplb.planning.problem import Effort, Layers, Problem
 
-__all__ = ["WALKED", "check_dispatch", "placed_afresh", "planned_rule", "solve_for"]
+__all__ = ["WALKED", "check_dispatch", "planned_rule", "solve_for"]
 
 WALKED = ("even", "best")
 """The rules of dispatch that plans from a current placement are made for."""
@@ -46,20 +42,3 @@ def solve_for(problem: Problem, effort: Effort, rule: str, batch: Batch | None =
         return solve_best_split(problem, effort, batch)
     check_even(problem.cluster)
     return solve_engine_rule(problem, effort, rule)
-
-
-def placed_afresh(
-    loads: Any,
-    cluster: Cluster,
-    rule: str,
-    *,
-    num_groups: int,
-    weights: ArrayLike | None,
-    effort: Effort,
-    threads: int | None,
-) -> Placement:
-    """The placement of `eplb.plan` from scratch; arguments and errors are its own."""
-    check_effort(effort)
-    check_dispatch(rule)
-    problem = check_problem(loads, cluster, num_groups, weights, threads)
-    return problem.placement(solve_for(problem, effort, rule).phy2log)

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eplb.balance import balancedness, mean_and_peak, ratios
 from eplb.cluster import check_shape
@@ -13,6 +12,7 @@ from eplb.placement import Placement
 from eplb.planning.engine import engine_placement
 from eplb.planning.plan import Plan, plan
 from eplb.planning.traffic import Traffic, mean_other_nodes
+from eplb.solver.arrays import F64
 
 __all__ = ["LayerSummary", "Summary", "summarize"]
 
@@ -164,7 +164,7 @@ class Summary:
 
 
 def summarize(
-    loads: NDArray[np.float64],
+    loads: F64,
     made: Plan,
     num_groups: int,
     seconds: float,
@@ -192,6 +192,7 @@ def summarize(
         name: np.nanmean(ratios(each, cluster.speeds)[:, loaded], axis=0)
         for name, each in load.items()
     }
+    score = {name: balancedness(each, speeds=cluster.speeds) for name, each in load.items()}
     peak = {name: mean_and_peak(each, cluster.speeds)[1] for name, each in load.items()}
     gap = made.gap[loaded]
     worst = np.argsort(ratio["plan"], kind="stable")[:_WORST]
@@ -222,12 +223,10 @@ def summarize(
         windows=loads.shape[0],
         planned_for=planned_for,
         dispatch=name_of(dispatch),
-        running=balancedness(load["running"], speeds=cluster.speeds)
-        if running is not None
-        else None,
-        engine=balancedness(load["engine"], speeds=cluster.speeds),
-        contiguous=balancedness(load["contiguous"], speeds=cluster.speeds),
-        plan=balancedness(load["plan"], speeds=cluster.speeds),
+        running=score.get("running"),
+        engine=score["engine"],
+        contiguous=score["contiguous"],
+        plan=score["plan"],
         planned_dispatch=made.dispatch,
         as_planned=placement.balancedness(loads, made.dispatch),
         busiest_gpu_saves=_spared(peak.get("running", peak["contiguous"]), peak["plan"]),
@@ -256,7 +255,7 @@ def summarize(
     )
 
 
-def _spared(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
+def _spared(before: F64, after: F64) -> float:
     """Share of its load [T, L] that the busiest GPU is spared, mean over windows and layers."""
     busy = before > 0.0
     return float(np.mean(1.0 - after[busy] / before[busy])) if busy.any() else 0.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from eplb.checks import Immutable, real_number, whole_number
 from eplb.errors import ClusterError, LoadsError, OptionError
@@ -21,6 +21,7 @@ from eplb.placement import Placement, check_placement
 from eplb.planning.passes import peaks_of, refine, solve
 from eplb.planning.problem import Effort, Layers, Problem
 from eplb.planning.relocate import Relocation
+from eplb.solver.arrays import F64, I64
 from eplb.solver.threads import run_kernel
 
 if TYPE_CHECKING:  # numba is loaded when it is needed
@@ -116,7 +117,7 @@ class Traffic(Immutable):
 
 def other_nodes(
     placement: Placement, loads: ArrayLike, traffic: Traffic, *, num_groups: int = 1
-) -> NDArray[np.float64]:
+) -> F64:
     """Distinct other nodes that a token is sent to in each layer, as expected.
 
     Example:
@@ -217,13 +218,7 @@ def with_sources(traffic: Traffic, trace: LoadTrace, num_nodes: int) -> Traffic:
     return replace(traffic, sources=known)
 
 
-def others_of(
-    loads: NDArray[np.float64],
-    phy2log: NDArray[np.int64],
-    traffic: Traffic,
-    num_groups: int,
-    num_nodes: int,
-) -> NDArray[np.float64]:
+def others_of(loads: F64, phy2log: I64, traffic: Traffic, num_groups: int, num_nodes: int) -> F64:
     """[L] distinct other nodes of a token, of loads [L, E] and slots [L, P], checked before."""
     others = np.zeros(loads.shape[0])
     loaded = np.flatnonzero(loads.any(axis=1))
@@ -235,22 +230,16 @@ def others_of(
     return others
 
 
-def _count(routes: Routes, phy2log: NDArray[np.int64]) -> NDArray[np.float64]:
+def _count(routes: Routes, phy2log: I64) -> F64:
     """[J] distinct other nodes of a token in each of some layers, of their slots [J, P]."""
     from eplb.solver.node_trades import _count_nodes
 
     others = np.zeros(len(phy2log))
-    _count_nodes(routes, 0, len(phy2log), phy2log, others)
+    _count_nodes(routes, phy2log, others)
     return others
 
 
-def _routes(
-    loads: NDArray[np.float64],
-    layers: NDArray[np.int64],
-    traffic: Traffic,
-    num_groups: int,
-    num_nodes: int,
-) -> Routes:
+def _routes(loads: F64, layers: I64, traffic: Traffic, num_groups: int, num_nodes: int) -> Routes:
     """Where the tokens of some layers come from, and how they are routed."""
     from eplb.solver.node_trades import Routes, _fit_odds
 
@@ -303,7 +292,7 @@ def _routes(
     )
 
 
-def _capped(chances: NDArray[np.float64]) -> NDArray[np.float64]:
+def _capped(chances: F64) -> F64:
     """Chances [..., G] of the same sum, none above nearly 1: what is above goes to the others as
     they have.
     """
@@ -316,7 +305,7 @@ def _capped(chances: NDArray[np.float64]) -> NDArray[np.float64]:
         even = left / np.maximum((~most).sum(axis=-1, keepdims=True), 1)
         scale = left / np.where(of_rest > 0.0, of_rest, 1.0)
         scaled = np.where(of_rest > 0.0, rest * scale, even)
-        capped: NDArray[np.float64] = np.where(most, _NEARLY_ALL, scaled)
+        capped: F64 = np.where(most, _NEARLY_ALL, scaled)
         if not (capped > _NEARLY_ALL).any():
             break
         most |= capped > _NEARLY_ALL
@@ -347,45 +336,29 @@ def solve_at_price(problem: Problem, layers: Layers, effort: Effort, traffic: Tr
     """Plans at a price of nodes, from those without it, for an even split."""
     from eplb.solver.node_trades import _name_layers, _trade_rungs
 
-    cluster = problem.cluster
-    num_nodes, num_gpus, num_groups = problem.whole.num_nodes, cluster.num_gpus, problem.num_groups
-    if not (problem.whole.full and cluster.even):
-        raise ClusterError(
-            "a price of nodes is for clusters whose GPUs are alike and alive: give none for this"
-        )
+    num_nodes, num_groups = problem.whole.num_nodes, problem.num_groups
+    num_gpus, num_slots = problem.cluster.num_gpus, problem.cluster.num_slots
     loaded = problem.loaded
     if num_nodes == 1 or not loaded.size:
         return layers
     routes = _routes(problem.loads, loaded, traffic, num_groups, num_nodes)
-    of_loaded = replace(
-        problem,
-        windows=problem.windows.take(loaded, axis=1),
-        weight=problem.weight.take(loaded, axis=1),
-        loads=problem.loads[loaded],
-    )
+    of_loaded, rows = problem.of_layers(loaded), np.arange(loaded.size)
     found = [layers.phy2log[loaded]]
-
-    def name(begin: int, end: int) -> None:
-        _name_layers(routes, begin, end, num_gpus, found[0])
-
-    run_kernel(_name_layers, name, loaded.size, _AT_ONCE, problem.threads)
+    run_kernel(_name_layers, rows, _AT_ONCE, problem.threads, routes, num_gpus, found[0])
     if traffic.price:
         start = found[0]
         if num_groups % num_nodes == 0 and num_groups > 1:
             strict = solve(replace(of_loaded, nodes=num_nodes), effort).phy2log
             start = strict.copy()
             found.append(strict)
-        slots = cluster.num_slots
-        looks = min(
-            _LOOKS[effort] * slots // _USUAL + 1, _MOST_CHANCES // routes.counts[0].size + 1
+        looks = 1 + min(
+            _LOOKS[effort] * num_slots // _USUAL, _MOST_CHANCES // routes.counts[0].size
         )
-        rungs = np.empty((len(_RUNGS), loaded.size, slots), np.int64)
-        limits = 1.0 + np.array(_RUNGS)
-
-        def trade(begin: int, end: int) -> None:
-            _trade_rungs(routes, begin, end, num_gpus, limits, looks, _HEAT, start, rungs)
-
-        run_kernel(_trade_rungs, trade, loaded.size, _AT_ONCE, problem.threads)
+        rungs = np.empty((len(_RUNGS), loaded.size, num_slots), np.int64)
+        run_kernel(
+            _trade_rungs, rows, _AT_ONCE, problem.threads, routes, num_gpus, 1.0 + np.array(_RUNGS),
+            looks, _HEAT, start, rungs,
+        )  # fmt: skip
         if problem.windows.shape[0] > 1:
             for rung in rungs:
                 refine(replace(of_loaded, nodes=num_nodes), rung, layers.bounds[loaded], effort)
@@ -393,7 +366,7 @@ def solve_at_price(problem: Problem, layers: Layers, effort: Effort, traffic: Tr
     unit = problem.loads[loaded].sum(axis=1) / num_gpus
     best = np.full(loaded.size, np.inf)
     for phy2log in found:
-        peaks = peaks_of(of_loaded, np.arange(loaded.size), phy2log)
+        peaks = peaks_of(of_loaded, rows, phy2log)
         total = peaks / unit + (traffic.price or 0.0) * _count(routes, phy2log)
         better = np.flatnonzero(total < best)
         best[better] = total[better]
@@ -437,14 +410,10 @@ def walk_at_price(
     if budget is not None:
         most = np.minimum(most, steps.moves[:, 0] + budget - int(steps.moves[:, 0].sum()))
     costs = steps.peaks.copy()
-
-    def walk(begin: int, end: int) -> None:
-        _walk_nodes(
-            routes, loaded, begin, end, problem.windows, problem.weight, held, price, most,
-            _STEPS[effort], relocation.start, steps, costs,
-        )  # fmt: skip
-
-    run_kernel(_walk_nodes, walk, loaded.size, _AT_ONCE, problem.threads)
+    run_kernel(
+        _walk_nodes, np.arange(loaded.size), _AT_ONCE, problem.threads, loaded, routes,
+        problem.task, held, price, most, _STEPS[effort], relocation.start, steps, costs,
+    )  # fmt: skip
     # Nodes keep their places: what tokens come from one may be known.
     named = layers.phy2log.reshape(num_layers, num_nodes, -1).copy()
     hosts = held.reshape(num_layers, num_nodes, num_gpus // num_nodes, -1)

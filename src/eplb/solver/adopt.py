@@ -6,6 +6,8 @@ be received by one, and a GPU that holds nothing must receive something. Slots t
 get second copies of what their GPU holds, which cost no move and which the walk replaces.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from eplb.solver.jit import allocating, inner, kernel
@@ -34,15 +36,28 @@ def homes(held: B, num_groups: int, num_nodes: int) -> I64:
     return np.repeat(home, num_experts // num_groups, axis=1)
 
 
+class Adopted(NamedTuple):
+    """A layer that is taken over: P slots on G GPUs, E experts."""
+
+    loads: F64
+    """[E] load of an expert."""
+    home: I64
+    """[E] the node that it is to be on."""
+    node_gpus: int
+    """GPUs of a node."""
+    copies: I64
+    """[E] GPUs that keep an expert, or held it on its node at first."""
+    first: I64
+    """[G + 1] first slot of a GPU, and the end."""
+    slots: I64
+    """[P] expert in a slot, -1 for none."""
+    filled: I64
+    """[G] slots of a GPU that hold any."""
+
+
 @kernel
 def _adopt_layers(
-    loads: F64,
-    held: B,
-    before: I64,
-    home: I64,
-    num_nodes: int,
-    first: I64,
-    start: I64,
+    loads: F64, held: B, before: I64, home: I64, num_nodes: int, first: I64, start: I64
 ) -> None:
     """Fill `start` [L, P] from what GPUs hold, `held` [L, G, E], in their slots `before` [L, P],
     where -1 is none; a GPU has those from `first` [G + 1] on. `loads` [L, E] say which experts
@@ -52,24 +67,19 @@ def _adopt_layers(
     copies = np.empty(num_experts, np.int64)
     filled = np.empty(num_gpus, np.int64)
     for layer in range(num_layers):
-        slots = start[layer]
-        for expert in range(num_experts):
-            copies[expert] = 0
-        node_gpus = num_gpus // num_nodes
+        slots, node_gpus = start[layer], num_gpus // num_nodes
+        at = Adopted(loads[layer], home[layer], node_gpus, copies, first, slots, filled)
+        copies[:] = 0
+        slots[:] = -1
         for gpu in range(num_gpus):
             for expert in range(num_experts):
                 here = home[layer, expert] == gpu // node_gpus
                 copies[expert] += held[layer, gpu, expert] and here
-        for slot in range(slots.shape[0]):
-            slots[slot] = -1
         for gpu in range(num_gpus):
-            _keep(
-                held[layer, gpu], before[layer], home[layer], loads[layer], copies, gpu,
-                gpu // node_gpus, first, slots, filled,
-            )  # fmt: skip
-        _make_room(held[layer], copies, home[layer], node_gpus, first, slots, filled)
-        _bring_missing(loads[layer], copies, home[layer], node_gpus, first, slots, filled)
-        _fill_up(loads[layer], copies, home[layer], node_gpus, first, slots, filled)
+            _keep(at, held[layer, gpu], before[layer], gpu)
+        _make_room(at, held[layer])
+        _bring_missing(at)
+        _fill_up(at)
 
 
 @kernel
@@ -144,26 +154,16 @@ def _fill_new(loads: F64, layers: I64, came: B, gpus: Gpus, start: I64) -> None:
 
 
 @allocating
-def _keep(
-    held: B,
-    before: I64,
-    home: I64,
-    loads: F64,
-    copies: I64,
-    gpu: int,
-    node: int,
-    first: I64,
-    slots: I64,
-    filled: I64,
-) -> None:
+def _keep(at: Adopted, held: B, before: I64, gpu: int) -> None:
     """Keep what a GPU holds and may, in its slots; where that is too much, leave out experts with
     the most other copies, the least load first.
     """
-    num, begin = 0, first[gpu]
-    size = first[gpu + 1] - begin
+    copies, loads, slots = at.copies, at.loads, at.slots
+    num, begin = 0, at.first[gpu]
+    size = at.first[gpu + 1] - begin
     keeps = np.zeros(held.shape[0], np.bool_)
     for expert in range(held.shape[0]):
-        keeps[expert] = held[expert] and home[expert] == node
+        keeps[expert] = held[expert] and at.home[expert] == gpu // at.node_gpus
         num += keeps[expert]
     while num > size:
         worst = -1
@@ -177,7 +177,7 @@ def _keep(
         keeps[worst] = False
         copies[worst] -= 1
         num -= 1
-    filled[gpu] = num
+    at.filled[gpu] = num
     for slot in range(begin, begin + size):
         expert = before[slot]
         if expert >= 0 and keeps[expert]:
@@ -192,12 +192,11 @@ def _keep(
 
 
 @allocating
-def _make_room(
-    held: B, copies: I64, home: I64, node_gpus: int, first: I64, slots: I64, filled: I64
-) -> None:
+def _make_room(at: Adopted, held: B) -> None:
     """Put experts that every GPU left out back on one that held them, where others can give way to
     GPUs that held them too: by augmenting paths, so that the fewest are missing.
     """
+    copies, first, slots = at.copies, at.first, at.slots
     num_experts = copies.shape[0]
     queue, taken = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
     for missing in range(num_experts):
@@ -210,9 +209,9 @@ def _make_room(
         next_one, last, found = 0, 1, -1
         while next_one < last and found < 0:
             coming = queue[next_one]
-            begin = home[coming] * node_gpus
-            for gpu in range(begin, begin + node_gpus):
-                if not held[gpu, coming] or filled[gpu] < first[gpu + 1] - first[gpu]:
+            begin = at.home[coming] * at.node_gpus
+            for gpu in range(begin, begin + at.node_gpus):
+                if not held[gpu, coming] or at.filled[gpu] < first[gpu + 1] - first[gpu]:
                     continue
                 for slot in range(first[gpu], first[gpu + 1]):
                     expert = slots[slot]
@@ -235,12 +234,11 @@ def _make_room(
 
 
 @inner
-def _bring_missing(
-    loads: F64, copies: I64, home: I64, node_gpus: int, first: I64, slots: I64, filled: I64
-) -> None:
+def _bring_missing(at: Adopted) -> None:
     """Put experts that no GPU holds, heaviest first, where most slots are free, or else in the
     place of the expert whose replicas have the least load.
     """
+    copies, loads, first, slots = at.copies, at.loads, at.first, at.slots
     while True:
         missing = -1
         for expert in range(copies.shape[0]):
@@ -248,19 +246,19 @@ def _bring_missing(
                 missing = expert
         if missing < 0:
             return
-        begin = home[missing] * node_gpus
+        begin = at.home[missing] * at.node_gpus
         target, free = begin, 0
-        for gpu in range(begin, begin + node_gpus):
-            if first[gpu + 1] - first[gpu] - filled[gpu] > free:
-                target, free = gpu, first[gpu + 1] - first[gpu] - filled[gpu]
+        for gpu in range(begin, begin + at.node_gpus):
+            if first[gpu + 1] - first[gpu] - at.filled[gpu] > free:
+                target, free = gpu, first[gpu + 1] - first[gpu] - at.filled[gpu]
         place = -1
         if free > 0:
             place = first[target]
             while slots[place] >= 0:
                 place += 1
-            filled[target] += 1
+            at.filled[target] += 1
         else:
-            for slot in range(first[begin], first[begin + node_gpus]):
+            for slot in range(first[begin], first[begin + at.node_gpus]):
                 expert = slots[slot]
                 if copies[expert] > 1 and (
                     place < 0
@@ -273,16 +271,15 @@ def _bring_missing(
 
 
 @inner
-def _fill_up(
-    loads: F64, copies: I64, home: I64, node_gpus: int, first: I64, slots: I64, filled: I64
-) -> None:
+def _fill_up(at: Adopted) -> None:
     """Give GPUs that hold nothing the largest replica, and fill all up with what they hold."""
-    for gpu in range(filled.shape[0]):
+    copies, loads, first, slots = at.copies, at.loads, at.first, at.slots
+    for gpu in range(at.filled.shape[0]):
         begin = first[gpu]
-        if filled[gpu] == 0:
+        if at.filled[gpu] == 0:
             largest = -1
             for expert in range(copies.shape[0]):
-                if home[expert] == gpu // node_gpus and (
+                if at.home[expert] == gpu // at.node_gpus and (
                     largest < 0 or loads[expert] * copies[largest] > loads[largest] * copies[expert]
                 ):
                     largest = expert

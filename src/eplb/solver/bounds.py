@@ -13,15 +13,12 @@ fast lower bounds for bin packing problems", 2001), here with the replica counts
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from eplb.errors import LoadsError
-from eplb.loads import check_loads
 from eplb.solver.jit import inner, kernel
 from eplb.solver.packing import F64, I64
 from eplb.solver.replicate import _replicate
 
-__all__ = ["lower_bound"]
+__all__: list[str] = []
 
 _THRESHOLDS = 16
 """Values of x that are tried, evenly spread over (T/2, T]."""
@@ -33,42 +30,15 @@ _SMALLEST = 1e-280
 """A peak below this is left alone: a reciprocal of what it is divided into may overflow."""
 
 
-def lower_bound(loads: ArrayLike, num_gpus: int, slots_per_gpu: int) -> F64:
-    """Load that the busiest GPU of each layer has in any plan, or more.
-
-    Args:
-        loads: [L, E] tokens routed to each logical expert.
-        num_gpus: G.
-        slots_per_gpu: S, with G * S at least E.
-
-    Returns:
-        [L], in the unit of the loads.
-
-    Raises:
-        LoadsError: loads that are no loads, or too few slots.
-    """
-    checked = check_loads(loads)
-    if num_gpus < 1 or num_gpus * slots_per_gpu < checked.shape[1]:
-        raise LoadsError(
-            f"{num_gpus} GPUs of {slots_per_gpu} slots do not hold {checked.shape[1]} experts"
-        )
-    bounds = np.zeros(checked.shape[0])
-    peaks = np.full(checked.shape[0], np.inf)
-    every_layer = np.arange(checked.shape[0])
-    _raise_bounds(checked, every_layer, num_gpus, slots_per_gpu, peaks, bounds)
-    return bounds
-
-
 @kernel
 def _raise_bounds(
-    loads: F64, layers: I64, num_gpus: int, slots_per_gpu: int, peaks: F64, bounds: F64
+    layers: I64, loads: F64, num_gpus: int, slots_per_gpu: int, peaks: F64, bounds: F64
 ) -> None:
     """Raise the proven `bounds` [L] of `layers` as far as can be; some plan has the `peaks` [L]."""
     num_experts = loads.shape[1]
     counts = np.empty((3, num_experts), np.int64)
     share = np.empty(num_experts)
-    for i in range(layers.shape[0]):
-        layer = layers[i]
+    for layer in layers:
         weight = loads[layer]
         bound = _simple_bound(weight, num_gpus, slots_per_gpu, share, counts[0], counts[1])
         bound = max(bounds[layer], bound)

@@ -7,14 +7,11 @@ one whose busiest node is lightest in expectation; which node is busiest differs
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from eplb.errors import LoadsError
-from eplb.loads import check_loads
 from eplb.solver.jit import allocating, inner, kernel
-from eplb.solver.packing import F64, HISTOGRAM, I64, B, _descending
+from eplb.solver.packing import F64, HISTOGRAM, I64, _descending
 
-__all__ = ["place_groups"]
+__all__: list[str] = []
 
 _MOST_TRIES = 50_000
 """Placements of one group that a search may try before it settles for the best so far."""
@@ -22,51 +19,15 @@ _MOST_TRIES_OF_WINDOWS = 2_000
 """The same for several windows, where swaps have found a good one before."""
 
 
-def place_groups(loads: ArrayLike, num_nodes: int) -> tuple[I64, B]:
-    """Put expert groups on nodes so that the busiest node has the least load.
-
-    Args:
-        loads: [L, K] load of each group.
-        num_nodes: N, a divisor of K; each node gets K / N groups.
-
-    Returns:
-        node of each group [L, K], and whether each layer's is proven best [L]: it is, unless there
-        are so many groups that the search had to stop.
-
-    Raises:
-        LoadsError: loads that are no loads, or groups that the nodes do not divide.
-    """
-    checked = check_loads(loads)
-    num_layers, num_groups = checked.shape
-    if num_nodes < 1 or num_groups % num_nodes:
-        raise LoadsError(f"{num_groups} groups cannot be spread evenly over {num_nodes} nodes")
-    node_of_group = np.empty((num_layers, num_groups), np.int64)
-    proven = np.empty(num_layers, np.bool_)
-    _place_groups_of_layers(checked, num_nodes, node_of_group, proven)
-    return node_of_group, proven
-
-
-@kernel
-def _place_groups_of_layers(loads: F64, num_nodes: int, node_of_group: I64, proven: B) -> None:
-    for layer in range(loads.shape[0]):
-        proven[layer] = _place_groups(loads[layer], num_nodes, node_of_group[layer])[1]
-
-
 @kernel
 def _gather_layers(
-    windows: F64,
-    weights: F64,
-    begin: int,
-    end: int,
-    num_groups: int,
-    expert_of: I64,
-    busiest: F64,
+    layers: I64, windows: F64, weights: F64, num_groups: int, expert_of: I64, busiest: F64
 ) -> None:
-    """Write the experts of each node: `expert_of` [L, N, E / N] for layers `begin` to `end` of
-    `windows` [T, L, E], which count `weights` [T, L].
+    """Write the experts of each node: `expert_of` [L, N, E / N] for `layers` of `windows`
+    [T, L, E], which count `weights` [T, L]; each node gets equally many groups.
 
-    `busiest` [L] becomes the least load that the busiest node can be expected to have; 0 where the
-    search stopped before that was proven.
+    `busiest` [L] becomes the least load that the busiest node can be expected to have; 0 where
+    there are so many groups that the search stopped before that was proven.
     """
     num_windows, _, num_experts = windows.shape
     num_nodes = expert_of.shape[1]
@@ -74,7 +35,7 @@ def _gather_layers(
     mean, load = np.empty(num_groups), np.empty((num_windows, num_groups))
     node_of_group, order = np.empty(num_groups, np.int64), np.empty(num_groups, np.int64)
     spare, histogram = np.empty(num_groups, np.int64), np.empty(HISTOGRAM, np.int64)
-    for layer in range(begin, end):
+    for layer in layers:
         mean[:] = 0.0
         load[:] = 0.0
         for window in range(num_windows):
@@ -83,10 +44,10 @@ def _gather_layers(
                 load[window, expert // group_size] += weight * windows[window, layer, expert]
             for group in range(num_groups):
                 mean[group] += load[window, group]
+        _descending(mean, order, spare, histogram)
         if num_windows == 1:
-            expected, proven = _place_groups(mean, num_nodes, node_of_group)
+            expected, proven = _place_groups(mean, order, num_nodes, node_of_group)
         else:
-            _descending(mean, order, spare, histogram)
             for i in range(num_groups):
                 node_of_group[order[i]] = i % num_nodes
             _swap_groups(load, num_nodes, node_of_group)
@@ -102,19 +63,13 @@ def _gather_layers(
 
 
 @allocating
-def _place_groups(load: F64, num_nodes: int, node_of_group: I64) -> tuple[float, bool]:
+def _place_groups(load: F64, order: I64, num_nodes: int, node_of_group: I64) -> tuple[float, bool]:
     """Fill `node_of_group` [K] from `load` [K]; return the busiest node's load and whether it is
-    proven least. Groups are placed from heavy to light, so the first descent is the usual greedy.
+    proven least. Groups are placed in `order` [K], from heavy to light, so the first descent is the
+    usual greedy.
     """
     num_groups = load.shape[0]
     room = num_groups // num_nodes
-    order = np.empty(num_groups, np.int64)
-    for group in range(num_groups):
-        i = group
-        while i > 0 and load[order[i - 1]] < load[group]:
-            order[i] = order[i - 1]
-            i -= 1
-        order[i] = group
     node_load = np.zeros(num_nodes)
     node_size = np.zeros(num_nodes, np.int64)
     at = np.full(num_groups, -1, np.int64)

@@ -3,10 +3,9 @@
 import numpy as np
 
 from eplb.solver.jit import inner, kernel
-from eplb.solver.pack import _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
-from eplb.solver.packing import F64, I64, Gpus, _new_packing, _new_search_scratch
+from eplb.solver.packing import F64, I64, Gpus, Task
 from eplb.solver.replicate import _replicate
-from eplb.solver.swap import WORK, _descend
+from eplb.solver.swap import _new_packer, _packed, _swap_to, _write_out
 
 __all__ = ["NEAR_ENOUGH"]
 
@@ -19,36 +18,25 @@ NEAR_ENOUGH_WITHOUT_SPARE = 3e-5
 
 @kernel
 def _plan_layers(
-    loads: F64,
-    begin: int,
-    end: int,
-    expert_of: I64,
-    num_gpus: int,
-    slots_per_gpu: int,
-    phy2log: I64,
-    peaks: F64,
-    bounds: F64,
+    layers: I64, loads: F64, expert_of: I64, gpus: Gpus, phy2log: I64, peaks: F64, bounds: F64
 ) -> None:
-    """Plan layers `begin` to `end` of `loads` [L, E]: fill their rows of `phy2log` [L, P], `peaks`
-    and `bounds` [L].
+    """Plan `layers` of `loads` [L, E], for GPUs that are alike: fill their rows of `phy2log`
+    [L, P], `peaks` and `bounds` [L].
 
     `expert_of` [L, N, E / N] has the experts of each node, or [1, 1, E] of all layers; `bounds`
     has what that proves already.
     """
-    num_experts = loads.shape[1]
+    num_experts, num_gpus = loads.shape[1], gpus.pace.shape[0]
+    slots_per_gpu = phy2log.shape[1] // num_gpus
     _, num_nodes, experts_per_node = expert_of.shape
     gpus_per_node = num_gpus // num_nodes
     slots_per_node = gpus_per_node * slots_per_gpu
-    packing = _new_packing(experts_per_node, gpus_per_node, slots_per_gpu)
-    pack_scratch = _new_pack_scratch(experts_per_node, gpus_per_node, slots_per_gpu)
-    search_scratch = _new_search_scratch(experts_per_node, gpus_per_node, slots_per_gpu)
+    by = _new_packer(experts_per_node, gpus_per_node, slots_per_gpu)
     weight = np.empty(num_experts)
     local = np.empty(experts_per_node)
     share = np.empty(num_experts)
     count = np.empty(num_experts, np.int64)
-    order = np.empty(experts_per_node, np.int64)
-    spare = np.empty(experts_per_node, np.int64)
-    for layer in range(begin, end):
+    for layer in layers:
         total = 0.0
         for expert in range(num_experts):
             weight[expert] = loads[layer, expert]
@@ -74,60 +62,35 @@ def _plan_layers(
             for i in range(experts_per_node):
                 local[i] = weight[experts[i]]
                 node_total += local[i]
-            _replicate(local, slots_per_node, gpus_per_node, count, share, order)
-            _rank(local, count, packing, order, spare, pack_scratch.histogram)
-            _pack(packing, pack_scratch)
-            node_bound = max(node_total / gpus_per_node, packing.share[0])
+            _replicate(local, slots_per_node, gpus_per_node, count, share, by.order)
+            _packed(by, local, count)
+            node_bound = max(node_total / gpus_per_node, by.packing.share[0])
             near = NEAR_ENOUGH if slots_per_node > experts_per_node else NEAR_ENOUGH_WITHOUT_SPARE
-            target = max(bound, node_bound) * (1.0 + near)
-            _descend(packing, max(target, _least_peak_of_pairs(packing)), int(WORK), search_scratch)
+            _swap_to(by, max(bound, node_bound) * (1.0 + near))
             if num_nodes == 1:
                 bound = node_bound
-            for gpu in range(gpus_per_node):
-                for slot in range(slots_per_gpu):
-                    slots[gpu * slots_per_gpu + slot] = experts[order[packing.slots[gpu, slot]]]
+            _write_out(by, experts, slots)
         peaks[layer] = 0.0
         if total > 0.0:
-            peaks[layer] = _peak_of(weight, phy2log[layer], slots_per_gpu, count, share)
+            peaks[layer] = _peak_of(weight, phy2log[layer], gpus, count, share)
         bounds[layer] = bound if total > 0.0 else 0.0
 
 
-@inner
-def _peak_of(weight: F64, phy2log: I64, slots_per_gpu: int, count: I64, share: F64) -> float:
-    """Load of the busiest GPU, added up slot by slot as `Placement.gpu_load` does."""
-    for expert in range(weight.shape[0]):
-        count[expert] = 0
-    for slot in range(phy2log.shape[0]):
-        count[phy2log[slot]] += 1
-    for expert in range(weight.shape[0]):
-        share[expert] = weight[expert] / count[expert]
-    peak = 0.0
-    for begin in range(0, phy2log.shape[0], slots_per_gpu):
-        load = 0.0
-        for slot in range(begin, begin + slots_per_gpu):
-            load += share[phy2log[slot]]
-        peak = max(peak, load)
-    return peak
-
-
 @kernel
-def _peak_layers(
-    windows: F64, weights: F64, layers: I64, gpus: Gpus, phy2log: I64, peaks: F64
-) -> None:
-    """Fill `peaks` [L] of `layers` with the expected peak, of loads over paces, over `windows`
-    [T, L, E], which count `weights` [T, L].
-    """
-    num_windows, _, num_experts = windows.shape
+def _peak_layers(layers: I64, task: Task, phy2log: I64, peaks: F64) -> None:
+    """Fill `peaks` [L] of `layers` with the expected peak of slots [L, P], loads over paces."""
+    num_windows, _, num_experts = task.windows.shape
     count, share = np.empty(num_experts, np.int64), np.empty(num_experts)
     for layer in layers:
         peaks[layer] = 0.0
         for window in range(num_windows):
-            peak = _paced_peak_of(windows[window, layer], phy2log[layer], gpus, count, share)
-            peaks[layer] += weights[window, layer] * peak
+            load = task.windows[window, layer]
+            peak = _peak_of(load, phy2log[layer], task.gpus, count, share)
+            peaks[layer] += task.weights[window, layer] * peak
 
 
 @inner
-def _paced_peak_of(weight: F64, phy2log: I64, gpus: Gpus, count: I64, share: F64) -> float:
+def _peak_of(weight: F64, phy2log: I64, gpus: Gpus, count: I64, share: F64) -> float:
     """Load over pace of the busiest GPU, added up slot by slot as `Placement.gpu_load` does."""
     for expert in range(weight.shape[0]):
         count[expert] = 0

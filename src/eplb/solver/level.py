@@ -77,7 +77,6 @@ class Levelling(NamedTuple):
 
 @allocating
 def _new_edges(num_experts: int, num_slots: int) -> Edges:
-    """Memory for the edges of a layer."""
     return Edges(
         np.empty(num_experts + 1, np.int64),
         np.empty(num_experts, np.int64),
@@ -90,9 +89,8 @@ def _new_edges(num_experts: int, num_slots: int) -> Edges:
 
 
 @allocating
-def _new_levelling(num_experts: int, gpus: Gpus, num_slots: int) -> Levelling:
-    """Memory for levelling."""
-    num_gpus = gpus.pace.shape[0]
+def _new_levelling(num_experts: int, gpus: Gpus) -> Levelling:
+    num_gpus, num_slots = gpus.pace.shape[0], gpus.first[-1]
     return Levelling(
         _new_edges(num_experts, num_slots),
         np.empty(num_gpus + 1, np.int64),
@@ -123,23 +121,14 @@ def _level_window(
     """Level a window of loads [E]: fill the flows and the `level` [G] of GPUs, load over pace, and
     return what is proven of the peak.
     """
-    edges = by.edges
-    _fill(
-        load, edges.first, edges.gpu_of, edges.copied[:num_copied], by.flow, level, by.pace,
-        by.rate, by.scratch[0],
-    )  # fmt: skip
-    proven: float = _level(
-        load, edges.first, edges.gpu_of, edges.expert_of, by.gpu_first, by.gpu_edges,
-        by.alive[:num_alive], by.flow, level, by.pace, by.rate, only_peak, by.blocks, by.scratch,
-    )  # fmt: skip
-    return proven
+    _fill(by, load, num_copied, level)
+    return _level(by, load, by.alive[:num_alive], only_peak, level)
 
 
 @kernel
 def _level_layers(
+    layers: I64,
     loads: F64,
-    begin: int,
-    end: int,
     phy2log: I64,
     gpus: Gpus,
     only_peak: bool,
@@ -147,7 +136,7 @@ def _level_layers(
     split: F64,
     bounds: F64,
 ) -> None:
-    """Level layers `begin` to `end` of `loads` [T, L, E], each window for itself.
+    """Level `layers` of `loads` [T, L, E], each window for itself.
 
     It fills `levels` [T, L, G], loads over paces, `bounds` [T, L], proven to be no higher than the
     highest of these, and `split` [T, L, P], or nothing of it where its first axis is 0. With
@@ -156,10 +145,10 @@ def _level_layers(
     """
     num_windows, _, num_experts = loads.shape
     num_slots = phy2log.shape[1]
-    by = _new_levelling(num_experts, gpus, num_slots)
+    by = _new_levelling(num_experts, gpus)
     edges, flow = by.edges, by.flow
     first = edges.first
-    for layer in range(begin, end):
+    for layer in layers:
         row = phy2log[layer]
         num_copied, num_alive = _take_up(by, row, gpus.first)
         for window in range(num_windows):
@@ -260,18 +249,10 @@ def _edges_of_gpus(
 
 
 @inner
-def _fill(
-    load: F64,
-    first: I64,
-    gpu_of: I64,
-    copied: I64,
-    flow: F64,
-    level: F64,
-    pace: F64,
-    rate: F64,
-    order: I64,
-) -> None:
+def _fill(by: Levelling, load: F64, num_copied: int, level: F64) -> None:
     """Rounds of water-filling, from nothing."""
+    first, gpu_of, flow, order = by.edges.first, by.edges.gpu_of, by.flow, by.scratch[0]
+    pace, rate = by.pace, by.rate
     level[:] = 0.0
     for expert in range(load.shape[0]):
         if first[expert + 1] - first[expert] == 1:
@@ -282,8 +263,8 @@ def _fill(
             for edge in range(first[expert], first[expert + 1]):
                 flow[edge] = 0.0
     for _ in range(_ROUNDS):
-        for i in range(copied.shape[0]):
-            expert = copied[i]
+        for i in range(num_copied):
+            expert = by.edges.copied[i]
             begin, end = first[expert], first[expert + 1]
             n = 0
             for edge in range(begin, end):
@@ -314,24 +295,12 @@ def _fill(
 
 
 @inner
-def _level(
-    load: F64,
-    first: I64,
-    gpu_of: I64,
-    expert_of: I64,
-    gpu_first: I64,
-    gpu_edges: I64,
-    alive: I64,
-    flow: F64,
-    level: F64,
-    pace: F64,
-    rate: F64,
-    only_peak: bool,
-    blocks: I64,
-    scratch: I64,
-) -> float:
+def _level(by: Levelling, load: F64, alive: I64, only_peak: bool, level: F64) -> float:
     """Level blocks of GPUs until each is one; return what the highest block proves."""
-    member, block_of, seen, from_edge, to_edge, queue, moved = scratch
+    first, gpu_of, expert_of = by.edges.first, by.edges.gpu_of, by.edges.expert_of
+    gpu_first, gpu_edges, flow, blocks = by.gpu_first, by.gpu_edges, by.flow, by.blocks
+    pace, rate = by.pace, by.rate
+    member, block_of, seen, from_edge, to_edge, queue, moved = by.scratch
     total = 0.0
     for i in range(alive.shape[0]):
         member[i] = alive[i]

@@ -33,7 +33,17 @@ import numpy as np
 from eplb.solver.bounds import _least_peak
 from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import allocating, inner, kernel
-from eplb.solver.packing import F64, I32, I64, B, Gpus, Wishes, _copy
+from eplb.solver.packing import (
+    F64,
+    FORBIDDEN,
+    I32,
+    I64,
+    B,
+    Task,
+    _copy,
+    _keep_apart,
+    _write_rules,
+)
 from eplb.solver.share import _exponential
 
 __all__: list[str] = []
@@ -77,8 +87,6 @@ _UNIFORM = 8
 _DEVIATION = 0.816496580927726
 """Uniform numbers whose sum is nearly normal, and the standard deviation of it: the root of their
 number / 12."""
-_FORBIDDEN = 1 << 20
-"""Copies that count as held where an expert may not come to a GPU."""
 _TIGHT = 1e-3
 """What is nearer to the peak than this, as a share of it, is as busy."""
 
@@ -123,13 +131,14 @@ class Levelled(NamedTuple):
     """[E] copies of an expert, and which they are in the next, [E, P]."""
     copies: I64
     holds: I32
-    """[G, E] copies of an expert on a GPU, and `_FORBIDDEN` for each reason why it may not come."""
+    """[G, E] copies of an expert on a GPU, and `FORBIDDEN` for each reason why it may not come."""
     rules: I64
-    """[E, 2 + D] fewest copies of an expert, the most, and the experts that no GPU may hold beside
-    it, -1 behind the last of them.
-    """
+    """[E, 2 + D] as `_write_rules` has them."""
+    node_gpus: int
+    """GPUs of a node."""
     links: I64
-    """[3 P, 2] pairs of copies between which load is levelled."""
+    """[3 P, 2] pairs of copies between which load is levelled, and how many in the next, [1]."""
+    num_links: I64
     best: I64
     """[P] the best placement so far."""
     random: I64
@@ -137,12 +146,9 @@ class Levelled(NamedTuple):
 
 
 @allocating
-def _new_levelled(
-    num_experts: int, gpus: Gpus, num_apart: int, num_slots: int, num_blocks: int, steep: bool
-) -> Levelled:
-    """Memory for a search."""
-    num_gpus = gpus.pace.shape[0]
-    size = 0
+def _new_levelled(task: Task, num_blocks: int, steep: bool) -> Levelled:
+    gpus, num_gpus, num_experts = task.gpus, task.gpus.pace.shape[0], task.windows.shape[2]
+    num_slots, size = gpus.first[num_gpus], 0
     for gpu in range(num_gpus):
         size = max(size, gpus.first[gpu + 1] - gpus.first[gpu])
     return Levelled(
@@ -166,8 +172,10 @@ def _new_levelled(
         np.empty(num_experts, np.int64),
         np.empty((num_experts, num_slots), np.int64),
         np.empty((num_gpus, num_experts), np.int32),
-        np.empty((num_experts, 2 + num_apart), np.int64),
+        np.empty((num_experts, 2 + task.wishes.apart.shape[2]), np.int64),
+        num_gpus // task.num_nodes,
         np.empty((3 * num_slots, 2), np.int64),
+        np.zeros(1, np.int64),
         np.empty(num_slots, np.int64),
         np.zeros(1, np.int64),
     )
@@ -175,49 +183,42 @@ def _new_levelled(
 
 @kernel
 def _place_layers(
-    windows: F64,
-    weights: F64,
     layers: I64,
+    task: Task,
     width: float,
     num_wide: int,
-    num_nodes: int,
-    gpus: Gpus,
-    wishes: Wishes,
     steps: int,
     heat: float,
     enough: F64,
     narrow: I64,
     wide: I64,
 ) -> None:
-    """Search from `narrow` [L, P] through `layers` of `windows` [T, L, E], each of which has some
-    load. Leave there what is found for these windows, and in `wide` [L, P] what is found for them
-    and `num_wide` copies of each, which are of this `width`.
+    """Search from `narrow` [L, P] through `layers`, each of which has some load. Leave there what
+    is found for the windows, and in `wide` [L, P] what is found for them and `num_wide` copies of
+    each, which are of this `width`.
 
-    `weights` [T, L] are what windows count. Experts stay on the node where they are, and the wishes
-    that `narrow` keeps stay kept. Each search makes so many `steps`, changes that are tried; the
-    wide one begins with some `heat`, and ends with as many steps for the windows alone, until their
-    expected peak is at or under `enough` [L], in mean loads of a GPU.
+    The wishes that `narrow` keeps stay kept. Each search makes so many `steps`, changes that are
+    tried; the wide one begins with some `heat`, and ends with as many steps for the windows alone,
+    until their expected peak is at or under `enough` [L], in mean loads of a GPU.
     """
-    num_windows, _, num_experts = windows.shape
-    num_slots = narrow.shape[1]
-    node_gpus = gpus.pace.shape[0] // num_nodes
+    windows, weights, num_windows = task.windows, task.weights, task.windows.shape[0]
     num_blocks = (num_windows * (1 + num_wide) + _BLOCK - 1) // _BLOCK
     few = (num_windows + _BLOCK - 1) // _BLOCK
-    longer = max(1, _SMALL // num_slots) * steps
-    num_apart = wishes.apart.shape[2]
-    at = _new_levelled(num_experts, gpus, num_apart, num_slots, num_blocks, bool(_STEEP))
+    longer = max(1, _SMALL // narrow.shape[1]) * steps
+    at = _new_levelled(task, num_blocks, bool(_STEEP))
     rounds, more, share = 1, _NOT_MORE, _AS_EACH
     if num_windows == 1:
         rounds, more, share = max(1, steps // _ANEW), _MORE, _SHARE
     for layer in layers:
-        _wish(at, wishes, layer)
-        barred = wishes.barred[layer % wishes.barred.shape[0]]
+        row = layer % task.wishes.least.shape[0]
+        _write_rules(at.rules, task.wishes, row)
+        barred = task.wishes.barred[row]
         loads, weight = windows[:, layer], weights[:, layer]
         at.random[0] = 0
         _widen(at, loads, width, more, num_wide)
         _weigh(at, weight, int(_ALONE), _AS_EACH)
         _begin(at, barred, narrow[layer])
-        _search(at, few, longer, node_gpus, _HEAT, num_windows, 0.0)
+        _search(at, few, longer, _HEAT, num_windows, 0.0)
         _copy(at.best, narrow[layer])
         _copy(at.best, wide[layer])
         for number in range(1, rounds + 1):
@@ -225,20 +226,21 @@ def _place_layers(
                 _widen(at, loads, width, more, num_wide)
             _weigh(at, weight, num_wide, share * number / rounds)
             _begin(at, barred, wide[layer])
-            _search(at, num_blocks, steps // rounds, node_gpus, heat, num_windows, 0.0)
+            _search(at, num_blocks, steps // rounds, heat, num_windows, 0.0)
             _copy(at.best, wide[layer])
         _weigh(at, weight, int(_ALONE), _AS_EACH)
         _begin(at, barred, wide[layer])
-        _search(at, few, longer, node_gpus, 0.0, num_windows, enough[layer])
+        _search(at, few, longer, 0.0, num_windows, enough[layer])
         _copy(at.best, wide[layer])
 
 
 @kernel
-def _bound_levelled(windows: F64, weights: F64, layers: I64, gpus: Gpus, bounds: F64) -> None:
+def _bound_levelled(layers: I64, task: Task, bounds: F64) -> None:
     """Raise the proven `bounds` [L] of the expected peak, of loads over paces, in `layers`: a
     window's is no lower than the mean, or than what the fastest GPU takes for the largest part of
     an expert where each copy takes as much.
     """
+    windows, weights, gpus = task.windows, task.weights, task.gpus
     num_windows, _, num_experts = windows.shape
     num_gpus, fastest = gpus.pace.shape[0], gpus.pace.max()
     slots_per_gpu = (gpus.first[num_gpus] + num_gpus - 1) // num_gpus
@@ -324,17 +326,6 @@ def _write(at: Levelled, row: I64) -> None:
 
 
 @inner
-def _wish(at: Levelled, wishes: Wishes, layer: int) -> None:
-    """Take up the wishes of a layer."""
-    row = layer % wishes.least.shape[0]
-    for expert in range(at.rules.shape[0]):
-        at.rules[expert, 0] = wishes.least[row, expert]
-        at.rules[expert, 1] = wishes.most[row, expert]
-        for i in range(wishes.apart.shape[2]):
-            at.rules[expert, 2 + i] = wishes.apart[row, expert, i]
-
-
-@inner
 def _begin(at: Levelled, barred: B, row: I64) -> None:
     """Take up a placement [P], split evenly; `barred` [G, E] is what GPUs may not hold, [0, 0] for
     nothing.
@@ -343,7 +334,7 @@ def _begin(at: Levelled, barred: B, row: I64) -> None:
     at.holds[:] = 0
     for gpu in range(barred.shape[0]):
         for expert in range(barred.shape[1]):
-            at.holds[gpu, expert] = _FORBIDDEN if barred[gpu, expert] else 0
+            at.holds[gpu, expert] = FORBIDDEN if barred[gpu, expert] else 0
     at.level[:] = 0.0
     for gpu in range(at.on.shape[0]):
         begin = at.first[gpu]
@@ -372,9 +363,7 @@ def _add(at: Levelled, expert: int, copy: int) -> None:
 def _hold(at: Levelled, gpu: int, expert: int, by: int) -> None:
     """Count a copy of an expert on a GPU, or no longer; what must be apart from it may not come."""
     at.holds[gpu, expert] += by
-    for i in range(2, at.rules.shape[1]):
-        if at.rules[expert, i] >= 0:
-            at.holds[gpu, at.rules[expert, i]] += by * _FORBIDDEN
+    _keep_apart(at.holds, at.rules, gpu, expert, by * FORBIDDEN)
 
 
 @inner
@@ -401,8 +390,8 @@ def _exchange(at: Levelled, copy: int, other: int) -> None:
 
 
 @inner
-def _find_links(at: Levelled) -> int:
-    """Fill the pairs between which load is levelled, and return how many there are."""
+def _find_links(at: Levelled) -> None:
+    """Find the pairs between which load is levelled."""
     links = at.links
     found = 0
     for expert in range(at.number.shape[0]):
@@ -421,12 +410,13 @@ def _find_links(at: Levelled) -> int:
             for away in range(1, 4):
                 links[found, 0], links[found, 1] = copies[i], copies[(i + away) % number]
                 found += 1
-    return found
+    at.num_links[0] = found
 
 
 @inner
-def _sweep(at: Levelled, num_links: int, flow: F64, level: F64, sweeps: int) -> None:
+def _sweep(at: Levelled, flow: F64, level: F64, sweeps: int) -> None:
     """Level all pairs in a block, forwards and backwards in turn."""
+    num_links = at.num_links[0]
     for sweep in range(sweeps):
         for i in range(num_links):
             link = i if sweep % 2 == 0 else num_links - 1 - i
@@ -473,7 +463,7 @@ def _norms(at: Levelled, level: F64, weight: F64) -> float:
 
 
 @inner
-def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float:
+def _settle(at: Levelled, num_blocks: int, sweeps: int) -> float:
     """Level what stands, renew norms and slopes, and return the weighted sum of norms."""
     steep = at.steep
     power = float(2**_DOUBLINGS) * (2.0 if steep else 1.0)
@@ -481,7 +471,7 @@ def _settle(at: Levelled, num_blocks: int, num_links: int, sweeps: int) -> float
     total = 0.0
     for block in range(num_blocks):
         level, norm = at.level[block], at.norm
-        _sweep(at, num_links, at.flow[block], level, sweeps)
+        _sweep(at, at.flow[block], level, sweeps)
         at.part[block] = _norms(at, level, at.weight[block])
         total += at.part[block]
         for t in range(_BLOCK):
@@ -542,11 +532,11 @@ def _price_of_gift(at: Levelled, block: int, copy: int, slot: int, heir: int) ->
 
 
 @inner
-def _propose(at: Levelled, num_blocks: int, node_gpus: int) -> tuple[int, int, int]:
+def _propose(at: Levelled, num_blocks: int) -> tuple[int, int, int]:
     """A copy on a GPU that is busiest in some window, one elsewhere to swap with it, and -1; or to
     give to its expert, and then the copy that takes over what that one took. -1 for none.
     """
-    num_gpus = at.on.shape[0]
+    num_gpus, node_gpus = at.on.shape[0], at.node_gpus
     none = np.int64(-1)
     block = _below(at.random, num_blocks)
     level = at.level[block, :, _below(at.random, int(_BLOCK))]
@@ -611,60 +601,68 @@ def _peak(at: Levelled, num_windows: int) -> float:
 
 @inner
 def _search(
-    at: Levelled,
-    num_blocks: int,
-    steps: int,
-    node_gpus: int,
-    heat: float,
-    num_windows: int,
-    enough: float,
+    at: Levelled, num_blocks: int, steps: int, heat: float, num_windows: int, enough: float
 ) -> None:
     """Make changes that lower the weighted sum of norms in the first blocks, until the expected
     peak of the windows is at or under `enough`, and leave the best placement in `best`.
 
     With some `heat`, changes may be a little for the worse, ever less so.
     """
-    num_links = _find_links(at)
-    now = _settle(at, num_blocks, num_links, int(_FIRST_SWEEPS))
+    _find_links(at)
+    now = _settle(at, num_blocks, int(_FIRST_SWEEPS))
     best = now
     _write(at, at.best)
     for step in range(steps):
         if best <= 1.0 + _LEVEL or (enough > 0.0 and _peak(at, num_windows) <= enough):
             break
-        copy, other, heir = _propose(at, num_blocks, node_gpus)
+        copy, other, heir = _propose(at, num_blocks)
         if other < 0:
             continue
         gpu, host = at.gpu[copy], at.gpu[other]
         expert, partner = at.expert[copy], at.expert[other]
-        if heir < 0:
-            _exchange(at, copy, other)
-        else:
-            _drop(at, other)
-            _add(at, expert, other)
-            num_links = _find_links(at)
+        _make(at, copy, other, heir, expert)
         cold = step / steps
         worse = -heat * (1.0 - cold) * (1.0 - cold) * max(0.0, now - 1.0)
-        gain = 0.0
-        for block in range(num_blocks):
-            _change(at, block, num_links, copy, other, heir, gpu, host, int(_SWEEPS))
-            gain += at.part[block] - _norms(at, at.new_level[block], at.weight[block])
-            if gain <= worse:
-                break
-        if gain > worse:
-            _keep(at, num_blocks, num_links, partner, heir)
+        if _gain_of(at, num_blocks, copy, other, heir, int(_SWEEPS), worse) > worse:
+            _keep(at, num_blocks, partner, heir)
             if heir < 0:
                 at.on[gpu, _place_of(at, gpu, copy)] = other
                 at.on[host, _place_of(at, host, other)] = copy
-            now = _settle(at, num_blocks, num_links, int(_SWEEPS))
+            now = _settle(at, num_blocks, int(_SWEEPS))
             if now < best:
                 best = now
                 _write(at, at.best)
-        elif heir < 0:
-            _exchange(at, other, copy)
         else:
-            _drop(at, other)
-            _add(at, partner, other)
-            num_links = _find_links(at)
+            _make(at, copy, other, heir, partner)
+
+
+@inner
+def _make(at: Levelled, copy: int, other: int, heir: int, expert: int) -> None:
+    """Exchange two copies, which a second time takes that back, or where there is an heir give
+    `other` to an expert.
+    """
+    if heir < 0:
+        _exchange(at, copy, other)
+    else:
+        _drop(at, other)
+        _add(at, expert, other)
+        _find_links(at)
+
+
+@inner
+def _gain_of(
+    at: Levelled, num_blocks: int, copy: int, other: int, heir: int, sweeps: int, worse: float
+) -> float:
+    """What a change that is made takes off the norms, levelled; no further counted than to where it
+    is as bad as `worse`.
+    """
+    gain = 0.0
+    for block in range(num_blocks):
+        _change(at, block, copy, other, heir, sweeps)
+        gain += at.part[block] - _norms(at, at.new_level[block], at.weight[block])
+        if gain <= worse:
+            break
+    return gain
 
 
 @inner
@@ -677,55 +675,46 @@ def _place_of(at: Levelled, gpu: int, copy: int) -> int:
 
 
 @inner
-def _change(
-    at: Levelled,
-    block: int,
-    num_links: int,
-    copy: int,
-    other: int,
-    heir: int,
-    gpu: int,
-    host: int,
-    sweeps: int,
-) -> None:
-    """Level a block as it is after a change that the copies have seen."""
+def _change(at: Levelled, block: int, copy: int, other: int, heir: int, sweeps: int) -> None:
+    """Level a block as it is after a change that is made."""
     flow, new_flow = at.flow[block], at.new_flow[block]
     level, new_level = at.level[block], at.new_level[block]
-    down, up = at.rate[gpu], at.rate[host]
     for i in range(level.shape[0]):
         for t in range(_BLOCK):
             new_level[i, t] = level[i, t]
-    for i in range(num_links):
+    for i in range(at.num_links[0]):
         for side in range(2):
             linked = at.links[i, side]
             for t in range(_BLOCK):
                 new_flow[linked, t] = flow[linked, t]
     if heir < 0:
+        gpu, host = at.gpu[other], at.gpu[copy]
+        down, up = at.rate[gpu], at.rate[host]
         for t in range(_BLOCK):
             shift = flow[copy, t] - flow[other, t]
             new_level[gpu, t] -= shift * down
             new_level[host, t] += shift * up
     else:
-        third = at.gpu[heir]
-        up_there = at.rate[third]
+        host, third = at.gpu[other], at.gpu[heir]
+        up, up_there = at.rate[host], at.rate[third]
         for t in range(_BLOCK):
             lost = flow[other, t]
             new_flow[heir, t] = flow[heir, t] + lost
             new_flow[other, t] = 0.0
             new_level[host, t] -= lost * up
             new_level[third, t] += lost * up_there
-    _sweep(at, num_links, new_flow, new_level, sweeps)
+    _sweep(at, new_flow, new_level, sweeps)
 
 
 @inner
-def _keep(at: Levelled, num_blocks: int, num_links: int, partner: int, heir: int) -> None:
+def _keep(at: Levelled, num_blocks: int, partner: int, heir: int) -> None:
     """Take over what a change has made."""
     for block in range(num_blocks):
         flow, new_flow = at.flow[block], at.new_flow[block]
         for gpu in range(at.level.shape[1]):
             for t in range(_BLOCK):
                 at.level[block, gpu, t] = at.new_level[block, gpu, t]
-        for i in range(num_links):
+        for i in range(at.num_links[0]):
             for side in range(2):
                 linked = at.links[i, side]
                 for t in range(_BLOCK):

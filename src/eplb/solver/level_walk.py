@@ -11,29 +11,28 @@ those is kept. GPUs joined by copies act as one, so an expert is looked at where
 Every state on the way may be chosen: how far to go is left to who knows the price of a move.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.level import Levelling, _level_window, _new_levelling, _take_up
 from eplb.solver.level_search import (
     Levelled,
-    _add,
     _begin,
     _change,
-    _drop,
-    _exchange,
     _find_links,
+    _gain_of,
     _keep,
+    _make,
     _new_levelled,
-    _norms,
     _place_of,
     _price_of_swap,
     _settle,
     _weigh,
     _widen,
-    _wish,
 )
-from eplb.solver.packing import F64, I64, B, Gpus, Wishes, _copy
+from eplb.solver.packing import F64, I64, B, Task, _copy, _write_rules
 from eplb.solver.search import Steps
 
 __all__: list[str] = []
@@ -70,14 +69,45 @@ _ONLY_PEAK = True
 _STEEP = False
 
 
+class Looks(NamedTuple):
+    """What is known of changes before a step, and the best K of those on a GPU."""
+
+    urgency: F64
+    """[G] what a GPU makes up of the norm."""
+    seen: I64
+    """[E] 1 for experts that were looked at."""
+    removal: F64
+    """[P] what the norm rises by if a copy is taken away, and the copy that then takes over what it
+    took where that is least in the next; inf and -1 for one that must stay."""
+    heir_of: I64
+    own: F64
+    """[P] how steep the norm is in what a copy takes, and how steep it would be on the GPU that is
+    looked at in the next."""
+    here: F64
+    price: F64
+    """[K] price of a change for each move, the lowest first; 0 for none."""
+    changes: I64
+    """[K, 4] its two copies, the heir or -1, and its moves."""
+
+
+@allocating
+def _new_looks(num_experts: int, num_slots: int, num_gpus: int) -> Looks:
+    return Looks(
+        np.empty(num_gpus),
+        np.empty(num_experts, np.int64),
+        np.empty(num_slots),
+        np.empty(num_slots, np.int64),
+        np.empty(num_slots),
+        np.empty(num_slots),
+        np.empty(_TRIED),
+        np.empty((_TRIED, 4), np.int64),
+    )
+
+
 @kernel
 def _walk_levelled(
-    windows: F64,
-    weights: F64,
     layers: I64,
-    num_nodes: int,
-    gpus: Gpus,
-    wishes: Wishes,
+    task: Task,
     start: I64,
     held: B,
     patience: bool,
@@ -86,61 +116,47 @@ def _walk_levelled(
     price: F64,
     steps: Steps,
 ) -> None:
-    """Walk from `start` [L, P] through `layers` of `windows` [T, L, E], each of which has some
-    load, and fill the rows of `steps`, whose peaks are those of windows split best.
+    """Walk from `start` [L, P] through `layers`, each of which has some load, and fill their rows
+    of `steps`, whose peaks are those of windows split best.
 
     A walk ends where the expected peak is at or under `enough` [L], after `most` [L] moves, where
     no step helps, where there is no memory for more steps, and with some `patience` where steps
-    have not been worth their `price` [L] for long. `windows` have one total in a layer, and
-    `weights` [T, L] add up to 1 in it. `held` [L, G, E] is what GPUs held before. Experts stay on
-    the node where they are, and the wishes that `start` keeps stay kept.
+    have not been worth their `price` [L] for long. `held` [L, G, E] is what GPUs held before. The
+    wishes that `start` keeps stay kept.
     """
-    num_windows, _, num_experts = windows.shape
-    num_gpus, num_slots = gpus.pace.shape[0], start.shape[1]
-    num_blocks = (num_windows + _BLOCK - 1) // _BLOCK
-    num_apart = wishes.apart.shape[2]
-    at = _new_levelled(num_experts, gpus, num_apart, num_slots, num_blocks, bool(_STEEP))
-    by = _new_levelling(num_experts, gpus, num_slots)
+    num_windows, _, num_experts = task.windows.shape
+    num_gpus, num_slots = task.gpus.pace.shape[0], start.shape[1]
+    at = _new_levelled(task, (num_windows + _BLOCK - 1) // _BLOCK, bool(_STEEP))
+    by, known = _new_levelling(num_experts, task.gpus), _new_looks(num_experts, num_slots, num_gpus)
     level, slots = np.empty(num_gpus), np.empty(num_slots, np.int64)
-    removal, heir_of = np.empty(num_slots), np.empty(num_slots, np.int64)
-    own, here = np.empty(num_slots), np.empty(num_slots)
-    urgency, seen = np.empty(num_gpus), np.empty(num_experts, np.int64)
-    worth, changes = np.empty(_TRIED), np.empty((_TRIED, 4), np.int64)
     limit = steps.slots.shape[1]
     for layer in layers:
-        of_layer, loads, weight = held[layer], windows[:, layer], weights[:, layer]
+        row = layer % task.wishes.least.shape[0]
+        loads, weight = task.windows[:, layer], task.weights[:, layer]
         _copy(start[layer], slots)
-        _wish(at, wishes, layer)
+        _write_rules(at.rules, task.wishes, row)
         _widen(at, loads, _NO_WIDTH, _NOT_MORE, int(_ALONE))
         _weigh(at, weight, int(_ALONE), _AS_EACH)
-        _begin(at, wishes.barred[layer % wishes.barred.shape[0]], slots)
-        num_links = _find_links(at)
-        _settle(at, num_blocks, num_links, int(_LAST_SWEEPS))
-        peak = _expected_peak(by, windows, layer, weight, slots, gpus.first, level)
+        _begin(at, task.wishes.barred[row], slots)
+        _find_links(at)
+        _settle(at, at.load.shape[0], int(_LAST_SWEEPS))
+        peak = _expected_peak(by, loads, weight, slots, at.first, level)
         steps.peaks[layer, 0] = peak
-        length, cheapest, lowest = (
-            int(_BEGIN),
-            int(_BEGIN),
-            peak + price[layer] * steps.moves[layer, 0],
-        )
+        length, cheapest = int(_BEGIN), int(_BEGIN)
+        lowest = peak + price[layer] * steps.moves[layer, 0]
         while length < limit and peak > enough[layer] * (1.0 + _ROUNDING):
             moves = steps.moves[layer, length]
             if moves >= most[layer]:
                 break
             if patience and length - cheapest >= _LEAST_PATIENCE + _PATIENCE * cheapest:
                 break
-            found = _best_step(
-                at, num_links, num_gpus // num_nodes, of_layer, urgency, seen, removal, heir_of,
-                own, here, worth, changes,
-            )  # fmt: skip
+            found = _best_step(at, held[layer], known)
             if found < 0:
                 break
-            copy, other, heir, cost = changes[found]
-            num_links = _step(
-                at, num_blocks, num_links, copy, other, heir, slots, layer, length, steps
-            )
+            copy, other, heir, cost = known.changes[found]
+            _step(at, copy, other, heir, slots, layer, length, steps)
             length += 1
-            peak = _expected_peak(by, windows, layer, weight, slots, gpus.first, level)
+            peak = _expected_peak(by, loads, weight, slots, at.first, level)
             steps.moves[layer, length] = moves + cost
             steps.peaks[layer, length] = peak
             if peak + price[layer] * (moves + cost) < lowest:
@@ -150,22 +166,14 @@ def _walk_levelled(
 
 @inner
 def _expected_peak(
-    by: Levelling,
-    windows: F64,
-    layer: int,
-    weight: F64,
-    slots: I64,
-    gpu_slots: I64,
-    level: F64,
+    by: Levelling, loads: F64, weight: F64, slots: I64, gpu_slots: I64, level: F64
 ) -> float:
-    """The expected peak over the `windows` [T, L, E] of a layer, of slots [P]."""
+    """The expected peak over windows of `loads` [T, E], of slots [P]."""
     num_copied, num_alive = _take_up(by, slots, gpu_slots)
     expected = 0.0
-    for window in range(windows.shape[0]):
+    for window in range(loads.shape[0]):
         if weight[window] > 0.0:
-            _level_window(
-                by, windows[window, layer], num_copied, num_alive, bool(_ONLY_PEAK), level
-            )
+            _level_window(by, loads[window], num_copied, num_alive, bool(_ONLY_PEAK), level)
             peak = 0.0
             for gpu in range(level.shape[0]):
                 peak = max(peak, level[gpu])
@@ -176,8 +184,6 @@ def _expected_peak(
 @inner
 def _step(
     at: Levelled,
-    num_blocks: int,
-    num_links: int,
     copy: int,
     other: int,
     heir: int,
@@ -185,8 +191,8 @@ def _step(
     layer: int,
     length: int,
     steps: Steps,
-) -> int:
-    """Make a change for good, keep it as a step, and return how many links there are then."""
+) -> None:
+    """Make a change for good, and keep it as a step."""
     gpu, host = at.gpu[copy], at.gpu[other]
     expert, partner = at.expert[copy], at.expert[other]
     place, there = _place_of(at, gpu, copy), _place_of(at, host, other)
@@ -198,62 +204,40 @@ def _step(
         steps.slots[layer, length, 1] = at.first[gpu] + place
         steps.experts[layer, length, 1] = partner
         slots[at.first[gpu] + place] = partner
-        _exchange(at, copy, other)
         at.on[gpu, place], at.on[host, there] = other, copy
-    else:
-        _drop(at, other)
-        _add(at, expert, other)
-        num_links = _find_links(at)
-    for block in range(num_blocks):
-        _change(at, block, num_links, copy, other, heir, gpu, host, int(_SWEEPS))
-    _keep(at, num_blocks, num_links, partner, heir)
-    _settle(at, num_blocks, num_links, int(_LAST_SWEEPS))
-    return num_links
+    _make(at, copy, other, heir, expert)
+    for block in range(at.load.shape[0]):
+        _change(at, block, copy, other, heir, int(_SWEEPS))
+    _keep(at, at.load.shape[0], partner, heir)
+    _settle(at, at.load.shape[0], int(_LAST_SWEEPS))
 
 
 @inner
-def _best_step(
-    at: Levelled,
-    num_links: int,
-    node_gpus: int,
-    held: B,
-    urgency: F64,
-    seen: I64,
-    removal: F64,
-    heir_of: I64,
-    own: F64,
-    here: F64,
-    worth: F64,
-    changes: I64,
-) -> int:
+def _best_step(at: Levelled, held: B, known: Looks) -> int:
     """The row of `changes` that lowers the norm most for each move, of those on the busiest GPU
-    that has any; -1 for none.
+    that has any; -1 for none. `held` [G, E] is what GPUs held before.
     """
-    num_gpus = at.on.shape[0]
-    num_blocks = at.load.shape[0]
-    total = 0.0
+    num_gpus, urgency, total = at.on.shape[0], known.urgency, 0.0
     for gpu in range(num_gpus):
         urgency[gpu] = 0.0
-        for block in range(num_blocks):
+        for block in range(at.load.shape[0]):
             slope, level = at.slope[block, gpu], at.level[block, gpu]
             for t in range(_BLOCK):
                 urgency[gpu] += slope[t] * level[t]
         urgency[gpu] *= at.pace[gpu]
         total += urgency[gpu]
-    _price_removals(at, removal, heir_of)
-    for copy in range(removal.shape[0]):
-        own[copy] = _steepness(at, copy, at.gpu[copy])
-    seen[:] = 0
+    _price_removals(at, known.removal, known.heir_of)
+    for copy in range(known.own.shape[0]):
+        known.own[copy] = _steepness(at, copy, at.gpu[copy])
+    known.seen[:] = 0
     for _ in range(num_gpus):
         busiest = int(np.argmax(urgency))
         if urgency[busiest] <= _IDLE * total:
             break
         urgency[busiest] = 0.0
-        worth[:] = 0.0
-        _list_changes(
-            at, node_gpus, held, busiest, seen, removal, heir_of, own, here, worth, changes
-        )
-        found = _try_changes(at, num_blocks, num_links, worth, changes)
+        known.price[:] = 0.0
+        _list_changes(at, held, busiest, known)
+        found = _try_changes(at, known)
         if found >= 0:
             return found
     return -1
@@ -261,9 +245,7 @@ def _best_step(
 
 @inner
 def _price_removals(at: Levelled, removal: F64, heir_of: I64) -> None:
-    """What the norm rises by if a copy [P] is taken away, and the copy that then takes over what
-    it took where that is least; -1 where it is the only one.
-    """
+    """Fill what `Looks` has of copies [P] that are taken away."""
     for copy in range(removal.shape[0]):
         removal[copy], heir_of[copy] = np.inf, -1
         expert, gpu = at.expert[copy], at.gpu[copy]
@@ -286,28 +268,15 @@ def _price_removals(at: Levelled, removal: F64, heir_of: I64) -> None:
 
 
 @inner
-def _list_changes(
-    at: Levelled,
-    node_gpus: int,
-    held: B,
-    gpu: int,
-    seen: I64,
-    removal: F64,
-    heir_of: I64,
-    own: F64,
-    here: F64,
-    worth: F64,
-    changes: I64,
-) -> None:
+def _list_changes(at: Levelled, held: B, gpu: int, known: Looks) -> None:
     """Put the changes that take load off a GPU among the best of all, in `changes`.
 
-    `own` [P] is how steep the norm is in what each copy takes, and `here` [P], which is filled, how
-    steep it would be on this GPU. A swap costs no less than these say, for the norm is convex: most
+    A swap costs no less than `own` and `here`, which is filled, say, for the norm is convex: most
     need no price.
     """
-    begin = gpu // node_gpus * node_gpus
+    seen, own, here = known.seen, known.own, known.here
+    begin = gpu // at.node_gpus * at.node_gpus
     none = np.int64(-1)
-    last = worth.shape[0] - 1
     for copy in range(here.shape[0]):
         here[copy] = _steepness(at, copy, gpu)
     for place in range(at.first[gpu + 1] - at.first[gpu]):
@@ -315,7 +284,7 @@ def _list_changes(
         expert = at.expert[copy]
         again = seen[expert] == 1
         seen[expert] = 1
-        for host in range(begin, begin + node_gpus):
+        for host in range(begin, begin + at.node_gpus):
             if at.holds[host, expert] > 0:
                 continue
             relief = 0.0 if again else _price_of_room(at, copy, host)
@@ -328,21 +297,21 @@ def _list_changes(
                     back = 1
                 cost = int(not held[host, expert]) - back
                 more = at.number[expert] < at.rules[expert, 1]
-                if not again and more and heir_of[other] >= 0:
-                    price = (removal[other] + relief) / max(np.float64(cost), _FREE)
-                    _list(worth, changes, price, copy, other, heir_of[other], cost)
+                if not again and more and known.heir_of[other] >= 0:
+                    price = (known.removal[other] + relief) / max(np.float64(cost), _FREE)
+                    _list(known, price, copy, other, known.heir_of[other], cost)
                 if at.holds[gpu, partner] > 0:
                     continue
                 cost += int(not held[gpu, partner])
                 if at.holds[gpu, expert] == 1 and not held[gpu, expert]:
                     cost -= 1
                 each = max(np.float64(cost), _FREE)
-                if there + here[other] - own[other] >= worth[last] * each:
+                if there + here[other] - own[other] >= known.price[-1] * each:
                     continue
                 price = 0.0
                 for block in range(at.load.shape[0]):
                     price += _price_of_swap(at, block, copy, other)
-                _list(worth, changes, price / each, copy, other, none, cost)
+                _list(known, price / each, copy, other, none, cost)
 
 
 @inner
@@ -384,50 +353,35 @@ def _price_of_room(at: Levelled, copy: int, host: int) -> float:
 
 
 @inner
-def _list(
-    worth: F64, changes: I64, price: float, copy: int, other: int, heir: int, cost: int
-) -> None:
+def _list(known: Looks, price: float, copy: int, other: int, heir: int, cost: int) -> None:
     """Keep a change if its price for each move is among the lowest; they stand in their order."""
-    last = worth.shape[0] - 1
-    if not price < worth[last]:
+    prices, changes = known.price, known.changes
+    last = prices.shape[0] - 1
+    if not price < prices[last]:
         return
-    while last > 0 and price < worth[last - 1]:
-        worth[last] = worth[last - 1]
+    while last > 0 and price < prices[last - 1]:
+        prices[last] = prices[last - 1]
         _copy(changes[last - 1], changes[last])
         last -= 1
-    worth[last] = price
+    prices[last] = price
     changes[last, 0], changes[last, 1], changes[last, 2] = copy, other, heir
     changes[last, 3] = cost
 
 
 @inner
-def _try_changes(at: Levelled, num_blocks: int, num_links: int, worth: F64, changes: I64) -> int:
-    """Make and level each of the changes of some worth, and take it back; the one that lowers the
-    norm most for each move, -1 if none does.
+def _try_changes(at: Levelled, known: Looks) -> int:
+    """Make and level each of the changes that promise anything, and take it back; the one that
+    lowers the norm most for each move, -1 if none does.
     """
     best, found = 0.0, -1
-    for i in range(worth.shape[0]):
-        if not worth[i] < 0.0:
+    for i in range(known.price.shape[0]):
+        if not known.price[i] < 0.0:
             break
-        copy, other, heir, cost = changes[i]
-        gpu, host = at.gpu[copy], at.gpu[other]
+        copy, other, heir, cost = known.changes[i]
         partner = at.expert[other]
-        if heir < 0:
-            _exchange(at, copy, other)
-        else:
-            _drop(at, other)
-            _add(at, at.expert[copy], other)
-            num_links = _find_links(at)
-        gain = 0.0
-        for block in range(num_blocks):
-            _change(at, block, num_links, copy, other, heir, gpu, host, int(_SWEEPS))
-            gain += at.part[block] - _norms(at, at.new_level[block], at.weight[block])
-        if heir < 0:
-            _exchange(at, other, copy)
-        else:
-            _drop(at, other)
-            _add(at, partner, other)
-            num_links = _find_links(at)
+        _make(at, copy, other, heir, at.expert[copy])
+        gain = _gain_of(at, at.load.shape[0], copy, other, heir, int(_SWEEPS), -np.inf)
+        _make(at, copy, other, heir, partner)
         if gain > _LEAST_GAIN and gain / max(np.float64(cost), _FREE) > best:
             best, found = gain / max(np.float64(cost), _FREE), i
     return found

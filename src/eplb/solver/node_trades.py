@@ -27,17 +27,8 @@ import numpy as np
 
 from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import allocating, inner, kernel
-from eplb.solver.pack import PackScratch, _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
-from eplb.solver.packing import (
-    F64,
-    I64,
-    Packing,
-    SearchScratch,
-    _copy,
-    _new_packing,
-    _new_search_scratch,
-)
-from eplb.solver.swap import WORK, _descend
+from eplb.solver.packing import F64, I64, Packing, _copy
+from eplb.solver.swap import Packer, _new_packer, _packed, _swap_to, _write_out
 
 __all__ = ["Routes"]
 
@@ -145,7 +136,6 @@ def _symmetric_of(values: F64, symmetric: F64) -> None:
 
 @allocating
 def _new_where(routes: Routes) -> _Where:
-    """Memory for one layer."""
     _, num_kinds, num_experts = routes.inside.shape
     num_nodes, num_groups = routes.origin.shape[1], routes.odds.shape[2]
     return _Where(
@@ -322,22 +312,22 @@ def _make(where: _Where, expert: int, node: int, partner: int, other: int) -> No
 
 
 @kernel
-def _count_nodes(routes: Routes, begin: int, end: int, phy2log: I64, others: F64) -> None:
-    """Fill `others` [L] with the other nodes of a token in layers `begin` to `end`."""
+def _count_nodes(routes: Routes, phy2log: I64, others: F64) -> None:
+    """Fill `others` [L] with the other nodes of a token, of slots [L, P]."""
     where = _new_where(routes)
-    for layer in range(begin, end):
+    for layer in range(others.shape[0]):
         others[layer] = _stand(routes, layer, phy2log[layer], where)
 
 
 @kernel
-def _name_layers(routes: Routes, begin: int, end: int, num_gpus: int, phy2log: I64) -> None:
-    """Let GPUs of layers `begin` to `end` trade places between nodes in `phy2log` [L, P] while a
-    token goes to fewer nodes for it.
+def _name_layers(layers: I64, routes: Routes, num_gpus: int, phy2log: I64) -> None:
+    """Let GPUs of `layers` trade places between nodes in `phy2log` [L, P] while a token goes to
+    fewer nodes for it.
     """
     num_nodes = routes.origin.shape[1]
     per_gpu, per_node = phy2log.shape[1] // num_gpus, num_gpus // num_nodes
     where = _new_where(routes)
-    for layer in range(begin, end):
+    for layer in layers:
         slots = phy2log[layer]
         _stand(routes, layer, slots, where)
         better = True
@@ -393,9 +383,8 @@ def _number_of(slots: I64, expert: int) -> int:
 
 @kernel
 def _trade_rungs(
+    layers: I64,
     routes: Routes,
-    begin: int,
-    end: int,
     num_gpus: int,
     limits: F64,
     looks: int,
@@ -403,28 +392,24 @@ def _trade_rungs(
     start: I64,
     phy2log: I64,
 ) -> None:
-    """Change what nodes hold in layers `begin` to `end`, from `start` [L, P], under one limit [J]
-    after the other of the load of a node, 1 on average; fill `phy2log` [J, L, P]. For each limit
-    there are `looks` looks at a change, and what it may be for the worse falls from `heat` to 0.
+    """Change what nodes hold in `layers`, from `start` [L, P], under one limit [J] after the other
+    of the load of a node, 1 on average; fill `phy2log` [J, L, P]. For each limit there are `looks`
+    looks at a change, and what it may be for the worse falls from `heat` to 0.
     """
     num_experts, num_nodes = routes.loads.shape[1], routes.origin.shape[1]
     num_slots = start.shape[1]
     per_gpu, per_node = num_slots // num_gpus, num_gpus // num_nodes
     node_slots = per_gpu * per_node
     where = _new_where(routes)
-    packing = _new_packing(num_experts, per_node, per_gpu)
-    pack_scratch = _new_pack_scratch(num_experts, per_node, per_gpu)
-    search_scratch = _new_search_scratch(num_experts, per_node, per_gpu)
-    local = np.empty(num_experts)
-    lists = np.empty((4, num_experts), np.int64)
+    by, local = _new_packer(num_experts, per_node, per_gpu), np.empty(num_experts)
+    experts, count = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
     slots, random = np.empty(num_slots, np.int64), np.empty(1, np.int64)
     load = np.empty(num_nodes)
-    for layer in range(begin, end):
+    for layer in layers:
         random[0] = layer
         # The first draws of small numbers are much alike.
         _draw(random)
-        for slot in range(num_slots):
-            slots[slot] = start[layer, slot]
+        _copy(start[layer], slots)
         for rung in range(limits.shape[0]):
             # Anew for each, so that rounding does not add up.
             _stand(routes, layer, slots, where)
@@ -435,12 +420,9 @@ def _trade_rungs(
                     random,
                 )  # fmt: skip
             for node in range(num_nodes):
-                _pack_node(
-                    routes, layer, where, node, packing, pack_scratch, search_scratch, local, lists,
-                    slots[node * node_slots : (node + 1) * node_slots],
-                )  # fmt: skip
-            for slot in range(num_slots):
-                phy2log[rung, layer, slot] = slots[slot]
+                on_node = slots[node * node_slots : (node + 1) * node_slots]
+                _pack_node(by, routes.loads[layer], where, node, local, experts, count, on_node)
+            _copy(slots, phy2log[rung, layer])
 
 
 @inner
@@ -506,29 +488,24 @@ def _try_change(
 
 @inner
 def _pack_node(
-    routes: Routes,
-    layer: int,
+    by: Packer,
+    loads: F64,
     where: _Where,
     node: int,
-    packing: Packing,
-    pack_scratch: PackScratch,
-    search_scratch: SearchScratch,
     local: F64,
-    lists: I64,
+    experts: I64,
+    count: I64,
     slots: I64,
 ) -> None:
-    """Pack what a node holds onto its GPUs, in its `slots`."""
-    num_gpus, per_gpu = packing.slots.shape
-    num = 0
-    total = 0.0
+    """Pack what a node holds of experts of `loads` [E] onto its GPUs, in its `slots`."""
+    num, total, packing = 0, 0.0, by.packing
     for expert in range(where.replicas.shape[0]):
         copies = where.copies[expert, node]
         if copies > 0:
-            lists[0, num], lists[1, num] = expert, copies
-            local[num] = routes.loads[layer, expert] / where.replicas[expert] * copies
+            experts[num], count[num] = expert, copies
+            local[num] = loads[expert] / where.replicas[expert] * copies
             total += local[num]
             num += 1
-    experts, count, order, spare = lists[0], lists[1, :num], lists[2, :num], lists[3, :num]
     some = Packing(
         packing.weight[:num],
         packing.copies[:num],
@@ -538,10 +515,7 @@ def _pack_node(
         packing.slots,
         packing.load,
     )
-    _rank(local[:num], count, some, order, spare, pack_scratch.histogram)
-    _pack(some, pack_scratch)
-    target = max(total / num_gpus, some.share[0]) * (1.0 + _NEAR)
-    _descend(some, max(target, _least_peak_of_pairs(some)), int(WORK), search_scratch)
-    for gpu in range(num_gpus):
-        for slot in range(per_gpu):
-            slots[gpu * per_gpu + slot] = experts[order[some.slots[gpu, slot]]]
+    of_some = Packer(some, by.order[:num], by.spare[:num], by.scratch, by.swaps)
+    _packed(of_some, local[:num], count[:num])
+    _swap_to(of_some, max(total / packing.load.shape[0], some.share[0]) * (1.0 + _NEAR))
+    _write_out(of_some, experts, slots)

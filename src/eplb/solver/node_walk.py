@@ -10,8 +10,8 @@ import numpy as np
 
 from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import inner, kernel
-from eplb.solver.node_trades import Routes, _change, _make, _new_where, _stand
-from eplb.solver.packing import F64, HISTOGRAM, I64, B, _descending
+from eplb.solver.node_trades import Routes, _change, _make, _new_where, _number_of, _stand
+from eplb.solver.packing import F64, HISTOGRAM, I64, B, Task, _copy, _descending
 from eplb.solver.search import Steps
 
 __all__ = ["DRAWN"]
@@ -28,12 +28,10 @@ _GAIN = 1e-9
 
 @kernel
 def _walk_nodes(
-    routes: Routes,
+    rows: I64,
     layers: I64,
-    begin: int,
-    end: int,
-    windows: F64,
-    weight: F64,
+    routes: Routes,
+    task: Task,
     held: B,
     price: F64,
     most_moves: I64,
@@ -43,12 +41,12 @@ def _walk_nodes(
     costs: F64,
 ) -> None:
     """Fill `costs` [L, K + 1], peak and price [L] of the other nodes together, for the steps of
-    layers [J] `begin` to `end` from `start` [L, P], and add steps that lower them, of at most
+    `layers` [J] in some `rows` of it from `start` [L, P], and add steps that lower them, of at most
     `most_moves` [L] moves in all away from what GPUs held, `held` [L, G, E].
 
-    `routes` are of these J layers, `windows` [T, L, E] loads, which count `weight` [T, L]; swaps
-    are drawn for at most `draws` steps.
+    `routes` are of these J layers; swaps are drawn for at most `draws` steps.
     """
+    windows, weight = task.windows, task.weights
     num_windows, _, num_experts = windows.shape
     num_gpus, num_slots = held.shape[1], start.shape[1]
     per_gpu, node_slots = num_slots // num_gpus, num_slots // routes.origin.shape[1]
@@ -57,13 +55,12 @@ def _walk_nodes(
     size, histogram = np.empty(num_slots), np.empty(HISTOGRAM, np.int64)
     order, scratch = np.empty(num_slots, np.int64), np.empty(num_slots, np.int64)
     share, load = np.empty((num_windows, num_experts)), np.empty((num_windows, num_gpus))
-    for at in range(begin, end):
+    for at in rows:
         layer = layers[at]
         random[0] = layer
         # The first draws of small numbers are much alike.
         _draw(random)
-        for slot in range(num_slots):
-            slots[slot] = start[layer, slot]
+        _copy(start[layer], slots)
         length = steps.length[layer]
         for step in range(length + 1):
             for i in range(2 * int(step > 0)):
@@ -102,15 +99,15 @@ def _walk_nodes(
                 expert, partner = slots[slot], slots[target]
                 if node == other or expert == partner:
                     continue
-                if _holds(slots, gpu, per_gpu, partner) or _holds(slots, host, per_gpu, expert):
+                mine = slots[gpu * per_gpu : (gpu + 1) * per_gpu]
+                theirs = slots[host * per_gpu : (host + 1) * per_gpu]
+                if _number_of(mine, partner) > 0 or _number_of(theirs, expert) > 0:
                     continue
                 moves = 2 - int(held[layer, gpu, partner]) - int(held[layer, host, expert])
-                moves -= int(not held[layer, gpu, expert]) * int(
-                    _number(slots, gpu, per_gpu, expert) == 1
-                )
-                moves -= int(not held[layer, host, partner]) * int(
-                    _number(slots, host, per_gpu, partner) == 1
-                )
+                if not held[layer, gpu, expert] and _number_of(mine, expert) == 1:
+                    moves -= 1
+                if not held[layer, host, partner] and _number_of(theirs, partner) == 1:
+                    moves -= 1
                 if moves > most:
                     continue
                 raised = _peak_after(load, share, weight, layer, gpu, host, expert, partner) - peak
@@ -146,20 +143,6 @@ def _walk_nodes(
             costs[layer, length + 1] = costs[layer, length] + raised + price[layer] * more
             length += 1
         steps.length[layer] = length
-
-
-@inner
-def _number(slots: I64, gpu: int, per_gpu: int, expert: int) -> int:
-    """How many slots of a GPU hold an expert."""
-    number = 0
-    for slot in range(gpu * per_gpu, (gpu + 1) * per_gpu):
-        number += int(slots[slot] == expert)
-    return number
-
-
-@inner
-def _holds(slots: I64, gpu: int, per_gpu: int, expert: int) -> bool:
-    return bool(_number(slots, gpu, per_gpu, expert) > 0)
 
 
 @inner

@@ -14,23 +14,11 @@ differencing method", 2003 (more sets).
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from eplb.errors import LoadsError
-from eplb.loads import check_loads
-from eplb.solver.jit import allocating, inner, kernel
-from eplb.solver.packing import (
-    F64,
-    HISTOGRAM,
-    I64,
-    Packing,
-    _descending,
-    _holds,
-    _new_packing,
-    _swap,
-)
+from eplb.solver.jit import allocating, inner
+from eplb.solver.packing import F64, HISTOGRAM, I64, Packing, _descending, _holds, _swap
 
-__all__ = ["PackScratch", "pack"]
+__all__ = ["PackScratch"]
 
 _INSERTION_MOST = 96
 """Rows up to this long are sorted by insertion; measured, the two cost the same near 100."""
@@ -59,59 +47,8 @@ class PackScratch(NamedTuple):
     histogram: I64
 
 
-def pack(loads: ArrayLike, logcnt: ArrayLike, num_gpus: int) -> I64:
-    """Place the replicas of each layer on GPUs so that the busiest GPU has little load.
-
-    Args:
-        loads: [L, E] tokens routed to each logical expert, split evenly over its replicas.
-        logcnt: [L, E] replicas of each expert, 1 to `num_gpus`; equal sums in every layer, a
-            multiple of `num_gpus`.
-        num_gpus: G, GPUs with equally many slots.
-
-    Returns:
-        phy2log [L, P], slots numbered GPU by GPU; no GPU holds two replicas of an expert.
-
-    Raises:
-        LoadsError: loads that are no loads, or counts that do not fill the GPUs.
-    """
-    checked = check_loads(loads)
-    counts = np.require(logcnt, np.int64, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
-    if counts.shape != checked.shape:
-        raise LoadsError(f"logcnt has shape {counts.shape}, loads have {checked.shape}")
-    if counts.min() < 1 or counts.max() > num_gpus:
-        raise LoadsError(
-            f"logcnt has values from {counts.min()} to {counts.max()}: "
-            f"1 to {num_gpus} (GPUs) can be placed with no expert twice on a GPU"
-        )
-    num_slots = int(counts[0].sum())
-    if (counts.sum(axis=1) != num_slots).any() or num_slots % num_gpus:
-        raise LoadsError(f"every layer of logcnt must have one sum, a multiple of {num_gpus} GPUs")
-    num_layers = checked.shape[0]
-    phy2log = np.empty((num_layers, num_slots), np.int64)
-    _pack_layers(checked, counts, num_gpus, phy2log)
-    return phy2log
-
-
-@kernel
-def _pack_layers(loads: F64, logcnt: I64, num_gpus: int, phy2log: I64) -> None:
-    num_layers, num_experts = loads.shape
-    slots_per_gpu = phy2log.shape[1] // num_gpus
-    packing = _new_packing(num_experts, num_gpus, slots_per_gpu)
-    scratch = _new_pack_scratch(num_experts, num_gpus, slots_per_gpu)
-    order = np.empty(num_experts, np.int64)
-    spare = np.empty(num_experts, np.int64)
-    for layer in range(num_layers):
-        _rank(loads[layer], logcnt[layer], packing, order, spare, scratch.histogram)
-        _pack(packing, scratch)
-        for gpu in range(num_gpus):
-            for slot in range(slots_per_gpu):
-                expert = order[packing.slots[gpu, slot]]
-                phy2log[layer, gpu * slots_per_gpu + slot] = expert
-
-
 @allocating
 def _new_pack_scratch(num_experts: int, num_gpus: int, slots_per_gpu: int) -> PackScratch:
-    """Memory for `_pack`."""
     num_slots = num_gpus * slots_per_gpu
     return PackScratch(
         np.empty(num_slots, np.int64),

@@ -7,12 +7,13 @@ that "a little smaller than" is a step to the right in memory. A `Packing` is in
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eplb.solver.arrays import F64, I32, I64, B, Gpus, Task, Wishes
 from eplb.solver.jit import allocating, inner
 
 __all__ = [
     "F64",
+    "FORBIDDEN",
     "HISTOGRAM",
     "I32",
     "I64",
@@ -22,43 +23,20 @@ __all__ = [
     "Gpus",
     "Packing",
     "SearchScratch",
+    "Task",
     "Wishes",
 ]
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
-I32 = NDArray[np.int32]
-B = NDArray[np.bool_]
 
 MOST_SWAPS = 400
 """Most swaps of one descent, for which there is a log."""
 LONGEST_BAR = 24
 """Most steps for which an expert may not return to a GPU that it left."""
 
+FORBIDDEN = 1 << 20
+"""Bars, and copies that count as held, from which on they are wishes that no step takes away."""
+
 HISTOGRAM = 4 * 256
 """Length of the histogram that `_descending` needs: 256 bins for each of its 4 passes."""
-
-
-class Gpus(NamedTuple):
-    """G GPUs, where they may differ."""
-
-    first: I64
-    """[G + 1] first slot of a GPU, and the end."""
-    pace: F64
-    """[G] how fast a GPU is, 1 on average."""
-
-
-class Wishes(NamedTuple):
-    """What placements must keep to, of each of K layers, or of all alike where K is 1."""
-
-    barred: B
-    """[K, G, E] experts that a GPU may not hold; [K, 0, 0] where each may be anywhere."""
-    least: I64
-    """[K, E] fewest copies of an expert; all on GPUs of their own where that is above 1."""
-    most: I64
-    """[K, E] most copies."""
-    apart: I64
-    """[K, E, D] experts that no GPU may hold beside one, -1 behind the last of them."""
 
 
 class Packing(NamedTuple):
@@ -82,7 +60,6 @@ class Packing(NamedTuple):
 
 @allocating
 def _new_packing(num_experts: int, num_gpus: int, slots_per_gpu: int) -> Packing:
-    """Memory for a packing, with nothing in it."""
     return Packing(
         np.empty(num_experts, np.float64),
         np.empty(num_experts, np.int64),
@@ -107,12 +84,33 @@ class SearchScratch(NamedTuple):
 
 @allocating
 def _new_search_scratch(num_experts: int, num_gpus: int, slots_per_gpu: int) -> SearchScratch:
-    """Memory for the swaps of one packing."""
     return SearchScratch(
         np.zeros((num_experts, num_gpus), np.int64),
         np.zeros(1, np.int64),
         np.empty((MOST_SWAPS, 4), np.int64),
     )
+
+
+@inner
+def _write_rules(rules: I64, wishes: Wishes, row: int) -> None:
+    """Fill `rules` [E, 2 + D] with the fewest copies of an expert, the most, and the experts that
+    no GPU may hold beside it, -1 behind the last of them.
+    """
+    for expert in range(rules.shape[0]):
+        rules[expert, 0], rules[expert, 1] = wishes.least[row, expert], wishes.most[row, expert]
+        _copy(wishes.apart[row, expert], rules[expert, 2:])
+
+
+@inner
+def _keep_apart(bars: I32, rules: I64, gpu: int, expert: int, by: int) -> None:
+    """Add to the `bars` [G, E] of those that an expert must be apart from, on a GPU that it comes
+    to or leaves; `rules` are those of `_write_rules`.
+    """
+    for i in range(2, rules.shape[1]):
+        other = rules[expert, i]
+        if other < 0:
+            break
+        bars[gpu, other] += by
 
 
 @inner

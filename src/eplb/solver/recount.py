@@ -20,9 +20,8 @@ import numpy as np
 from eplb.solver.bounds import _simple_bound
 from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.layers import NEAR_ENOUGH, _peak_of
-from eplb.solver.pack import PackScratch, _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
-from eplb.solver.packing import F64, I64, Packing, _excess, _new_packing, _new_search_scratch, _peak
-from eplb.solver.swap import WORK, _descend
+from eplb.solver.packing import F64, I64, Gpus, Packing, _copy, _excess
+from eplb.solver.swap import Packer, _new_packer, _packed, _swap_to, _write_out
 
 __all__ = ["FEW_SLOTS"]
 
@@ -40,25 +39,13 @@ _AIM = 0.25
 
 
 @allocating
-def _recount(
-    weight: F64,
-    count: I64,
-    bound: float,
-    enough: float,
-    packing: Packing,
-    order: I64,
-    spare: I64,
-    scratch: PackScratch,
-) -> float:
-    """Change `count` [E] while that lowers the peak of its packing; return that peak.
-
-    `packing` and `order` hold the packing of the final counts.
-    """
-    work = _WORK
-    num_gpus, slots_per_gpu = packing.slots.shape
+def _recount(by: Packer, weight: F64, count: I64, bound: float, enough: float) -> None:
+    """Change `count` [E] while that lowers the peak of its packing, and pack the final counts."""
+    work, packing = _WORK, by.packing
+    slots_per_gpu = packing.slots.shape[1]
     num_experts = weight.shape[0]
     num_replicas = packing.gpu_of.shape[0]
-    peak = _packed(weight, count, packing, order, spare, scratch)
+    peak = _packed(by, weight, count)
     width = _WIDTH
     if slots_per_gpu == 2:
         wide = _WORK // (_WIDE * 2 * slots_per_gpu * (num_experts + num_replicas))
@@ -74,9 +61,9 @@ def _recount(
         better = False
         target = bound + _AIM * (peak - bound)
         least = _total_excess(packing.load, target) * (1.0 - 1e-9)
-        num = _candidates(weight, count, num_gpus, packing, order, key, width, givers, receivers)
+        num = _candidates(by, weight, count, key, width, givers, receivers)
         for rank in range(num_experts):
-            rank_of[order[rank]] = rank
+            rank_of[by.order[rank]] = rank
         for i in range(num):
             if work <= 0:
                 break
@@ -89,18 +76,16 @@ def _recount(
             work -= _PACKING * (num_experts + num_replicas)
             count[giver] -= 1
             count[receiver] += 1
-            new_peak = _packed(weight, count, packing, order, spare, scratch)
-            if _total_excess(packing.load, target) < least:
-                better = True
-                peak = new_peak
+            peak = _packed(by, weight, count)
+            better = _total_excess(packing.load, target) < least
+            if better:
                 break
             count[giver] += 1
             count[receiver] -= 1
             if pairs:  # the next hand-over starts from this packing
-                _packed(weight, count, packing, order, spare, scratch)
+                _packed(by, weight, count)
         if not better:
-            peak = _packed(weight, count, packing, order, spare, scratch)
-    return peak
+            _packed(by, weight, count)
 
 
 @inner
@@ -147,16 +132,6 @@ def _excess_of_pairs(replicas: F64, target: float, enough: float) -> float:
 
 
 @inner
-def _packed(
-    weight: F64, count: I64, packing: Packing, order: I64, spare: I64, scratch: PackScratch
-) -> float:
-    """Pack the replicas that `count` says and return the peak."""
-    _rank(weight, count, packing, order, spare, scratch.histogram)
-    _pack(packing, scratch)
-    return _peak(packing.load)
-
-
-@inner
 def _total_excess(load: F64, target: float) -> float:
     """Sum over GPUs of the squared load above the target."""
     total = 0.0
@@ -167,24 +142,16 @@ def _total_excess(load: F64, target: float) -> float:
 
 @inner
 def _candidates(
-    weight: F64,
-    count: I64,
-    max_copies: int,
-    packing: Packing,
-    order: I64,
-    key: F64,
-    width: int,
-    givers: I64,
-    receivers: I64,
+    by: Packer, weight: F64, count: I64, key: F64, width: int, givers: I64, receivers: I64
 ) -> int:
     """Write the hand-overs to try, most promising first, as experts; return how many.
 
     The busiest GPU's experts each receive from the `width` experts whose replicas stay smallest
     with one fewer, and give to the `width` with the largest replicas.
     """
-    num_experts = weight.shape[0]
-    busiest = 0
-    for gpu in range(1, packing.load.shape[0]):
+    packing, order, max_copies = by.packing, by.order, by.packing.load.shape[0]
+    num_experts, busiest = weight.shape[0], 0
+    for gpu in range(1, max_copies):
         if packing.load[gpu] > packing.load[busiest]:
             busiest = gpu
     for expert in range(num_experts):
@@ -218,42 +185,36 @@ FEW_SLOTS = 0.01
 
 @kernel
 def _recount_layers(
-    loads: F64, layers: I64, num_nodes: int, num_gpus: int, phy2log: I64, peaks: F64, bounds: F64
+    layers: I64, loads: F64, num_nodes: int, gpus: Gpus, phy2log: I64, peaks: F64, bounds: F64
 ) -> None:
     """Search the replica counts of `layers`, rows of `phy2log` [L, P], and lower their `peaks` [L].
 
-    `bounds` [L] are proven. Experts stay on the node where they are.
+    `bounds` [L] are proven. Experts stay on the node where they are. GPUs are alike.
     """
-    num_experts, num_slots = loads.shape[1], phy2log.shape[1]
+    num_experts, num_slots, num_gpus = loads.shape[1], phy2log.shape[1], gpus.pace.shape[0]
     experts_per_node, slots_per_node = num_experts // num_nodes, num_slots // num_nodes
     gpus_per_node, slots_per_gpu = num_gpus // num_nodes, num_slots // num_gpus
-    packing = _new_packing(experts_per_node, gpus_per_node, slots_per_gpu)
-    pack_scratch = _new_pack_scratch(experts_per_node, gpus_per_node, slots_per_gpu)
-    scratch = _new_search_scratch(experts_per_node, gpus_per_node, slots_per_gpu)
+    by = _new_packer(experts_per_node, gpus_per_node, slots_per_gpu)
     weight, share = np.empty(experts_per_node), np.empty(num_experts)
     count, place = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
-    order, experts = np.empty(experts_per_node, np.int64), np.empty(experts_per_node, np.int64)
-    spare = np.empty((2, experts_per_node), np.int64)
+    experts, heap = np.empty(experts_per_node, np.int64), np.empty(experts_per_node, np.int64)
     kept = np.empty(num_slots, np.int64)
-    for i in range(layers.shape[0]):
-        layer = layers[i]
-        for slot in range(num_slots):
-            kept[slot] = phy2log[layer, slot]
+    for layer in layers:
+        _copy(phy2log[layer], kept)
         for node in range(num_nodes):
             slots = phy2log[layer, node * slots_per_node : (node + 1) * slots_per_node]
             _take_up(loads[layer], slots, weight, count, experts, place)
-            bound = _simple_bound(weight, gpus_per_node, slots_per_gpu, share, spare[0], spare[1])
+            bound = _simple_bound(weight, gpus_per_node, slots_per_gpu, share, by.spare, heap)
             bound = max(bound, bounds[layer])
             enough = bound * (1.0 + NEAR_ENOUGH)
-            _recount(weight, count, bound, enough, packing, order, spare[0], pack_scratch)
-            _descend(packing, max(enough, _least_peak_of_pairs(packing)), int(WORK), scratch)
-            _put_back(packing, order, experts, slots)
-        peak = _peak_of(loads[layer], phy2log[layer], slots_per_gpu, count, share)
+            _recount(by, weight, count, bound, enough)
+            _swap_to(by, enough)
+            _write_out(by, experts, slots)
+        peak = _peak_of(loads[layer], phy2log[layer], gpus, count, share)
         if peak < peaks[layer]:
             peaks[layer] = peak
         else:
-            for slot in range(num_slots):
-                phy2log[layer, slot] = kept[slot]
+            _copy(kept, phy2log[layer])
 
 
 @inner
@@ -271,12 +232,3 @@ def _take_up(loads: F64, slots: I64, weight: F64, count: I64, experts: I64, plac
             count[num] = place[expert]
             place[expert] = num
             num += 1
-
-
-@inner
-def _put_back(packing: Packing, order: I64, experts: I64, slots: I64) -> None:
-    """Write the experts of a packing into `slots`."""
-    num_gpus, slots_per_gpu = packing.slots.shape
-    for gpu in range(num_gpus):
-        for slot in range(slots_per_gpu):
-            slots[gpu * slots_per_gpu + slot] = experts[order[packing.slots[gpu, slot]]]

@@ -1,54 +1,18 @@
-"""How many replicas each expert gets: Adams' apportionment, optimal for the largest replica."""
+"""How many replicas each expert gets: Adams' apportionment, optimal for the largest replica.
+
+Every expert has one replica; each further slot goes to the expert whose replicas are largest now
+(ties: the one with fewer, then the lowest index) and which has fewer than the most that any may
+have. This is what DeepSeek's EPLB does without that limit.
+
+Source: Balinski and Young, "Fair Representation", 1982.
+"""
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from eplb.errors import LoadsError
-from eplb.loads import check_loads
-from eplb.solver.jit import inner, kernel
+from eplb.solver.jit import inner
 from eplb.solver.packing import F64, I64
 
-__all__ = ["replicate"]
-
-
-def replicate(loads: ArrayLike, num_slots: int, max_copies: int) -> I64:
-    """Replica counts that make the largest replica of each layer as small as it can be.
-
-    Every expert has one replica; each further slot goes to the expert whose replicas are largest
-    now (ties: the one with fewer, then the lowest index) and which has fewer than `max_copies`.
-    This is Adams' method of apportionment (Balinski and Young, "Fair Representation", 1982), and
-    what DeepSeek's EPLB does without the limit.
-
-    Args:
-        loads: [L, E] tokens routed to each logical expert.
-        num_slots: P, slots of a layer, at least E and at most E * max_copies.
-        max_copies: most replicas of one expert; the number of GPUs, if no GPU may hold two.
-
-    Returns:
-        [L, E] replicas of each expert; every layer sums to `num_slots`.
-
-    Raises:
-        LoadsError: loads that are no loads, or a count of slots that cannot be reached.
-    """
-    checked = check_loads(loads)
-    num_experts = checked.shape[1]
-    if not num_experts <= num_slots <= num_experts * max_copies:
-        raise LoadsError(
-            f"{num_slots} slots cannot be filled by {num_experts} experts of 1 to {max_copies} "
-            f"replicas each: give {num_experts} to {num_experts * max_copies} slots"
-        )
-    logcnt = np.empty(checked.shape, np.int64)
-    _replicate_layers(checked, num_slots, max_copies, logcnt)
-    return logcnt
-
-
-@kernel
-def _replicate_layers(loads: F64, num_slots: int, max_copies: int, logcnt: I64) -> None:
-    num_layers, num_experts = loads.shape
-    share = np.empty(num_experts)
-    heap = np.empty(num_experts, np.int64)
-    for layer in range(num_layers):
-        _replicate(loads[layer], num_slots, max_copies, logcnt[layer], share, heap)
+__all__: list[str] = []
 
 
 @inner

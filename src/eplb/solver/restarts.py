@@ -8,7 +8,7 @@ import numpy as np
 
 from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import I64, Gpus, Wishes
+from eplb.solver.packing import I64, Task
 
 __all__: list[str] = []
 
@@ -21,23 +21,16 @@ _SIDES = 2
 
 
 @kernel
-def _shake_rows(
-    numbers: I64,
-    num_experts: int,
-    num_groups: int,
-    num_nodes: int,
-    gpus: Gpus,
-    wishes: Wishes,
-    phy2log: I64,
-) -> None:
+def _shake_rows(numbers: I64, task: Task, num_groups: int, phy2log: I64) -> None:
     """Make a start of each row of `phy2log` [K, P], the one of its number in `numbers` [K].
 
     Slots swap their experts, and experts with replicas to spare hand slots over to others, on the
-    same node. No GPU gets a second copy of an expert, and `wishes` that rows keep stay kept. If
+    same node. No GPU gets a second copy of an expert, and wishes that rows keep stay kept. If
     there are several groups, some trade all their slots with groups of other nodes before that, in
     three of four starts.
     """
-    random = np.empty(1, np.int64)
+    random, gpus = np.empty(1, np.int64), task.gpus
+    num_experts, num_nodes = task.windows.shape[2], task.num_nodes
     copies = np.empty(num_experts, np.int64)
     num_gpus = gpus.pace.shape[0]
     holds = np.empty((num_gpus, num_experts), np.int64)
@@ -49,7 +42,7 @@ def _shake_rows(
         random[0] = numbers[row]
         if num_groups > 1 and numbers[row] % int(_TRADES) != 0:
             _trade(random, num_experts // num_groups, num_nodes, phy2log[row])
-        _shake(random, num_nodes, gpu_of, wishes, row, phy2log[row], copies, holds)
+        _shake(random, task, row, gpu_of, phy2log[row], copies, holds)
 
 
 @inner
@@ -80,18 +73,11 @@ def _trade(random: I64, group_size: int, num_nodes: int, slots: I64) -> None:
 
 @inner
 def _shake(
-    random: I64,
-    num_nodes: int,
-    gpu_of: I64,
-    wishes: Wishes,
-    row: int,
-    slots: I64,
-    copies: I64,
-    holds: I64,
+    random: I64, task: Task, row: int, gpu_of: I64, slots: I64, copies: I64, holds: I64
 ) -> None:
     """Shake `slots` [P], on the GPUs `gpu_of` [P]; `copies` [E] and `holds` [G, E] are scratch."""
-    num_slots = slots.shape[0]
-    slots_per_node = num_slots // num_nodes
+    num_slots, wishes = slots.shape[0], task.wishes
+    slots_per_node = num_slots // task.num_nodes
     row %= wishes.least.shape[0]
     least, most = wishes.least[row], wishes.most[row]
     copies[:] = 0

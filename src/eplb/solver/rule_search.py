@@ -29,7 +29,7 @@ import numpy as np
 from eplb.solver.draw import _below
 from eplb.solver.engine_rules import _parts
 from eplb.solver.jit import allocating, inner, kernel
-from eplb.solver.packing import F64, I32, I64
+from eplb.solver.packing import F64, I32, I64, Task
 
 __all__: list[str] = []
 
@@ -78,11 +78,18 @@ class Ruled(NamedTuple):
     """[G] the last change that altered the load of a GPU."""
     random: I64
     """[1] state of the random numbers."""
+    rule: int
+    """The rule and the caution of `_parts`."""
+    caution: float
+    node_gpus: int
+    """GPUs of a node, and GPUs that experts may go to from one of them in the next."""
+    home_gpus: int
 
 
 @allocating
-def _new_ruled(num_experts: int, num_windows: int, num_gpus: int, num_slots: int) -> Ruled:
-    """Memory for a search."""
+def _new_ruled(task: Task, rule: int, caution: float, num_nodes: int) -> Ruled:
+    num_windows, _, num_experts = task.windows.shape
+    num_gpus, num_slots = task.gpus.pace.shape[0], task.gpus.first[-1]
     return Ruled(
         np.empty((num_experts, num_windows)),
         np.empty((num_gpus, num_windows)),
@@ -100,32 +107,25 @@ def _new_ruled(num_experts: int, num_windows: int, num_gpus: int, num_slots: int
         np.empty(num_gpus, np.int64),
         np.empty(num_gpus, np.int64),
         np.empty(1, np.int64),
+        rule,
+        caution,
+        num_gpus // num_nodes,
+        num_gpus // task.num_nodes,
     )
 
 
 @kernel
 def _rule_layers(
-    windows: F64,
-    weights: F64,
-    layers: I64,
-    rule: int,
-    num_nodes: int,
-    homes: int,
-    num_gpus: int,
-    caution: float,
-    steps: int,
-    phy2log: I64,
+    layers: I64, task: Task, rule: int, caution: float, num_nodes: int, steps: int, phy2log: I64
 ) -> None:
-    """Search from `phy2log` [L, P] through `layers` of `windows` [T, L, E], each of which has some
-    load, and leave there what so many `steps`, changes that are tried, find.
+    """Search from `phy2log` [L, P] through `layers`, each of which has some load, and leave there
+    what so many `steps`, changes that are tried, find.
 
-    `weights` [T, L] are what windows count. The GPUs stand on `num_nodes` nodes; experts stay on
-    the one of as many `homes` of GPUs where they are.
+    The GPUs, which are alike, stand on `num_nodes` nodes, whatever those that experts stay on.
     """
+    windows, num_gpus = task.windows, task.gpus.pace.shape[0]
     num_windows, _, num_experts = windows.shape
-    num_slots = phy2log.shape[1]
-    per_node, home = num_gpus // num_nodes, num_gpus // homes
-    at = _new_ruled(num_experts, num_windows, num_gpus, num_slots)
+    at = _new_ruled(task, rule, caution, num_nodes)
     for layer in layers:
         for window in range(num_windows):
             total = 0.0
@@ -134,13 +134,12 @@ def _rule_layers(
             scale = num_gpus / total if total > 0.0 else 0.0
             for expert in range(num_experts):
                 at.load[expert, window] = windows[window, layer, expert] * scale
-        row, weight = phy2log[layer], weights[:, layer]
-        _begin(at, row, rule, per_node, caution)
-        _search(at, row, weight, rule, per_node, home, caution, steps)
+        _begin(at, phy2log[layer])
+        _search(at, phy2log[layer], task.weights[:, layer], steps)
 
 
 @inner
-def _begin(at: Ruled, row: I64, rule: int, per_node: int, caution: float) -> None:
+def _begin(at: Ruled, row: I64) -> None:
     """Take up a placement [P]."""
     num_gpus, num_windows = at.level.shape
     slots_per_gpu = row.shape[0] // num_gpus
@@ -157,7 +156,7 @@ def _begin(at: Ruled, row: I64, rule: int, per_node: int, caution: float) -> Non
         at.holds[gpu, expert] += 1
     for expert in range(at.load.shape[0]):
         hosts, number, parts = at.hosts[expert], at.number[expert], at.parts[expert]
-        _parts(rule, hosts, number, num_gpus, per_node, caution, parts)
+        _parts(at.rule, hosts, number, num_gpus, at.node_gpus, at.caution, parts)
         for i in range(number):
             for t in range(num_windows):
                 at.level[hosts[i], t] += parts[i] * at.load[expert, t]
@@ -207,12 +206,13 @@ def _slope(at: Ruled, weight: F64) -> None:
 
 
 @inner
-def _propose(at: Ruled, row: I64, home: int) -> tuple[int, int, int]:
-    """A slot on a GPU that is busiest in some window; a slot on one of the `home` GPUs that experts
-    may go to from there, itself for none; and in which way to change them. Of two that are to swap,
-    the second is the one of the lowest price. Some are drawn from any GPU, whatever the price.
+def _propose(at: Ruled, row: I64) -> tuple[int, int, int]:
+    """A slot on a GPU that is busiest in some window; a slot on one of the GPUs that experts may go
+    to from there, itself for none; and in which way to change them. Of two that are to swap, the
+    second is the one of the lowest price. Some are drawn from any GPU, whatever the price.
     """
     num_gpus, num_windows = at.level.shape
+    home = at.home_gpus
     slots_per_gpu = row.shape[0] // num_gpus
     gpu = _below(at.random, num_gpus)
     bold = _below(at.random, int(_BOLD)) == 0
@@ -258,16 +258,7 @@ def _part_on(at: Ruled, expert: int, gpu: int) -> float:
 
 
 @inner
-def _search(
-    at: Ruled,
-    row: I64,
-    weight: F64,
-    rule: int,
-    per_node: int,
-    home: int,
-    caution: float,
-    steps: int,
-) -> None:
+def _search(at: Ruled, row: I64, weight: F64, steps: int) -> None:
     """Try so many changes of the slots `row` [P], and make those that lower the weighted sum of
     norms.
     """
@@ -278,7 +269,7 @@ def _search(
     for step in range(steps):
         if now <= 1.0 + _LEVEL:
             return
-        slot, other, way = _propose(at, row, home)
+        slot, other, way = _propose(at, row)
         gpu, host = slot // slots_per_gpu, other // slots_per_gpu
         one, two = row[slot], row[other]
         here, there = way < _ONLY_THERE, way != _SWAPS
@@ -295,7 +286,8 @@ def _search(
                 mine, theirs = theirs, mine
             new = num_experts + which
             _rehost(at, expert, new, mine, theirs)
-            _parts(rule, at.hosts[new], at.number[new], num_gpus, per_node, caution, at.parts[new])
+            hosts, number, parts = at.hosts[new], at.number[new], at.parts[new]
+            _parts(at.rule, hosts, number, num_gpus, at.node_gpus, at.caution, parts)
         found = _change(at, one, two, step)
         new = _norm(at.new_sums, weight, num_gpus)
         if new < now:

@@ -34,11 +34,23 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb.solver.bounds import _least_peak
-from eplb.solver.jit import allocating, inner, kernel
-from eplb.solver.packing import F64, I32, I64, B, Gpus, Wishes, _excess
-from eplb.solver.window_swaps import FORBIDDEN, _swap_under_norms
+from eplb.solver.jit import inner, kernel
+from eplb.solver.packing import (
+    F64,
+    FORBIDDEN,
+    I64,
+    B,
+    Task,
+    Wishes,
+    _copy,
+    _excess,
+    _keep_apart,
+    _write_rules,
+)
+from eplb.solver.state import State, _new_state
+from eplb.solver.window_swaps import _swap_under_norms
 
-__all__ = ["Drive", "State", "Steps"]
+__all__ = ["Drive", "Steps"]
 
 _FREE = 0.1
 """The moves that a step counts for which costs none, or takes some back."""
@@ -111,160 +123,17 @@ class Change(NamedTuple):
     partner: int
 
 
-class State(NamedTuple):
-    """Where a search through one layer stands: P slots on G GPUs, E experts, T windows.
-
-    Slots are those that GPUs have, numbered GPU by GPU. Loads are shares of the mean GPU's, times
-    the square root of what their window counts, so that squares of them need no weights.
-    """
-
-    first: I64
-    """[G + 1] first slot of a GPU, and the end."""
-    pace: F64
-    """[G] how fast a GPU is, 1 on average."""
-    gpu_of: I64
-    """[P] GPU of a slot."""
-    slots: I64
-    """[P] expert in a slot."""
-    holds: I32
-    """[G, E] slots of a GPU with an expert; all 0 between layers."""
-    loads: F64
-    """[T, E] load of an expert."""
-    copies: I64
-    """[E] its replicas."""
-    own: B
-    """[P] whether a slot's expert is one that its GPU held before."""
-    absent: I64
-    """[E] GPUs that held it before and do not now."""
-    home: I64
-    """[E] the node that it is on, where nodes matter, or 0."""
-    fewer: F64
-    """[T, E] load of a replica if there were one fewer of the expert; as it is where that is the
-    last; and if there were one more in the next.
-    """
-    more: F64
-    root: F64
-    """[T] the square root of what a window counts."""
-    target: F64
-    """[T] load up to which a GPU has no excess, times its pace."""
-    part: F64
-    """[T, P] load of a slot."""
-    load: F64
-    """[T, G] load of a GPU."""
-    without: F64
-    """[T, P] load above the target of a slot's GPU without the slot."""
-    above: F64
-    """[G] excess of a GPU."""
-    settled: B
-    """[G] whether no change was found for a GPU since it last changed."""
-    relief: F64
-    """[P] what its GPU's excess falls by if a slot's expert has one more replica elsewhere."""
-    burden: F64
-    """[P] what it grows by if a slot's expert has one replica fewer, none if that is the last."""
-    all_relief: F64
-    """[E] sums of these over the slots of an expert."""
-    all_burden: F64
-    listed: I64
-    """[P] slots that a change is sought among, and what is known of them in the same order: their
-    load in `their_part` [T, P], that of the rest of their GPU in `their_rest` [T, P], and what a
-    change adds or takes off whatever else it does in `fixed` [P].
-    """
-    their_part: F64
-    their_rest: F64
-    fixed: F64
-    most: F64
-    """[G] what swaps with a GPU take off the excess at most."""
-    rate: F64
-    """[3, P] what a swap's gain is to be multiplied by to be that of a move, where the expert that
-    comes to a slot costs -1, 0 or 1 moves; 0 where there is no such swap.
-    """
-    gain: F64
-    """[max(P, E)] scratch: what changes take off the excess."""
-    barred: I32
-    """[G, E] last step at which an expert may not come onto a GPU. Where that is a wish it is
-    `_NEVER`, and `FORBIDDEN` is added for each expert there that it must be apart from.
-    """
-    clock: I64
-    """[1] steps tried so far, in all layers, so that `barred` need not be cleared."""
-    rules: I64
-    """[E, 2 + D] fewest copies of an expert, the most, and the experts that no GPU may hold beside
-    it, -1 behind the last of them. One array, since a state is passed on array by array.
-    """
-
-
-@allocating
-def _new_state(num_experts: int, gpus: Gpus, num_windows: int, num_apart: int) -> State:
-    """Memory for a search, with nothing in it."""
-    num_gpus = gpus.pace.shape[0]
-    num_slots = int(gpus.first[num_gpus])
-    gpu_of = np.empty(num_slots, np.int64)
-    for gpu in range(num_gpus):
-        for slot in range(gpus.first[gpu], gpus.first[gpu + 1]):
-            gpu_of[slot] = gpu
-    rules = np.full((num_experts, 2 + num_apart), -1)
-    rules[:, 0], rules[:, 1] = 1, num_slots
-    return State(
-        gpus.first,
-        gpus.pace,
-        gpu_of,
-        np.empty(num_slots, np.int64),
-        np.zeros((num_gpus, num_experts), np.int32),
-        np.empty((num_windows, num_experts)),
-        np.empty(num_experts, np.int64),
-        np.empty(num_slots, np.bool_),
-        np.empty(num_experts, np.int64),
-        np.empty(num_experts, np.int64),
-        np.empty((num_windows, num_experts)),
-        np.empty((num_windows, num_experts)),
-        np.empty(num_windows),
-        np.empty(num_windows),
-        np.empty((num_windows, num_slots)),
-        np.empty((num_windows, num_gpus)),
-        np.empty((num_windows, num_slots)),
-        np.empty(num_gpus),
-        np.empty(num_gpus, np.bool_),
-        np.empty(num_slots),
-        np.empty(num_slots),
-        np.empty(num_experts),
-        np.empty(num_experts),
-        np.empty(num_slots, np.int64),
-        np.empty((num_windows, num_slots)),
-        np.empty((num_windows, num_slots)),
-        np.empty(num_slots),
-        np.empty(num_gpus),
-        np.empty((3, num_slots)),
-        np.empty(max(num_slots, num_experts)),
-        np.zeros((num_gpus, num_experts), np.int32),
-        np.ones(1, np.int64),
-        rules,
-    )
-
-
 @inner
 def _wish(state: State, wishes: Wishes, layer: int) -> None:
     """Take up the wishes of a layer, before a placement that keeps them."""
     row = layer % wishes.least.shape[0]
-    for expert in range(state.copies.shape[0]):
-        state.rules[expert, 0] = wishes.least[row, expert]
-        state.rules[expert, 1] = wishes.most[row, expert]
-        for i in range(wishes.apart.shape[2]):
-            state.rules[expert, 2 + i] = wishes.apart[row, expert, i]
+    _write_rules(state.rules, wishes, row)
     some = wishes.barred.shape[1] > 0
     if some or wishes.apart.shape[2] > 0:
         for gpu in range(state.barred.shape[0]):
             for expert in range(state.copies.shape[0]):
                 never = some and wishes.barred[row, gpu, expert]
                 state.barred[gpu, expert] = _NEVER if never else 0
-
-
-@inner
-def _keep_apart(state: State, gpu: int, expert: int, by: int) -> None:
-    """Note for those that an expert must be apart from that it comes to a GPU, or leaves it."""
-    for i in range(2, state.rules.shape[1]):
-        other = state.rules[expert, i]
-        if other < 0:
-            break
-        state.barred[gpu, other] += by
 
 
 @inner
@@ -278,7 +147,7 @@ def _makes_room(state: State, gpu: int, expert: int, leaving: int) -> bool:
 
 
 @inner
-def _begin(state: State, start: I64, num_nodes: int) -> None:
+def _begin(state: State, start: I64) -> None:
     """Take up a placement."""
     num_gpus = state.above.shape[0]
     state.copies[:] = 0
@@ -287,8 +156,8 @@ def _begin(state: State, start: I64, num_nodes: int) -> None:
         state.slots[slot] = expert
         state.copies[expert] += 1
         state.holds[gpu, expert] += 1
-        _keep_apart(state, gpu, expert, np.int64(FORBIDDEN))
-        state.home[expert] = gpu // (num_gpus // num_nodes)
+        _keep_apart(state.barred, state.rules, gpu, expert, np.int64(FORBIDDEN))
+        state.home[expert] = gpu // state.node_gpus
     for expert in range(state.copies.shape[0]):
         _recount_one(state, expert)
     for gpu in range(num_gpus):
@@ -297,12 +166,13 @@ def _begin(state: State, start: I64, num_nodes: int) -> None:
 
 @inner
 def _compare(state: State, held: B) -> None:
-    """Note what GPUs hold that they held before, and what they do not."""
+    """Note what GPUs held before, what of that they hold, and what they do not."""
     for slot in range(state.slots.shape[0]):
         state.own[slot] = held[state.gpu_of[slot], state.slots[slot]]
     state.absent[:] = 0
     for gpu in range(held.shape[0]):
         for expert in range(held.shape[1]):
+            state.held[gpu, expert] = held[gpu, expert]
             state.absent[expert] += int(held[gpu, expert] and state.holds[gpu, expert] == 0)
 
 
@@ -377,12 +247,8 @@ def _sum_up(state: State) -> None:
 
 @kernel
 def _search_layers(
-    windows: F64,
-    weights: F64,
     layers: I64,
-    num_nodes: int,
-    gpus: Gpus,
-    wishes: Wishes,
+    task: Task,
     start: I64,
     held: B,
     drive: Drive,
@@ -392,20 +258,19 @@ def _search_layers(
     price: F64,
     steps: Steps,
 ) -> None:
-    """Search from `start` [L, P] through `layers` of `windows` [T, L, E], each of which has some
-    load, and fill the rows of `steps`; descend goes on where they end.
+    """Search from `start` [L, P] through `layers`, each of which has some load, and fill their rows
+    of `steps`; descend goes on where they end.
 
     Both drivers end where the expected peak is at or under `enough` [L], or there is no memory for
     more steps; descend also after `most` [L] moves and where no step helps, tabu after `most` steps
     and when its patience is over. Where the search begins with swaps under norms, `start` becomes
     what they make of it.
 
-    `windows` have one total in a layer, and `weights` [T, L] add up to 1 in it. `held` [L, G, E] is
-    what GPUs held before, or [1, G, E] for all layers alike. `start` keeps the wishes, and so does
-    every state. `bounds` [L] are proven, and become
-    what the windows prove. Experts stay on the node where they are, equally many GPUs on each.
+    `held` [L, G, E] is what GPUs held before, or [1, G, E] for all layers alike. `start` keeps the
+    wishes, and so does every state. `bounds` [L] are proven, and become what the windows prove.
     Peaks, bounds and `enough` are of loads over paces.
     """
+    windows, weights, gpus = task.windows, task.weights, task.gpus
     num_windows, _, num_experts = windows.shape
     num_slots, num_gpus = start.shape[1], gpus.pace.shape[0]
     slots_per_gpu = num_slots // num_gpus
@@ -413,7 +278,7 @@ def _search_layers(
     for gpu in range(num_gpus):
         of_gpu = gpus.first[gpu + 1] - gpus.first[gpu]
         alike = alike and of_gpu == slots_per_gpu and gpus.pace[gpu] == 1.0
-    state = _new_state(num_experts, gpus, num_windows, wishes.apart.shape[2])
+    state = _new_state(task)
     count, heap = np.empty(num_experts, np.int64), np.empty(num_experts, np.int64)
     share, slots = np.empty(num_experts), np.empty(num_slots, np.int64)
     for layer in layers:
@@ -439,39 +304,23 @@ def _search_layers(
             bound += root * least
         # What no plan for the mean goes below, none for the windows does: a maximum is convex.
         bounds[layer] = max(bounds[layer], bound * unit)
-        for slot in range(num_slots):
-            slots[slot] = start[layer, slot]
+        _copy(start[layer], slots)
         done = steps.length[layer]
         _follow(steps, layer, done, slots)
-        _wish(state, wishes, layer)
-        _begin(state, slots, num_nodes)
-        of_layer = held[layer % held.shape[0]]
-        _compare(state, of_layer)
+        _wish(state, task.wishes, layer)
+        _begin(state, slots)
+        _compare(state, held[layer % held.shape[0]])
         goal = enough[layer] / unit * (1.0 + _ROUNDING)
         if not drive.tabu:
-            _descend(
-                state,
-                of_layer,
-                num_nodes,
-                drive.patience,
-                goal,
-                most[layer],
-                price[layer] / unit,
-                layer,
-                steps,
-            )
+            each = price[layer] / unit
+            _descend(state, drive.patience, goal, most[layer], each, layer, steps)
         else:
             if drive.smooth:
-                _swap_under_norms(
-                    state.slots, state.holds, state.barred, state.rules, state.part, state.load,
-                    state.root, num_nodes, gpus,
-                )  # fmt: skip
+                _swap_under_norms(state, gpus)
                 for gpu in range(num_gpus):
                     _renew(state, gpu)
-                for slot in range(num_slots):
-                    start[layer, slot] = state.slots[slot]
-            bound = bounds[layer] / unit
-            _tabu(state, of_layer, num_nodes, bound, goal, most[layer], layer, steps)
+                _copy(state.slots, start[layer])
+            _tabu(state, bounds[layer] / unit, goal, most[layer], layer, steps)
         for step in range(done, steps.length[layer] + 1):
             steps.peaks[layer, step] *= unit
         _leave(state)
@@ -480,8 +329,6 @@ def _search_layers(
 @inner
 def _descend(
     state: State,
-    held: B,
-    num_nodes: int,
     patience: float,
     enough: float,
     most_moves: int,
@@ -502,9 +349,9 @@ def _descend(
         spare = state.copies[expert] > state.rules[expert, 0]
         if length < most and state.holds[gpu, expert] > 1 and spare:
             _sum_up(state)
-            change = _best_of_taking(state, slot, held, num_nodes, _none(-np.inf))
+            change = _best_of_taking(state, slot, _none(-np.inf))
             if change.slot >= 0:
-                length = _make(state, change, held, layer, length, steps)
+                length = _make(state, change, layer, length, steps)
                 steps.tidy[layer] = length
     looks = state.part.size * (2 * slots_per_gpu + 1) + slots_per_gpu * state.loads.size
     long = max(_LEAST_PATIENCE, int(patience * _PERSISTENCE / looks))
@@ -521,10 +368,10 @@ def _descend(
         excess = 0.0
         for gpu in range(num_gpus):
             excess += state.above[gpu]
-        change = _best_change(state, held, num_nodes, _ROUNDING * excess, 0.0)
+        change = _best_change(state, _ROUNDING * excess, 0.0)
         if change.slot < 0:
             break
-        length = _make(state, change, held, layer, length, steps)
+        length = _make(state, change, layer, length, steps)
         cost = steps.peaks[layer, length] + price * steps.moves[layer, length]
         if cost < lowest:
             cheapest, lowest = length, cost
@@ -532,16 +379,7 @@ def _descend(
 
 
 @inner
-def _tabu(
-    state: State,
-    held: B,
-    num_nodes: int,
-    bound: float,
-    enough: float,
-    most: int,
-    layer: int,
-    steps: Steps,
-) -> None:
+def _tabu(state: State, bound: float, enough: float, most: int, layer: int, steps: Steps) -> None:
     """Make the best change, step by step, for better or worse."""
     num_gpus = state.above.shape[0]
     bar = min(_LONGEST_BAR - 4, 3 + num_gpus // 3)
@@ -561,7 +399,7 @@ def _tabu(
                 state.target[window] = state.root[window] * (bound + _AIM * aimed_at)
             for gpu in range(num_gpus):
                 _renew(state, gpu)
-        change = _best_change(state, held, num_nodes, -np.inf, _PROMISING)
+        change = _best_change(state, -np.inf, _PROMISING)
         if change.slot < 0:
             continue
         # Bars of changing length keep the search from going round in circles.
@@ -569,7 +407,7 @@ def _tabu(
         state.barred[state.gpu_of[change.slot], state.slots[change.slot]] = until
         if change.other != change.slot:
             state.barred[state.gpu_of[change.other], state.slots[change.other]] = until
-        length = _make(state, change, held, layer, length, steps)
+        length = _make(state, change, layer, length, steps)
         if steps.peaks[layer, length] < lowest * (1.0 - 1e-12):
             lowest = steps.peaks[layer, length]
             last = tried
@@ -583,7 +421,7 @@ def _none(worth: float) -> Change:
 
 
 @inner
-def _best_change(state: State, held: B, num_nodes: int, floor: float, share: float) -> Change:
+def _best_change(state: State, floor: float, share: float) -> Change:
     """The change that takes most off the excess for each move, of the GPU with the most excess for
     which there is one; slot is -1 where there is none.
     """
@@ -601,12 +439,11 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
         if gpu < 0 or state.above[gpu] <= 0.0:
             break
         last, before = state.above[gpu], gpu
-        best = _none(floor)
-        best = _best_of_giving(state, gpu, held, num_nodes, best)
+        best = _best_of_giving(state, gpu, _none(floor))
         for slot in range(state.first[gpu], state.first[gpu + 1]):
             if state.copies[state.slots[slot]] > state.rules[state.slots[slot], 0]:
-                best = _best_of_taking(state, slot, held, num_nodes, best)
-        best = _best_of_swapping(state, gpu, held, num_nodes, share, best)
+                best = _best_of_taking(state, slot, best)
+        best = _best_of_swapping(state, gpu, share, best)
         if best.slot >= 0 or share > 0.0:
             return best
         state.settled[gpu] = True
@@ -614,12 +451,12 @@ def _best_change(state: State, held: B, num_nodes: int, floor: float, share: flo
 
 
 @inner
-def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Change) -> Change:
+def _best_of_giving(state: State, gpu: int, best: Change) -> Change:
     """The best of that and one more replica of an expert of a GPU in another GPU's slot."""
     gain, kept, rest, clock = state.gain, state.fixed, state.their_rest, state.clock[0]
+    held, node_gpus = state.held, state.node_gpus
     # For each giver the least moves, and whether this GPU holds it too.
     fewest, both_here = state.rate[0], state.rate[1]
-    node_gpus = state.above.shape[0] // num_nodes
     begin = gpu // node_gpus * node_gpus
     givers = np.int64(0)
     for slot in range(state.first[begin], state.first[begin + node_gpus]):
@@ -684,11 +521,11 @@ def _best_of_giving(state: State, gpu: int, held: B, num_nodes: int, best: Chang
 
 
 @inner
-def _best_of_taking(state: State, slot: int, held: B, num_nodes: int, best: Change) -> Change:
+def _best_of_taking(state: State, slot: int, best: Change) -> Change:
     """The best of that and another expert in a slot whose expert has replicas to spare."""
     expert = state.slots[slot]
-    gain, count, clock = state.gain, state.copies, state.clock[0]
-    num_experts, num_gpus = count.shape[0], state.above.shape[0]
+    gain, count, held, clock = state.gain, state.copies, state.held, state.clock[0]
+    num_experts = count.shape[0]
     gpu = state.gpu_of[slot]
     left = state.burden[slot] - state.all_burden[expert] + state.above[gpu]
     for other in range(num_experts):
@@ -698,7 +535,7 @@ def _best_of_taking(state: State, slot: int, held: B, num_nodes: int, best: Chan
         for other in range(num_experts):
             gain[other] -= _excess(over + more[other])
     back = int(not held[gpu, expert]) if state.holds[gpu, expert] == 1 else 0
-    node = gpu // (num_gpus // num_nodes)
+    node = gpu // state.node_gpus
     worth, found = best.worth, np.int64(-1)
     for other in range(num_experts):
         if gain[other] <= _FREE * worth or state.holds[gpu, other] > 0:
@@ -717,12 +554,10 @@ def _best_of_taking(state: State, slot: int, held: B, num_nodes: int, best: Chan
 
 
 @inner
-def _best_of_swapping(
-    state: State, gpu: int, held: B, num_nodes: int, share: float, best: Change
-) -> Change:
+def _best_of_swapping(state: State, gpu: int, share: float, best: Change) -> Change:
     """The best of that and a swap of a slot of a GPU with another's."""
     fixed, part, rest, clock = state.fixed, state.their_part, state.their_rest, state.clock[0]
-    num = _list_partners(state, gpu, held, num_nodes, share, best.worth)
+    num, held = _list_partners(state, gpu, share, best.worth), state.held
     gain = state.gain[:num]
     worth, first, second = best.worth, np.int64(-1), np.int64(-1)
     for slot in range(state.first[gpu], state.first[gpu + 1]):
@@ -764,15 +599,13 @@ def _best_of_swapping(
 
 
 @inner
-def _list_partners(
-    state: State, gpu: int, held: B, num_nodes: int, share: float, worth: float
-) -> int:
+def _list_partners(state: State, gpu: int, share: float, worth: float) -> int:
     """List the slots of GPUs on the node that swaps with one may be worth something with, and fill
     `rate`; return how many.
 
     A swap with another GPU takes off at most what evening out the two would: the excess is convex.
     """
-    node_gpus = state.above.shape[0] // num_nodes
+    node_gpus = state.node_gpus
     begin = gpu // node_gpus * node_gpus
     most = state.most[:node_gpus]
     for i in range(node_gpus):
@@ -817,7 +650,7 @@ def _list_partners(
     else:
         for k in range(num):
             target = state.listed[k]
-            moves = int(not held[gpu, state.slots[target]]) - int(not state.own[target])
+            moves = int(not state.held[gpu, state.slots[target]]) - int(not state.own[target])
             state.rate[0, k] = 1.0 / _FREE
             state.rate[1, k] = 1.0 if moves == 1 else 1.0 / _FREE
             state.rate[2, k] = 1.0 / _FREE if moves < 0 else 1.0 / (1 + moves)
@@ -836,9 +669,9 @@ def _relieves(state: State, gpu: int, slot: int, other: int) -> bool:
 
 
 @inner
-def _make(state: State, change: Change, held: B, layer: int, length: int, steps: Steps) -> int:
+def _make(state: State, change: Change, layer: int, length: int, steps: Steps) -> int:
     """Make a change, keep it as a step, and return the steps that there are now."""
-    moves = steps.moves[layer, length]
+    moves, held = steps.moves[layer, length], state.held
     swap = change.slot != change.other
     steps.slots[layer, length, 0] = change.slot
     steps.slots[layer, length, 1] = change.other
@@ -851,9 +684,8 @@ def _make(state: State, change: Change, held: B, layer: int, length: int, steps:
         state.slots[slot] = new
         state.holds[gpu, old] -= 1
         state.holds[gpu, new] += 1
-        if state.rules.shape[1] > 2:
-            _keep_apart(state, gpu, old, np.int64(-FORBIDDEN))
-            _keep_apart(state, gpu, new, np.int64(FORBIDDEN))
+        _keep_apart(state.barred, state.rules, gpu, old, np.int64(-FORBIDDEN))
+        _keep_apart(state.barred, state.rules, gpu, new, np.int64(FORBIDDEN))
         state.own[slot] = held[gpu, new]
         if state.holds[gpu, new] == 1:
             moves += int(not held[gpu, new])

@@ -13,7 +13,7 @@ and M. Teboulle, 2006, of which every point is a split.
 import numpy as np
 
 from eplb.solver.jit import allocating, inner, kernel
-from eplb.solver.level import _find_edges, _new_edges
+from eplb.solver.level import Edges, _find_edges, _new_edges
 from eplb.solver.packing import F64, I64, Gpus
 
 __all__: list[str] = []
@@ -31,18 +31,11 @@ _DONE = 2e-4
 
 @kernel
 def _share_layers(
-    loads: F64,
-    begin: int,
-    end: int,
-    phy2log: I64,
-    gpus: Gpus,
-    split: F64,
-    peaks: F64,
-    bounds: F64,
+    layers: I64, loads: F64, phy2log: I64, gpus: Gpus, split: F64, peaks: F64, bounds: F64
 ) -> None:
-    """Find one split for all windows in layers `begin` to `end` of `loads` [T, L, E]: fill `split`
-    [L, P], the mean peak over windows, of loads over paces, and its bound, `peaks` and `bounds`
-    [L]. Slots of -1 hold nothing.
+    """Find one split for all windows in `layers` of `loads` [T, L, E]: fill `split` [L, P], the
+    mean peak over windows, of loads over paces, and its bound, `peaks` and `bounds` [L]. Slots of
+    -1 hold nothing.
     """
     num_windows, _, num_experts = loads.shape
     num_gpus, rate = gpus.pace.shape[0], 1.0 / gpus.pace
@@ -53,7 +46,7 @@ def _share_layers(
     level = np.empty((num_windows, num_gpus))
     part = np.empty((5, num_slots))
     slope = np.empty(num_slots)
-    for layer in range(begin, end):
+    for layer in layers:
         row = phy2log[layer]
         number = _find_edges(row, gpus.first, edges)
         load = loads[:, layer]
@@ -63,20 +56,8 @@ def _share_layers(
             for expert in range(num_experts):
                 if first[expert + 1] - first[expert] == 1:
                     base[window, gpu_of[first[expert]]] += load[window, expert]
-        _share(
-            load,
-            first,
-            gpu_of,
-            edges.copied[:number],
-            rate,
-            base,
-            level,
-            part,
-            slope,
-            peaks,
-            bounds,
-            layer,
-        )
+        copied = edges.copied[:number]
+        peaks[layer], bounds[layer] = _share(load, edges, copied, rate, base, level, part, slope)
         for slot in range(num_slots):
             split[layer, slot] = 0.0
             if row[slot] >= 0:
@@ -87,20 +68,10 @@ def _share_layers(
 
 @allocating
 def _share(
-    load: F64,
-    first: I64,
-    gpu_of: I64,
-    copied: I64,
-    rate: F64,
-    base: F64,
-    level: F64,
-    part: F64,
-    slope: F64,
-    peaks: F64,
-    bounds: F64,
-    layer: int,
-) -> None:
-    """The best parts into `part[3]`, of which `peaks` and `bounds` at `layer` tell."""
+    load: F64, edges: Edges, copied: I64, rate: F64, base: F64, level: F64, part: F64, slope: F64
+) -> tuple[float, float]:
+    """The best parts into `part[3]`; return their mean peak, and its bound."""
+    first, gpu_of = edges.first, edges.gpu_of
     here, ahead, at, best, average = part
     num_windows, num_gpus = base.shape
     most = np.zeros(num_gpus, np.int64)
@@ -114,9 +85,7 @@ def _share(
             ahead[edge] = best[edge]
             most[gpu_of[edge]] += 1
             crowd = max(crowd, most[gpu_of[edge]])
-    peaks[layer] = np.inf
-    bounds[layer] = 0.0
-    scale = 0.0
+    lowest, proven, scale = np.inf, 0.0, 0.0
     for stage in range(len(_SMOOTHING)):
         for edge in range(first[first.shape[0] - 1]):
             here[edge] = best[edge]
@@ -148,8 +117,7 @@ def _share(
                 scale = peak
                 smoothing = _SMOOTHING[stage] * scale
             if scale == 0.0:
-                peaks[layer] = 0.0
-                return
+                return 0.0, proven
             for window in range(num_windows):
                 highest = 0.0
                 for gpu in range(num_gpus):
@@ -175,14 +143,14 @@ def _share(
                     average[edge] += pace * (slope[edge] - average[edge])
                     least = min(least, average[edge])
                 bound += least
-            bounds[layer] = max(bounds[layer], bound)
-            if peak < peaks[layer]:
-                peaks[layer] = peak
+            proven = max(proven, bound)
+            if peak < lowest:
+                lowest = peak
                 for i in range(copied.shape[0]):
                     for edge in range(first[copied[i]], first[copied[i] + 1]):
                         best[edge] = at[edge]
-            if peaks[layer] <= bounds[layer] * (1.0 + _DONE):
-                return
+            if lowest <= proven * (1.0 + _DONE):
+                return lowest, proven
             for i in range(copied.shape[0]):
                 expert = copied[i]
                 heaviest = 0.0
@@ -196,6 +164,7 @@ def _share(
                 _project(ahead, first[expert], first[expert + 1])
                 for edge in range(first[expert], first[expert + 1]):
                     here[edge] = (1.0 - pace) * here[edge] + pace * ahead[edge]
+    return lowest, proven
 
 
 @inner

@@ -4,9 +4,12 @@ As experts are in ranks, the replicas that would bring an overloaded GPU just un
 side by side, and the search for a swap does not grow with the number of GPUs.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
-from eplb.solver.jit import inner
+from eplb.solver.jit import allocating, inner
+from eplb.solver.pack import PackScratch, _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
 from eplb.solver.packing import (
     F64,
     I64,
@@ -16,14 +19,62 @@ from eplb.solver.packing import (
     SearchScratch,
     _excess,
     _holds,
+    _new_packing,
+    _new_search_scratch,
     _peak,
     _swap,
 )
 
-__all__ = ["WORK"]
+__all__ = ["Packer"]
 
-WORK = 60_000
+_WORK = 60_000
 """Looks at a replica, for one layer."""
+
+
+class Packer(NamedTuple):
+    """What it takes to pack the experts of a node, time and again, and to swap after that."""
+
+    packing: Packing
+    order: I64
+    """[E] the expert of a rank."""
+    spare: I64
+    """[E] scratch."""
+    scratch: PackScratch
+    swaps: SearchScratch
+
+
+@allocating
+def _new_packer(num_experts: int, num_gpus: int, slots_per_gpu: int) -> Packer:
+    return Packer(
+        _new_packing(num_experts, num_gpus, slots_per_gpu),
+        np.empty(num_experts, np.int64),
+        np.empty(num_experts, np.int64),
+        _new_pack_scratch(num_experts, num_gpus, slots_per_gpu),
+        _new_search_scratch(num_experts, num_gpus, slots_per_gpu),
+    )
+
+
+@inner
+def _packed(by: Packer, weight: F64, count: I64) -> float:
+    """Pack experts of loads [E] in so many replicas [E]; return the peak."""
+    _rank(weight, count, by.packing, by.order, by.spare, by.scratch.histogram)
+    _pack(by.packing, by.scratch)
+    return _peak(by.packing.load)
+
+
+@inner
+def _swap_to(by: Packer, target: float) -> None:
+    """Swap until no GPU is above a target, or above what no packing in pairs is below."""
+    _descend(by.packing, max(target, _least_peak_of_pairs(by.packing)), np.int64(_WORK), by.swaps)
+
+
+@inner
+def _write_out(by: Packer, experts: I64, slots: I64) -> None:
+    """Write what is packed into slots [P], which of `experts` [E] each holds."""
+    num_gpus, slots_per_gpu = by.packing.slots.shape
+    for gpu in range(num_gpus):
+        for slot in range(slots_per_gpu):
+            slots[gpu * slots_per_gpu + slot] = experts[by.order[by.packing.slots[gpu, slot]]]
 
 
 @inner

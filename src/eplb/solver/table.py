@@ -32,9 +32,8 @@ _STEPS = {"fast": (50_000, 0.999883824), "default": (200_000, 0.999970955)}
 
 @kernel
 def _table_layers(
+    layers: I64,
     loads: F64,
-    begin: int,
-    end: int,
     phy2log: I64,
     num_gpus: int,
     num_nodes: int,
@@ -44,9 +43,9 @@ def _table_layers(
     cooling: float,
     table: I64,
 ) -> None:
-    """Fill the slots that each source uses in layers `begin` to `end`, `table` [L, R, E], so that
-    GPUs are as evenly loaded as can be in all windows of `loads` [T, L, E]. Source r brings the
-    part `shares` [R] of every expert's tokens.
+    """Fill the slots that each source uses in `layers`, `table` [L, R, E], so that GPUs are as
+    evenly loaded as can be in all windows of `loads` [T, L, E]. Source r brings the part `shares`
+    [R] of every expert's tokens.
     """
     num_windows, _, num_experts = loads.shape
     num_slots = phy2log.shape[1]
@@ -66,7 +65,6 @@ def _table_layers(
         number_of[kind] += 1
     edges = _new_edges(num_experts, num_slots)
     gpu_slots = np.arange(num_gpus + 1) * slots_per_gpu
-    gpu_slots = np.arange(num_gpus + 1) * (num_slots // num_gpus)
     first, gpu_of = edges.first, edges.gpu_of
     quota = np.empty((num_slots, num_sources), np.int64)
     taken = np.empty(num_slots)
@@ -78,7 +76,7 @@ def _table_layers(
     own = np.zeros((num_slots, num_sources), np.int64)
     undo = np.empty((steps, 3), np.int64)
     turn = np.empty(num_slots, np.int64)
-    for layer in range(begin, end):
+    for layer in layers:
         row = phy2log[layer]
         load = loads[:, layer]
         number = _find_edges(row, gpu_slots, edges)

@@ -9,6 +9,9 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from eplb.solver.arrays import I64
 
 __all__ = ["run_chunks", "run_kernel"]
 
@@ -18,24 +21,23 @@ _pool_size = 0
 
 
 def run_kernel(
-    kernel: Callable[..., None],
-    work: Callable[[int, int], None],
-    num_items: int,
-    at_once: tuple[int, int],
-    threads: int,
+    kernel: Callable[..., None], layers: I64, at_once: tuple[int, int], threads: int, *given: Any
 ) -> None:
-    """Call `work(begin, end)`, which calls a kernel, for all of `range(num_items)` over threads,
-    `at_once` (least, most) items at a time.
+    """Call `kernel(some, *given)` for all of `layers` [K] over threads, `at_once` (least, most) of
+    them at a time.
 
     A kernel that is still to be compiled is called by this thread alone: the others could only
     wait, and an interrupt reaches this one.
     """
     from eplb.solver.jit import is_ready
 
+    def work(begin: int, end: int) -> None:
+        kernel(layers[begin:end], *given)
+
     threads = threads if is_ready(kernel) else 1
     fewest, most = at_once
-    chunk_size = max(fewest, min(most, -(-num_items // threads)))
-    run_chunks(work, num_items, chunk_size, threads)
+    chunk_size = max(fewest, min(most, -(-layers.size // threads)))
+    run_chunks(work, layers.size, chunk_size, threads)
 
 
 def run_chunks(

@@ -20,6 +20,7 @@ from eplb.solver.packing import (
     B,
     Gpus,
     Packing,
+    _copy,
     _descending,
     _new_packing,
     _new_search_scratch,
@@ -43,10 +44,10 @@ _NEAR = 3e-3
 
 @kernel
 def _plan_uneven_layers(
-    loads: F64, begin: int, end: int, gpus: Gpus, phy2log: I64, peaks: F64, bounds: F64
+    layers: I64, loads: F64, gpus: Gpus, phy2log: I64, peaks: F64, bounds: F64
 ) -> None:
-    """Plan layers `begin` to `end` of `loads` [L, E]: fill their rows of `phy2log` [L, P], of the
-    slots that GPUs have, and of `peaks` and `bounds` [L], loads over paces.
+    """Plan `layers` of `loads` [L, E]: fill their rows of `phy2log` [L, P], of the slots that GPUs
+    have, and of `peaks` and `bounds` [L], loads over paces.
     """
     num_experts, num_gpus = loads.shape[1], gpus.pace.shape[0]
     num_slots = phy2log.shape[1]
@@ -64,7 +65,7 @@ def _plan_uneven_layers(
     holds = np.empty((num_gpus, num_experts), np.bool_)
     most_slots = min(num_slots, num_experts * num_gpus)
     by_need = np.argsort(_need(gpus), kind="mergesort")
-    for layer in range(begin, end):
+    for layer in layers:
         load = loads[layer]
         _descending(load, falling, spare, histogram)
         bound = _bound(load, falling, gpus, by_need, packing)
@@ -100,8 +101,7 @@ def _plan_uneven_layers(
                 peak = max(peak, total / gpus.pace[gpu])
             if peak < peaks[layer]:
                 peaks[layer] = peak
-                for slot in range(num_slots):
-                    phy2log[layer, slot] = slots[slot]
+                _copy(slots, phy2log[layer])
             if peaks[layer] <= bound * (1.0 + _NEAR):
                 break
 

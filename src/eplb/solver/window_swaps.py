@@ -21,12 +21,10 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb.solver.jit import allocating, inner
-from eplb.solver.packing import F64, I32, I64, Gpus
+from eplb.solver.packing import F64, FORBIDDEN, Gpus, _keep_apart
+from eplb.solver.state import State
 
-__all__ = ["FORBIDDEN"]
-
-FORBIDDEN = 1 << 20
-"""Bars from which on they are wishes that no step takes away."""
+__all__: list[str] = []
 
 _DOUBLINGS = np.array([1, 3])
 """Norms to swap under, one after the other, of the powers 2 ** doublings."""
@@ -58,33 +56,11 @@ class Norm(NamedTuple):
 
 
 @allocating
-def _swap_under_norms(
-    slots: I64,
-    holds: I32,
-    barred: I32,
-    rules: I64,
-    part: F64,
-    load: F64,
-    root: F64,
-    num_nodes: int,
-    gpus: Gpus,
-) -> None:
-    """Swap under each norm in turn while that lowers the weighted sum of them over windows.
-
-    Args:
-        slots: [P] expert in a slot.
-        holds: [G, E] slots of a GPU with an expert.
-        barred: [G, E] `FORBIDDEN` or more where an expert must not come onto a GPU.
-        rules: [E, 2 + D] whose columns from the third on are the experts that no GPU may hold
-            beside one, -1 behind the last of them.
-        part: [T, P] load of a slot, times the root of what the window counts.
-        load: [T, G] load of a GPU, times the same.
-        root: [T] that root.
-        num_nodes: nodes that experts stay on.
-        gpus: the GPUs.
-    """
+def _swap_under_norms(state: State, gpus: Gpus) -> None:
+    """Swap under each norm in turn while that lowers the weighted sum of them over windows."""
+    slots, holds, part, load = state.slots, state.holds, state.part, state.load
     num_windows, num_gpus = load.shape
-    slots_per_gpu, node_gpus = slots.shape[0] // num_gpus, num_gpus // num_nodes
+    slots_per_gpu, node_gpus = slots.shape[0] // num_gpus, state.node_gpus
     size = 0
     for gpu in range(num_gpus):
         size = max(size, gpus.first[gpu + 1] - gpus.first[gpu])
@@ -105,7 +81,7 @@ def _swap_under_norms(
     for stage in range(_DOUBLINGS.shape[0]):
         doublings = _DOUBLINGS[stage]
         for _ in range(min(_MOST_SWEEPS[stage], affordable)):
-            least = _TOLERANCE * _weigh(norm, load, root, doublings)
+            least = _TOLERANCE * _weigh(norm, load, state.root, doublings)
             swapped = False
             for gpu in range(num_gpus):
                 begin = gpu // node_gpus * node_gpus
@@ -116,9 +92,7 @@ def _swap_under_norms(
                         bounded = True
                     if not norm.most[host] > least:
                         continue
-                    slot, other = _best_swap_with(
-                        norm, slots, holds, barred, part, gpu, host, least
-                    )
+                    slot, other = _best_swap_with(norm, state, gpu, host, least)
                     if slot < 0 or not _gains(norm, part, load, gpu, host, slot, other, doublings):
                         continue
                     swapped = True
@@ -129,15 +103,10 @@ def _swap_under_norms(
                     holds[gpu, partner] += 1
                     holds[host, partner] -= 1
                     holds[host, expert] += 1
-                    for i in range(2, rules.shape[1]):
-                        rival = rules[expert, i]
-                        if rival >= 0:
-                            barred[gpu, rival] -= FORBIDDEN
-                            barred[host, rival] += FORBIDDEN
-                        rival = rules[partner, i]
-                        if rival >= 0:
-                            barred[host, rival] -= FORBIDDEN
-                            barred[gpu, rival] += FORBIDDEN
+                    _keep_apart(state.barred, state.rules, gpu, expert, np.int64(-FORBIDDEN))
+                    _keep_apart(state.barred, state.rules, host, expert, np.int64(FORBIDDEN))
+                    _keep_apart(state.barred, state.rules, host, partner, np.int64(-FORBIDDEN))
+                    _keep_apart(state.barred, state.rules, gpu, partner, np.int64(FORBIDDEN))
                     for window in range(num_windows):
                         mine, theirs = part[window, slot], part[window, other]
                         part[window, slot], part[window, other] = theirs, mine
@@ -191,16 +160,9 @@ def _expand(norm: Norm, load: F64, gpu: int, doublings: int) -> None:
 
 
 @inner
-def _best_swap_with(
-    norm: Norm,
-    slots: I64,
-    holds: I32,
-    barred: I32,
-    part: F64,
-    gpu: int,
-    host: int,
-    least: float,
-) -> tuple[int, int]:
+def _best_swap_with(norm: Norm, state: State, gpu: int, host: int, least: float) -> tuple[int, int]:
+    """The slots of two GPUs whose swap takes off most, and more than the least; -1 for none."""
+    slots, holds, barred, part = state.slots, state.holds, state.barred, state.part
     num_windows = part.shape[0]
     change, first_slot = norm.change, norm.gpus.first
     best, first, second = -least, np.int64(-1), np.int64(-1)
