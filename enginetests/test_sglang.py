@@ -345,7 +345,7 @@ def test_our_table_is_in_force_after_a_rebalance(
     assert np.array_equal(table_of(kept), every[:, 3])
 
 
-@pytest.mark.parametrize("fails", ["dispatching.dispatch.dispatch", "engines.live.plan"])
+@pytest.mark.parametrize("fails", ["engines.tables.dispatch", "engines.live.plan"])
 def test_where_a_table_or_a_plan_fails_the_table_is_its_own(
     fails: str,
     tabled: None,

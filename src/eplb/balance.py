@@ -22,20 +22,6 @@ from numpy.typing import NDArray
 
 from eplb.errors import OptionError
 
-__all__ = [
-    "Average",
-    "Interval",
-    "Served",
-    "balancedness",
-    "block_length",
-    "difference_interval",
-    "mean_and_peak",
-    "paced",
-    "ratio_interval",
-    "ratios",
-    "with_interval",
-]
-
 Average = Literal["mean", "pooled"]
 
 _LEVEL = 0.95

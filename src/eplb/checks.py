@@ -18,28 +18,6 @@ from typing import Any, TypeVar
 
 from eplb.errors import EplbError, OptionError
 
-__all__ = [
-    "LAYERS",
-    "PLAIN",
-    "Budget",
-    "Immutable",
-    "budget_from",
-    "counted",
-    "find_named",
-    "gpus_from",
-    "in_few_words",
-    "in_one_line",
-    "layers_from",
-    "more",
-    "number_of_threads",
-    "printable",
-    "ranges",
-    "real_number",
-    "rising_layers",
-    "share_of_one",
-    "whole_number",
-]
-
 PLAIN = {"“": '"', "”": '"', "→": "->", "±": "+-", "µ": "u"}
 """What stands for a character that a terminal cannot show."""
 

@@ -10,10 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 from eplb.checks import real_number, whole_number
 from eplb.errors import ClusterError
 
-__all__ = [
-    "Cluster", "check_cluster", "check_even", "check_pairs", "check_shape", "nearest_multiples",
-]  # fmt: skip
-
 _Number = TypeVar("_Number", int, float)
 
 _MOST = 1_000_000

@@ -16,25 +16,6 @@ from numpy.typing import NDArray
 from eplb.errors import LoadsError
 from eplb.loads import LoadTrace, as_array, check_values
 
-__all__ = [
-    "OF_EXPERTS",
-    "OF_GPUS",
-    "PLAIN_SIGNS",
-    "SIGNS",
-    "Drift",
-    "HotExpert",
-    "Inspection",
-    "LagFigures",
-    "Range",
-    "Shades",
-    "Skew",
-    "drift",
-    "heat",
-    "heat_map",
-    "inspect_trace",
-    "skew",
-]
-
 _Array: TypeAlias = NDArray[np.float64]
 
 _AT_ONCE = 1 << 20

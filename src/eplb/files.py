@@ -21,8 +21,6 @@ from typing import IO
 
 from eplb.errors import FormatError
 
-__all__ = ["check_writable", "locked", "replacing", "whole_file", "write_text"]
-
 _TEMPORARY = re.compile(r"\.eplb-[0-9a-f]{16}\.part")
 _MOST_LINKS = 40
 """Links that are followed one after another: as many as Linux follows."""

@@ -15,18 +15,6 @@ from eplb.checks import Immutable, counted, printable, rising_layers, whole_numb
 from eplb.errors import LoadsError
 from eplb.merging import Merge, Merging, Recording
 
-__all__ = [
-    "LoadTrace",
-    "as_array",
-    "check_loads",
-    "check_values",
-    "check_weights",
-    "check_windows",
-    "is_tensor",
-    "to_total",
-    "trace_of",
-]
-
 _LARGEST = 1e100
 """Far above any count of tokens, far below where squares of loads overflow."""
 

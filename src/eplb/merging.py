@@ -26,17 +26,6 @@ from numpy.typing import NDArray
 from eplb.checks import whole_number
 from eplb.errors import LoadsError, OptionError
 
-__all__ = [
-    "FEWEST",
-    "Merge",
-    "Merging",
-    "Recording",
-    "alike",
-    "check_merge",
-    "clear_change",
-    "summed_if_alike",
-]
-
 Merge: TypeAlias = int | Literal["auto", "none", "all"]
 """Windows to add up to one: a number of them, or as many as the rule of this module says."""
 

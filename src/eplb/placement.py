@@ -43,8 +43,6 @@ from eplb.dispatching.dispatch import gpu_load, of_gpus, slot_load
 from eplb.errors import LoadsError, PlacementError
 from eplb.loads import as_array, check_values, is_tensor
 
-__all__ = ["Placement", "check_placement", "empty_slots", "spread"]
-
 _AT_ONCE = 64
 """Windows that are served together: more would only take memory."""
 

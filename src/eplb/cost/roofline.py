@@ -24,8 +24,6 @@ from eplb.errors import OptionError
 if TYPE_CHECKING:
     from eplb.cost import Estimate
 
-__all__ = ["DEFAULTS", "Assumptions", "LayerTime", "Roofline", "layer_time", "words_of"]
-
 _MOST_TOKENS_SENT_SINGLY = 256
 
 

@@ -1,3 +1,1 @@
 """Plug-ins of inference engines: nothing of an engine is imported before the engine asks for it."""
-
-__all__: list[str] = []

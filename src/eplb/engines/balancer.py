@@ -23,8 +23,6 @@ from eplb.placement import Placement
 from eplb.planning.pins import Pins
 from eplb.planning.problem import Effort, check_effort
 
-__all__ = ["Balancer", "Rebalance"]
-
 _STANDARD = Settings()
 
 

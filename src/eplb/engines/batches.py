@@ -21,8 +21,6 @@ from eplb.errors import PolicyError
 from eplb.placement import Placement
 from eplb.torch import BatchDispatch
 
-__all__ = ["Batches"]
-
 _TYPES = (torch.int16, torch.int32, torch.int64)
 _TRIAL = 64
 """Tokens of the batch that is tried at start."""

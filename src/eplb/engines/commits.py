@@ -9,8 +9,6 @@ from eplb.engines.log import failure
 from eplb.engines.start import unknown_arguments
 from eplb.errors import PolicyError
 
-__all__ = ["after_commits"]
-
 _OF_COMMITS = {
     "_commit_eplb_maps": ("model_state", "new_physical_to_logical_map"),
     "_commit_eplb_maps_for_layer": ("model_state", "new_physical_to_logical_map", "layer"),

@@ -20,8 +20,6 @@ from eplb.engines.rebalances import Reason
 from eplb.errors import OptionError, PlacementError
 from eplb.placement import Placement
 
-__all__ = ["Command", "Control", "map_of"]
-
 _MOST_BYTES = 4096
 _INSTEAD = "what EPLB_CONTROL asked before stays"
 

@@ -22,8 +22,6 @@ from eplb.engines.ranks import agreed_on
 from eplb.engines.settings import is_on, settings_from, unknown_variables
 from eplb.errors import EplbError, FormatError
 
-__all__ = ["Facts", "differences", "examine", "problems", "read_facts"]
-
 Facts = dict[str, Any]
 """What is true of a host: plain values, by name, one or two levels deep."""
 

@@ -19,8 +19,6 @@ from eplb.engines.control import map_of
 from eplb.engines.log import failure
 from eplb.errors import OptionError
 
-__all__ = ["Initial"]
-
 _INSTEAD = "vLLM starts with its own layout"
 
 

@@ -21,16 +21,6 @@ from eplb.placement import Placement
 from eplb.planning.drop_in import groups_on_nodes
 from eplb.planning.plan import DEFAULT_MOVE_COST, plan
 
-__all__ = [
-    "Call",
-    "History",
-    "balancedness_of",
-    "is_start",
-    "next_placement",
-    "running_placement",
-    "windows_to_plan_for",
-]
-
 _UNSEEN = 4
 """Windows of doubt: docs/experiments.md, "Loads that last"."""
 

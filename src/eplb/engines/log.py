@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from eplb.checks import in_one_line
 from eplb.engines.settings import Settings, unknown_variables
 
-__all__ = ["by_batch", "failure", "once", "switched_on"]
-
 _told: set[tuple[str, str]] = set()
 
 

@@ -19,8 +19,6 @@ from eplb.engines.log import failure
 from eplb.engines.rebalances import DECISIONS, Rebalance, Rebalances
 from eplb.files import write_text
 
-__all__ = ["FOLDER", "Counted", "Metrics"]
-
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = 5.0
 """From one writing of a file to the next, while the engine steps."""

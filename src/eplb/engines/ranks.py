@@ -42,8 +42,6 @@ from eplb.engines.log import failure
 from eplb.engines.rebalances import Outcome
 from eplb.engines.settings import Settings
 
-__all__ = ["Agreement", "Member", "agreed_on", "default_member"]
-
 _SECONDS = 20.0
 """To wait for other ranks. Engines give up their own collectives after 300 s or more."""
 _SLOWER = 4.0

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from eplb.engines.log import failure
 from eplb.engines.settings import Settings
 
-__all__ = ["DECISIONS", "Outcome", "Reason", "Rebalance", "Rebalances", "Seen"]
-
 DECISIONS = {
     "moved": ("first plan", "ranks changed", "gain", "budget", "asked", "taken back"),
     "waited": ("no tokens", "no gain", "budget", "paused", "asked", "on trial"),

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from eplb.engines.log import failure, once
 
-__all__ = ["Recorder", "is_recorded"]
-
 _WAITING = 4
 """Windows that may wait to be written; what comes then is not recorded."""
 _SECONDS_AT_EXIT = 2.0

@@ -17,8 +17,6 @@ from eplb.engines.log import failure
 from eplb.engines.settings import Settings
 from eplb.engines.tables import entries_by_slot, rows_of_slots
 
-__all__ = ["Rows"]
-
 _logger = logging.getLogger("vllm.eplb")
 
 _ROOM = 1024

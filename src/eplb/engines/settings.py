@@ -15,8 +15,6 @@ from eplb.errors import OptionError
 from eplb.planning.pins import Pins, pins_in
 from eplb.planning.problem import Effort
 
-__all__ = ["VARIABLES", "Settings", "is_on", "settings_from", "unknown_variables"]
-
 VARIABLES = {
     "EPLB_POLICY": '"eplb" replaces the engine\'s own planner by this one',
     "EPLB_WINDOWS": "maximum number of past windows of load to plan for",

@@ -28,8 +28,6 @@ from eplb.engines.trial import Trials
 from eplb.errors import PolicyError
 from eplb.placement import Placement, empty_slots
 
-__all__ = ["difference", "make_hook", "make_table_hook", "register"]
-
 _logger = logging.getLogger("sglang.eplb")
 
 _ARGUMENTS = (

@@ -18,8 +18,6 @@ from eplb.engines.ranks import Agreement
 from eplb.engines.start import unknown_arguments
 from eplb.errors import PolicyError
 
-__all__ = ["SglangBatches"]
-
 _logger = logging.getLogger("sglang.eplb")
 
 _OF_SLOTS = ("topk_ids", "info", "log2phy_prob")

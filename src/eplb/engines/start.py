@@ -16,8 +16,6 @@ from eplb.engines.log import failure
 from eplb.engines.ranks import Agreement, Member
 from eplb.engines.settings import Settings, is_on, settings_from
 
-__all__ = ["after", "around", "compile_kernels", "switch_on", "unknown_arguments"]
-
 
 def switch_on(
     replace: Callable[[Settings], Callable[..., object] | None],

@@ -13,8 +13,6 @@ from eplb.engines.settings import Settings
 from eplb.merging import summed_if_alike
 from eplb.placement import Placement
 
-__all__ = ["Planned", "compile_tables", "entries_by_slot", "rows_of_slots", "slots_by_rank"]
-
 
 @dataclass
 class Planned:

@@ -17,8 +17,6 @@ from eplb.engines.rebalances import Reason
 from eplb.moving.verdict import LEAST_GAIN
 from eplb.placement import Placement
 
-__all__ = ["INTERVALS", "Trials"]
-
 INTERVALS = 2
 """In which a plan that is taken back was found worse."""
 

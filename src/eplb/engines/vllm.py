@@ -30,8 +30,6 @@ from eplb.engines.vllm_batches import VllmBatches
 from eplb.errors import LoadsError, PolicyError
 from eplb.placement import Placement
 
-__all__ = ["difference", "make_policy", "register"]
-
 # A child of the engine's own logger, so that it is written as the engine's lines are.
 _logger = logging.getLogger("vllm.eplb")
 

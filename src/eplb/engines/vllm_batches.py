@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from eplb.engines.batches import Batches
     from eplb.engines.ranks import Agreement
 
-__all__ = ["VllmBatches"]
-
 _logger = logging.getLogger("vllm.eplb")
 
 _NAME = "eplb_map_to_physical_and_record"

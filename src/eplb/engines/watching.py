@@ -13,8 +13,6 @@ from eplb.errors import FormatError
 from eplb.formats import load_trace
 from eplb.loads import LoadTrace
 
-__all__ = ["Series", "last_windows", "scrape"]
-
 Series = dict[str, float]
 """Values of metrics by their names, labels as Prometheus writes them: `eplb_x{layers="min"}`."""
 

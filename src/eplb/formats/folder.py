@@ -22,8 +22,6 @@ from eplb.formats.safe import check_regular, error_in, naming, warn
 from eplb.formats.windows import Reading, Steps, Windows, check_model
 from eplb.loads import LoadTrace
 
-__all__ = ["read_file", "read_files", "read_folder"]
-
 _RANK = re.compile(
     r"(?<![a-z])(?:rank[_-]?|(?:decode|prefill)_(?=[0-9]+$))(?P<rank>[0-9]+)",
     re.ASCII | re.IGNORECASE,

@@ -26,28 +26,6 @@ from numpy.typing import NDArray
 from eplb.checks import printable
 from eplb.errors import EplbError, FormatError, LoadsError, MissingExtraError
 
-__all__ = [
-    "LARGEST",
-    "check_regular",
-    "check_size",
-    "error_in",
-    "floats",
-    "frozen",
-    "load_pt",
-    "naming",
-    "read_json_text",
-    "read_npy",
-    "read_npz",
-    "read_text",
-    "reading",
-    "reason",
-    "tensor_array",
-    "text_of",
-    "unique_keys",
-    "warn",
-    "zip_names",
-]
-
 _logger = logging.getLogger("eplb.formats")
 
 LARGEST = 4 << 30

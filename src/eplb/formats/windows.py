@@ -13,8 +13,6 @@ from eplb.formats.safe import LARGEST, warn
 from eplb.loads import LoadTrace, trace_of
 from eplb.merging import Merge, Recording
 
-__all__ = ["Reading", "Steps", "Windows", "check_model"]
-
 _FEWEST = 24
 """Values that must agree before it is no accident."""
 

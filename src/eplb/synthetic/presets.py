@@ -9,9 +9,6 @@ from dataclasses import dataclass, replace
 from eplb.checks import real_number, whole_number
 from eplb.errors import LoadsError
 
-__all__ = ["PRESETS", "Phase", "Workload"]
-
-
 _MOST_SKEW = 20.0
 """Nats: one expert has all the load already."""
 

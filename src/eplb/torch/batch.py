@@ -14,8 +14,6 @@ from eplb.torch import on_cpu
 from eplb.torch.copies import Copies, copies_of, usual_room
 from eplb.torch.level import LARGEST, NO_GPU, level, level_as_one
 
-__all__ = ["BatchDispatch"]
-
 _OBJECTIVES = ("tokens", "activated")
 _TYPES = (torch.int16, torch.int32, torch.int64)
 

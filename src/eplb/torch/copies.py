@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from eplb.dispatching.dispatch import Placed
 from eplb.errors import PlacementError
 
-__all__ = ["Copies", "Room", "copies_of", "usual_room"]
-
 I64 = NDArray[np.int64]
 
 

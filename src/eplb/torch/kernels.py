@@ -17,8 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["count", "count_as_one", "has_room", "place", "place_as_one"]
-
 BLOCK = 512
 """Ids of a program of `_count` and of `_place`."""
 _COLUMNS = 32

@@ -17,8 +17,6 @@ inverse problems", 2009, for the steps.
 import torch
 from torch import Tensor
 
-__all__ = ["LARGEST", "NO_GPU", "level", "level_as_one"]
-
 _BITS = 12
 _TOKEN = 1 << _BITS
 LARGEST = 1 << 24

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from eplb.errors import OptionError
 
-__all__ = ["count", "place"]
-
 
 @torch.library.custom_op("eplb::count_on_cpu", mutates_args=(), device_types="cpu")
 def count(topk_ids: Tensor, limit: Tensor, num_experts: int) -> Tensor:

@@ -19,8 +19,6 @@ from eplb.formats.loads.bare import Bare
 from eplb.formats.loads.note import about_text, trace_about
 from eplb.loads import LoadTrace
 
-__all__ = ["read_npy", "read_npz", "write_npz"]
-
 _NAMES = ("logical_count", "loads", "counts", "load", "routed_experts")
 """Names of the array in an `.npz` that has several, the first found is taken."""
 

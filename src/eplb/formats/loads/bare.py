@@ -19,8 +19,6 @@ from eplb.formats.safe import floats, warn
 from eplb.formats.windows import Steps
 from eplb.loads import LoadTrace, check_values
 
-__all__ = ["Bare", "check_axes", "chosen_counts", "is_of_one_rank", "split_rows", "understood"]
-
 _WORDS = ("windows", "layers", "ranks", "experts", "local", "tokens", "choices")
 _ORDER = ("windows", "layers", "ranks", "experts")
 _MOE_LOAD = re.compile(r"moe_load(?:_\d+)?", re.ASCII)

@@ -21,8 +21,6 @@ from eplb.formats.loads.bare import Bare
 from eplb.formats.safe import LARGEST, frozen, reason, text_of, unique_keys
 from eplb.loads import LoadTrace
 
-__all__ = ["SNAPSHOT_KEYS", "read_json", "routed_of", "snapshot_loads"]
-
 _LONGEST = 8 << 20
 """Characters of one window, or of a row where a file has one window; the largest known has 2 MB."""
 

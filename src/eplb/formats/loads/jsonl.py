@@ -21,8 +21,6 @@ from eplb.formats.loads.json import SNAPSHOT_KEYS, routed_of, snapshot_loads
 from eplb.formats.loads.lists import CHOSEN, COUNT, EXPERT, LAYER, WINDOW, Listed, listed
 from eplb.formats.safe import reading, text_of
 
-__all__ = ["read_jsonl"]
-
 _Found = Counter[tuple[str, int, int]]
 
 

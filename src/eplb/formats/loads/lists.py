@@ -18,20 +18,6 @@ from eplb.errors import FormatError
 from eplb.formats.safe import check_size, warn
 from eplb.loads import LoadTrace
 
-__all__ = [
-    "CHOSEN",
-    "COUNT",
-    "EXPERT",
-    "LAYER",
-    "MOST_EXPERTS",
-    "WINDOW",
-    "Listed",
-    "joined_lists",
-    "list_columns",
-    "list_in_array",
-    "listed",
-]
-
 EXPERT = ("expert", "expert_id", "expert_idx", "expert_index", "logical_expert")
 COUNT = ("count", "counts", "load", "tokens", "num_tokens", "token_count")
 LAYER = ("layer", "layer_id", "layer_idx", "layer_index")

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from eplb.errors import FormatError
 from eplb.loads import LoadTrace
 
-__all__ = ["about_text", "plain_names", "trace_about"]
-
 _LONGEST_NAME = 10_000
 """Characters: Python's csv reads cells of up to 131,072."""
 

@@ -21,8 +21,6 @@ from eplb.formats.safe import check_size, load_pt, naming, tensor_array
 from eplb.formats.windows import Steps, Windows, check_model
 from eplb.loads import LoadTrace, check_values
 
-__all__ = ["NothingRecordedError", "Passes", "dump_time", "joined", "read_pt"]
-
 _ROUTED = "routed_experts"
 _PHYSICAL = "global_physical_count"
 _TOKENS = "topk_ids_of_layer"

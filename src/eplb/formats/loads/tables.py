@@ -28,8 +28,6 @@ from eplb.formats.loads.note import about_text, plain_names, trace_about
 from eplb.formats.safe import LARGEST, check_size, frozen, reading, reason
 from eplb.loads import LoadTrace
 
-__all__ = ["read_csv", "read_parquet", "write_csv", "write_parquet"]
-
 _LONGEST_LINE = 4 << 20
 """Characters of one line of CSV: several hundred thousand columns."""
 

@@ -16,8 +16,6 @@ from eplb.errors import FormatError, MissingExtraError
 from eplb.formats import safe
 from eplb.loads import LoadTrace
 
-__all__ = ["is_statistics", "read_statistics"]
-
 _META = "meta_info.json"
 _RANK = re.compile(r"rank(\d{1,6})\.safetensors", re.ASCII)
 _KEY = re.compile(r"(\d{1,18})_(\d{1,18})", re.ASCII)

@@ -20,8 +20,6 @@ from eplb.files import write_text
 from eplb.formats.placements.layout import Layout, number_of, rows_of
 from eplb.placement import Placement
 
-__all__ = ["KEYS", "read_expert_map", "write_expert_map"]
-
 KEYS = {"moe_layer_count", "layer_list"}
 
 

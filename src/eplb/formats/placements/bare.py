@@ -17,8 +17,6 @@ from eplb.errors import FormatError
 from eplb.formats.placements.layout import Layout, rows_of
 from eplb.formats.safe import warn
 
-__all__ = ["read_array", "read_by_layer", "read_list", "read_models"]
-
 _NAME = "phy2log"
 _LAYER = re.compile(r"(?:.*layers?[._-]?)?([0-9]{1,4})(?:[._-].*)?", re.ASCII)
 

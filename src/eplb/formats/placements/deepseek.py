@@ -19,8 +19,6 @@ from eplb.formats.placements.layout import Layout, number_of, rows_of, rows_text
 from eplb.formats.safe import tensor_array
 from eplb.placement import Placement
 
-__all__ = ["MAP", "read_arrays", "read_npz_maps", "read_tensors", "write_arrays"]
-
 MAP = "phy2log"
 _AXES = {MAP: (2, -1), "log2phy": (3, -1), "logcnt": (2, 0)}
 """Axes of each array, and the least number in it."""

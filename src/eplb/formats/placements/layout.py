@@ -12,14 +12,6 @@ from eplb.errors import FormatError
 from eplb.formats.safe import check_size
 from eplb.placement import Placement
 
-__all__ = [
-    "Layout",
-    "contiguous_row",
-    "number_of",
-    "rows_of",
-    "rows_text",
-]
-
 _LARGEST_ID = 2**31 - 1
 
 

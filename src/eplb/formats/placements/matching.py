@@ -17,8 +17,6 @@ from eplb.errors import FormatError
 from eplb.formats.placements.layout import Layout
 from eplb.formats.safe import warn
 
-__all__ = ["matched"]
-
 
 def matched(
     path: Path, layout: Layout, dense: NDArray[np.bool_], layers: Sequence[int] | None

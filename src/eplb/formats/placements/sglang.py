@@ -19,8 +19,6 @@ from eplb.formats.placements.layout import Layout, contiguous_row, rows_of, rows
 from eplb.formats.safe import tensor_array
 from eplb.placement import Placement
 
-__all__ = ["LAST", "MAP", "read_map", "read_pt_map", "write_map"]
-
 MAP = "physical_to_logical_map"
 LAST = "last_physical_to_logical_map"
 

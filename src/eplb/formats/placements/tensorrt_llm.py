@@ -19,8 +19,6 @@ from eplb.formats.placements.layout import Layout, number_of, rows_of
 from eplb.formats.safe import reading, unique_keys
 from eplb.placement import Placement
 
-__all__ = ["KEYS", "read_assignments", "read_yaml", "write_assignments"]
-
 _ASSIGNMENTS = "initial_global_assignments"
 _CONFIG = "moe_config"
 KEYS = {"num_slots", _ASSIGNMENTS, "layer_updates_per_iter"}

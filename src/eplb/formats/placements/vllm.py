@@ -18,8 +18,6 @@ from eplb.files import write_text
 from eplb.formats.placements.layout import Layout, number_of, rows_of, rows_text
 from eplb.placement import Placement
 
-__all__ = ["MARK", "SNAPSHOTS", "read_own", "read_snapshots", "write_own"]
-
 MARK = "eplb_placement"
 SNAPSHOTS = "snapshots"
 _MAP = "physical_to_logical_map"
