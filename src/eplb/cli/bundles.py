@@ -9,8 +9,6 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-__all__ = ["beginning", "one_of", "taken_apart"]
-
 
 def beginning(names: Iterable[str]) -> Callable[[str], list[str]]:
     """What a shell completes a value to: of these names, those that begin with it."""

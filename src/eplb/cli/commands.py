@@ -29,8 +29,6 @@ from eplb.cli import (
 )
 from eplb.cli.bundles import taken_apart
 
-__all__ = ["STORY", "Command", "app"]
-
 
 @dataclass(frozen=True)
 class Command:

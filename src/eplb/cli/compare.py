@@ -19,8 +19,6 @@ from eplb.planning.forecast import HISTORY
 from eplb.replaying.compare import compare
 from eplb.replaying.policies import named_policies
 
-__all__ = ["command"]
-
 
 def command(
     traces: options.TraceFiles,

@@ -11,8 +11,6 @@ from eplb.cli.terminal import say_written
 from eplb.files import check_writable
 from eplb.formats import save_trace
 
-__all__ = ["command"]
-
 
 @dataclass(frozen=True)
 class _Unmerged(ReadingOptions):

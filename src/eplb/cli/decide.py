@@ -20,8 +20,6 @@ from eplb.moving.decide import MARGIN, Decision, decide
 from eplb.planning.forecast import HISTORY
 from eplb.report.commands import typed
 
-__all__ = ["command"]
-
 
 def command(
     traces: options.TraceFiles,

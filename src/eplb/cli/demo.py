@@ -12,8 +12,6 @@ from eplb.cli.terminal import print_demo, print_json
 from eplb.cost.models import MODELS
 from eplb.replaying.demo import MODEL, demo, warm_up_demo
 
-__all__ = ["command"]
-
 
 def command(
     gpus: options.Gpus = 32,

@@ -10,8 +10,6 @@ from eplb.cli.options import AsJson
 from eplb.cli.terminal import print_facts, print_json, say
 from eplb.engines.doctor import differences, examine, problems, read_facts
 
-__all__ = ["command"]
-
 
 def command(
     outputs: Annotated[list[Path] | None, typer.Argument(metavar="OUTPUTS")] = None,

@@ -16,8 +16,6 @@ from eplb.planning.plan import what_is_left
 from eplb.replaying.evaluate import evaluate_placement
 from eplb.report.commands import typed
 
-__all__ = ["command"]
-
 
 def command(
     placement: Annotated[Path, typer.Argument(metavar="PLACEMENT")],

@@ -21,8 +21,6 @@ from eplb.moving.frontier import Frontier, frontier
 from eplb.planning.forecast import Recent, Scenarios, in_no_order
 from eplb.planning.problem import Effort
 
-__all__ = ["command"]
-
 
 def command(
     traces: options.TraceFiles,

@@ -8,8 +8,6 @@ from eplb.cli.reading import ReadingOptions
 from eplb.cli.terminal import print_inspection, print_json
 from eplb.describe import heat, inspect_trace
 
-__all__ = ["command"]
-
 
 def command(traces: TraceFiles, *, reading: ReadingOptions, as_json: AsJson = False) -> None:
     """Describe a file of loads: its shape, how uneven the loads are, and how they drift."""

@@ -10,15 +10,6 @@ from rich.console import Console
 
 from eplb.cli.terminal import printing_to_stderr, progress_bar, waiting
 
-__all__ = [
-    "INTERRUPTED",
-    "PLANNING",
-    "quitting_on_interrupt",
-    "stepping",
-    "stopping_on_interrupt",
-    "working",
-]
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 

@@ -21,8 +21,6 @@ from eplb.formats import load_placement
 from eplb.moving.migrate import Migration, migrate
 from eplb.placement import Placement
 
-__all__ = ["command"]
-
 _ENDING = ".json"
 
 

@@ -10,8 +10,6 @@ from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.planning.traffic import Traffic, with_sources
 
-__all__ = ["RoutedBy", "traffic_of"]
-
 RoutedBy = Annotated[
     str | None,
     typer.Option(

@@ -15,8 +15,6 @@ from eplb.loads import LoadTrace
 from eplb.planning.batches import Batch
 from eplb.planning.objectives import OBJECTIVES
 
-__all__ = ["ObjectiveOptions", "batch_of"]
-
 _MOST_SIMILAR_GPU = "the most similar of these, and --bandwidth-within and --bandwidth-between"
 _MOST_SIMILAR_MODEL = "the most similar of these, and --expert-bytes"
 

@@ -29,37 +29,6 @@ from eplb.placement import Placement
 from eplb.replaying.policies import POLICIES
 from eplb.report.commands import of_cluster, typed
 
-__all__ = [
-    "DEFAULT_POLICIES",
-    "AdviceOptions",
-    "AsJson",
-    "ClusterOptions",
-    "Dead",
-    "DispatchRule",
-    "First",
-    "Gpus",
-    "Groups",
-    "History",
-    "MaxMoves",
-    "Nodes",
-    "Policies",
-    "Slots",
-    "SlotsPerGpu",
-    "Speed",
-    "Target",
-    "Threads",
-    "TraceFiles",
-    "TraceTarget",
-    "cluster_of",
-    "listed",
-    "moe_slots",
-    "next_command",
-    "numbers",
-    "rule_of",
-    "target_of",
-    "with_speed",
-]
-
 Gpus = Annotated[
     int, typer.Option(help="Number of GPUs (EP ranks) that share the experts of a layer.")
 ]

@@ -9,8 +9,6 @@ import typer
 from eplb.errors import OptionError
 from eplb.planning.pins import Pins, pins_in
 
-__all__ = ["PinOptions"]
-
 
 @dataclass(frozen=True)
 class PinOptions:

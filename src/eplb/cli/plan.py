@@ -34,8 +34,6 @@ from eplb.planning.traffic import Traffic
 from eplb.replaying.policies import Forecasted, Moving, warm_up
 from eplb.report.commands import typed
 
-__all__ = ["command"]
-
 
 def command(
     traces: options.TraceFiles,

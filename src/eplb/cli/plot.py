@@ -9,8 +9,6 @@ from eplb.errors import FormatError, MissingExtraError
 from eplb.files import replacing
 from eplb.moving.frontier import Frontier
 
-__all__ = ["MOST_OF_IT", "check_plot_path", "finding", "plot_frontier"]
-
 _ENDINGS = (".svg", ".png")
 
 MOST_OF_IT = 0.95

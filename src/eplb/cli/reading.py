@@ -19,8 +19,6 @@ from eplb.loads import LoadTrace
 from eplb.merging import check_merge
 from eplb.placement import Placement
 
-__all__ = ["LayerOptions", "ReadingOptions"]
-
 _SHOWN = 6
 """Sources whose order is told in full."""
 

@@ -14,8 +14,6 @@ from eplb.loads import LoadTrace
 from eplb.replaying.compare import Comparison
 from eplb.replaying.sweep import SweepRow
 
-__all__ = ["check_ending", "write_comparison", "write_sweep"]
-
 _ENDINGS = (".csv", ".json")
 _COLUMNS = (
     *("policy", "window", "name", "layer"),

@@ -27,8 +27,6 @@ from eplb.report.commands import typed
 from eplb.report.figures import Missing
 from eplb.report.timing import known_model
 
-__all__ = ["command"]
-
 _PAGE = Path("report.html")
 
 

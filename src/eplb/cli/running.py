@@ -17,8 +17,6 @@ from eplb.loads import LoadTrace
 from eplb.placement import Placement
 from eplb.planning.plan import Plan, what_is_left
 
-__all__ = ["Change", "CurrentGpus", "RunningOptions", "check_moves_options"]
-
 _SHOWN = 5
 """Layers whose lost experts are printed."""
 

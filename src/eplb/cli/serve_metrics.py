@@ -10,8 +10,6 @@ from rich.console import Console
 from eplb.checks import in_one_line, whole_number
 from eplb.errors import OptionError
 
-__all__ = ["command"]
-
 _MOST_PORT = 65535
 
 

@@ -15,15 +15,6 @@ from eplb.errors import OptionError
 from eplb.loads import LoadTrace
 from eplb.moving.service import OVERHEADS, Service, bandwidths
 
-__all__ = [
-    "EngineName",
-    "ModelName",
-    "OwnFigures",
-    "PlainExpertBytes",
-    "ServiceOptions",
-    "TransferOptions",
-]
-
 ModelName = Annotated[
     str | None,
     one_of(

@@ -17,8 +17,6 @@ from eplb.planning.forecast import FORECASTS
 from eplb.planning.problem import Effort
 from eplb.replaying.sizing import size
 
-__all__ = ["command"]
-
 _OF_MEMORY = "--expert-bytes and --kv-bytes"
 
 

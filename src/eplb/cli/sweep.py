@@ -19,8 +19,6 @@ from eplb.errors import EplbError
 from eplb.planning.forecast import HISTORY
 from eplb.replaying.sweep import SweepRow, sweep
 
-__all__ = ["command"]
-
 
 def command(
     traces: options.TraceFiles,

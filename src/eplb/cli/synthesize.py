@@ -11,8 +11,6 @@ from eplb.files import check_writable
 from eplb.formats import save_trace
 from eplb.synthetic import PRESETS
 
-__all__ = ["command"]
-
 
 def command(
     preset: Annotated[

@@ -34,30 +34,6 @@ from eplb.replaying.evaluate import Evaluation
 from eplb.replaying.sizing import KNEE, Sizing
 from eplb.replaying.sweep import SweepRow
 
-__all__ = [
-    "print_comparison",
-    "print_decision",
-    "print_demo",
-    "print_evaluation",
-    "print_facts",
-    "print_frontier",
-    "print_inspection",
-    "print_json",
-    "print_migration",
-    "print_sizing",
-    "print_summary",
-    "print_sweep",
-    "print_verdict",
-    "print_watched_loads",
-    "print_watched_metrics",
-    "printing_to_stderr",
-    "progress_bar",
-    "say",
-    "say_written",
-    "shows_progress",
-    "waiting",
-]
-
 Heat: TypeAlias = NDArray[np.float64]
 
 _VERSION = 1

@@ -21,8 +21,6 @@ from eplb.errors import OptionError
 from eplb.formats import load_placement
 from eplb.placement import Placement
 
-__all__ = ["command"]
-
 _PLANNED_AT = "eplb_last_plan_timestamp_seconds"
 
 

@@ -13,6 +13,8 @@ from eplb.checks import find_named, real_number
 from eplb.cost.models import NumberFormat
 from eplb.errors import OptionError
 
+__all__ = ["GPUS", "Gpu", "find_gpu"]
+
 _T, _G = 1e12, 1e9
 
 _STANDS_IN: dict[str, tuple[NumberFormat, ...]] = {

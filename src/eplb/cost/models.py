@@ -11,6 +11,11 @@ from typing import Any, Literal, get_args
 from eplb.checks import find_named, real_number, whole_number
 from eplb.errors import OptionError
 
+__all__ = [
+    "EXPERT_BYTES", "MODELS", "Model", "NumberFormat", "expert_bytes_of", "find_model",
+    "model_of_shape",
+]  # fmt: skip
+
 _MOST_BYTES = 2**50
 
 NumberFormat = Literal["bf16", "fp8", "int8", "fp4"]

@@ -14,9 +14,6 @@ from eplb.errors import LoadsError, OptionError, PlacementError
 from eplb.loads import as_array, check_values
 from eplb.solver.arrays import F64, I64, Gpus
 
-__all__ = ["Dispatch", "Placed", "dispatch", "gpu_load", "of_gpus", "slot_load"]
-
-
 _WINDOWS_AT_ONCE = 64
 """Windows that are levelled together: more would only take memory."""
 _LAYERS_AT_ONCE = 1, 8

@@ -25,20 +25,6 @@ from eplb.cluster import Cluster
 from eplb.errors import OptionError
 from eplb.solver.arrays import F64, I64
 
-__all__ = [
-    "GIVEN",
-    "RULES",
-    "TABLES",
-    "check_named",
-    "check_rule",
-    "in_words",
-    "name_of",
-    "near_share",
-    "split_of_table",
-    "under",
-]
-
-
 _SEED = 42
 """Of SGLang's draws."""
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from eplb.moving.settling import Needs
 from eplb.moving.transfers import Arrivals
 
-__all__ = ["Buffers", "Limits"]
-
 _I64 = NDArray[np.int64]
 
 _LOOKAHEAD = 4

@@ -22,8 +22,6 @@ from eplb.planning.problem import Effort
 from eplb.planning.relocate import check_current
 from eplb.planning.solve import planned_rule
 
-__all__ = ["Decision", "decide"]
-
 MARGIN = 2.0
 """Minimum ratio of gain to cost. It is hysteresis: a fluctuating load moves nothing."""
 

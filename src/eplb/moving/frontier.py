@@ -19,8 +19,6 @@ from eplb.planning.relocate import check_current, choose, moves, relocate, settl
 from eplb.planning.solve import planned_rule, solve_for
 from eplb.planning.traffic import Traffic, check_traffic, mean_other_nodes
 
-__all__ = ["Frontier", "frontier"]
-
 _NEAR = 1e-4
 """Peak over bound, less 1, at which a layer's curve ends: further than plans go, as a curve shows
 all that moves can buy."""

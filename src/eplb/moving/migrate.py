@@ -17,8 +17,6 @@ from eplb.moving.transfers import Arrivals, arrivals_between, nearest_sources
 from eplb.moving.waves import fewest_waves, waves_of
 from eplb.placement import Placement, check_placement
 
-__all__ = ["Migration", "migrate"]
-
 _I64 = NDArray[np.int64]
 
 

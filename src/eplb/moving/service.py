@@ -16,8 +16,6 @@ from eplb.cost.models import Model, expert_bytes_of, find_model
 from eplb.cost.roofline import Assumptions
 from eplb.placement import Placement
 
-__all__ = ["DEFAULT_SERVICE", "OVERHEADS", "Overhead", "Service", "bandwidths", "find_overhead"]
-
 _GIGA = 1e9
 
 

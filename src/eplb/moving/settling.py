@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from eplb.moving.transfers import Arrivals
 
-__all__ = ["Copies", "Needs", "copies_of", "lay_out", "needs_of"]
-
 _I64 = NDArray[np.int64]
 _B = NDArray[np.bool_]
 

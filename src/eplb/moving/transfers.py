@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from eplb.errors import ClusterError, PlacementError
 from eplb.placement import Placement
 
-__all__ = ["Arrivals", "arrivals_between", "nearest_sources", "nodes_of"]
-
 _I64 = NDArray[np.int64]
 _B = NDArray[np.bool_]
 

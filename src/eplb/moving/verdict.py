@@ -34,17 +34,6 @@ from eplb.planning.problem import Effort, check_problem
 from eplb.planning.relocate import BudgetError, check_current
 from eplb.planning.solve import planned_rule
 
-__all__ = [
-    "CONFIDENCE",
-    "LEAST_GAIN",
-    "NOTHING_BETTER",
-    "Action",
-    "Verdict",
-    "counting",
-    "judge",
-    "must_move",
-]
-
 LEAST_GAIN = 0.002
 """Balancedness that a plan is to gain (docs/experiments.md)."""
 CONFIDENCE = 0.84

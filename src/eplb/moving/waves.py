@@ -15,8 +15,6 @@ from eplb.moving.buffers import Buffers, Limits
 from eplb.moving.settling import Needs
 from eplb.moving.transfers import Arrivals
 
-__all__ = ["Links", "fewest_waves", "heaviest_matching", "matching_within", "waves_of"]
-
 _I64 = NDArray[np.int64]
 _B = NDArray[np.bool_]
 

@@ -19,8 +19,6 @@ from eplb.planning.forecast import HISTORY
 from eplb.replaying.policies import Policies, named_policies, plans_for, told
 from eplb.replaying.replay import Replay, Step, replay_of, replay_steps
 
-__all__ = ["Comparison", "Score", "compare", "score", "time_of_window"]
-
 
 @dataclass(frozen=True)
 class Score:

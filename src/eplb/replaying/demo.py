@@ -25,8 +25,6 @@ from eplb.replaying.policies import POLICIES, Moving, warm_up
 from eplb.replaying.replay import replay
 from eplb.synthetic import trace as made_up
 
-__all__ = ["GPU", "MODEL", "PRESET", "TOKENS", "WINDOWS", "Demo", "Way", "demo", "warm_up_demo"]
-
 PRESET = "deepseek-v3-mix"
 WINDOWS = 16
 TOKENS = 3_000_000

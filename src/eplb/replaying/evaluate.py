@@ -22,8 +22,6 @@ from eplb.planning.forecast import HISTORY, Recent, Scenarios, in_no_order
 from eplb.planning.plan import plan
 from eplb.planning.solve import planned_rule
 
-__all__ = ["Evaluation", "HotGpu", "LayerFigures", "Standing", "Unseen", "evaluate_placement"]
-
 _WORST = 5
 
 

@@ -24,8 +24,6 @@ from eplb.planning.pins import Pins
 from eplb.planning.plan import Plan
 from eplb.replaying.policies import Deciding, Forecasted, Policy, named_policy, phy2log_of, warm_up
 
-__all__ = ["HISTORY", "Replay", "Step", "check_replay", "replay", "replay_of", "replay_steps"]
-
 
 @dataclass(frozen=True, eq=False)
 class Step:

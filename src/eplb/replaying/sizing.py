@@ -27,8 +27,6 @@ from eplb.planning.problem import Effort, check_effort
 from eplb.planning.solve import planned_rule
 from eplb.replaying.policies import list_of
 
-__all__ = ["KNEE", "SPARE", "Sizing", "Slots", "evenly", "fewest_slots", "knee_of", "size"]
-
 KNEE = 0.01
 """Balancedness that one more spare slot on each GPU is to gain."""
 SPARE = tuple(range(5))

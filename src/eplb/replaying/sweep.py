@@ -33,8 +33,6 @@ from eplb.replaying.compare import Score, score
 from eplb.replaying.policies import Policies, Policy, list_of, named_policies, named_policy
 from eplb.replaying.replay import Replay, check_replay, replay_of, replay_steps
 
-__all__ = ["SweepRow", "sweep"]
-
 _SECONDS_TO_ANSWER = 10.0
 """Time in which a Dask scheduler has to answer, and to have a worker."""
 

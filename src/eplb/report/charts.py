@@ -15,8 +15,6 @@ from eplb.errors import MissingExtraError
 from eplb.report.drawings import DRAWINGS
 from eplb.report.figures import Figures, Missing
 
-__all__ = ["Chart", "draw"]
-
 WIDTHS = {"wide": 880, "narrow": 340}
 """Pixels."""
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from eplb.cluster import Cluster
 from eplb.report.sample import Asked
 
-__all__ = ["Commands", "of_cluster", "typed"]
-
 
 def typed(**options: object) -> list[str]:
     """Options as one types them, those that were given and say more than the default."""

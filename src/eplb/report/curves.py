@@ -32,8 +32,6 @@ from eplb.report.figures import (
 )
 from eplb.report.sample import Asked
 
-__all__ = ["measure_moves", "measure_nodes", "measure_spare", "measure_splits", "measure_windows"]
-
 _PLANS = 8
 """Plans of each point of a curve, at most."""
 _SCORED = 64

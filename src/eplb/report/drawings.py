@@ -9,8 +9,6 @@ from eplb.checks import counted
 from eplb.report.figures import Estimated, Figures, Heat, MoveCurve, Spare, Through, Windows
 from eplb.report.words import NAMES, percent
 
-__all__ = ["DRAWINGS", "Drawing"]
-
 INK, SOFT, LINE, PAPER = "#010203", "#010204", "#010205", "#010206"
 NOW, PLAN, OTHER, BEST = "#010211", "#010212", "#010213", "#010214"
 

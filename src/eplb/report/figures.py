@@ -14,26 +14,6 @@ from eplb.balance import Interval
 from eplb.moving.verdict import Verdict
 from eplb.replaying.sizing import Sizing
 
-__all__ = [
-    "Choice",
-    "Contender",
-    "Estimated",
-    "Figures",
-    "Heat",
-    "Hot",
-    "Missing",
-    "Moment",
-    "MoveCurve",
-    "Moved",
-    "NodeCurve",
-    "NodePoint",
-    "Setting",
-    "Spare",
-    "Splits",
-    "Through",
-    "Windows",
-]
-
 Who = Literal["contiguous", "current", "engine", "plan", "oracle"]
 
 

@@ -35,8 +35,6 @@ from eplb.report.standings import heat_of, hottest, standings_of, why_unsure
 from eplb.report.through import measure_through
 from eplb.report.timing import estimate_times, known_model
 
-__all__ = ["STEPS", "measure"]
-
 _MOST_PLANS, _PLANS = 32, 16
 """Plans of a replay: one a window up to so many; of longer traces fewer, evenly apart."""
 STEPS = (

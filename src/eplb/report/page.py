@@ -7,8 +7,6 @@ from eplb.report.charts import draw
 from eplb.report.figures import Figures
 from eplb.report.story import tell
 
-__all__ = ["render_page"]
-
 
 def render_page(figures: Figures) -> str:
     """The report as HTML; the same figures give the same page.

@@ -13,8 +13,6 @@ from eplb.planning.forecast import HISTORY, Scenarios
 from eplb.planning.plan import Plan, plan
 from eplb.planning.solve import planned_rule
 
-__all__ = ["Asked"]
-
 
 @dataclass(frozen=True, eq=False)
 class Asked:

@@ -4,10 +4,6 @@ from eplb.checks import counted, more, printable
 from eplb.report.figures import Figures, Missing, Moment, Splits, Through
 from eplb.report.words import NAMES, Section, Table, copies_of, percent, score
 
-__all__ = [
-    "balance", "drift", "estimated", "heat", "hot", "moves", "nodes", "spare", "through", "windows",
-]  # fmt: skip
-
 _NEAR_BEST = 0.01
 """Balancedness below the best in which a finding looks for the fewest nodes."""
 _MOST_CELLS = 50_000

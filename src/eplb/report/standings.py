@@ -14,8 +14,6 @@ from eplb.replaying.sizing import evenly
 from eplb.report.figures import Contender, Heat, Hot, Who
 from eplb.report.sample import Asked
 
-__all__ = ["heat_of", "hottest", "standings_of", "why_unsure"]
-
 _HOTTEST = 3
 _TYPICAL = 64
 """Windows among which a typical one is looked for, where there are more."""

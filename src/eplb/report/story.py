@@ -11,8 +11,6 @@ from eplb.report import sections
 from eplb.report.figures import Contender, Figures, Missing
 from eplb.report.words import Section, percent, printable_lines
 
-__all__ = ["Story", "tell"]
-
 
 @dataclass(frozen=True)
 class Story:

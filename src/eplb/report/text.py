@@ -11,8 +11,6 @@ from eplb.report.figures import Figures, Heat, Hot
 from eplb.report.story import tell
 from eplb.report.words import Section, Table, copies_of, percent
 
-__all__ = ["print_report"]
-
 _BAR = 20
 _HOTTEST = 5
 """Experts that are named."""

@@ -17,8 +17,6 @@ from eplb.replaying.compare import Comparison, time_of_window
 from eplb.report.figures import Missing, Moment, Through
 from eplb.report.sample import Asked
 
-__all__ = ["FEWEST", "measure_through"]
-
 FEWEST = 8
 """Windows below which nothing is said of time."""
 

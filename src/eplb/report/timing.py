@@ -18,8 +18,6 @@ from eplb.replaying.sizing import evenly
 from eplb.report.figures import Estimated, Missing
 from eplb.report.sample import Asked
 
-__all__ = ["estimate_times", "known_model"]
-
 _WINDOWS = 64
 """Windows that times are estimated on, where there are more."""
 

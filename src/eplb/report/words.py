@@ -7,8 +7,6 @@ from eplb.balance import Interval, with_interval
 from eplb.checks import printable
 from eplb.report.figures import Who
 
-__all__ = ["NAMES", "Section", "Table", "copies_of", "percent", "printable_lines", "score"]
-
 NAMES: dict[Who, str] = {
     "current": "the placement that runs",
     "engine": "the engine's own planner: sum of the windows",
