@@ -4,14 +4,19 @@ Each pair has windows seen, a placement made from older windows, and 60 windows 
 the windows seen truly gains what it is more balanced by on those to come. Prints the share of pairs
 in which a change is advised where it truly gains, and where it does not, by kind of load. With
 `--traces` loads are recorded: shares of DeepSeek-V3's workloads that stay, change and drift as made
-ones do; tokens of gpt-oss-20b as a service mixes them, before which other subjects ran or the same;
-and its windows in the order of their subjects, of which none tells when the next begins.
+ones do; sequences of gpt-oss-20b as a service mixes them, before which other subjects ran or the
+same; and its windows in the order of their subjects, of which none tells when the next begins.
+
+Below it is how often one is right who is shown as many of the windows to come as were seen, and
+exactly what both placements do on them, and is scored on the others: what is not known then cannot
+be told from the windows seen.
 
     python bench/advice.py [--pairs 200] [--seed 0] [--every-command 0] [--traces ../shared/traces]
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import tempfile
@@ -34,8 +39,8 @@ WORTH = 0.02
 _TOKENS = (2_000, 20_000, 200_000)
 _OF_DEEPSEEK = eplb.Cluster(num_gpus=32, num_nodes=4, slots_per_gpu=9)
 _OF_GPT_OSS = eplb.Cluster(num_gpus=8, slots_per_gpu=5)
-_WINDOW = 1_024
-"""Tokens in a window of a service."""
+_SEQUENCES = (4, 16, 64)
+"""Sequences in a window of a service, of some 300 tokens each."""
 _SHAPE = (6, 128)
 _LATER = 60
 
@@ -50,11 +55,31 @@ class Pair:
     current: eplb.Placement
     later: NDArray[np.float64]
 
-    def true_gain(self) -> tuple[float, float]:
-        """Balancedness gained on windows to come, and half its 95 % interval."""
+    @functools.cached_property
+    def gains(self) -> NDArray[np.float64]:
+        """Balancedness gained on each of the windows to come."""
         made = eplb.plan(self.seen, self.cluster).placement
-        gains = [made.balancedness(each) - self.current.balancedness(each) for each in self.later]
-        return float(np.mean(gains)), float(1.96 * np.std(gains, ddof=1) / len(gains) ** 0.5)
+        return np.array(
+            [made.balancedness(each) - self.current.balancedness(each) for each in self.later]
+        )
+
+    def known(self) -> tuple[bool, bool | None]:
+        """What one would advise who is shown as many of the windows to come as were seen, at most
+        half of them, and exactly what is gained on them; and whether that is right: by the others
+        it gains, or gains nothing, or neither.
+        """
+        shown = min(len(self.seen), len(self.gains) // 2)
+        return bool(self.gains[:shown].mean() >= WORTH / 2.0), worth(self.gains[shown:])
+
+
+def worth(gains: NDArray[np.float64]) -> bool | None:
+    """Whether a change truly gains: `WORTH` and more than half the 95 % interval, or nothing; None
+    where it is between.
+    """
+    half = 1.96 * gains.std(ddof=1) / len(gains) ** 0.5
+    if gains.mean() >= WORTH and gains.mean() > half:
+        return True
+    return None if gains.mean() > 0.0 else False
 
 
 def pairs(number: int, seed: int) -> Iterator[Pair]:
@@ -79,6 +104,9 @@ def recorded_pairs(traces: Path, number: int, seed: int) -> Iterator[Pair]:
     with np.load(traces / "gptoss20b_tokens.npz") as file:
         sequences = np.split(file["topk_ids"], np.cumsum(file["lengths"])[:-1])
         topics = file["topic"]
+    experts = np.arange(subjects.shape[2])
+    counts = np.stack([(ids[..., None] == experts).sum(axis=(0, 2)) for ids in sequences])
+    general = np.char.startswith(topics, "mmlu_") & ~np.char.startswith(topics, "mmlu_pro")
     for each in range(seed, seed + number):
         rng = np.random.default_rng(each)
         kind = RECORDED[each % len(RECORDED)]
@@ -88,7 +116,7 @@ def recorded_pairs(traces: Path, number: int, seed: int) -> Iterator[Pair]:
             loads = subjects[begin : begin + 2 * num_windows + _LATER, int(rng.integers(4)) :: 4]
             yield _pair(kind, loads, num_windows, _OF_GPT_OSS)
         elif kind == "served":
-            yield _served(rng, num_windows, sequences, topics)
+            yield _served(rng, num_windows, counts.astype(np.float64), general)
         else:
             layers = rng.choice(len(logs[0]), _SHAPE[0], replace=False)
             one, other = rng.choice(len(logs), 2, replace=False)
@@ -126,29 +154,23 @@ def _between(
 def _served(
     rng: np.random.Generator,
     num_windows: int,
-    sequences: list[NDArray[np.uint8]],
-    topics: NDArray[np.str_],
+    counts: NDArray[np.float64],
+    general: NDArray[np.bool_],
 ) -> Pair:
-    """A pair of whole sequences [tokens, L, k] in random order, no token twice."""
-    general = np.char.startswith(topics, "mmlu_") & ~np.char.startswith(topics, "mmlu_pro")
-    order = rng.permutation(len(sequences))
-    if rng.random() < 0.5:
-        parts = np.array_split(order, 3)
-    else:
-        parts = [order[general[order]], *np.array_split(order[~general[order]], 2)]
+    """A pair of windows of whole sequences, of loads [S, L, E], drawn at random and so again and
+    again: of all, or of general subjects before and of the others since.
+    """
+    size = int(rng.choice(_SEQUENCES))
     layers = int(rng.integers(4))
-    before, seen, later = (
-        _windows(np.concatenate([sequences[each][:, layers::4] for each in part])) for part in parts
-    )
-    loads = np.concatenate([before[:num_windows], seen[:num_windows], later])
+    drawn = np.arange(len(counts)), np.arange(len(counts))
+    if rng.random() < 0.5:
+        drawn = np.flatnonzero(general), np.flatnonzero(~general)
+    chosen = [
+        rng.choice(some, (number, size))
+        for some, number in zip(drawn, (num_windows, num_windows + _LATER), strict=True)
+    ]
+    loads = np.stack([counts[each, layers::4].sum(axis=0) for each in np.concatenate(chosen)])
     return _pair("served", loads, num_windows, _OF_GPT_OSS)
-
-
-def _windows(chosen: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """[T, L, E] loads of tokens [N, L, k]."""
-    whole = chosen[: len(chosen) // _WINDOW * _WINDOW].reshape(-1, _WINDOW, *chosen.shape[1:])
-    loads: NDArray[np.float64] = (whole[..., None] == np.arange(32)).sum(axis=(1, 3)).astype(float)
-    return loads
 
 
 def _pair(kind: str, loads: NDArray[np.float64], num_windows: int, cluster: eplb.Cluster) -> Pair:
@@ -191,6 +213,18 @@ def _printed(*arguments: str) -> str:
     return printed.getvalue()
 
 
+def _print(begin: str, found: list[tuple[str, bool, bool | None]], kinds: tuple[str, ...]) -> None:
+    """How often it is advised where it gains and where it does not, in all and of each kind."""
+    for name, truth in (("truly gains .02", True), ("gains nothing", False)):
+        some = {
+            kind: [it for of, it, gains in found if of == kind and gains is truth] for kind in kinds
+        }
+        everything = [each for advised in some.values() for each in advised]
+        print(f"{begin}{name}: advised in {sum(everything)} of {len(everything)}", end="")
+        print(f" ({np.mean(everything or [False]):.1%}): ", end="")
+        print(", ".join(f"{kind} {sum(each)} of {len(each)}" for kind, each in some.items()))
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -206,22 +240,17 @@ def main() -> None:
     made = pairs(asked.pairs, asked.seed)
     if asked.traces is not None:
         kinds, made = RECORDED, recorded_pairs(asked.traces, asked.pairs, asked.seed)
-    worth: dict[str, list[bool]] = {kind: [] for kind in kinds}
-    useless: dict[str, list[bool]] = {kind: [] for kind in kinds}
+    found: list[tuple[str, bool, bool | None]] = []
+    known: list[tuple[str, bool, bool | None]] = []
     for number, pair in enumerate(made):
-        gain, half = pair.true_gain()
         if number < asked.every_command:
             agreed += len(set(advice(pair).values())) == 1
         advised = judge(pair.seen, pair.cluster, pair.current).advised
-        if gain >= WORTH and gain > half:
-            worth[pair.kind].append(advised)
-        elif gain <= 0.0:
-            useless[pair.kind].append(advised)
-    for name, found in (("truly gains .02", worth), ("gains nothing", useless)):
-        everything = [each for some in found.values() for each in some]
-        print(f"{name}: advised in {sum(everything)} of {len(everything)}", end="")
-        print(f" ({np.mean(everything or [False]):.1%}): ", end="")
-        print(", ".join(f"{kind} {sum(some)} of {len(some)}" for kind, some in found.items()))
+        found.append((pair.kind, advised, worth(pair.gains)))
+        known.append((pair.kind, *pair.known()))
+    _print("", found, kinds)
+    print(f"one who is shown windows to come, and advises what gains {WORTH / 2.0:g} on them:")
+    _print("  ", known, kinds)
     if asked.every_command:
         print(f"all commands agree in {agreed} of {min(asked.every_command, asked.pairs)}")
 

@@ -28,7 +28,8 @@ _LEVEL = 0.95
 _DRAWS = 2000
 _FEWEST, _FEWEST_BLOCKS = 16, 4
 """Windows, and blocks of them, below which nothing can be said."""
-_T = {3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 8: 2.306, 12: 2.179, 24: 2.064, 60: 2.0, 1e9: 1.96}
+_FREEDOM = (1, 2, 3, 4, 5, 6, 8, 12, 24, 60, 1e9)
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.306, 2.179, 2.064, 2.0, 1.96)
 """Student's t at 97.5 % by degrees of freedom; between these it is nearly a line in 1 / them."""
 
 
@@ -255,10 +256,13 @@ def _between(values: NDArray[np.float64], middle: float, num_steps: int, every: 
     """The interval of draws around the figure itself, widened for how few blocks there are."""
     tail = (1.0 - _LEVEL) / 2.0
     low, high = np.quantile(values, [tail, 1.0 - tail]) - middle
-    freedom = num_steps / block_length(num_steps, every) - 1.0
-    wider = np.interp(1.0 / freedom, [1.0 / key for key in reversed(_T)], [*reversed(_T.values())])
-    wider /= _T[1e9]
+    wider = student(num_steps / block_length(num_steps, every) - 1.0) / _T[-1]
     return Interval(middle + float(low * wider), middle + float(high * wider))
+
+
+def student(freedom: float) -> float:
+    """Standard errors that a mean is within, to either side, with 95 % confidence."""
+    return float(np.interp(-1.0 / freedom, -1.0 / np.array(_FREEDOM), _T))
 
 
 def with_interval(value: float, interval: Interval | None, form: str = ".4f") -> str:

@@ -27,8 +27,7 @@ def judged(pair: advice.Pair, **more: Any) -> Verdict:
 
 def test_every_command_advises_what_truly_gains(pairs: dict[str, advice.Pair]) -> None:
     for kind, pair in pairs.items():
-        gain, half = pair.true_gain()
-        assert (gain >= advice.WORTH and gain > half) == KINDS[kind]
+        assert (advice.worth(pair.gains) is True) == KINDS[kind]
         assert judged(pair).advised == KINDS[kind]
     # A report takes a second, so two kinds are asked for all four.
     for kind in ("steady", "changed"):
@@ -52,6 +51,18 @@ def test_words_and_moves_follow_the_verdict(pairs: dict[str, advice.Pair]) -> No
         if found.advised:
             assert found.plan.placement.moves_from(pair.current) == found.moves
             assert f"{found.moves:,} experts" in found.words
+
+
+def test_layers_that_fare_alike_make_no_gain_surer(pairs: dict[str, advice.Pair]) -> None:
+    pair = pairs["noise"]
+    widths = []
+    for layers in (1, 4):
+        same = np.zeros(layers, dtype=np.int64)
+        running = eplb.Placement(pair.current.phy2log[same], 128, advice.CLUSTER)
+        interval = judge(pair.seen[:, same], advice.CLUSTER, running, threads=1).interval
+        assert interval is not None
+        widths.append(interval.high - interval.low)
+    assert widths[1] == pytest.approx(widths[0])
 
 
 def test_fewer_moves_do_where_they_keep_the_gain(pairs: dict[str, advice.Pair]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.balance import Interval, paced
+from eplb.balance import Interval, paced, student
 from eplb.checks import real_number, share_of_one
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import check_named, under
@@ -65,7 +65,6 @@ _SURE = 10.0
 """Standard errors from which a gain is as sure as can be."""
 _CHANCE = 2.0
 """Times the variance of counted tokens up to which windows differ by chance alone."""
-_TWO_SIDED = NormalDist().inv_cdf(0.975)
 
 Action = Literal["switch it on", "re-plan", "move n", "keep what runs", "unpredictable"]
 _Loads = NDArray[np.float64]
@@ -184,8 +183,7 @@ class _Trials:
         windows = self.windows[held]
         windows = np.concatenate([windows, windows.sum(axis=0, keepdims=True)])
         before = self.running.ratios(windows, self.dispatch)
-        gained: _Loads = placement.ratios(windows, self.dispatch) - before
-        return gained
+        return placement.ratios(windows, self.dispatch) - before
 
     def of(self, folds: _Folds, **budget: int) -> tuple[_Loads, _Loads]:
         """[H, L] balancedness gained on windows that plans have not seen, fold by fold, and [F, L]
@@ -286,8 +284,8 @@ def judge(
             ahead = apart
         later = trials.of(ahead)
         gained, added = _both(later, trials.of(apart)) if ordered else later
-        gain, error = _mean(gained), _error(gained)
-        interval = Interval(gain - _TWO_SIDED * error, gain + _TWO_SIDED * error)
+        gain, half = _mean(gained), student(number - 1) * _error(gained, whole=True)
+        interval = Interval(gain - half, gain + half)
         engine = trials.of_engine(apart)
         if ordered:
             engine = _both(trials.of_engine(ahead), engine)
@@ -377,14 +375,17 @@ def _both(later: tuple[_Loads, _Loads], apart: tuple[_Loads, _Loads]) -> tuple[_
     return gained, np.concatenate([later[1], apart[1]])
 
 
-def _error(gained: _Loads) -> float:
-    """Standard error of the mean of [T, L]: layers are those there are, windows are a sample."""
+def _error(gained: _Loads, *, whole: bool = False) -> float:
+    """Standard error of the mean of [T, L]: layers are those there are, windows are a sample; taken
+    `whole`, a window is a single draw, as its tokens are good or bad for all layers.
+    """
     known = ~np.isnan(gained)
     layers = known.any(axis=0)
     gained, known = gained[:, layers], known[:, layers]
-    away = (gained - np.nanmean(gained, axis=0))[known]
+    away = np.where(known, gained - np.nanmean(gained, axis=0), 0.0)
+    squares = float(((away.sum(axis=1) if whole else away) ** 2).sum())
     freedom = known.sum() - known.shape[1]
-    return math.sqrt(float((away**2).sum()) / freedom / known.sum()) if freedom > 0 else math.inf
+    return math.sqrt(squares / freedom / known.sum()) if freedom > 0 else math.inf
 
 
 def _sure(gained: _Loads, added: _Loads, sums: int, *, drift: float, confidence: float) -> bool:
