@@ -30,20 +30,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eplb.solver.arrays import F64, I32, I64, B, Task
 from eplb.solver.bounds import _least_peak
 from eplb.solver.draw import _below, _draw
 from eplb.solver.jit import allocating, inner, kernel
-from eplb.solver.packing import (
-    F64,
-    FORBIDDEN,
-    I32,
-    I64,
-    B,
-    Task,
-    _copy,
-    _keep_apart,
-    _write_rules,
-)
+from eplb.solver.packing import FORBIDDEN, _copy, _keep_apart, _write_rules
 from eplb.solver.share import _exponential
 
 __all__: list[str] = []

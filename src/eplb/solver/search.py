@@ -33,20 +33,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eplb.solver.arrays import F64, I64, B, Task, Wishes
 from eplb.solver.bounds import _least_peak
 from eplb.solver.jit import inner, kernel
-from eplb.solver.packing import (
-    F64,
-    FORBIDDEN,
-    I64,
-    B,
-    Task,
-    Wishes,
-    _copy,
-    _excess,
-    _keep_apart,
-    _write_rules,
-)
+from eplb.solver.packing import FORBIDDEN, _copy, _excess, _keep_apart, _write_rules
 from eplb.solver.state import State, _new_state
 from eplb.solver.window_swaps import _swap_under_norms
 

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eplb.solver.arrays import F64, I64
 from eplb.solver.jit import allocating, inner
 from eplb.solver.pack import PackScratch, _least_peak_of_pairs, _new_pack_scratch, _pack, _rank
 from eplb.solver.packing import (
-    F64,
-    I64,
     LONGEST_BAR,
     MOST_SWAPS,
     Packing,

@@ -11,14 +11,11 @@ GPU counts as so much lighter as it is to have more than the mean.
 
 import numpy as np
 
+from eplb.solver.arrays import F64, I64, B, Gpus
 from eplb.solver.jit import allocating, inner, kernel
 from eplb.solver.pack import _rank
 from eplb.solver.packing import (
-    F64,
     HISTOGRAM,
-    I64,
-    B,
-    Gpus,
     Packing,
     _copy,
     _descending,
