@@ -75,7 +75,7 @@ def test_gpus_that_cannot_be_dead(dead: Any, message: str) -> None:
 def test_slots_that_the_living_lack() -> None:
     message = (
         "240 slots do not hold 256 experts: 16 slots are missing: give each of the 24 GPUs alive "
-        "at least 11 slots, 264 in all"
+        "at least 11 slots, 352 in all, those of dead GPUs counted"
     )
     with pytest.raises(ClusterError) as raised:
         check_shape(256, Cluster(32, 4, 10).without(range(8)), 8)

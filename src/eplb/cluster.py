@@ -224,7 +224,7 @@ def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
         ClusterError: no cluster, fewer slots than experts, groups that do not divide them, or so
             many of both that the planner's tables would not fit memory.
     """
-    died = bool(check_cluster(cluster).dead)
+    died, in_all = bool(check_cluster(cluster).dead), cluster.num_gpus
     cluster = cluster.survivors
     if cluster.num_held < num_experts:
         enough = -(-num_experts // cluster.num_gpus)
@@ -233,15 +233,13 @@ def check_shape(num_experts: int, cluster: Cluster, num_groups: int) -> int:
         raise ClusterError(
             f"{cluster.num_held} slots do not hold {num_experts} experts: {how_many}give each of "
             f"the {cluster.num_gpus} GPUs{' alive' * died} at least {enough} slots, "
-            f"{enough * cluster.num_gpus} in all"
+            f"{enough * in_all} in all{', those of dead GPUs counted' * died}"
         )
     check_pairs(num_experts, cluster.num_gpus, "GPUs")
     if num_experts % num_groups:
-        divisors = [k for k in range(1, num_experts + 1) if num_experts % k == 0]
-        nearest = sorted(divisors, key=lambda k: (abs(k - num_groups), k))[:2]
         raise ClusterError(
             f"{num_experts} experts do not divide into {num_groups} groups: "
-            f"{' or '.join(map(str, sorted(nearest)))} groups would"
+            f"{nearest_divisors(num_experts, num_groups)} groups would"
         )
     return cluster.num_nodes if num_groups % cluster.num_nodes == 0 else 1
 
@@ -265,6 +263,13 @@ def nearest_multiples(value: int, divisor: int, least: int = 1) -> str:
     if below >= first:
         return f"{below} or {below + divisor}"
     return str(max(first, below + divisor))
+
+
+def nearest_divisors(value: int, near: int) -> str:
+    """The two numbers nearest to another that divide `value`, for a message: "6 or 8"."""
+    divisors = [each for each in range(1, value + 1) if value % each == 0]
+    nearest = sorted(divisors, key=lambda each: (abs(each - near), each))[:2]
+    return " or ".join(map(str, sorted(nearest)))
 
 
 def _dead_gpus(gpus: object, num_gpus: int) -> tuple[int, ...]:

@@ -221,7 +221,9 @@ def test_gpus_that_leave_can_send() -> None:
     held = current.held_by(6)
     mine = by_both.source_slot >= 0
     assert held[by_both.layer, by_both.source, by_both.expert][mine].all()
-    with pytest.raises(eplb.OptionError, match="GPU 2 is leaving, and the new placement is not"):
+    with pytest.raises(
+        eplb.OptionError, match="GPU 2 is leaving, and the new placement has experts on it: give"
+    ):
         migrate(current, made.placement, leaving=[2])
 
 

@@ -233,7 +233,7 @@ def test_another_model_and_other_gpus(tmp_path: Path) -> None:
     path.write_text(json.dumps(SGLANG))
     for options, kind, message in (
         ({}, eplb.OptionError, "a file of sglang does not say how many GPUs it is for: give num_"),
-        ({"num_gpus": 3}, eplb.ClusterError, "4 slots do not divide over 3 GPUs: 3 or 6 slots"),
+        ({"num_gpus": 3}, eplb.ClusterError, "4 slots do not divide over 3 GPUs: 2 or 4 GPUs"),
         ({"num_gpus": 0}, eplb.ClusterError, "num_gpus is 0: give 1 or more"),
         (
             {"num_gpus": 4, "num_nodes": 3},

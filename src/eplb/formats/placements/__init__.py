@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eplb.checks import LAYERS, ranges, rising_layers, whole_number
-from eplb.cluster import Cluster
+from eplb.cluster import Cluster, nearest_divisors
 from eplb.errors import ClusterError, FormatError, LoadsError, OptionError, PlacementError
 from eplb.formats import safe
 from eplb.formats.placements import ascend, bare, deepseek, sglang, tensorrt_llm, vllm
@@ -341,8 +341,14 @@ def _cluster_of(path: Path, layout: Layout, num_gpus: int | None, num_nodes: int
             "give num_gpus (--gpus)"
         )
     nodes = num_nodes if layout.num_nodes is None else layout.num_nodes
+    slots = layout.rows.shape[1]
+    if isinstance(gpus, int) and gpus > 0 and slots % gpus:
+        raise ClusterError(
+            f"{path}: {slots} slots do not divide over {gpus} GPUs: "
+            f"{nearest_divisors(slots, gpus)} GPUs would"
+        )
     try:
-        cluster = Cluster.with_slots(layout.rows.shape[1], gpus, 1 if nodes is None else nodes)
+        cluster = Cluster.with_slots(slots, gpus, 1 if nodes is None else nodes)
         by_gpu = layout.rows.reshape(len(layout.rows), gpus, -1)
         # Slots that no layer has anything in, nor in those behind them, are none.
         used = np.asarray((by_gpu >= 0).any(axis=0))
