@@ -28,11 +28,6 @@ from eplb.planning.problem import Effort, check_effort, check_problem
 from eplb.planning.solve import check_dispatch, planned_rule, solve_for
 from eplb.solver.arrays import F64
 
-__all__ = [
-    "BEST", "HELD_OUT", "Backtest", "Expected", "Schedule", "Tried", "backtest", "expected_of",
-    "held_out",
-]  # fmt: skip
-
 BEST = "best"
 """In place of a forecast's name: the best of those that are tried."""
 

@@ -18,8 +18,6 @@ from eplb.solver.arrays import F64
 if TYPE_CHECKING:
     from eplb.planning.problem import Problem
 
-__all__ = ["Batch", "Drawn", "draw_batches"]
-
 _DRAWS = 96
 """Batches that are planned for, about: as many of each window."""
 _MOST_TOKENS = 1024

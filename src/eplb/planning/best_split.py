@@ -10,8 +10,6 @@ from eplb.planning.problem import Effort, Layers, Problem
 from eplb.solver.arrays import F64, I64
 from eplb.solver.threads import run_kernel
 
-__all__ = ["bend", "levelled_peaks", "solve_best_split", "split_bounds"]
-
 _EFFORT = {"fast": 0.3, "default": 1.0, "thorough": 8.0}
 _EFFORT_ALONE = {"fast": 0.9, "default": 3.0, "thorough": 12.0}
 """The same where one window is all there is."""

@@ -16,8 +16,6 @@ from eplb.solver.arrays import I64
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["groups_on_nodes", "rebalance_experts"]
-
 
 @overload
 def rebalance_experts(

@@ -4,8 +4,6 @@ from eplb.cluster import Cluster
 from eplb.placement import Placement, spread
 from eplb.solver.arrays import F64
 
-__all__ = ["engine_placement"]
-
 
 def engine_placement(windows: F64, cluster: Cluster, num_groups: int = 1) -> Placement:
     """DeepSeek's EPLB for the sum of windows [T, L, E], as vLLM and SGLang run it; where GPUs

@@ -11,8 +11,6 @@ from eplb.planning.problem import Effort, Layers, Problem
 from eplb.solver.arrays import F64, I64
 from eplb.solver.threads import run_kernel
 
-__all__ = ["solve_engine_rule"]
-
 _EFFORT = {"fast": 0.25, "default": 1.0, "thorough": 10.0}
 _STEPS, _MORE_STEPS = 4000, 8
 """Changes that the search tries in a layer, the second number for each slot, times the effort

@@ -16,8 +16,6 @@ from eplb.placement import Placement
 from eplb.planning.plan import plan
 from eplb.solver.arrays import F64, I64
 
-__all__ = ["exact"]
-
 
 def exact(loads: Any, cluster: Cluster, *, time_limit: float = 60.0) -> Placement:
     """The placement whose busiest GPU has the least load, with no expert twice on a GPU.

@@ -21,8 +21,6 @@ from eplb.placement import Placement
 from eplb.planning.batches import Batch
 from eplb.solver.arrays import F64
 
-__all__ = ["OBJECTIVES", "Clock", "activated", "check_objective", "clock_of"]
-
 OBJECTIVES = ("tokens", "activated", "time")
 """What plans keep low on the busiest GPU: the names of `eplb.torch.BatchDispatch`, and time."""
 

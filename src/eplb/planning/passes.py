@@ -19,10 +19,6 @@ from eplb.solver.threads import run_kernel
 if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.search import Drive, Steps
 
-__all__ = [
-    "gather", "keep_better", "looks", "peaks_of", "refine", "solve", "solve_mean", "step_memory",
-]  # fmt: skip
-
 _STEPS = {"fast": 0, "default": 20, "thorough": 300}
 """Steps of the search for each effort."""
 _MOST_LOOKS = 200_000

@@ -19,8 +19,6 @@ from eplb.planning.pins import Pinned, Pins
 from eplb.planning.problem import Problem
 from eplb.solver.arrays import F64, I64, B, Wishes
 
-__all__ = ["check_pins", "heed", "keeps", "must_heed", "pinned_bounds"]
-
 _MOST_APART = 1_000
 """Experts that one must be apart from: what the search counts by."""
 _MOST_TRIED = 400

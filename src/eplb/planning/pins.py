@@ -16,8 +16,6 @@ from eplb.errors import OptionError
 from eplb.formats.safe import check_regular, naming, read_json_text, read_text
 from eplb.solver.arrays import I64, Wishes
 
-__all__ = ["Pinned", "Pins", "pins_in"]
-
 _MOST = 1_000_000
 """Numbers of GPUs and experts: far above those of any cluster and model."""
 

@@ -46,8 +46,6 @@ from eplb.planning.traffic import (
 )
 from eplb.solver.arrays import F64, I64
 
-__all__ = ["DEFAULT_MOVE_COST", "Plan", "check_batch", "plan", "warmup", "what_is_left"]
-
 DEFAULT_MOVE_COST = 5e-4
 """What a move is to gain where nothing else is said, as a share of the mean GPU load."""
 _DEAREST = 1e200

@@ -16,8 +16,6 @@ from eplb.placement import Placement
 from eplb.planning.pins import Pinned
 from eplb.solver.arrays import F64, I64, B, Gpus, Task, Wishes
 
-__all__ = ["Effort", "Layers", "Problem", "check_effort", "check_problem"]
-
 Effort = Literal["fast", "default", "thorough"]
 """How much work a plan may be: fixed amounts, the same on every host."""
 

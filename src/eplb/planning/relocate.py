@@ -27,11 +27,6 @@ if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.curve import Pieces
     from eplb.solver.search import Steps
 
-__all__ = [
-    "BudgetError", "Relocation", "budget_of_deaths", "came_empty", "check_current", "check_moves",
-    "choose", "eased", "moves", "relocate", "settle",
-]  # fmt: skip
-
 _AT_ONCE = (1, 4)
 """Layers that a thread takes at a time, least and most."""
 

@@ -10,8 +10,6 @@ from eplb.planning.engine_rule import solve_engine_rule
 from eplb.planning.passes import solve
 from eplb.planning.problem import Effort, Layers, Problem
 
-__all__ = ["WALKED", "check_dispatch", "planned_rule", "solve_for"]
-
 WALKED = ("even", "best")
 """The rules of dispatch that plans from a current placement are made for."""
 

@@ -14,8 +14,6 @@ from eplb.planning.plan import Plan, plan
 from eplb.planning.traffic import Traffic, mean_other_nodes
 from eplb.solver.arrays import F64
 
-__all__ = ["LayerSummary", "Summary", "summarize"]
-
 _WORST = 5
 _COSTS = 0.02
 """Balancedness that groups on nodes may cost before it is said."""

@@ -27,11 +27,6 @@ from eplb.solver.threads import run_kernel
 if TYPE_CHECKING:  # numba is loaded when it is needed
     from eplb.solver.node_trades import Routes
 
-__all__ = [
-    "Traffic", "check_price", "check_traffic", "mean_other_nodes", "other_nodes", "others_of",
-    "solve_at_price", "walk_at_price", "with_sources",
-]  # fmt: skip
-
 _RUNGS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
 """What the load of a node may be above the mean, as a share of it, rung by rung: down from the plan
 with groups on nodes to what packing a node leaves anyway, and up to where the busiest node is all
