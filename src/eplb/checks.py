@@ -94,13 +94,14 @@ def real_number(
     return number
 
 
-def share_of_one(value: object, name: str) -> float:
-    """A share above 0 and at most 1."""
+def share_of_one(value: object, name: str, least: float | None = None) -> float:
+    """A share from `least` to 1, or above 0 and at most 1."""
     number = math.nan
     if isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)
-    if not 0.0 < number <= 1.0:
-        raise OptionError(f"{name} is {value!r}: give a share, above 0 and at most 1")
+    if not (number > 0.0 if least is None else number >= least) or number > 1.0:
+        allowed = "above 0 and at most 1" if least is None else f"from {least:g} to 1"
+        raise OptionError(f"{name} is {value!r}: give a share, {allowed}")
     return number
 
 

@@ -350,7 +350,7 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
         ((1, 0.0, 1.0), "bandwidth_within is 0.0: give a number of GB/s, above 0"),
         ((1, 1.0, float("inf")), "bandwidth_between is inf"),
         ((1, 1.0, 1.0, 0.0), "expert_share is 0.0: give a share"),
-        ((1, 1.0, 1.0, 0.5, 1.5), "stall is 1.5: give a share"),
+        ((1, 1.0, 1.0, 0.5, 1.5), "stall is 1.5: give a share, from 0 to 1"),
         ((1, 1.0, 1.0, 0.5, -0.5), "stall is -0.5: give a share"),
         (
             (1, 1.0, 1.0, 0.5, 1.0, -1.0),

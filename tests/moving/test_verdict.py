@@ -97,8 +97,8 @@ def test_thresholds_can_be_set(pairs: dict[str, advice.Pair]) -> None:
     assert not judged(pair, least_gain=1.2 * gain).advised
     drifting = pairs["drifting"]
     assert not judged(drifting, confidence=1.0).advised
-    with pytest.raises(eplb.OptionError, match="confidence is 0"):
-        judged(pair, confidence=0.0)
+    with pytest.raises(eplb.OptionError, match=r"confidence is 0.4: give a share, from 0.5 to 1"):
+        judged(pair, confidence=0.4)
     with pytest.raises(eplb.OptionError, match="least_gain is -1"):
         judged(pair, least_gain=-1.0)
 

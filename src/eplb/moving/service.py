@@ -141,8 +141,7 @@ class Service:
         for name in ("bandwidth_within", "bandwidth_between"):
             real_number(getattr(self, name), name, "GB/s")
         share_of_one(self.expert_share, "expert_share")
-        if self.stall:
-            share_of_one(self.stall, "stall")
+        share_of_one(self.stall, "stall", least=0.0)
         for name in ("rebalance_seconds", "layer_seconds", "layer_delay"):
             real_number(getattr(self, name), name, "seconds", above=False)
 

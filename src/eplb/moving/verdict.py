@@ -242,7 +242,7 @@ def judge(
         OptionError: a threshold out of its range, or a rule that is not known.
     """
     least_gain = real_number(least_gain, "least_gain", "balancedness", least=0.0, above=False)
-    confidence = share_of_one(confidence, "confidence")
+    confidence = share_of_one(confidence, "confidence", least=0.5)
     check_named(dispatch)
     windows = check_windows(loads)
     some = counting(windows, weights)
