@@ -140,7 +140,7 @@ def _walk_levelled(
         _begin(at, task.wishes.barred[row], slots)
         _find_links(at)
         _settle(at, at.load.shape[0], int(_LAST_SWEEPS))
-        peak = _expected_peak(by, loads, weight, slots, at.first, level)
+        peak = _expected_peak(by, task, layer, slots, at.first, level)
         steps.peaks[layer, 0] = peak
         length, cheapest = int(_BEGIN), int(_BEGIN)
         lowest = peak + price[layer] * steps.moves[layer, 0]
@@ -156,7 +156,7 @@ def _walk_levelled(
             copy, other, heir, cost = known.changes[found]
             _step(at, copy, other, heir, slots, layer, length, steps)
             length += 1
-            peak = _expected_peak(by, loads, weight, slots, at.first, level)
+            peak = _expected_peak(by, task, layer, slots, at.first, level)
             steps.moves[layer, length] = moves + cost
             steps.peaks[layer, length] = peak
             if peak + price[layer] * (moves + cost) < lowest:
@@ -166,18 +166,20 @@ def _walk_levelled(
 
 @inner
 def _expected_peak(
-    by: Levelling, loads: F64, weight: F64, slots: I64, gpu_slots: I64, level: F64
+    by: Levelling, task: Task, layer: int, slots: I64, gpu_slots: I64, level: F64
 ) -> float:
-    """The expected peak over windows of `loads` [T, E], of slots [P]."""
+    """The expected peak over the windows of a layer, of slots [P]."""
     num_copied, num_alive = _take_up(by, slots, gpu_slots)
     expected = 0.0
-    for window in range(loads.shape[0]):
-        if weight[window] > 0.0:
-            _level_window(by, loads[window], num_copied, num_alive, bool(_ONLY_PEAK), level)
+    for window in range(task.windows.shape[0]):
+        weight = task.weights[window, layer]
+        if weight > 0.0:
+            load = task.windows[window, layer]
+            _level_window(by, load, num_copied, num_alive, bool(_ONLY_PEAK), level)
             peak = 0.0
             for gpu in range(level.shape[0]):
                 peak = max(peak, level[gpu])
-            expected += weight[window] * peak
+            expected += weight * peak
     return expected
 
 
