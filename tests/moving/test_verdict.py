@@ -65,6 +65,17 @@ def test_layers_that_fare_alike_make_no_gain_surer(pairs: dict[str, advice.Pair]
     assert widths[1] == pytest.approx(widths[0])
 
 
+def test_windows_that_are_alike_leave_little_in_doubt(pairs: dict[str, advice.Pair]) -> None:
+    pair = pairs["changed"]
+    share = pair.seen.sum(axis=0) / pair.seen.sum(axis=(0, 2))[:, None]
+    rng = np.random.default_rng(0)
+    seen = rng.poisson(share * 500_000.0, (12, *share.shape)).astype(np.float64)
+    found = judged(replace(pair, seen=seen))
+    assert found.gain > 0.1
+    assert found.interval is not None
+    assert found.interval.high - found.interval.low < 0.05 * found.gain
+
+
 def test_fewer_moves_do_where_they_keep_the_gain(pairs: dict[str, advice.Pair]) -> None:
     pair = pairs["changed"]
     found = judged(pair)

@@ -60,6 +60,10 @@ _ORDERS = 200
 """Orders of the windows that a steady change is compared with."""
 _FEWEST = 4
 """Windows from which a steady change can be told from chance."""
+_UNDERSTATED = 0.1
+"""Share of what plans gain more on the windows that they are made from, by which an interval is
+wider (docs/experiments.md).
+"""
 _ROUNDING = 1e-9
 _SURE = 10.0
 """Standard errors from which a gain is as sure as can be."""
@@ -83,7 +87,8 @@ class Verdict:
         gain: balancedness gained on windows that plans have not seen, with as many moves; of one
             window, or where plans gain less than `least_gain` on the windows that they were made
             from, on those.
-        interval: where that is with 95 % confidence; None where nothing was held out.
+        interval: where that is with 95 % confidence on windows like these; None where nothing was
+            held out.
         engine_gain: the same of DeepSeek's EPLB for the sum of the windows, which is what engines
             run by themselves; None where nothing was held out.
         engine_moves: experts that GPUs receive if they do.
@@ -283,13 +288,12 @@ def judge(
         if not ordered:
             ahead = apart
         later = trials.of(ahead)
-        gained, added = _both(later, trials.of(apart)) if ordered else later
-        gain, half = _mean(gained), student(number - 1) * _error(gained, whole=True)
+        kinds = [later, trials.of(apart)] if ordered else [later]
+        gained, added = _together(kinds)
+        gain, half = _mean(gained), _half([each[0] for each in kinds], seen_gain)
         interval = Interval(gain - half, gain + half)
-        engine = trials.of_engine(apart)
-        if ordered:
-            engine = _both(trials.of_engine(ahead), engine)
-        engine_gain = _mean(engine[0])
+        by_engine = [trials.of_engine(each) for each in ([ahead, apart] if ordered else [ahead])]
+        engine_gain = _mean(_together(by_engine)[0])
         engine_moves = trials.engine(order).moves_from(running)
         drift = _drift(windows, load) if ordered else 0.0
         sure = _sure(gained, added, 2 if ordered else 1, drift=drift, confidence=confidence)
@@ -367,25 +371,45 @@ def _apart(found: list[_Loads]) -> tuple[_Loads, _Loads]:
     return np.concatenate([each[:-1] for each in found]), np.stack([each[-1] for each in found])
 
 
-def _both(later: tuple[_Loads, _Loads], apart: tuple[_Loads, _Loads]) -> tuple[_Loads, _Loads]:
-    """Both kinds of trial together: [T, L] where each counts half, and all sums."""
-    gained = 0.5 * apart[0]
-    number, last = len(gained), len(later[0])
-    gained[number - last :] += 0.5 * later[0] * number / last
-    return gained, np.concatenate([later[1], apart[1]])
+def _together(kinds: list[tuple[_Loads, _Loads]]) -> tuple[_Loads, _Loads]:
+    """Trials of all kinds: [T, L] where each kind counts alike, and all sums."""
+    gained = [each for each, _ in kinds]
+    return _alike(gained), np.concatenate([added for _, added in kinds])
 
 
-def _error(gained: _Loads, *, whole: bool = False) -> float:
-    """Standard error of the mean of [T, L]: layers are those there are, windows are a sample; taken
-    `whole`, a window is a single draw, as its tokens are good or bad for all layers.
+def _alike(kinds: list[_Loads]) -> _Loads:
+    """[T, L] from figures of the last [H, L] windows or all, so that each kind counts alike."""
+    number = max(len(each) for each in kinds)
+    total = np.zeros((number, kinds[0].shape[1]))
+    for each in kinds:
+        total[number - len(each) :] += each * number / len(each) / len(kinds)
+    return total
+
+
+def _half(kinds: list[_Loads], seen_gain: float) -> float:
+    """Half the interval of the mean of gains [H, L] of each kind of trial.
+
+    Chance is that of whole windows about the mean of their kind, as the tokens of a window are good
+    or bad for all layers at once. Where the kinds differ, the interval holds both. Plans held out
+    are made from fewer windows than the plan, which understates it by some part of what plans gain
+    more on the windows that they are made from (docs/experiments.md).
     """
+    means = [_mean(each) for each in kinds]
+    windows = [np.nan_to_num(each - mean) for each, mean in zip(kinds, means, strict=True)]
+    chance = _alike([each.mean(axis=1, keepdims=True) for each in windows])
+    between = (max(means) - min(means)) / 2.0
+    hidden = _UNDERSTATED * max(0.0, seen_gain - sum(means) / len(means))
+    return student(len(chance) - 1) * _error(chance) + between + hidden
+
+
+def _error(gained: _Loads) -> float:
+    """Standard error of the mean of [T, L]: layers are those there are, windows are a sample."""
     known = ~np.isnan(gained)
     layers = known.any(axis=0)
     gained, known = gained[:, layers], known[:, layers]
     away = np.where(known, gained - np.nanmean(gained, axis=0), 0.0)
-    squares = float(((away.sum(axis=1) if whole else away) ** 2).sum())
     freedom = known.sum() - known.shape[1]
-    return math.sqrt(squares / freedom / known.sum()) if freedom > 0 else math.inf
+    return math.sqrt(float((away**2).sum()) / freedom / known.sum()) if freedom > 0 else math.inf
 
 
 def _sure(gained: _Loads, added: _Loads, sums: int, *, drift: float, confidence: float) -> bool:
