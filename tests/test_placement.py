@@ -206,7 +206,7 @@ def test_placements_of_other_models_have_no_moves_between_them() -> None:
     with pytest.raises(PlacementError) as raised:
         one.moves_from(other)
     assert str(raised.value) == (
-        "Placement(1 layers, 4 experts, 6 slots on 2 GPUs) and "
+        "Placement(1 layer, 4 experts, 6 slots on 2 GPUs) and "
         "Placement(2 layers, 4 experts, 6 slots on 2 GPUs) are of different models: "
         "no moves lead from one to the other"
     )

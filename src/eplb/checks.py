@@ -121,7 +121,9 @@ def rising_layers(
         for each in values
     )
     if number is not None and len(layers) != number:
-        raise error(f"{name} are {len(layers)} numbers for {number} layers: give one for each")
+        raise error(
+            f"{name} are {len(layers)} numbers for {counted(number, 'layer')}: give one for each"
+        )
     for low, high in pairwise(layers):
         if low >= high:
             raise error(f"{name} have {high} after {low}: give rising numbers")

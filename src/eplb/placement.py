@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eplb.balance import Average, Served, balancedness, mean_and_peak, ratios
-from eplb.checks import Immutable, rising_layers, whole_number
+from eplb.checks import Immutable, counted, rising_layers, whole_number
 from eplb.cluster import Cluster, check_cluster
 from eplb.dispatching.dispatch import gpu_load, of_gpus, slot_load
 from eplb.errors import LoadsError, PlacementError
@@ -177,7 +177,7 @@ class Placement(Immutable):
 
     def __repr__(self) -> str:
         return (
-            f"Placement({self.num_layers} layers, {self.num_experts} experts, "
+            f"Placement({counted(self.num_layers, 'layer')}, {self.num_experts} experts, "
             f"{self.cluster.num_slots} slots on {self.cluster.num_gpus} GPUs)"
         )
 
@@ -271,7 +271,7 @@ class Placement(Immutable):
         if array.shape[-2:] != self.logcnt.shape:
             raise LoadsError(
                 f"loads have shape {array.shape}: the placement has "
-                f"{self.num_layers} layers of {self.num_experts} experts"
+                f"{counted(self.num_layers, 'layer')} of {self.num_experts} experts"
             )
         check_values(array)
         share = array / self.logcnt

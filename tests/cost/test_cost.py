@@ -198,7 +198,7 @@ def test_dense_layers_take_no_time_and_missing_ones_the_mean() -> None:
     assert second.moe_seconds == pytest.approx(first.moe_seconds)
     part = estimate(placement_on(CLUSTER, 1), loads[:1], H200, TINY, tokens_per_gpu=64)
     assert part.moe_seconds == pytest.approx(2 * part.layer_seconds[0])
-    assert any("1 layers with load, and the model has 2" in word for word in part.words)
+    assert any("1 layer with load, and the model has 2" in word for word in part.words)
 
 
 def test_even_loads_are_the_balanced_layer() -> None:

@@ -160,7 +160,7 @@ def test_a_split_that_is_given_holds() -> None:
     ("dispatch", "said"),
     [
         ("nearest", "dispatch is 'nearest': give one of even, sglang, ascend, best, or a split"),
-        ([[0.5, 1.0, 0.5]], "dispatch is a split of shape (1, 3): the placement has 1 layers of 4"),
+        ([[0.5, 1.0, 0.5]], "dispatch is a split of shape (1, 3): the placement has 1 layer of 4"),
         ([[0.5, 1.0, 0.4, 1.0]], "expert 0 in layer 0 take 0.9 of its tokens"),
         ([[np.nan, 1.0, 0.4, 1.0]], "dispatch is no split [L, P] of parts"),
         (None, "dispatch is no split [L, P] of parts"),
@@ -179,7 +179,7 @@ def test_bad_loads_and_sources_are_refused() -> None:
     placement = eplb.Placement(
         np.array([[0, 1, 0, 2]]), 3, eplb.Cluster(num_gpus=2, slots_per_gpu=2)
     )
-    with pytest.raises(eplb.LoadsError, match="the placement has 1 layers of 3 experts"):
+    with pytest.raises(eplb.LoadsError, match="the placement has 1 layer of 3 experts"):
         eplb.dispatch(placement, [[1.0, 2.0]])
     with pytest.raises(eplb.LoadsError, match=r"give \[L, E\] or \[T, L, E\]"):
         eplb.dispatch(placement, np.ones((1, 1, 1, 3)))

@@ -321,7 +321,7 @@ def test_a_changed_cluster_moves_at_once() -> None:
         (
             {"current": Placement.contiguous(1, 32, CLUSTER)},
             eplb.PlacementError,
-            "current has 1 layers of 32 experts, the loads have 2 of 32",
+            "current has 1 layer of 32 experts, the loads have 2 of 32",
         ),
         ({"loads": np.full((2, 32), np.nan)}, eplb.LoadsError, "nan"),
         ({"weights": [1.0, 2.0]}, eplb.LoadsError, "weights"),

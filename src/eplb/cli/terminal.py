@@ -183,7 +183,7 @@ def _summary_table(summary: Summary) -> Table:
         values = [f"{runs:.4f}", f"{found.engine:.4f}", f"{found.plan:.4f}"]
         return [name, *values, *[f"{gap:.3%}"] * proven]
 
-    mean = f"mean of {summary.layers - len(summary.dense_layers)} layers"
+    mean = f"mean of {counted(summary.layers - len(summary.dense_layers), 'layer')}"
     worst = summary.worst_layers
     table = _table(
         ("balancedness (mean / max GPU load)", before, "engine's own", "plan")
@@ -449,8 +449,8 @@ def print_demo(console: Console, found: Demo, seed: int) -> None:
     _show(
         console,
         _title("Synthetic loads that behave like DeepSeek-V3's under mixed traffic"),
-        f"{found.layers} MoE layers of {found.experts} experts in {found.slots} slots on "
-        f"{found.gpus} GPUs{nodes}. Kinds of requests "
+        f"{counted(found.layers, 'MoE layer')} of {found.experts} experts in {found.slots} slots "
+        f"on {found.gpus} GPUs{nodes}. Kinds of requests "
         f"follow each other; a window has {TOKENS:,} tokens, about vLLM's default window: 1,000 "
         f"steps x {TOKENS / 1000 / found.gpus:,.0f} tokens x {found.gpus} GPUs. Before each of "
         f"{found.windows} windows (seed {seed}) the planner re-plans from earlier windows; the "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import real_number, share_of_one
+from eplb.checks import counted, real_number, share_of_one
 from eplb.cost.gpus import Gpu
 from eplb.cost.models import Model
 from eplb.errors import OptionError
@@ -244,7 +244,7 @@ def words_of(estimate: "Estimate") -> tuple[str, ...]:
     )
     if num_layers != model.num_moe_layers:
         words.append(
-            f"The loads have {num_layers} layers with load, and the model has "
+            f"The loads have {counted(num_layers, 'layer')} with load, and the model has "
             f"{model.num_moe_layers}: a step has the model's number of layers at their mean time."
         )
     words.append(

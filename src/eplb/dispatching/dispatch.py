@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from eplb.balance import mean_and_peak
-from eplb.checks import Immutable, number_of_threads, whole_number
+from eplb.checks import Immutable, counted, number_of_threads, whole_number
 from eplb.cluster import Cluster
 from eplb.dispatching.rules import RULES, TABLES, check_rule, split_of_table
 from eplb.errors import LoadsError, OptionError, PlacementError
@@ -303,7 +303,7 @@ def _loads_for(placement: Placed, loads: Any) -> F64:
     if array.shape[-2:] != (num_layers, placement.num_experts):
         raise LoadsError(
             f"loads have shape {array.shape}: the placement has "
-            f"{num_layers} layers of {placement.num_experts} experts"
+            f"{counted(num_layers, 'layer')} of {placement.num_experts} experts"
         )
     check_values(array)
     return array
@@ -387,7 +387,7 @@ def _given(placement: Placed, split: Any) -> F64:
     if array.shape != phy2log.shape:
         raise OptionError(
             f"dispatch is a split of shape {array.shape}: the placement has "
-            f"{phy2log.shape[0]} layers of {phy2log.shape[1]} slots"
+            f"{counted(phy2log.shape[0], 'layer')} of {phy2log.shape[1]} slots"
         )
     if not placement.cluster.full:
         array = np.where(phy2log < 0, 0.0, array)

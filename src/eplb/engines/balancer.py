@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import Budget, budget_from, real_number, whole_number
+from eplb.checks import Budget, budget_from, counted, real_number, whole_number
 from eplb.cluster import Cluster, check_shape
 from eplb.engines.live import balancedness_of, next_placement, windows_to_plan_for
 from eplb.engines.settings import Settings
@@ -148,7 +148,7 @@ class Balancer:
             asked = (layers, self.num_experts, self.cluster)
             if (placement.num_layers, placement.num_experts, placement.cluster) != asked:
                 raise PlacementError(
-                    f"current is {placement!r}: give one of {layers} layers and "
+                    f"current is {placement!r}: give one of {counted(layers, 'layer')} and "
                     f"{self.num_experts} experts for {self.cluster!r}"
                 )
         self._current = placement

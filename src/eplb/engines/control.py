@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import counted
 from eplb.cluster import Cluster
 from eplb.engines.log import failure
 from eplb.engines.rebalances import Reason
@@ -111,8 +112,8 @@ def map_of(placement: Placement, path: Path, num_layers: int, num_slots: int) ->
     """[L, P] the placement of a file, where the engine runs as many layers and slots."""
     if placement.phy2log.shape != (num_layers, num_slots):
         raise PlacementError(
-            f"{path}: has {placement.num_layers} layers of {placement.phy2log.shape[1]} slots, and "
-            f"the engine runs {num_layers} of {num_slots}"
+            f"{path}: has {counted(placement.num_layers, 'layer')} of {placement.phy2log.shape[1]} "
+            f"slots, and the engine runs {num_layers} of {num_slots}"
         )
     phy2log: NDArray[np.int64] = placement.phy2log.copy()
     return phy2log

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import counted
 from eplb.errors import FormatError, LoadsError
 from eplb.formats.safe import LARGEST, warn
 from eplb.loads import LoadTrace, trace_of
@@ -114,8 +115,8 @@ def check_model(shape: tuple[int, ...], known: tuple[int, ...], first: Path) -> 
     """Raise a FormatError where loads have other layers or experts than those of the first file."""
     if shape != known:
         raise FormatError(
-            f"has {shape[0]} layers and {shape[1]} experts, {first.name} has {known[0]} and "
-            f"{known[1]}"
+            f"has {counted(shape[0], 'layer')} and {shape[1]} experts, {first.name} has {known[0]} "
+            f"and {known[1]}"
         )
 
 

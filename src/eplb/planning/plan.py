@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eplb.checks import Immutable, ranges
+from eplb.checks import Immutable, counted, ranges
 from eplb.cluster import Cluster
 from eplb.cost.gpus import Gpu
 from eplb.cost.models import MODELS, Model
@@ -103,7 +103,7 @@ class Plan(Immutable):
         cluster = self.placement.cluster
         moved = f", {self.moves:,} moves" if self.moves else ""
         return (
-            f"Plan({self.placement.num_layers} layers, {cluster.num_slots} slots on "
+            f"Plan({counted(self.placement.num_layers, 'layer')}, {cluster.num_slots} slots on "
             f"{cluster.num_gpus} GPUs, largest gap {self.gap.max():.2%}{moved})"
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eplb.checks import real_number, whole_number
+from eplb.checks import counted, real_number, whole_number
 from eplb.cluster import Cluster
 from eplb.errors import OptionError, PlacementError
 from eplb.placement import Placement, empty_slots
@@ -153,8 +153,8 @@ def check_current(current: object, num_layers: int, num_experts: int) -> Placeme
         )
     if (current.num_layers, current.num_experts) != (num_layers, num_experts):
         raise PlacementError(
-            f"current has {current.num_layers} layers of {current.num_experts} experts, the loads "
-            f"have {num_layers} of {num_experts}: give the placement of this model"
+            f"current has {counted(current.num_layers, 'layer')} of {current.num_experts} experts, "
+            f"the loads have {num_layers} of {num_experts}: give the placement of this model"
         )
     return current
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eplb.checks import Immutable, real_number, whole_number
+from eplb.checks import Immutable, counted, real_number, whole_number
 from eplb.errors import ClusterError, LoadsError, OptionError
 from eplb.loads import LoadTrace, as_array, check_values, check_windows
 from eplb.placement import Placement, check_placement
@@ -143,8 +143,8 @@ def other_nodes(
     mean = check_windows(loads).mean(axis=0)
     if mean.shape != placement.logcnt.shape:
         raise LoadsError(
-            f"loads have {mean.shape[0]} layers of {mean.shape[1]} experts, the placement has "
-            f"{placement.num_layers} of {placement.num_experts}"
+            f"loads have {counted(mean.shape[0], 'layer')} of {mean.shape[1]} experts, the "
+            f"placement has {placement.num_layers} of {placement.num_experts}"
         )
     num_nodes = placement.cluster.num_nodes
     check_traffic(traffic, mean.shape[0], mean.shape[1], num_groups, num_nodes)
@@ -193,8 +193,8 @@ def check_traffic(
     sources = traffic.sources
     if sources is not None and sources.shape[1:] != (num_layers, num_experts):
         raise LoadsError(
-            f"sources have {sources.shape[1]} layers of {sources.shape[2]} experts, the loads have "
-            f"{num_layers} of {num_experts}"
+            f"sources have {counted(sources.shape[1], 'layer')} of {sources.shape[2]} experts, the "
+            f"loads have {num_layers} of {num_experts}"
         )
     if sources is not None and sources.shape[0] % num_nodes:
         raise LoadsError(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from eplb.checks import in_few_words
+from eplb.checks import counted, in_few_words
 from eplb.cluster import Cluster, check_shape
 from eplb.cost import Assumptions
 from eplb.cost.gpus import Gpu, find_gpu
@@ -225,8 +225,9 @@ def _check(trace: LoadTrace, cluster: Cluster, current: Placement | None, num_gr
         return
     if (current.num_layers, current.num_experts) != (trace.num_layers, trace.num_experts):
         raise PlacementError(
-            f"the placement that runs is {current!r}, but the loads have {trace.num_layers} layers "
-            f"of {trace.num_experts} experts: give a placement of this model"
+            f"the placement that runs is {current!r}, but the loads have "
+            f"{counted(trace.num_layers, 'layer')} of {trace.num_experts} experts: give a "
+            "placement of this model"
         )
     if current.cluster != cluster:
         raise PlacementError(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eplb.checks import whole_number
+from eplb.checks import counted, whole_number
 from eplb.dispatching.dispatch import Placed
 from eplb.errors import OptionError
 from eplb.torch import on_cpu
@@ -121,8 +121,8 @@ class BatchDispatch(torch.nn.Module):
         known = self._num_experts, self._num_slots, self._num_gpus
         if found != known or placement.phy2log.shape[0] <= self._layer:
             raise OptionError(
-                f"the placement has {len(placement.phy2log)} layers and experts, slots and GPUs "
-                f"{found}: this dispatch is for layer {self._layer} and {known}"
+                f"the placement has {counted(len(placement.phy2log), 'layer')} and experts, slots "
+                f"and GPUs {found}: this dispatch is for layer {self._layer} and {known}"
             )
         copies = copies_of(placement, self._layer, self._room)
         for name, values in _arrays(copies, self._num_experts, self._num_gpus).items():

@@ -87,7 +87,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         {**OWN, "num_experts": 4},
         "num_experts is 4, and physical_to_logical_map has experts up to 2",
     ),
-    "ascend count": (ascend(GOOD, count=2), "moe_layer_count is 2, and layer_list has 1 layers"),
+    "ascend count": (ascend(GOOD, count=2), "moe_layer_count is 2, and layer_list has 1 layer"),
     "ascend devices": (
         ascend(GOOD, devices([0, 1], count=1)),
         "layer_list[1] has 1 devices, layer_list[0] has 2",
@@ -157,7 +157,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "DeepSeek shape": (
         {**DEEPSEEK, "log2phy": [[[0, 3], [1, -1]]]},
-        "log2phy has shape (1, 2, 2), phy2log has 1 layers and 3 experts",
+        "log2phy has shape (1, 2, 2), phy2log has 1 layer and 3 experts",
     ),
     "loads": ({"logical_count": [[1, 2]]}, "holds loads, and no placement"),
     "unknown": ({"layers": 3}, "is no placement: expected a key as 'physical_to_logical_map'"),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import counted
 from eplb.errors import FormatError, LoadsError, OptionError
 from eplb.formats.loads.lists import MOST_EXPERTS, Listed, list_in_array, listed
 from eplb.formats.safe import floats, warn
@@ -134,7 +135,7 @@ def split_rows(path: Path, loads: NDArray[np.float64]) -> NDArray[np.float64]:
             warn(
                 path,
                 f"every {lag} rows are alike, so its {num_rows} rows are taken for "
-                f"{num_rows // lag} windows of {lag} layers",
+                f"{num_rows // lag} windows of {counted(lag, 'layer')}",
             )
             return loads.reshape(-1, lag, loads.shape[1])
         highest = max(highest, alike)
@@ -215,13 +216,13 @@ def _warn_of_axes(path: Path, loads: NDArray[Any]) -> None:
     if num_layers > max(_MOST_LAYERS, num_experts):
         warn(
             path,
-            f"has {num_layers} layers of {num_experts} experts. If its axes are "
+            f"has {counted(num_layers, 'layer')} of {num_experts} experts. If its axes are "
             "others, name them, as in --axes experts,layers (axes)",
         )
     if num_windows > 1 and loads.any() and not _seem_windows(loads[:_LOOKED_AT].astype(np.float64)):
         warn(
             path,
-            f"is read as {num_windows} windows of {num_layers} layers and "
+            f"is read as {num_windows} windows of {counted(num_layers, 'layer')} and "
             f"{num_experts} experts, but its windows have nothing in common that shows it. If its "
             f"axes are others, name them, as in --axes {_EXAMPLES}; if they are these, "
             "--axes windows,layers,experts (axes) says so",

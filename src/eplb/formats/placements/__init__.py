@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eplb.checks import LAYERS, ranges, rising_layers, whole_number
+from eplb.checks import LAYERS, counted, ranges, rising_layers, whole_number
 from eplb.cluster import Cluster, nearest_divisors
 from eplb.errors import ClusterError, FormatError, LoadsError, OptionError, PlacementError
 from eplb.formats import safe
@@ -404,5 +404,5 @@ def _mask(dense: ArrayLike | None, num_layers: int | None) -> NDArray[np.bool_]:
             f"dense has shape {mask.shape} of {mask.dtype}: give a truth value for each layer"
         )
     if num_layers is not None and len(mask) != num_layers:
-        raise LoadsError(f"dense has {len(mask)} layers, the placement {num_layers}")
+        raise LoadsError(f"dense has {counted(len(mask), 'layer')}, the placement {num_layers}")
     return mask

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import counted
 from eplb.errors import FormatError, PlacementError
 from eplb.files import write_text
 from eplb.formats.placements.layout import Layout, number_of, rows_of
@@ -49,7 +50,9 @@ def read_expert_map(content: dict[str, Any]) -> Layout:
         raise FormatError("has no layer_list with layers in it")
     count = number_of(content, "moe_layer_count")
     if count != len(layers):
-        raise FormatError(f"moe_layer_count is {count}, and layer_list has {len(layers)} layers")
+        raise FormatError(
+            f"moe_layer_count is {count}, and layer_list has {counted(len(layers), 'layer')}"
+        )
     num_gpus = 0
     rows: list[Any] = []
     names: list[str] = []

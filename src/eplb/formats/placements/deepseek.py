@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb.checks import counted
 from eplb.errors import FormatError
 from eplb.files import replacing, write_text
 from eplb.formats import safe
@@ -114,8 +115,8 @@ def _checked(found: dict[str, NDArray[np.int64]], numbers: dict[str, int | None]
         if log2phy is not None:
             if log2phy.shape[:2] != (num_layers, num_experts):
                 raise FormatError(
-                    f"log2phy has shape {log2phy.shape}, phy2log has {num_layers} layers "
-                    f"and {num_experts} experts"
+                    f"log2phy has shape {log2phy.shape}, phy2log has "
+                    f"{counted(num_layers, 'layer')} and {num_experts} experts"
                 )
             _check_same(phy2log, log2phy, counts)
     names = [f"{MAP}[{layer}]" for layer in range(num_layers)]

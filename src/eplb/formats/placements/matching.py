@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb.checks import ranges
+from eplb.checks import counted, ranges
 from eplb.errors import FormatError
 from eplb.formats.placements.layout import Layout
 from eplb.formats.safe import warn
@@ -54,7 +54,7 @@ def matched(
             f"(the file has {ranges(layout.layers)})"
         )
     raise FormatError(
-        f"has {num_rows} layers, the loads have {num_layers}{without}: it is of another "
+        f"has {counted(num_rows, 'layer')}, the loads have {num_layers}{without}: it is of another "
         f"model, or {settles}"
     )
 
@@ -79,7 +79,7 @@ def _by_number(
     ]
     if missing:
         raise FormatError(
-            f"has {len(layout.rows)} layers ({ranges(layout.layers)}), the loads have "
+            f"has {counted(len(layout.rows), 'layer')} ({ranges(layout.layers)}), the loads have "
             f"{len(layers)} ({ranges(layers)}), and it has none for layer {ranges(missing)}: it is "
             "of another model, or say which layers the loads have (--first-layer or --layers) or "
             "the file (--placement-layers)"
