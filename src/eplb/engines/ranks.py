@@ -37,6 +37,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from eplb._version import __version__
 from eplb.checks import in_one_line
 from eplb.engines.log import failure
 from eplb.engines.rebalances import Outcome
@@ -372,8 +373,6 @@ def _of_settings(settings: Settings | str) -> _Answer:
 
 def agreed_on(settings: Settings) -> dict[str, str]:
     """All that maps follow from besides what the engine shows, by name."""
-    from eplb import __version__
-
     return {
         "eplb": __version__,
         "EPLB_WINDOWS": str(settings.windows),

@@ -2,6 +2,7 @@
 
 from importlib import resources
 
+from eplb._version import __version__
 from eplb.errors import MissingExtraError
 from eplb.report.charts import draw
 from eplb.report.figures import Figures
@@ -19,8 +20,6 @@ def render_page(figures: Figures) -> str:
     except ImportError:
         raise MissingExtraError("jinja2", "report", "a report's page") from None
     from markupsafe import Markup
-
-    from eplb import __version__
 
     def drawn(svg: str) -> Markup:
         # What charts write is drawn from figures; names of files are in none of them.
