@@ -196,6 +196,18 @@ def test_more_budget_is_never_worse(
             last = made
 
 
+def test_a_walk_that_comes_near_hides_no_plan_of_as_few_moves() -> None:
+    """Both take 12 moves; without spare ones there was no walk, and the better plan was found."""
+    windows = np.array([[[0.0025, 0.0, 0.0, 0.0, 1.0, 7.389, 0.0, 1.0]]])
+    current = Placement(np.array([[3, 2, 0, 1, 7, 6, 4, 5]]), 8, Cluster(8, 1, slots_per_gpu=1))
+    cluster = Cluster(2, 2, slots_per_gpu=4)
+    least, more = (
+        plan(windows, cluster, current=current, max_moves=budget, threads=1) for budget in (6, 7)
+    )
+    assert (least.moves, more.moves) == (6, 6)
+    assert more.peak[0] == least.peak[0] == pytest.approx(7.389)
+
+
 @given(cases())
 def test_what_a_plan_made_moves_no_further(case: tuple[F64, Placement, dict[str, Any]]) -> None:
     """A second plan for the same loads leaves the first, of any budget and price, as it is."""

@@ -278,7 +278,7 @@ def relocate(
             problem.task, start, held, *how, enough, least + reach, at_price, steps,
         )  # fmt: skip
         # Where a walk comes near enough, no move is spent on the rest.
-        lowest = steps.peaks.min(axis=1)
+        lowest, at = steps.peaks.min(axis=1), steps.peaks.argmin(axis=1)
         worse = np.where(lowest <= nearest, np.maximum(lowest, layers.peaks), layers.peaks)
         if afresh and later:
             cost = (steps.peaks + at_price[:, None] * steps.moves).min(axis=1)
@@ -286,6 +286,8 @@ def relocate(
             fewest = [fewest_received(layers.phy2log[each], held[each]) for each in further]
             worth = worse[further] + at_price[further] * np.array(fewest) <= cost[further]
             named, named_moves = _named(problem, layers, held, further[worth])
+        free = (named_moves >= 0) & (named_moves <= steps.moves[np.arange(num_layers), at])
+        worse[free] = layers.peaks[free]
         pieces = hulls(steps, named_moves, worse)
         if reach >= limit:
             return Relocation(problem, before, start, steps, pieces, named, rule)
