@@ -95,7 +95,7 @@ def _part(function: _Function, *, counting: bool) -> _Function:
 
 
 class _Part(JITCodeLibrary):
-    """Numba's code of a function that only kernels call: optimised, to be linked into them."""
+    """Numba's code of a function that only kernels call, to be linked into them."""
 
     @property
     def codegen(self) -> Any:
@@ -109,6 +109,9 @@ class _Part(JITCodeLibrary):
         """None: there is no machine code."""
         self._ensure_finalized()  # type: ignore[no-untyped-call]
         return 0
+
+    def _optimize_final_module(self) -> None:
+        """Not yet: what it is linked into is optimised as a whole."""
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
