@@ -530,20 +530,23 @@ def warmup(dispatch: str = "even") -> None:
         >>> import eplb
         >>> eplb.warmup()
     """
+    from eplb.solver.jit import compiling
+
     # Two slots on a GPU and loads this uneven need every pass.
     loads = np.array([[600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]])
     both = np.stack([loads, loads[:, ::-1]])
     cluster = Cluster(num_gpus=8, num_nodes=2, slots_per_gpu=2)
     smaller = Cluster(num_gpus=4, num_nodes=2, slots_per_gpu=4)
-    for num_groups in (1, 4):
-        made = plan(loads, cluster, num_groups=num_groups)
-        plan(both, cluster, num_groups=num_groups)
-        plan(both, cluster, num_groups=num_groups, current=made.placement)
-        plan(both, cluster, num_groups=num_groups, current=made.placement, max_moves=1)
-        plan(loads, smaller, num_groups=num_groups, current=made.placement)
-    plan(loads, cluster.without([0]), current=made.placement)
-    if dispatch != "even":
-        for windows in (loads, both):
-            plan(windows, cluster, dispatch=dispatch)
-            if dispatch in WALKED:
-                plan(windows, cluster, dispatch=dispatch, current=made.placement)
+    with compiling():
+        for num_groups in (1, 4):
+            made = plan(loads, cluster, num_groups=num_groups)
+            plan(both, cluster, num_groups=num_groups)
+            plan(both, cluster, num_groups=num_groups, current=made.placement)
+            plan(both, cluster, num_groups=num_groups, current=made.placement, max_moves=1)
+            plan(loads, smaller, num_groups=num_groups, current=made.placement)
+        plan(loads, cluster.without([0]), current=made.placement)
+        if dispatch != "even":
+            for windows in (loads, both):
+                plan(windows, cluster, dispatch=dispatch)
+                if dispatch in WALKED:
+                    plan(windows, cluster, dispatch=dispatch, current=made.placement)

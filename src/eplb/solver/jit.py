@@ -16,6 +16,7 @@ lies where nothing can be written, as in a read-only image, is read all the same
 
 import ast
 import functools
+import gc
 import glob
 import hashlib
 import logging
@@ -31,13 +32,13 @@ import numba
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+from numba.core.compiler import Compiler, Flags
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 from eplb.files import locked, whole_file
 
-__all__ = ["allocating", "filling", "inner", "is_kept", "is_ready", "kernel"]
+__all__ = ["allocating", "compiling", "filling", "inner", "is_kept", "is_ready", "kernel"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -63,7 +64,10 @@ _AS_TRIED = numba.version_info.short < (0, 69)
 
 def kernel(function: _Function) -> _Function:
     """Compile a function that Python calls, on its first call, and keep it on disk."""
-    compiled = _njit(**_OPTIONS, no_cfunc_wrapper=True, _nrt=True)(function)
+    options = {**_OPTIONS, "no_cfunc_wrapper": True, "_nrt": True}
+    if _AS_TRIED:
+        options["pipeline_class"] = _KernelCompiler
+    compiled = _njit(**options)(function)
     if not numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         try:
             compiled._cache = _KernelCache(function)
@@ -118,12 +122,49 @@ class _Part(JITCodeLibrary):
         self._finalized = True
 
 
-class _PartCompiler(Compiler):
-    """Numba's compiler, with such code."""
+class _Flags(Flags):
+    """Numba's options of a compilation, by which it looks up each operator that it types: hashed
+    and compared without reading all of them again.
+    """
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return _HASH
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Flags) and self._values == other._values:
+            return True
+        return bool(super().__eq__(other))  # type: ignore[no-untyped-call]
+
+
+_HASH = hash(Flags())  # type: ignore[no-untyped-call]
+"""Numba hashes the names of options, not their values."""
+
+
+class _KernelCompiler(Compiler):
+    """Numba's compiler, with such options."""
+
+    def __init__(
+        self,
+        typing: Any,
+        target: Any,
+        library: Any,
+        args: Any,
+        returned: Any,
+        flags: Any,
+        names: Any,
+    ) -> None:
+        flags = _Flags(flags)  # type: ignore[no-untyped-call]
+        super().__init__(typing, target, library, args, returned, flags, names)  # type: ignore[no-untyped-call]
+
+
+class _PartCompiler(_KernelCompiler):
+    """The same, for such code."""
 
     def __init__(self, typing: Any, target: Any, _: Any, *rest: Any) -> None:
         library = _Part(target.codegen(), "part")  # type: ignore[no-untyped-call]
-        super().__init__(typing, target, library, *rest)  # type: ignore[no-untyped-call]
+        super().__init__(typing, target, library, *rest)
 
 
 def is_ready(compiled: Callable[..., Any]) -> bool:
@@ -135,6 +176,17 @@ def is_kept(compiled: Callable[..., Any]) -> bool:
     """Whether a kernel seems to be on disk; what stands there may be of older sources."""
     cache = getattr(compiled, "_cache", None)
     return not isinstance(cache, _KernelCache) or cache.has_any()
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """The block compiles many kernels: Python looks for garbage less often, as there is little."""
+    often = gc.get_threshold()
+    gc.set_threshold(max(often[0], 20_000), *often[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*often)
 
 
 @contextmanager
