@@ -163,6 +163,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file with two kernels, which are kept beside it."""
     monkeypatch.setattr("numba.config.CACHE_DIR", "")
     monkeypatch.setattr(jit, "_told", [])
+    # A file that changes twice in a second would be read from what Python keeps of it.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     path = tmp_path / "kernels.py"
     path.write_text(
         "from eplb.solver.jit import kernel\n"
