@@ -65,6 +65,20 @@ def test_layers_that_fare_alike_make_no_gain_surer(pairs: dict[str, advice.Pair]
     assert widths[1] == pytest.approx(widths[0])
 
 
+def test_layers_without_load_change_nothing(pairs: dict[str, advice.Pair]) -> None:
+    for kind in ("changed", "noise"):
+        pair = pairs[kind]
+        seen = np.concatenate([pair.seen, np.zeros_like(pair.seen)], axis=1)
+        rows = np.concatenate([pair.current.phy2log] * 2)
+        running = eplb.Placement(rows, 128, advice.CLUSTER)
+        with_them, without = judged(replace(pair, seen=seen, current=running)), judged(pair)
+        assert with_them.interval is not None
+        assert without.interval is not None
+        assert with_them.gain == pytest.approx(without.gain)
+        assert with_them.interval.low == pytest.approx(without.interval.low)
+        assert with_them.advice == without.advice
+
+
 def test_windows_that_are_alike_leave_little_in_doubt(pairs: dict[str, advice.Pair]) -> None:
     pair = pairs["changed"]
     share = pair.seen.sum(axis=0) / pair.seen.sum(axis=(0, 2))[:, None]

@@ -290,7 +290,7 @@ def judge(
         later = trials.of(ahead)
         kinds = [later, trials.of(apart)] if ordered else [later]
         gained, added = _together(kinds)
-        gain, half = _mean(gained), _half([each[0] for each in kinds], seen_gain)
+        gain, half = _held_out([each[0] for each in kinds], seen_gain)
         interval = Interval(gain - half, gain + half)
         by_engine = [trials.of_engine(each) for each in ([ahead, apart] if ordered else [ahead])]
         engine_gain = _mean(_together(by_engine)[0])
@@ -386,8 +386,8 @@ def _alike(kinds: list[_Loads]) -> _Loads:
     return total
 
 
-def _half(kinds: list[_Loads], seen_gain: float) -> float:
-    """Half the interval of the mean of gains [H, L] of each kind of trial.
+def _held_out(kinds: list[_Loads], seen_gain: float) -> tuple[float, float]:
+    """The mean of gains [H, L] of each kind of trial, and half its interval.
 
     Chance is that of whole windows about the mean of their kind, as the tokens of a window are good
     or bad for all layers at once. Where the kinds differ, the interval holds both. Plans held out
@@ -395,11 +395,20 @@ def _half(kinds: list[_Loads], seen_gain: float) -> float:
     more on the windows that they are made from (docs/experiments.md).
     """
     means = [_mean(each) for each in kinds]
-    windows = [np.nan_to_num(each - mean) for each, mean in zip(kinds, means, strict=True)]
-    chance = _alike([each.mean(axis=1, keepdims=True) for each in windows])
+    gain = sum(means) / len(means)
+    away = [_away_by_window(each) for each in kinds if len(each) > 1]
+    chance = _alike(away)[:, 0]
+    error = math.sqrt(float((chance**2).sum())) / len(chance)
     between = (max(means) - min(means)) / 2.0
-    hidden = _UNDERSTATED * max(0.0, seen_gain - sum(means) / len(means))
-    return student(len(chance) - 1) * _error(chance) + between + hidden
+    hidden = _UNDERSTATED * max(0.0, seen_gain - gain)
+    return gain, student(len(chance) - 1) * error + between + hidden
+
+
+def _away_by_window(gained: _Loads) -> _Loads:
+    """[H, 1] how far each of windows [H, L] takes their mean from what it is, as of a sample."""
+    number, known = len(gained), int(np.count_nonzero(~np.isnan(gained)))
+    away: _Loads = np.nansum(gained - _mean(gained), axis=1, keepdims=True)
+    return away * (math.sqrt(number / (number - 1)) * number / max(1, known))
 
 
 def _error(gained: _Loads) -> float:

@@ -278,15 +278,21 @@ def relocate(
             problem.task, start, held, *how, enough, least + reach, at_price, steps,
         )  # fmt: skip
         # Where a walk comes near enough, no move is spent on the rest.
-        lowest, at = steps.peaks.min(axis=1), steps.peaks.argmin(axis=1)
+        lowest = steps.peaks.min(axis=1)
+        taken_to = steps.moves[np.arange(num_layers), steps.peaks.argmin(axis=1)]
         worse = np.where(lowest <= nearest, np.maximum(lowest, layers.peaks), layers.peaks)
         if afresh and later:
             cost = (steps.peaks + at_price[:, None] * steps.moves).min(axis=1)
-            further = further[worse[further] < cost[further]]
-            fewest = [fewest_received(layers.phy2log[each], held[each]) for each in further]
-            worth = worse[further] + at_price[further] * np.array(fewest) <= cost[further]
+            further = further[layers.peaks[further] < cost[further]]
+            fewest = np.array(
+                [fewest_received(layers.phy2log[each], held[each]) for each in further], np.int64
+            )
+            worse[further] = np.where(
+                fewest <= taken_to[further], layers.peaks[further], worse[further]
+            )
+            worth = worse[further] + at_price[further] * fewest <= cost[further]
             named, named_moves = _named(problem, layers, held, further[worth])
-        free = (named_moves >= 0) & (named_moves <= steps.moves[np.arange(num_layers), at])
+        free = (named_moves >= 0) & (named_moves <= taken_to)
         worse[free] = layers.peaks[free]
         pieces = hulls(steps, named_moves, worse)
         if reach >= limit:

@@ -23,6 +23,7 @@ import logging
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,6 +59,7 @@ _SIZE = _DIGEST().digest_size
 # Numba's types, where it has any, do not know all its options.
 _njit: Any = njit
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
+_COLLECTING = threading.Lock()
 _AS_TRIED = numba.version_info.short < (0, 69)
 """Whether numba is known to be made as parts of kernels take it. They are as right without."""
 
@@ -135,7 +137,7 @@ class _Flags(Flags):
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Flags) and self._values == other._values:
             return True
-        return bool(super().__eq__(other))  # type: ignore[no-untyped-call]
+        return cast("bool", super().__eq__(other))  # type: ignore[no-untyped-call]
 
 
 _HASH = hash(Flags())  # type: ignore[no-untyped-call]
@@ -182,11 +184,16 @@ def is_kept(compiled: Callable[..., Any]) -> bool:
 def compiling() -> Iterator[None]:
     """The block compiles many kernels: Python looks for garbage less often, as there is little."""
     often = gc.get_threshold()
-    gc.set_threshold(max(often[0], 20_000), *often[1:])
+    # A threshold of 0 says not to look at all. One thread at a time puts back what there was.
+    if not often[0] or not _COLLECTING.acquire(blocking=False):
+        yield
+        return
     try:
+        gc.set_threshold(max(often[0], 20_000), *often[1:])
         yield
     finally:
         gc.set_threshold(*often)
+        _COLLECTING.release()
 
 
 @contextmanager
