@@ -293,7 +293,7 @@ def judge(
         gain, half = _held_out([each[0] for each in kinds], seen_gain)
         interval = Interval(gain - half, gain + half)
         by_engine = [trials.of_engine(each) for each in ([ahead, apart] if ordered else [ahead])]
-        engine_gain = _mean(_together(by_engine)[0])
+        engine_gain = float(np.mean([_mean(each) for each, _ in by_engine]))
         engine_moves = trials.engine(order).moves_from(running)
         drift = _drift(windows, load) if ordered else 0.0
         sure = _sure(gained, added, 2 if ordered else 1, drift=drift, confidence=confidence)
