@@ -13,7 +13,6 @@ from recorded import ROOT
 SOURCE = ROOT / "src" / "eplb"
 
 ORDER = (
-    "_version",
     *("errors", "checks", "files", "cluster", "merging", "loads", "describe", "balance", "solver"),
     *("dispatching", "placement", "torch", "formats", "synthetic", "cost", "planning", "moving"),
     "replaying",
@@ -25,7 +24,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 def imported(path: Path) -> Iterator[str]:
     """Packages and flat modules of the project that a file imports, wherever it does; an empty
-    name for the package as a whole, which imports them all.
+    name for the package as a whole, of which the version alone is for everybody.
     """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -38,7 +37,7 @@ def imported(path: Path) -> Iterator[str]:
         for name in names:
             package, *rest = name.split(".")
             if package == "eplb":
-                yield rest[0] if rest and rest[0] in {*ORDER, "_moved"} else ""
+                yield rest[0] if rest and rest[0] in {*ORDER, "_moved", "__version__"} else ""
 
 
 def place(path: Path) -> str:

@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from eplb import _moved
-from eplb._version import __version__
 
 if TYPE_CHECKING:
     from eplb import cost, synthetic
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
     from eplb.replaying.sweep import sweep
 
 _moved.install()
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Balancer",

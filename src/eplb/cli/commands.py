@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from eplb._version import __version__
+from eplb import __version__
 from eplb.cli import (
     compare,
     convert,

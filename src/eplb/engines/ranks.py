@@ -37,7 +37,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from eplb._version import __version__
+from eplb import __version__
 from eplb.checks import in_one_line
 from eplb.engines.log import failure
 from eplb.engines.rebalances import Outcome

@@ -20,7 +20,7 @@ from numbers import Integral
 from typing import Any
 from uuid import uuid4
 
-from eplb._version import __version__
+from eplb import __version__
 from eplb.checks import in_one_line, whole_number
 from eplb.cluster import Cluster
 from eplb.cost.models import expert_bytes_of
@@ -285,7 +285,7 @@ def _asks_for_eplb() -> Callable[[], str]:
         try:
             import joblib  # noqa: F401
 
-            from eplb._version import __version__
+            from eplb import __version__
         except ImportError as error:
             return str(error)
         return f"eplb {__version__}"

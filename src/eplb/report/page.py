@@ -2,7 +2,7 @@
 
 from importlib import resources
 
-from eplb._version import __version__
+from eplb import __version__
 from eplb.errors import MissingExtraError
 from eplb.report.charts import draw
 from eplb.report.figures import Figures
